@@ -1,0 +1,264 @@
+//! The index: the current objects, joined by name, and which Services an event touched.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::event::{Change, Event};
+use crate::model::{
+    Conditions, EndpointSlice, Hints, Node, ObjectName, Service, ServiceCidr, ServicePortName, SliceEndpoint,
+};
+
+/// What must be planned anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services whose own object or endpoints changed.
+    pub services: BTreeSet<ObjectName>,
+    /// The own Node or the ServiceCIDRs changed.
+    pub node: bool,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.node
+    }
+}
+
+/// An endpoint of one service port, merged from all slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<'a> {
+    /// The endpoint's address.
+    pub address: IpAddr,
+    /// The endpoint's port.
+    pub port: u16,
+    /// Conditions.
+    pub conditions: Conditions,
+    /// Node of the endpoint.
+    pub node: Option<&'a str>,
+    /// Hints.
+    pub hints: Option<&'a Hints>,
+}
+
+/// Objects of one kind, with the names seen since a listing began.
+struct Store<T> {
+    objects: FxHashMap<ObjectName, T>,
+    listing: Option<FxHashSet<ObjectName>>,
+    listed: bool,
+}
+
+impl<T> Default for Store<T> {
+    fn default() -> Self {
+        Store { objects: FxHashMap::default(), listing: None, listed: false }
+    }
+}
+
+/// An old and a new state of one object.
+type Replaced<T> = (ObjectName, Option<T>);
+
+impl<T: PartialEq + Named> Store<T> {
+    /// Applies a change; returns the names that really changed, with what they were before.
+    fn change(&mut self, change: Change<T>) -> Vec<Replaced<T>> {
+        match change {
+            Change::ListBegin => {
+                self.listing = Some(FxHashSet::default());
+                Vec::new()
+            }
+            Change::Apply(object) => {
+                let name = object.object_name().clone();
+                if let Some(seen) = &mut self.listing {
+                    seen.insert(name.clone());
+                }
+                if self.objects.get(&name) == Some(&object) {
+                    return Vec::new();
+                }
+                let old = self.objects.insert(name.clone(), object);
+                vec![(name, old)]
+            }
+            Change::Delete(name) => {
+                if let Some(seen) = &mut self.listing {
+                    seen.remove(&name);
+                }
+                let old = self.objects.remove(&name);
+                if old.is_some() { vec![(name, old)] } else { Vec::new() }
+            }
+            Change::ListEnd => {
+                self.listed = true;
+                let seen = self.listing.take().unwrap_or_default();
+                let gone: Vec<ObjectName> =
+                    self.objects.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+                gone.into_iter()
+                    .map(|name| {
+                        let old = self.objects.remove(&name);
+                        (name, old)
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// An object with a name.
+trait Named {
+    fn object_name(&self) -> &ObjectName;
+}
+
+macro_rules! named {
+    ($($kind:ty),*) => { $(impl Named for $kind {
+        fn object_name(&self) -> &ObjectName { &self.name }
+    })* };
+}
+named!(Service, EndpointSlice, Node, ServiceCidr);
+
+/// The current objects.
+///
+/// Slices of Services that do not exist (yet) are kept and come to life when the Service appears.
+#[derive(Default)]
+pub struct Index {
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    nodes: Store<Node>,
+    service_cidrs: Store<ServiceCidr>,
+    slices_of: FxHashMap<ObjectName, BTreeSet<ObjectName>>,
+    names: FxHashSet<Arc<str>>,
+    dirty: Dirty,
+}
+
+impl Index {
+    /// Applies an event and remembers what it touched until [`Index::take_dirty`].
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Service(change) => {
+                for (name, _) in self.services.change(change) {
+                    self.dirty.services.insert(name);
+                }
+            }
+            Event::Slice(change) => self.apply_slice(change),
+            Event::Node(change) => self.dirty.node |= !self.nodes.change(change).is_empty(),
+            Event::ServiceCidr(change) => {
+                self.dirty.node |= !self.service_cidrs.change(change).is_empty();
+            }
+        }
+    }
+
+    fn apply_slice(&mut self, change: Change<EndpointSlice>) {
+        let change = match change {
+            Change::Apply(mut slice) => {
+                self.share_names(&mut slice);
+                Change::Apply(slice)
+            }
+            other => other,
+        };
+        for (name, old) in self.slices.change(change) {
+            // A slice may have been given to another Service: both are touched.
+            if let Some(old) = old {
+                if let Some(names) = self.slices_of.get_mut(&old.service) {
+                    names.remove(&name);
+                    if names.is_empty() {
+                        self.slices_of.remove(&old.service);
+                    }
+                }
+                self.dirty.services.insert(old.service);
+            }
+            if let Some(new) = self.slices.objects.get(&name) {
+                self.slices_of.entry(new.service.clone()).or_default().insert(name);
+                self.dirty.services.insert(new.service.clone());
+            }
+        }
+    }
+
+    /// Lets equal node and port names share one allocation: there are few of them and many endpoints.
+    fn share_names(&mut self, slice: &mut EndpointSlice) {
+        let names = &mut self.names;
+        let mut share = |name: &mut Arc<str>| match names.get(name.as_ref()) {
+            Some(known) => *name = known.clone(),
+            None => {
+                names.insert(name.clone());
+            }
+        };
+        slice.ports.iter_mut().for_each(|port| share(&mut port.name));
+        for endpoint in &mut slice.endpoints {
+            endpoint.node.iter_mut().for_each(&mut share);
+        }
+        slice.endpoints.shrink_to_fit();
+        slice.ports.shrink_to_fit();
+    }
+
+    /// What changed since the last call.
+    pub fn take_dirty(&mut self) -> Dirty {
+        if self.names.len() > 4096 && self.names.len() > 2 * self.nodes.objects.len() {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether the initial lists that rules depend on (Services and EndpointSlices) are complete.
+    pub fn is_complete(&self) -> bool {
+        self.services.listed && self.slices.listed
+    }
+
+    /// A Service by name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.objects.get(name)
+    }
+
+    /// All Services, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.objects.values()
+    }
+
+    /// The number of EndpointSlices.
+    pub fn slice_count(&self) -> usize {
+        self.slices.objects.len()
+    }
+
+    /// A Node by name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.objects.get(&ObjectName::cluster_scoped(name))
+    }
+
+    /// All networks out of which ClusterIPs are allocated, sorted, without duplicates.
+    pub fn service_networks(&self) -> Vec<IpNet> {
+        let mut nets: Vec<IpNet> =
+            self.service_cidrs.objects.values().flat_map(|cidr| cidr.cidrs.iter().copied()).collect();
+        nets.sort_unstable();
+        nets.dedup();
+        nets
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.objects.get(name))
+    }
+
+    /// The endpoints of a service port, merged over all slices (reference 1.5): sorted by address and port,
+    /// each pair once.
+    ///
+    /// Where several slices list the same pair, a non-terminating entry beats a terminating one, then a ready
+    /// one an unready one, then the first slice by name wins. kube-proxy's winner is random in that last case.
+    pub fn endpoints(&self, id: &ServicePortName) -> Vec<Endpoint<'_>> {
+        let mut found: Vec<Endpoint<'_>> = Vec::new();
+        for slice in self.slices(&id.service).filter(|slice| slice.family == id.family) {
+            for port in slice.ports.iter().filter(|p| p.name == id.port && p.protocol == id.protocol) {
+                found.extend(slice.endpoints.iter().map(|endpoint| merged(endpoint, port.port)));
+            }
+        }
+        // Stable: among equals, the first slice stays first.
+        found.sort_by_key(|e| (e.address, e.port, e.conditions.terminating, !e.conditions.ready));
+        found.dedup_by_key(|e| (e.address, e.port));
+        found
+    }
+}
+
+fn merged(endpoint: &SliceEndpoint, port: u16) -> Endpoint<'_> {
+    Endpoint {
+        address: endpoint.address,
+        port,
+        conditions: endpoint.conditions,
+        node: endpoint.node.as_deref(),
+        hints: endpoint.hints.as_deref(),
+    }
+}

@@ -1,0 +1,20 @@
+//! Sluice's decisions, pure.
+//!
+//! Data flows one way through this crate:
+//! [`event::Event`] → [`index::Index`] → [`plan::Planner`] → [`nft::lower()`] → [`diff::diff`].
+//!
+//! Invariants:
+//! - No I/O, no clock, no async runtime, no logging: the crate's dependencies could not do any of it.
+//! - Policy (traffic policies, readiness, termination, topology, masquerading) is decided once, in [`plan`].
+//!   Lowering code never sees a Service.
+//! - One event costs time in proportion to the services that it touches, never to the number of services.
+
+pub mod diff;
+pub mod event;
+pub mod index;
+pub mod model;
+pub mod net;
+
+pub mod nft;
+pub mod plan;
+pub mod slots;

@@ -1,0 +1,70 @@
+//! Lowering a plan to nf_tables objects: all service state is map elements, chains exist per class.
+//!
+//! One table `inet sluice`. A new connection is looked up in `services4` (address, protocol, port) or
+//! `nodeports4` (protocol, port); the verdict is a *class chain*, shared by all frontends of the same
+//! masquerade rule, group size and affinity timeout. Its rule finds the group in `ids4`, picks a slot, finds
+//! the endpoint in `endpoints4` and translates. See `docs/nftables.md` for the whole packet path.
+//!
+//! Invariants:
+//! - Group ids are hashes of the service port's identity, so the same plan gives the same elements in every
+//!   run: nothing has to be remembered over a restart but the order of slots, which the kernel tells.
+//! - The kernel words (set, chain, rule, verdict) live here and in `sluice-sys`, nowhere else.
+
+mod classes;
+mod expr;
+mod ledger;
+mod lower;
+mod object;
+mod skeleton;
+
+pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick, Scheduler};
+pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};
+pub use ledger::{Ledger, Observed, ObservedChain};
+pub use lower::{GroupId, Lowered, Member, Shared, SlotOrder, lower};
+pub use object::{
+    Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
+    Value, Verdict,
+};
+pub use skeleton::{NodePortAddresses, NodeView, chains, sets};
+
+use crate::net::Family;
+use crate::plan::Detector;
+
+/// The table that Sluice owns; it reads and writes nothing outside of it.
+pub const TABLE: &str = "sluice";
+
+/// Settings of the nftables backend that do not change while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NftConfig {
+    /// The bit of the packet mark that asks for masquerading (reference 3.3), 0 to 31.
+    pub masquerade_bit: u8,
+    /// How pods are told from others, for IPv4 and IPv6.
+    pub detectors: [Detector; 2],
+    /// How endpoints are picked.
+    pub scheduler: Scheduler,
+    /// Whether node ports answer on all local addresses of a family, or on listed ones.
+    pub match_all_node_addresses: [bool; 2],
+}
+
+impl Default for NftConfig {
+    fn default() -> Self {
+        NftConfig {
+            masquerade_bit: 14,
+            detectors: [Detector::None, Detector::None],
+            scheduler: Scheduler::Random,
+            match_all_node_addresses: [false, false],
+        }
+    }
+}
+
+impl NftConfig {
+    /// The masquerade mark.
+    pub fn mark(&self) -> u32 {
+        1 << self.masquerade_bit
+    }
+
+    /// The detector of a family.
+    pub fn detector(&self, family: Family) -> &Detector {
+        &self.detectors[family as usize]
+    }
+}

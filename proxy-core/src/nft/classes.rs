@@ -1,0 +1,329 @@
+//! Class chains: how an endpoint is picked and translated, shared by all frontends of one class.
+//!
+//! Register layout of all picking rules, the same for both families (IPv4 leaves the gaps unused):
+//! 0.. frontend key, later the affinity key; 6, 7 group id; 8 slot; 9.. picked endpoint address, port.
+//! A remembered endpoint is loaded at 8.. so that group id and endpoint form the key of `members`.
+
+use super::NftConfig;
+use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
+use super::lower::GroupId;
+use super::object::{Chain, ChainName, Rule, SetId, SetKind};
+use crate::net::Family;
+use crate::plan::Detector;
+
+/// How endpoints are picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Scheduler {
+    /// Uniformly at random, as kube-proxy does.
+    #[default]
+    Random,
+    /// In turn, by a counter for each group.
+    RoundRobin,
+}
+
+/// Which map tells the group of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IdTable {
+    /// By address, protocol and port.
+    Services,
+    /// By protocol and port.
+    NodePorts,
+}
+
+impl IdTable {
+    pub(super) fn prefix(self, family: Family) -> &'static str {
+        match (self, family) {
+            (IdTable::Services, Family::V4) => "svc4",
+            (IdTable::Services, Family::V6) => "svc6",
+            (IdTable::NodePorts, Family::V4) => "np4",
+            (IdTable::NodePorts, Family::V6) => "np6",
+        }
+    }
+
+    fn ids(self, family: Family) -> SetId {
+        match self {
+            IdTable::Services => SetId::new(SetKind::Ids, family),
+            IdTable::NodePorts => SetId::new(SetKind::NodePortIds, family),
+        }
+    }
+
+    /// Loads the frontend key into registers 0 and on.
+    pub(super) fn load_key(self, family: Family) -> Vec<Expr> {
+        match self {
+            IdTable::Services => load_tuple(family),
+            IdTable::NodePorts => load_port(0),
+        }
+    }
+}
+
+/// Which connections of a class get the masquerade mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MasqueradeRule {
+    /// None, except hairpin connections (which another chain sees to).
+    Never,
+    /// All.
+    Always,
+    /// Those that do not come from pods.
+    NotPods,
+}
+
+/// How a class picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pick {
+    /// At random among `size` slots, with an affinity timeout in seconds.
+    Random {
+        /// Number of slots.
+        size: u32,
+        /// Affinity timeout in seconds.
+        affinity: Option<u32>,
+    },
+    /// As the group's own chain says.
+    ByGroup,
+}
+
+/// A class of frontends that share a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassChain {
+    /// Family.
+    pub family: Family,
+    /// Where the group id comes from.
+    pub table: IdTable,
+    /// Use the Cluster group of a frontend whose id names the Local group: pods and this node are
+    /// short-circuited past eTP=Local.
+    pub short: bool,
+    /// Masquerading.
+    pub masquerade: MasqueradeRule,
+    /// Picking.
+    pub pick: Pick,
+}
+
+impl ClassChain {
+    /// The chain's name, for example `svc4-snat-3` or `np6-keep-short-10-t10800`.
+    pub fn name(&self) -> ChainName {
+        let mut name = String::from(self.table.prefix(self.family));
+        name.push_str(match self.masquerade {
+            MasqueradeRule::Never => "-keep",
+            MasqueradeRule::Always => "-snat",
+            MasqueradeRule::NotPods => "-snat-others",
+        });
+        if self.short {
+            name.push_str("-short");
+        }
+        match self.pick {
+            Pick::ByGroup => name.push_str("-rr"),
+            Pick::Random { size, affinity } => {
+                name.push_str(&format!("-{size}"));
+                if let Some(seconds) = affinity {
+                    name.push_str(&format!("-t{seconds}"));
+                }
+            }
+        }
+        ChainName::new(&name)
+    }
+
+    /// The chain with its rules.
+    pub fn chain(&self, config: &NftConfig) -> Chain {
+        let mut rules = Vec::new();
+        match self.masquerade {
+            MasqueradeRule::Never => {}
+            MasqueradeRule::Always => rules.push(rule("masquerade", set_mark(config))),
+            MasqueradeRule::NotPods => {
+                let mut exprs = is_pod(config.detector(self.family), self.family, false);
+                exprs.extend(set_mark(config));
+                rules.push(rule("masquerade who is no pod", exprs));
+            }
+        }
+        let find = self.find_group();
+        match self.pick {
+            Pick::Random { size, affinity } => {
+                rules.extend(pick_rules(self.family, &find, random(size), affinity));
+            }
+            Pick::ByGroup => {
+                let mut exprs = find;
+                let set = SetId::new(SetKind::Groups, self.family);
+                exprs.push(Expr::LookupVerdict { set, sreg: GROUP });
+                rules.push(rule("the group's own turn", exprs));
+            }
+        }
+        Chain { name: self.name(), hook: None, rules }
+    }
+
+    /// Loads the group id of the packet's frontend.
+    fn find_group(&self) -> Vec<Expr> {
+        let mut exprs = self.table.load_key(self.family);
+        let set = self.table.ids(self.family);
+        exprs.push(Expr::LookupData { set, sreg: 0, dreg: GROUP });
+        if self.short {
+            exprs.push(clear_local_bit(GROUP, GROUP));
+        }
+        exprs
+    }
+}
+
+const GROUP: Reg = 6;
+const SLOT: Reg = 8;
+const PICKED: Reg = 9;
+const REMEMBERED: Reg = 8;
+
+/// The chain of one group under round robin: only a rule's own counter takes turns exactly.
+pub(super) fn round_robin_chain(group: GroupId, family: Family, size: u32, affinity: Option<u32>) -> Chain {
+    let find = vec![Expr::Immediate { dreg: GROUP, data: group.bytes().to_vec() }];
+    let turn = Expr::Numgen { dreg: SLOT, modulus: size, kind: NumgenKind::Incremental };
+    Chain {
+        name: round_robin_name(group, family),
+        hook: None,
+        rules: pick_rules(family, &find, turn, affinity),
+    }
+}
+
+pub(super) fn round_robin_name(group: GroupId, family: Family) -> ChainName {
+    let prefix = if family == Family::V4 { "rr4" } else { "rr6" };
+    ChainName::new(&format!("{prefix}-{:016x}", group.number()))
+}
+
+fn random(size: u32) -> Expr {
+    match size {
+        1 => Expr::Immediate { dreg: SLOT, data: 0u32.to_ne_bytes().to_vec() },
+        _ => Expr::Numgen { dreg: SLOT, modulus: size, kind: NumgenKind::Random },
+    }
+}
+
+fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) -> Vec<Rule> {
+    let mut pick = find.to_vec();
+    pick.push(turn);
+    let endpoints = SetId::new(SetKind::Endpoints, family);
+    pick.push(Expr::LookupData { set: endpoints, sreg: GROUP, dreg: PICKED });
+    let mut plain = pick.clone();
+    plain.push(dnat(family, PICKED));
+    let Some(seconds) = affinity else { return vec![rule("pick", plain)] };
+    vec![
+        rule("go where this client went before", sticky(family, find, seconds)),
+        rule("pick and remember", remember(family, pick, seconds)),
+        // Reached only when the affinity map is full: the connection must not fail for that.
+        rule("pick", plain),
+    ]
+}
+
+fn sticky(family: Family, find: &[Expr], seconds: u32) -> Vec<Expr> {
+    let affinity = SetId::new(SetKind::Affinity, family);
+    let members = SetId::new(SetKind::Members, family);
+    let mut exprs = find.to_vec();
+    exprs.extend(load_affinity_key(family));
+    exprs.push(Expr::LookupData { set: affinity, sreg: 0, dreg: REMEMBERED });
+    exprs.push(Expr::Lookup { set: members, sreg: GROUP });
+    exprs.push(dynset(affinity, DynsetOp::Update, REMEMBERED, seconds));
+    exprs.push(dnat(family, REMEMBERED));
+    exprs
+}
+
+fn remember(family: Family, pick: Vec<Expr>, seconds: u32) -> Vec<Expr> {
+    let affinity = SetId::new(SetKind::Affinity, family);
+    let mut exprs = pick;
+    exprs.extend(load_affinity_key(family));
+    // An update leaves the data of an existing element as it is, so one that points to an endpoint that is
+    // gone has to be removed first.
+    exprs.push(dynset(affinity, DynsetOp::Delete, PICKED, seconds));
+    exprs.push(dynset(affinity, DynsetOp::Update, PICKED, seconds));
+    exprs.push(dnat(family, PICKED));
+    exprs
+}
+
+fn dynset(set: SetId, op: DynsetOp, data: Reg, seconds: u32) -> Expr {
+    Expr::Dynset { set, op, key: 0, data, timeout_ms: u64::from(seconds) * 1000 }
+}
+
+/// Affinity id (the group id without the bit that tells Cluster from Local: both lists of a service port
+/// share what they remember) and client address.
+fn load_affinity_key(family: Family) -> Vec<Expr> {
+    vec![clear_local_bit(GROUP, 0), load_source(family, 2)]
+}
+
+fn clear_local_bit(sreg: Reg, dreg: Reg) -> Expr {
+    Expr::Bitwise { sreg, dreg, mask: GroupId::without_local_bit_mask().to_vec(), xor: vec![0; 8] }
+}
+
+fn dnat(family: Family, address: Reg) -> Expr {
+    Expr::Dnat { family, address, port: address + address_regs(family) }
+}
+
+pub(super) fn rule(about: &'static str, exprs: Vec<Expr>) -> Rule {
+    Rule { about, exprs }
+}
+
+pub(super) fn address_regs(family: Family) -> Reg {
+    if family == Family::V4 { 1 } else { 4 }
+}
+
+/// Loads the source address.
+pub(super) fn load_source(family: Family, dreg: Reg) -> Expr {
+    match family {
+        Family::V4 => Expr::NetworkHeader { dreg, offset: 12, len: 4 },
+        Family::V6 => Expr::NetworkHeader { dreg, offset: 8, len: 16 },
+    }
+}
+
+/// Loads the destination address.
+pub(super) fn load_destination(family: Family, dreg: Reg) -> Expr {
+    match family {
+        Family::V4 => Expr::NetworkHeader { dreg, offset: 16, len: 4 },
+        Family::V6 => Expr::NetworkHeader { dreg, offset: 24, len: 16 },
+    }
+}
+
+/// Loads protocol and destination port, two registers.
+pub(super) fn load_port(dreg: Reg) -> Vec<Expr> {
+    vec![
+        Expr::Meta { dreg, key: MetaKey::L4Proto },
+        Expr::TransportHeader { dreg: dreg + 1, offset: 2, len: 2 },
+    ]
+}
+
+/// Loads destination address, protocol and destination port into registers 0 and on.
+pub(super) fn load_tuple(family: Family) -> Vec<Expr> {
+    let mut exprs = vec![load_destination(family, 0)];
+    exprs.extend(load_port(address_regs(family)));
+    exprs
+}
+
+/// Sets the masquerade bit of the packet mark and leaves the others alone.
+pub(super) fn set_mark(config: &NftConfig) -> Vec<Expr> {
+    let mark = config.mark();
+    vec![
+        Expr::Meta { dreg: 0, key: MetaKey::Mark },
+        Expr::Bitwise {
+            sreg: 0,
+            dreg: 0,
+            mask: (!mark).to_ne_bytes().to_vec(),
+            xor: mark.to_ne_bytes().to_vec(),
+        },
+        Expr::SetMark { sreg: 0 },
+    ]
+}
+
+/// Ends the rule unless the packet comes from a pod (or, with `wanted` false, unless it does not).
+pub(super) fn is_pod(detector: &Detector, family: Family, wanted: bool) -> Vec<Expr> {
+    let op = if wanted { CmpOp::Eq } else { CmpOp::Neq };
+    match detector {
+        Detector::None => Vec::new(),
+        Detector::Cidr(net) => in_network(load_source(family, 0), net, op),
+        Detector::Interface(name) => {
+            let mut data = name.clone().into_bytes();
+            data.resize(16, 0);
+            vec![Expr::Meta { dreg: 0, key: MetaKey::IifName }, Expr::Cmp { sreg: 0, op, data }]
+        }
+        Detector::InterfacePrefix(prefix) => vec![
+            Expr::Meta { dreg: 0, key: MetaKey::IifName },
+            Expr::Cmp { sreg: 0, op, data: prefix.clone().into_bytes() },
+        ],
+    }
+}
+
+/// Compares an address, which `load` puts into register 0, with a network.
+pub(super) fn in_network(load: Expr, net: &ipnet::IpNet, op: CmpOp) -> Vec<Expr> {
+    let (mask, addr) = match net {
+        ipnet::IpNet::V4(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),
+        ipnet::IpNet::V6(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),
+    };
+    let xor = vec![0; mask.len()];
+    vec![load, Expr::Bitwise { sreg: 0, dreg: 0, mask, xor }, Expr::Cmp { sreg: 0, op, data: addr }]
+}

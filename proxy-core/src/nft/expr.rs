@@ -1,0 +1,191 @@
+//! Rule expressions, as the kernel's virtual machine has them (linux/netfilter/nf_tables.h).
+
+use crate::nft::object::{SetId, Verdict};
+
+/// A 32-bit register, 0 to 15 (`NFT_REG32_00` and on).
+pub type Reg = u8;
+
+/// Keys of the `meta` expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MetaKey {
+    /// The packet mark, four bytes in host order.
+    Mark,
+    /// The input interface's name, 16 bytes; empty for locally generated packets.
+    IifName,
+    /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
+    NfProto,
+    /// The transport protocol, one byte.
+    L4Proto,
+}
+
+/// Comparisons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CmpOp {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Neq,
+}
+
+/// What a dynset does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DynsetOp {
+    /// Adds the element, or refreshes its timeout. Does not change the data of an existing one.
+    Update,
+    /// Removes the element, if it is there.
+    Delete,
+}
+
+/// Number generators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NumgenKind {
+    /// A counter of the rule.
+    Incremental,
+    /// Uniformly random.
+    Random,
+}
+
+/// The address family of a translation.
+pub type NatFamily = crate::net::Family;
+
+/// One expression. Registers that it reads must have been written earlier in the same rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Expr {
+    /// Loads bytes of the network header.
+    NetworkHeader {
+        /// Destination register.
+        dreg: Reg,
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// Loads bytes of the transport header; ends the rule for fragments.
+    TransportHeader {
+        /// Destination register.
+        dreg: Reg,
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// Loads packet metadata.
+    Meta {
+        /// Destination register.
+        dreg: Reg,
+        /// What to load.
+        key: MetaKey,
+    },
+    /// Stores the packet mark.
+    SetMark {
+        /// Source register.
+        sreg: Reg,
+    },
+    /// Ends the rule unless the comparison holds.
+    Cmp {
+        /// Source register.
+        sreg: Reg,
+        /// Comparison.
+        op: CmpOp,
+        /// Right-hand side; its length is the number of bytes compared.
+        data: Vec<u8>,
+    },
+    /// `dreg = (sreg & mask) ^ xor`.
+    Bitwise {
+        /// Source register.
+        sreg: Reg,
+        /// Destination register.
+        dreg: Reg,
+        /// Mask; its length is the number of bytes.
+        mask: Vec<u8>,
+        /// Bits to flip, as long as the mask.
+        xor: Vec<u8>,
+    },
+    /// Loads a constant.
+    Immediate {
+        /// Destination register.
+        dreg: Reg,
+        /// The constant.
+        data: Vec<u8>,
+    },
+    /// Ends the rule unless the key is in the set.
+    Lookup {
+        /// The set.
+        set: SetId,
+        /// First register of the key.
+        sreg: Reg,
+    },
+    /// Looks the key up in a map and loads its data; ends the rule if it is not there.
+    LookupData {
+        /// The map.
+        set: SetId,
+        /// First register of the key.
+        sreg: Reg,
+        /// First register of the data.
+        dreg: Reg,
+    },
+    /// Looks the key up in a verdict map and does what it says; ends the rule if it is not there.
+    LookupVerdict {
+        /// The map.
+        set: SetId,
+        /// First register of the key.
+        sreg: Reg,
+    },
+    /// Adds, refreshes or removes an element from the packet path.
+    Dynset {
+        /// The map.
+        set: SetId,
+        /// What to do.
+        op: DynsetOp,
+        /// First register of the key.
+        key: Reg,
+        /// First register of the data.
+        data: Reg,
+        /// Lifetime in milliseconds.
+        timeout_ms: u64,
+    },
+    /// A number below `modulus`.
+    Numgen {
+        /// Destination register.
+        dreg: Reg,
+        /// One more than the greatest number.
+        modulus: u32,
+        /// Kind of generator.
+        kind: NumgenKind,
+    },
+    /// The route type of the packet's source address (`RTN_LOCAL` is 2), four bytes in host order.
+    FibSourceType {
+        /// Destination register.
+        dreg: Reg,
+    },
+    /// The route type of the packet's destination address.
+    FibDestinationType {
+        /// Destination register.
+        dreg: Reg,
+    },
+    /// Connection tracking state bits, four bytes in host order.
+    CtState {
+        /// Destination register.
+        dreg: Reg,
+    },
+    /// Connection tracking status bits, four bytes in host order.
+    CtStatus {
+        /// Destination register.
+        dreg: Reg,
+    },
+    /// Translates the destination.
+    Dnat {
+        /// Family of the address.
+        family: NatFamily,
+        /// First register of the address.
+        address: Reg,
+        /// Register of the port.
+        port: Reg,
+    },
+    /// Translates the source to the address of the outgoing interface, with a fully random port.
+    Masquerade,
+    /// Refuses with an ICMP or ICMPv6 port unreachable.
+    RejectPortUnreachable,
+    /// Ends with a verdict.
+    Verdict(Verdict),
+}

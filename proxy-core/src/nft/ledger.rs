@@ -1,0 +1,441 @@
+//! The ledger: what the kernel should hold, and the operations that lead from one plan to the next.
+//!
+//! It keeps only what cannot be derived from the plans: the order of slots where it is not the sorted one,
+//! and how many Services need each shared object. Everything else is lowered again when it is needed.
+
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::NftConfig;
+use super::lower::{GroupId, Lowered, Member, Shared, address_key, element, lower, parse_endpoint};
+use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKind, SetSpec, Value};
+use super::skeleton::{NodeView, chains, sets};
+use crate::diff::{Delta, diff};
+use crate::net::Family;
+use crate::plan::{Group, PlanChange, ServicePlan, Target};
+use crate::slots::arrange;
+
+/// A chain as the kernel holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedChain {
+    /// Name.
+    pub name: ChainName,
+    /// Hook number and priority, for base chains.
+    pub hook: Option<(u32, i32)>,
+    /// The comments of its rules, in order.
+    pub rules: Vec<String>,
+}
+
+/// Our table as the kernel holds it.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Sets by name, with key length and data length in bytes.
+    pub sets: Vec<(String, u32, u32)>,
+    /// Chains.
+    pub chains: Vec<ObservedChain>,
+    /// Elements, without those that the packet path adds.
+    pub elements: FxHashMap<ElementId, Value>,
+    /// Elements that we could never have written.
+    pub unknown_elements: usize,
+}
+
+type Slots = Box<[Member]>;
+
+/// The slots of one group as read back, in any order.
+type ReadSlots = Vec<(u32, Member)>;
+
+/// What the kernel should hold.
+pub struct Ledger {
+    config: NftConfig,
+    node: NodeView,
+    slots: FxHashMap<GroupId, Slots>,
+    shared: FxHashMap<Shared, u32>,
+    /// Chains that nobody needs any more. They are deleted by a transaction of their own, later: kernels
+    /// before 6.2 let a map's reference to a chain go only after the transaction that removes it.
+    retired: Vec<ChainName>,
+}
+
+impl Ledger {
+    /// A ledger that holds the skeleton only.
+    pub fn new(config: NftConfig, node: NodeView) -> Self {
+        Ledger {
+            config,
+            node,
+            slots: FxHashMap::default(),
+            shared: FxHashMap::default(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// The backend's configuration.
+    pub fn config(&self) -> &NftConfig {
+        &self.config
+    }
+
+    /// Operations for a table that does not exist: skeleton first. The refusal of unknown ClusterIPs comes
+    /// with [`Ledger::finish_load`], when the services are in.
+    pub fn create_skeleton(&self) -> Vec<Op> {
+        let mut ops = vec![Op::AddTable];
+        ops.extend(sets().into_iter().map(Op::AddSet));
+        let empty = NodeView { service_networks: Vec::new(), ..self.node.clone() };
+        let chains = chains(&self.config, &empty, &[]);
+        ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
+        ops.extend(chains.into_iter().map(|c| Op::SetRules(c.name, c.rules)));
+        ops.extend(self.node_elements().map(Op::AddElement));
+        ops
+    }
+
+    /// Operations that end a first load.
+    pub fn finish_load(&self) -> Vec<Op> {
+        self.rules_of(&["check-cluster-ips"])
+    }
+
+    /// Takes a changed node into account.
+    pub fn set_node(&mut self, node: NodeView) -> Vec<Op> {
+        if node == self.node {
+            return Vec::new();
+        }
+        let before: Vec<Element> = sorted(self.node_elements().collect());
+        self.node = node;
+        let after: Vec<Element> = sorted(self.node_elements().collect());
+        let mut ops = element_ops(diff(before, after));
+        ops.extend(self.rules_of(&["check-cluster-ips"]));
+        ops
+    }
+
+    /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
+    pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
+        let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
+        for change in changes {
+            self.renew_slots(change);
+        }
+        let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
+        self.transition(old, new)
+    }
+
+    fn lower_all<'a>(&self, plans: impl Iterator<Item = &'a ServicePlan>) -> Lowered {
+        let mut all = Lowered::default();
+        for plan in plans {
+            let Lowered { elements, chains, shared } = self.lower(plan);
+            all.elements.extend(elements);
+            all.chains.extend(chains);
+            all.shared.extend(shared);
+        }
+        all.elements = sorted(all.elements);
+        all
+    }
+
+    fn lower(&self, plan: &ServicePlan) -> Lowered {
+        lower(plan, &self.config, &|id, targets| self.slots_of(id, targets))
+    }
+
+    fn slots_of(&self, id: GroupId, targets: &[Target]) -> Vec<Member> {
+        match self.slots.get(&id) {
+            Some(slots) => slots.to_vec(),
+            None => members(targets),
+        }
+    }
+
+    /// Keeps surviving endpoints in their slots.
+    fn renew_slots(&mut self, change: &PlanChange) {
+        let before = groups(change.old.as_ref());
+        let after = groups(change.new.as_ref());
+        let mut renewed = Vec::new();
+        for (id, targets) in &after {
+            let previous = match before.get(id) {
+                Some(old) => self.slots_of(*id, old),
+                None => self.slots.get(id).map(|s| s.to_vec()).unwrap_or_default(),
+            };
+            let sorted = members(targets);
+            let slots = arrange(&previous, &sorted);
+            renewed.push((*id, (slots != sorted).then_some(slots)));
+        }
+        for id in before.keys() {
+            self.slots.remove(id);
+        }
+        for (id, slots) in renewed {
+            match slots {
+                Some(slots) => self.slots.insert(id, slots.into()),
+                None => self.slots.remove(&id),
+            };
+        }
+    }
+
+    fn transition(&mut self, old: Lowered, new: Lowered) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let mut needed: FxHashMap<Shared, i64> = FxHashMap::default();
+        for shared in &new.shared {
+            *needed.entry(*shared).or_default() += 1;
+        }
+        for shared in &old.shared {
+            *needed.entry(*shared).or_default() -= 1;
+        }
+        let (mut appeared, mut vanished) = (Vec::new(), Vec::new());
+        for (shared, by) in needed.into_iter().filter(|(_, by)| *by != 0) {
+            let count = self.shared.entry(shared).or_default();
+            let before = *count;
+            *count = before.saturating_add_signed(by as i32);
+            match (before, *count) {
+                (0, 1..) => appeared.push(shared),
+                (1.., 0) => {
+                    self.shared.remove(&shared);
+                    vanished.push(shared);
+                }
+                _ => {}
+            }
+        }
+        self.appear(&appeared, &old, &new, &mut ops);
+        let mut delta = diff(old.elements, new.elements);
+        for shared in &appeared {
+            if let Shared::Element(element) = shared {
+                delta.create.push(*element);
+            }
+        }
+        for shared in &vanished {
+            if let Shared::Element(element) = shared {
+                delta.delete.push(*element);
+            }
+        }
+        let lengths = appeared.iter().chain(&vanished).filter_map(|shared| match shared {
+            Shared::PrefixLength(family, _) => Some(*family),
+            _ => None,
+        });
+        let families: FxHashSet<Family> = lengths.collect();
+        for family in families {
+            let name = super::skeleton::source_filter_chain(family);
+            ops.extend(self.rules_of(&[name.as_str()]));
+        }
+        ops.extend(element_ops(delta));
+        self.vanish(&vanished, &old.chains, &new.chains);
+        ops
+    }
+
+    /// Chains that are needed from now on, before anything leads to them.
+    fn appear(&mut self, appeared: &[Shared], old: &Lowered, new: &Lowered, ops: &mut Vec<Op>) {
+        let classes = appeared.iter().filter_map(|shared| match shared {
+            Shared::Chain(class) => Some(class.chain(&self.config)),
+            _ => None,
+        });
+        let own = new.chains.iter().filter(|chain| !old.chains.contains(chain)).cloned();
+        let chains: Vec<Chain> = classes.chain(own).collect();
+        for chain in chains {
+            self.retired.retain(|name| *name != chain.name);
+            ops.push(Op::AddChain(chain.name, None));
+            ops.push(Op::SetRules(chain.name, chain.rules));
+        }
+    }
+
+    fn vanish(&mut self, vanished: &[Shared], old: &[Chain], new: &[Chain]) {
+        for shared in vanished {
+            if let Shared::Chain(class) = shared {
+                self.retired.push(class.name());
+            }
+        }
+        let gone = old.iter().filter(|chain| !new.iter().any(|n| n.name == chain.name));
+        self.retired.extend(gone.map(|chain| chain.name));
+    }
+
+    /// Whether there are chains to delete.
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
+    }
+
+    /// Operations that delete chains that nobody needs. Call them at least a second after the last change.
+    pub fn delete_retired(&mut self) -> Vec<Op> {
+        self.retired.sort_unstable();
+        self.retired.dedup();
+        self.retired.drain(..).map(Op::DeleteChain).collect()
+    }
+
+    fn node_elements(&self) -> impl Iterator<Item = Element> + '_ {
+        self.node
+            .node_port_addresses
+            .iter()
+            .filter(|ip| !self.config.match_all_node_addresses[Family::of(ip) as usize])
+            .map(|ip| {
+                let set = SetId::new(SetKind::NodePortAddresses, Family::of(ip));
+                element(set, address_key(ip), Value::None)
+            })
+    }
+
+    fn skeleton_chains(&self) -> Vec<Chain> {
+        let mut lengths: Vec<(Family, u8)> = self
+            .shared
+            .keys()
+            .filter_map(|shared| match shared {
+                Shared::PrefixLength(family, length) => Some((*family, *length)),
+                _ => None,
+            })
+            .collect();
+        lengths.sort_unstable();
+        chains(&self.config, &self.node, &lengths)
+    }
+
+    fn rules_of(&self, names: &[&str]) -> Vec<Op> {
+        let chains = self.skeleton_chains().into_iter();
+        let wanted = chains.filter(|chain| names.contains(&chain.name.as_str()));
+        wanted.map(|chain| Op::SetRules(chain.name, chain.rules)).collect()
+    }
+
+    /// Forgets everything and takes over the order of slots that the kernel holds, so that adoption leaves
+    /// right elements where they are.
+    pub fn restore_slots(&mut self, observed: &Observed) {
+        self.slots.clear();
+        self.shared.clear();
+        self.retired.clear();
+        let mut slots: FxHashMap<GroupId, ReadSlots> = FxHashMap::default();
+        for (id, value) in observed.elements.iter().filter(|(id, _)| id.set.kind == SetKind::Endpoints) {
+            let Value::Data(data) = value else { continue };
+            let Some((group, slot)) = id.key.split_at_checked(8) else { continue };
+            let Some(group) = GroupId::from_bytes(group) else { continue };
+            let Ok(slot) = <[u8; 4]>::try_from(slot) else { continue };
+            if let Some(endpoint) = parse_endpoint(id.set.family, data) {
+                slots.entry(group).or_default().push((u32::from_ne_bytes(slot), endpoint));
+            }
+        }
+        for (group, mut list) in slots {
+            list.sort_unstable();
+            self.slots.insert(group, list.into_iter().map(|(_, endpoint)| endpoint).collect());
+        }
+    }
+
+    /// Operations that turn the table as observed into what the plans ask for: nothing, when it is right.
+    ///
+    /// The ledger is rebuilt from the plans on the way.
+    pub fn reconcile(&mut self, plans: &[Arc<ServicePlan>], observed: Observed) -> Vec<Op> {
+        self.restore_slots(&observed);
+        let mut wanted: Vec<Element> = self.node_elements().collect();
+        let mut wanted_chains: Vec<Chain> = Vec::new();
+        let known: FxHashSet<GroupId> = plans.iter().flat_map(|p| groups(Some(p)).into_keys()).collect();
+        self.slots.retain(|id, _| known.contains(id));
+        for plan in plans {
+            let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) };
+            self.renew_slots(&change);
+            let lowered = self.lower(plan);
+            for shared in &lowered.shared {
+                *self.shared.entry(*shared).or_default() += 1;
+            }
+            wanted.extend(lowered.elements);
+            wanted_chains.extend(lowered.chains);
+        }
+        for shared in self.shared.keys() {
+            match shared {
+                Shared::Chain(class) => wanted_chains.push(class.chain(&self.config)),
+                Shared::Element(element) => wanted.push(*element),
+                Shared::PrefixLength(..) => {}
+            }
+        }
+        wanted_chains.extend(self.skeleton_chains());
+        if !sets_fit(&observed) || observed.unknown_elements > 0 || !hooks_fit(&observed, &wanted_chains) {
+            return recreate(wanted_chains, sorted(wanted));
+        }
+        let mut ops = vec![Op::AddTable];
+        let names: FxHashSet<&str> = observed.sets.iter().map(|(name, ..)| name.as_str()).collect();
+        ops.extend(sets().into_iter().filter(|s| !names.contains(s.id.name())).map(Op::AddSet));
+        ops.extend(chain_ops(&wanted_chains, &observed.chains));
+        let held = observed.elements.into_iter().map(|(id, value)| Element { id, value }).collect();
+        ops.extend(element_ops(diff(sorted(held), sorted(wanted))));
+        let wanted: FxHashSet<ChainName> = wanted_chains.iter().map(|c| c.name).collect();
+        let extra = observed.chains.iter().map(|c| c.name).filter(|name| !wanted.contains(name));
+        self.retired.extend(extra);
+        if ops == [Op::AddTable] {
+            ops.clear();
+        }
+        ops
+    }
+}
+
+fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, Box<[Target]>> {
+    let mut found = FxHashMap::default();
+    for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
+        for group in [Group::Cluster, Group::Local] {
+            if !port.targets(group).is_empty() {
+                let id = GroupId::new(&port.id, port.affinity, group);
+                found.insert(id, port.targets(group).into());
+            }
+        }
+    }
+    found
+}
+
+fn members(targets: &[Target]) -> Vec<Member> {
+    targets.iter().map(|t| (t.address, t.port)).collect()
+}
+
+fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
+    elements.sort_unstable_by_key(|e| e.id);
+    elements.dedup_by_key(|e| e.id);
+    elements
+}
+
+/// Element operations in an order that is safe even if a transaction ends between them: what is looked up
+/// late in the packet path is written first and removed last.
+fn element_ops(delta: Delta<Element>) -> Vec<Op> {
+    let mut writes: Vec<(ElementId, Option<Element>, bool)> = Vec::new();
+    writes.extend(delta.create.into_iter().map(|e| (e.id, Some(e), false)));
+    writes.extend(delta.update.into_iter().map(|(_, new)| (new.id, Some(new), true)));
+    writes.sort_unstable_by_key(|(id, ..)| *id);
+    let mut deletes: Vec<ElementId> = delta.delete.into_iter().map(|e| e.id).collect();
+    deletes.sort_unstable_by(|a, b| b.cmp(a));
+    let mut ops = Vec::with_capacity(writes.len() * 2 + deletes.len());
+    // A node's or Service's frontends change between forward and refuse: the refusal must not outlive.
+    for (id, element, exists) in writes {
+        if exists {
+            ops.push(Op::DeleteElement(id));
+        }
+        ops.extend(element.map(Op::AddElement));
+    }
+    ops.extend(deletes.into_iter().map(Op::DeleteElement));
+    ops
+}
+
+fn sets_fit(observed: &Observed) -> bool {
+    observed.sets.iter().all(|(name, key_len, data_len)| {
+        SetId::by_name(name).is_some_and(|id| {
+            sets().iter().any(|s| s.id == id && s.key_len == *key_len && data_length(s) == *data_len)
+        })
+    })
+}
+
+fn data_length(spec: &SetSpec) -> u32 {
+    match spec.value {
+        super::object::SetValue::Data(len, _) => len,
+        _ => 0,
+    }
+}
+
+fn hooks_fit(observed: &Observed, wanted: &[Chain]) -> bool {
+    let place = |hook: &Hook| (hook.number, hook.priority);
+    observed.chains.iter().all(|chain| {
+        let wanted = wanted.iter().find(|w| w.name == chain.name);
+        wanted.map_or(chain.hook.is_none(), |w| w.hook.as_ref().map(place) == chain.hook)
+    })
+}
+
+/// A table of another layout is replaced by one transaction, so that no packet sees less than one of them.
+fn recreate(chains: Vec<Chain>, elements: Vec<Element>) -> Vec<Op> {
+    let mut ops = vec![Op::DeleteTable, Op::AddTable];
+    ops.extend(sets().into_iter().map(Op::AddSet));
+    ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
+    ops.extend(chains.into_iter().map(|c| Op::SetRules(c.name, c.rules)));
+    ops.extend(elements.into_iter().map(Op::AddElement));
+    ops
+}
+
+fn chain_ops(wanted: &[Chain], observed: &[ObservedChain]) -> Vec<Op> {
+    let held: FxHashMap<ChainName, &ObservedChain> = observed.iter().map(|c| (c.name, c)).collect();
+    let mut ops = Vec::new();
+    let missing = wanted.iter().filter(|chain| !held.contains_key(&chain.name));
+    ops.extend(missing.map(|chain| Op::AddChain(chain.name, chain.hook)));
+    for chain in wanted {
+        let right = held.get(&chain.name).is_some_and(|held| {
+            held.rules.len() == chain.rules.len()
+                && chain.rules.iter().zip(&held.rules).all(|(rule, comment)| rule.comment() == *comment)
+        });
+        if !right {
+            ops.push(Op::SetRules(chain.name, chain.rules.clone()));
+        }
+    }
+    ops
+}

@@ -1,0 +1,352 @@
+//! From the plan of one Service to its elements and to the shared objects that it needs.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+
+use super::NftConfig;
+use super::classes::{
+    ClassChain, IdTable, MasqueradeRule, Pick, Scheduler, round_robin_chain, round_robin_name,
+};
+use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
+use super::skeleton::{local_policy_chain, reject_chain, source_filter_chain};
+use crate::model::ServicePortName;
+use crate::net::{Family, Protocol};
+use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, ServicePlan, Target};
+
+/// Identity of a group in the kernel: 63 bits of a SHA-256 over the service port's identity and affinity
+/// timeout, and one bit for Cluster or Local.
+///
+/// A hash, because it needs no memory over restarts; a strong one, because Services of different tenants
+/// must not be able to collide on purpose. The timeout is in it so that a changed timeout starts afresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(u64);
+
+const LOCAL_BIT: u64 = 1;
+
+impl GroupId {
+    /// The id of a service port's group.
+    pub fn new(id: &ServicePortName, affinity: Option<u32>, group: Group) -> Self {
+        let mut hash = Sha256::new();
+        for part in [id.service.as_str(), &id.port, id.protocol.name(), id.family.name()] {
+            hash.update(part.as_bytes());
+            hash.update([0]);
+        }
+        hash.update(affinity.unwrap_or(0).to_be_bytes());
+        let digest = hash.finalize();
+        let number = digest.iter().take(8).fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+        let local = if group == Group::Local { LOCAL_BIT } else { 0 };
+        GroupId(number & !LOCAL_BIT | local)
+    }
+
+    /// The id as a number.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// As in registers: two 32-bit words in host order, the one with the Local bit first.
+    pub fn bytes(self) -> [u8; 8] {
+        words(self.0)
+    }
+
+    /// The id of two words in host order.
+    pub fn from_bytes(bytes: &[u8]) -> Option<GroupId> {
+        let (low, high) = bytes.split_first_chunk::<4>()?;
+        let high: [u8; 4] = high.try_into().ok()?;
+        Some(GroupId(u64::from(u32::from_ne_bytes(high)) << 32 | u64::from(u32::from_ne_bytes(*low))))
+    }
+
+    /// The mask that clears the Local bit.
+    pub(super) fn without_local_bit_mask() -> [u8; 8] {
+        words(!LOCAL_BIT)
+    }
+}
+
+fn words(number: u64) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&(number as u32).to_ne_bytes());
+    bytes[4..].copy_from_slice(&((number >> 32) as u32).to_ne_bytes());
+    bytes
+}
+
+/// An object that several Services may need; it exists while anybody needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shared {
+    /// A class chain.
+    Chain(ClassChain),
+    /// A hairpin element or a ClusterIP.
+    Element(Element),
+    /// A prefix length of source ranges.
+    PrefixLength(Family, u8),
+}
+
+/// What one Service needs in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Lowered {
+    /// Its own elements, sorted, each key once.
+    pub elements: Vec<Element>,
+    /// Its own chains (scheduler `rr`).
+    pub chains: Vec<Chain>,
+    /// Shared objects, with repetitions.
+    pub shared: Vec<Shared>,
+}
+
+/// Address and port of an endpoint in a slot.
+pub type Member = (IpAddr, u16);
+
+/// Gives the members of a group in the order of their slots.
+pub type SlotOrder<'a> = dyn Fn(GroupId, &[Target]) -> Vec<Member> + 'a;
+
+/// Lowers the plan of a Service. `slots` gives the members of a group in the order of their slots.
+pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>) -> Lowered {
+    let mut out = Lowered::default();
+    for ip in &plan.cluster_ips {
+        let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
+        out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
+    }
+    for port in &plan.ports {
+        Lowering { port, config, out: &mut out }.run(slots);
+    }
+    out.elements.sort_unstable_by_key(|e| e.id);
+    out.elements.dedup_by_key(|e| e.id);
+    out
+}
+
+struct Lowering<'a> {
+    port: &'a PortPlan,
+    config: &'a NftConfig,
+    out: &'a mut Lowered,
+}
+
+impl Lowering<'_> {
+    fn run(&mut self, slots: &SlotOrder<'_>) {
+        for group in [Group::Cluster, Group::Local] {
+            if self.uses(group) {
+                self.group(group, &slots(self.group_id(group), self.port.targets(group)));
+            }
+        }
+        let port = self.port;
+        for frontend in &port.frontends {
+            self.frontend(frontend);
+        }
+    }
+
+    fn family(&self) -> Family {
+        self.port.id.family
+    }
+
+    fn group_id(&self, group: Group) -> GroupId {
+        GroupId::new(&self.port.id, self.port.affinity, group)
+    }
+
+    fn uses(&self, group: Group) -> bool {
+        !self.port.targets(group).is_empty()
+            && self.port.frontends.iter().any(|f| {
+                [f.actions.pod, f.actions.host, f.actions.other]
+                    .iter()
+                    .any(|action| matches!(action, Action::Forward { group: g, .. } if *g == group))
+            })
+    }
+
+    fn own(&mut self, kind: SetKind, key: Key, value: Value) {
+        self.out.elements.push(element(SetId::new(kind, self.port.id.family), key, value));
+    }
+
+    fn group(&mut self, group: Group, slots: &[(IpAddr, u16)]) {
+        let id = self.group_id(group);
+        for (slot, (ip, port)) in slots.iter().enumerate() {
+            let key = Key::new(&id.bytes()).with(&(slot as u32).to_ne_bytes());
+            self.own(SetKind::Endpoints, key, endpoint_value(ip, *port));
+            if self.port.affinity.is_some() {
+                let key = Key::new(&id.bytes()).with(&ip_bytes(ip)).with(&port_bytes(*port));
+                self.own(SetKind::Members, key, Value::None);
+            }
+        }
+        let protocol = self.port.id.protocol;
+        for target in self.port.targets(group).iter().filter(|t| t.local) {
+            let ip = ip_bytes(&target.address);
+            let key = Key::new(&ip).with(&ip).with(&protocol_bytes(protocol)).with(&port_bytes(target.port));
+            let set = SetId::new(SetKind::Hairpin, self.family());
+            self.out.shared.push(Shared::Element(element(set, key, Value::None)));
+        }
+        if self.config.scheduler == Scheduler::RoundRobin {
+            let family = self.family();
+            self.out.chains.push(round_robin_chain(id, family, slots.len() as u32, self.port.affinity));
+            let goto = Verdict::Goto(round_robin_name(id, family));
+            self.own(SetKind::Groups, Key::new(&id.bytes()), Value::Verdict(goto));
+        }
+    }
+
+    fn frontend(&mut self, frontend: &Frontend) {
+        let table = match frontend.capture {
+            Capture::Address(..) => IdTable::Services,
+            Capture::NodePort(..) => IdTable::NodePorts,
+        };
+        let key = capture_key(&frontend.capture);
+        if let Some(ranges) = &frontend.allowed_sources {
+            self.source_ranges(key, ranges);
+        }
+        let Actions { pod, host, other } = frontend.actions;
+        if let Some(verdict) = refusal(other) {
+            self.own(no_endpoints_set(table), key, Value::Verdict(verdict));
+        }
+        match (pod, host, other) {
+            (
+                Action::Forward { group, masquerade: for_pod },
+                Action::Forward { group: same, masquerade: for_host },
+                Action::Forward { group: same_too, masquerade: for_other },
+            ) if group == same && group == same_too => {
+                let rule = masquerade_rule(for_pod, for_host || for_other);
+                let verdict = self.class(table, group, false, rule);
+                self.ids(table, key, group);
+                self.own(frontends_set(table), key, verdict);
+            }
+            (_, Action::Forward { .. }, _) => self.local_policy(table, key, frontend.actions),
+            _ => {}
+        }
+    }
+
+    /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others.
+    fn local_policy(&mut self, table: IdTable, key: Key, actions: Actions) {
+        let (short, local) = match table {
+            IdTable::Services => (SetKind::Short, SetKind::Local),
+            IdTable::NodePorts => (SetKind::NodePortShort, SetKind::NodePortLocal),
+        };
+        let entry = Verdict::Goto(local_policy_chain(table, self.family()));
+        self.own(frontends_set(table), key, Value::Verdict(entry));
+        self.ids(table, key, Group::Local);
+        // The entry chain has set the mark where it is due.
+        let verdict = self.class(table, Group::Cluster, true, MasqueradeRule::Never);
+        self.own(short, key, verdict);
+        if let Action::Forward { group, .. } = actions.other {
+            let verdict = self.class(table, group, false, MasqueradeRule::Never);
+            self.own(local, key, verdict);
+        }
+    }
+
+    /// Asks for a class chain and gives the verdict that leads to it.
+    fn class(&mut self, table: IdTable, group: Group, short: bool, masquerade: MasqueradeRule) -> Value {
+        let pick = match self.config.scheduler {
+            Scheduler::RoundRobin => Pick::ByGroup,
+            Scheduler::Random => {
+                Pick::Random { size: self.port.targets(group).len() as u32, affinity: self.port.affinity }
+            }
+        };
+        let class = ClassChain { family: self.family(), table, short, masquerade, pick };
+        self.out.shared.push(Shared::Chain(class));
+        Value::Verdict(Verdict::Goto(class.name()))
+    }
+
+    fn ids(&mut self, table: IdTable, key: Key, group: Group) {
+        let kind = match table {
+            IdTable::Services => SetKind::Ids,
+            IdTable::NodePorts => SetKind::NodePortIds,
+        };
+        let id = self.group_id(group);
+        self.own(kind, key, Value::Data(Bytes::new(&id.bytes())));
+    }
+
+    fn source_ranges(&mut self, key: Key, ranges: &[IpNet]) {
+        let goto = Verdict::Goto(source_filter_chain(self.family()));
+        self.own(SetKind::Filtered, key, Value::Verdict(goto));
+        for net in ranges {
+            let length = net.prefix_len();
+            let key = key.with(&ip_bytes(&net.network())).with(&u32::from(length).to_ne_bytes());
+            self.own(SetKind::AllowedSources, key, Value::None);
+            self.out.shared.push(Shared::PrefixLength(self.family(), length));
+        }
+    }
+}
+
+/// What the filter hooks do with connections that are not translated.
+fn refusal(other: Action) -> Option<Verdict> {
+    match other {
+        Action::Reject => Some(Verdict::Goto(reject_chain())),
+        Action::Drop => Some(Verdict::Drop),
+        Action::Forward { .. } => None,
+    }
+}
+
+fn masquerade_rule(pods: bool, others: bool) -> MasqueradeRule {
+    match (pods, others) {
+        (true, _) => MasqueradeRule::Always,
+        (false, true) => MasqueradeRule::NotPods,
+        (false, false) => MasqueradeRule::Never,
+    }
+}
+
+fn frontends_set(table: IdTable) -> SetKind {
+    match table {
+        IdTable::Services => SetKind::Services,
+        IdTable::NodePorts => SetKind::NodePorts,
+    }
+}
+
+fn no_endpoints_set(table: IdTable) -> SetKind {
+    match table {
+        IdTable::Services => SetKind::NoEndpoints,
+        IdTable::NodePorts => SetKind::NodePortNoEndpoints,
+    }
+}
+
+pub(super) fn element(set: SetId, key: Key, value: Value) -> Element {
+    Element { id: ElementId { set, key }, value }
+}
+
+pub(super) fn address_key(ip: &IpAddr) -> Key {
+    Key::new(&ip_bytes(ip))
+}
+
+fn capture_key(capture: &Capture) -> Key {
+    let key = match capture {
+        Capture::Address(ip, ..) => address_key(ip),
+        Capture::NodePort(..) => Key::empty(),
+    };
+    key.with(&protocol_bytes(capture.protocol())).with(&port_bytes(capture.port()))
+}
+
+/// A slot's endpoint as the kernel holds it.
+fn endpoint_value(ip: &IpAddr, port: u16) -> Value {
+    Value::Data(Bytes::new(&ip_bytes(ip)).with(&port_bytes(port)))
+}
+
+/// Reads a slot's endpoint back.
+pub(super) fn parse_endpoint(family: Family, data: &[u8]) -> Option<(IpAddr, u16)> {
+    let port = |bytes: &[u8]| Some(u16::from_be_bytes([*bytes.first()?, *bytes.get(1)?]));
+    match family {
+        Family::V4 => {
+            let (ip, rest) = data.split_first_chunk::<4>()?;
+            Some((IpAddr::from(*ip), port(rest)?))
+        }
+        Family::V6 => {
+            let (ip, rest) = data.split_first_chunk::<16>()?;
+            Some((IpAddr::from(*ip), port(rest)?))
+        }
+    }
+}
+
+fn ip_bytes(ip: &IpAddr) -> Bytes<16> {
+    match ip {
+        IpAddr::V4(ip) => Bytes::new(&ip.octets()),
+        IpAddr::V6(ip) => Bytes::new(&ip.octets()),
+    }
+}
+
+/// One byte, padded to a register.
+fn protocol_bytes(protocol: Protocol) -> [u8; 4] {
+    [protocol.number(), 0, 0, 0]
+}
+
+/// Two bytes in network order, padded to a register.
+fn port_bytes(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+impl<const N: usize> std::ops::Deref for Bytes<N> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}

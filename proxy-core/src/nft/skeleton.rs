@@ -1,0 +1,370 @@
+//! What is there whatever the Services are: sets, base chains and the chains that they call.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::NftConfig;
+use super::classes::{
+    IdTable, address_regs, in_network, is_pod, load_destination, load_port, load_source, load_tuple, rule,
+    set_mark,
+};
+use super::expr::{CmpOp, Expr, MetaKey, Reg};
+use super::object::{Chain, ChainName, Hook, Rule, SetId, SetKind, SetSpec, SetValue, Verdict};
+use crate::net::Family;
+use crate::plan::Detector;
+
+/// The node's addresses that node ports answer on, where they are listed.
+pub type NodePortAddresses = Vec<IpAddr>;
+
+/// What the skeleton depends on and what may change while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NodeView {
+    /// Addresses that node ports answer on; unused in a family that matches all local addresses.
+    pub node_port_addresses: NodePortAddresses,
+    /// Networks out of which ClusterIPs are allocated.
+    pub service_networks: Vec<IpNet>,
+}
+
+const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
+const OUTPUT: u32 = 3;
+const POSTROUTING: u32 = 4;
+const BEFORE_DNAT: i32 = -110;
+const DNAT: i32 = -100;
+const FILTER: i32 = 0;
+const SNAT: i32 = 100;
+
+/// `RTN_LOCAL` of linux/rtnetlink.h.
+const RTN_LOCAL: u32 = 2;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)` of linux/netfilter/nf_conntrack_common.h.
+const CT_NEW: u32 = 8;
+/// `IPS_DST_NAT`.
+const CT_DNAT: u32 = 1 << 5;
+
+/// More clients than this cannot be remembered at once in one family; further ones are balanced anew.
+const AFFINITY_SIZE: u32 = 1 << 20;
+
+/// nft's data types (nftables' include/datatype.h), six bits each in a concatenation.
+const IPV4: u32 = 7;
+const IPV6: u32 = 8;
+const PROTOCOL: u32 = 12;
+const PORT: u32 = 13;
+const NUMBER: u32 = 19;
+
+/// All sets.
+pub fn sets() -> Vec<SetSpec> {
+    SetId::all().map(spec).collect()
+}
+
+fn spec(id: SetId) -> SetSpec {
+    let (ip, ip_len) = match id.family {
+        Family::V4 => (IPV4, 4),
+        Family::V6 => (IPV6, 16),
+    };
+    let width = |field: u32| if field == ip { ip_len } else { 4 };
+    let group = [NUMBER, NUMBER];
+    let tuple = vec![ip, PROTOCOL, PORT];
+    let port = vec![PROTOCOL, PORT];
+    let id_data = SetValue::Data(8, concat(&group));
+    let endpoint = SetValue::Data(ip_len + 4, concat(&[ip, PORT]));
+    let (fields, value) = match id.kind {
+        SetKind::Endpoints => (vec![NUMBER, NUMBER, NUMBER], endpoint),
+        SetKind::Members => (vec![NUMBER, NUMBER, ip, PORT], SetValue::None),
+        SetKind::Affinity => (vec![NUMBER, NUMBER, ip], endpoint),
+        SetKind::Hairpin => (vec![ip, ip, PROTOCOL, PORT], SetValue::None),
+        SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
+        SetKind::Groups => (group.to_vec(), SetValue::Verdict),
+        SetKind::Ids => (tuple, id_data),
+        SetKind::NodePortIds => (port, id_data),
+        SetKind::ClusterIps | SetKind::NodePortAddresses => (vec![ip], SetValue::None),
+        SetKind::Services | SetKind::Local | SetKind::Short | SetKind::Filtered | SetKind::NoEndpoints => {
+            (tuple, SetValue::Verdict)
+        }
+        SetKind::NodePorts
+        | SetKind::NodePortLocal
+        | SetKind::NodePortShort
+        | SetKind::NodePortNoEndpoints => (port, SetValue::Verdict),
+    };
+    let dynamic = id.kind == SetKind::Affinity;
+    SetSpec {
+        id,
+        key_len: fields.iter().map(|f| width(*f)).sum(),
+        key_type: concat(&fields),
+        value,
+        size: if dynamic { AFFINITY_SIZE } else { 0 },
+        dynamic,
+    }
+}
+
+fn concat(fields: &[u32]) -> u32 {
+    fields.iter().fold(0, |all, field| all << 6 | field)
+}
+
+pub(super) fn reject_chain() -> ChainName {
+    ChainName::new("reject")
+}
+
+pub(super) fn source_filter_chain(family: Family) -> ChainName {
+    ChainName::new(if family == Family::V4 { "filter-sources4" } else { "filter-sources6" })
+}
+
+/// The entry chain of eTP=Local frontends.
+pub(super) fn local_policy_chain(table: IdTable, family: Family) -> ChainName {
+    ChainName::new(&format!("{}-local", table.prefix(family)))
+}
+
+/// All chains that are there whatever the Services are. `prefix_lengths` are those of the source ranges in
+/// use, by family.
+pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8)]) -> Vec<Chain> {
+    let mut chains = vec![
+        chain("reject", None, vec![rule("refuse", vec![Expr::RejectPortUnreachable])]),
+        chain("check-sources", None, check_sources()),
+        chain("check-endpoints", None, check_endpoints()),
+        chain("check-nodeports", None, check_node_ports(config)),
+        chain("check-cluster-ips", None, check_cluster_ips(node)),
+        chain("services", None, dispatch(config)),
+    ];
+    for family in Family::BOTH {
+        let rules = filter_sources(family, prefix_lengths);
+        chains.push(Chain { name: source_filter_chain(family), hook: None, rules });
+        for table in [IdTable::Services, IdTable::NodePorts] {
+            let rules = local_policy(config, table, family);
+            chains.push(Chain { name: local_policy_chain(table, family), hook: None, rules });
+        }
+    }
+    let sources = || vec![new_only("check-sources")];
+    let endpoints = || new_only("check-endpoints");
+    let translate = || vec![rule("translate", vec![jump("services")])];
+    chains.extend([
+        chain("filter-prerouting", hook("filter", PREROUTING, BEFORE_DNAT), sources()),
+        chain("filter-output-early", hook("filter", OUTPUT, BEFORE_DNAT), sources()),
+        chain("nat-prerouting", hook("nat", PREROUTING, DNAT), translate()),
+        chain("nat-output", hook("nat", OUTPUT, DNAT), translate()),
+        chain("filter-input", hook("filter", INPUT, FILTER), vec![endpoints(), new_only("check-nodeports")]),
+        chain(
+            "filter-forward",
+            hook("filter", FORWARD, FILTER),
+            vec![endpoints(), new_only("check-cluster-ips")],
+        ),
+        chain(
+            "filter-output",
+            hook("filter", OUTPUT, FILTER),
+            vec![endpoints(), new_only("check-cluster-ips")],
+        ),
+        chain("nat-postrouting", hook("nat", POSTROUTING, SNAT), masquerade(config)),
+    ]);
+    chains
+}
+
+fn chain(name: &str, hook: Option<Hook>, rules: Vec<Rule>) -> Chain {
+    Chain { name: ChainName::new(name), hook, rules }
+}
+
+fn hook(chain_type: &'static str, number: u32, priority: i32) -> Option<Hook> {
+    Some(Hook { chain_type, number, priority })
+}
+
+fn jump(name: &str) -> Expr {
+    Expr::Verdict(Verdict::Jump(ChainName::new(name)))
+}
+
+/// The first packet of a connection goes through a chain.
+fn new_only(name: &str) -> Rule {
+    let mut exprs = vec![Expr::CtState { dreg: 0 }];
+    exprs.extend(any_bit(CT_NEW));
+    exprs.push(jump(name));
+    rule("new connections", exprs)
+}
+
+/// Ends the rule unless register 0 has one of the bits.
+fn any_bit(bits: u32) -> Vec<Expr> {
+    vec![
+        Expr::Bitwise { sreg: 0, dreg: 0, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },
+        Expr::Cmp { sreg: 0, op: CmpOp::Neq, data: vec![0; 4] },
+    ]
+}
+
+/// Ends the rule unless the packet is of the family.
+fn of_family(family: Family) -> Vec<Expr> {
+    let number = match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
+    vec![
+        Expr::Meta { dreg: 0, key: MetaKey::NfProto },
+        Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![number] },
+    ]
+}
+
+fn lookup_tuple(family: Family, kind: SetKind) -> Vec<Expr> {
+    let mut exprs = of_family(family);
+    exprs.extend(load_tuple(family));
+    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
+    exprs
+}
+
+fn check_sources() -> Vec<Rule> {
+    Family::BOTH.map(|f| rule("load balancer source ranges", lookup_tuple(f, SetKind::Filtered))).into()
+}
+
+fn check_endpoints() -> Vec<Rule> {
+    Family::BOTH.map(|f| rule("frontends without endpoints", lookup_tuple(f, SetKind::NoEndpoints))).into()
+}
+
+fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
+    Family::BOTH
+        .map(|f| {
+            rule("node ports without endpoints", lookup_node_port(config, f, SetKind::NodePortNoEndpoints))
+        })
+        .into()
+}
+
+fn dispatch(config: &NftConfig) -> Vec<Rule> {
+    let addresses = Family::BOTH.map(|f| rule("service addresses", lookup_tuple(f, SetKind::Services)));
+    let ports = Family::BOTH.map(|f| rule("node ports", lookup_node_port(config, f, SetKind::NodePorts)));
+    addresses.into_iter().chain(ports).collect()
+}
+
+/// Looks protocol and port up, for packets to one of the addresses that node ports answer on.
+fn lookup_node_port(config: &NftConfig, family: Family, kind: SetKind) -> Vec<Expr> {
+    let mut exprs = of_family(family);
+    if config.match_all_node_addresses[family as usize] {
+        exprs.push(Expr::FibDestinationType { dreg: 0 });
+        exprs.push(local_type());
+        exprs.extend(not_loopback(family));
+    } else {
+        exprs.push(load_destination(family, 0));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::NodePortAddresses, family), sreg: 0 });
+    }
+    exprs.extend(load_port(0));
+    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
+    exprs
+}
+
+fn local_type() -> Expr {
+    Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().to_vec() }
+}
+
+fn not_loopback(family: Family) -> Vec<Expr> {
+    let load = load_destination(family, 0);
+    match family {
+        Family::V4 => {
+            let mask = vec![255, 0, 0, 0];
+            vec![
+                load,
+                Expr::Bitwise { sreg: 0, dreg: 0, mask, xor: vec![0; 4] },
+                Expr::Cmp { sreg: 0, op: CmpOp::Neq, data: vec![127, 0, 0, 0] },
+            ]
+        }
+        Family::V6 => {
+            let data = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
+            vec![load, Expr::Cmp { sreg: 0, op: CmpOp::Neq, data }]
+        }
+    }
+}
+
+fn check_cluster_ips(node: &NodeView) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in Family::BOTH {
+        let mut exprs = of_family(family);
+        exprs.push(load_destination(family, 0));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::ClusterIps, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Goto(reject_chain())));
+        rules.push(rule("ports that no service has", exprs));
+    }
+    for net in &node.service_networks {
+        let family = Family::of_net(net);
+        let mut exprs = of_family(family);
+        exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
+        exprs.push(Expr::Verdict(Verdict::Drop));
+        rules.push(rule("addresses that no service has", exprs));
+    }
+    rules
+}
+
+/// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.
+/// Hash lookups only, so a change costs the same however many ranges there are.
+fn filter_sources(family: Family, prefix_lengths: &[(Family, u8)]) -> Vec<Rule> {
+    let words = address_regs(family);
+    let source: Reg = words + 2;
+    let mut rules = Vec::new();
+    for (_, length) in prefix_lengths.iter().filter(|(f, _)| *f == family) {
+        let mut exprs = load_tuple(family);
+        exprs.push(load_source(family, source));
+        let mask = prefix_mask(*length, usize::from(words) * 4);
+        let xor = vec![0; mask.len()];
+        exprs.push(Expr::Bitwise { sreg: source, dreg: source, mask, xor });
+        let data = u32::from(*length).to_ne_bytes().to_vec();
+        exprs.push(Expr::Immediate { dreg: source + words, data });
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::AllowedSources, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        rules.push(rule("allowed sources", exprs));
+    }
+    rules.push(rule("everybody else", vec![Expr::Verdict(Verdict::Drop)]));
+    rules
+}
+
+fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
+    (0..bytes)
+        .map(|i| {
+            let bits = usize::from(length).saturating_sub(i * 8).min(8);
+            (0xff00u16 >> bits) as u8
+        })
+        .collect()
+}
+
+/// eTP=Local: pods and this node are short-circuited to all endpoints, others get local ones only.
+fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule> {
+    let (short, local) = match table {
+        IdTable::Services => (SetKind::Short, SetKind::Local),
+        IdTable::NodePorts => (SetKind::NodePortShort, SetKind::NodePortLocal),
+    };
+    let look_up = |kind| {
+        let mut exprs = table.load_key(family);
+        exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
+        exprs
+    };
+    let from_host = || vec![Expr::FibSourceType { dreg: 0 }, local_type()];
+    let mut rules = Vec::new();
+    if *config.detector(family) != Detector::None {
+        let mut exprs = is_pod(config.detector(family), family, true);
+        exprs.extend(look_up(short));
+        rules.push(rule("pods reach all endpoints", exprs));
+    }
+    let mut mark = from_host();
+    mark.extend(set_mark(config));
+    rules.push(rule("masquerade this node", mark));
+    let mut host = from_host();
+    host.extend(look_up(short));
+    rules.push(rule("this node reaches all endpoints", host));
+    rules.push(rule("others reach local endpoints", look_up(local)));
+    rules
+}
+
+fn masquerade(config: &NftConfig) -> Vec<Rule> {
+    let mut marked = vec![Expr::Meta { dreg: 0, key: MetaKey::Mark }];
+    marked.extend(any_bit(config.mark()));
+    // The bit is cleared so that a packet that passes again (tunnels) is not masqueraded twice.
+    marked.extend([
+        Expr::Meta { dreg: 0, key: MetaKey::Mark },
+        Expr::Bitwise { sreg: 0, dreg: 0, mask: (!config.mark()).to_ne_bytes().to_vec(), xor: vec![0; 4] },
+        Expr::SetMark { sreg: 0 },
+        Expr::Masquerade,
+    ]);
+    let mut rules = vec![rule("marked connections", marked)];
+    for family in Family::BOTH {
+        let words = address_regs(family);
+        let mut exprs = of_family(family);
+        exprs.push(Expr::CtStatus { dreg: 0 });
+        exprs.extend(any_bit(CT_DNAT));
+        exprs.push(load_source(family, 0));
+        exprs.push(load_destination(family, words));
+        exprs.extend(load_port(2 * words));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::Hairpin, family), sreg: 0 });
+        exprs.push(Expr::Masquerade);
+        rules.push(rule("pods that reach themselves", exprs));
+    }
+    rules
+}

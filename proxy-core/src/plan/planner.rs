@@ -1,0 +1,269 @@
+//! The planner: keeps the plan of each Service and makes anew only what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use super::claims::{Claimant, Claims};
+use super::eligibility::{eligible, is_local};
+use super::policy::{external_actions, internal_actions};
+use super::{Capture, Frontend, HealthCheck, PlanConfig, PortPlan, Role, ServicePlan};
+use crate::index::{Endpoint, Index};
+use crate::model::{ObjectName, Service, ServicePort, ServicePortName};
+use crate::net::{Family, Protocol};
+
+/// What became of one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanChange {
+    /// The Service.
+    pub name: ObjectName,
+    /// Its plan before.
+    pub old: Option<Arc<ServicePlan>>,
+    /// Its plan now.
+    pub new: Option<Arc<ServicePlan>>,
+}
+
+/// The plans of all Services.
+#[derive(Default)]
+pub struct Planner {
+    config: PlanConfig,
+    plans: FxHashMap<ObjectName, Arc<ServicePlan>>,
+    claims: Claims,
+    claimed: FxHashMap<ObjectName, (i64, Box<[Capture]>)>,
+}
+
+impl Planner {
+    /// A planner without plans.
+    pub fn new(config: PlanConfig) -> Self {
+        Planner { config, ..Planner::default() }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &PlanConfig {
+        &self.config
+    }
+
+    /// The plan of a Service.
+    pub fn plan(&self, name: &ObjectName) -> Option<&Arc<ServicePlan>> {
+        self.plans.get(name)
+    }
+
+    /// All plans, in no particular order.
+    pub fn plans(&self) -> impl Iterator<Item = &Arc<ServicePlan>> {
+        self.plans.values()
+    }
+
+    /// Puts a new configuration in force and plans everything anew; returns what changed by it.
+    pub fn reconfigure(&mut self, config: PlanConfig, index: &Index) -> Vec<PlanChange> {
+        if config == self.config {
+            return Vec::new();
+        }
+        self.config = config;
+        let all = index.services().map(|s| s.name.clone()).collect();
+        self.replan(index, all)
+    }
+
+    /// Plans some Services anew, and those that win or lose a frontend by it; returns real changes only,
+    /// sorted by name.
+    pub fn replan(&mut self, index: &Index, services: BTreeSet<ObjectName>) -> Vec<PlanChange> {
+        let mut affected = services.clone();
+        for name in &services {
+            self.renew_claims(index.service(name), name, &mut affected);
+        }
+        let mut changes = Vec::new();
+        for name in affected {
+            let new = index.service(&name).map(|service| self.plan_service(index, service));
+            let old = self.plans.get(&name);
+            if old.map(Arc::as_ref) == new.as_ref() {
+                continue;
+            }
+            let new = new.map(Arc::new);
+            let old = match &new {
+                Some(plan) => self.plans.insert(name.clone(), plan.clone()),
+                None => self.plans.remove(&name),
+            };
+            changes.push(PlanChange { name, old, new });
+        }
+        changes
+    }
+
+    fn renew_claims(
+        &mut self,
+        service: Option<&Service>,
+        name: &ObjectName,
+        affected: &mut BTreeSet<ObjectName>,
+    ) {
+        let wanted: Option<(i64, Box<[Capture]>)> =
+            service.map(|s| (s.created.unwrap_or(i64::MAX), captures(s).into_keys().collect()));
+        let had = self.claimed.get(name);
+        if had == wanted.as_ref() {
+            return;
+        }
+        if let Some((created, old)) = self.claimed.remove(name) {
+            let claimant = Claimant { created, service: name.clone() };
+            let kept = wanted.as_ref().filter(|(now, _)| *now == created).map(|(_, list)| list);
+            for capture in old.iter().filter(|c| kept.is_none_or(|list| list.binary_search(c).is_err())) {
+                affected.extend(self.claims.remove(capture, &claimant));
+            }
+        }
+        if let Some((created, list)) = wanted {
+            for capture in &list {
+                let claimant = Claimant { created, service: name.clone() };
+                affected.extend(self.claims.add(*capture, claimant));
+            }
+            self.claimed.insert(name.clone(), (created, list));
+        }
+    }
+
+    fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {
+        let mut ports = Vec::new();
+        let wanted = captures(service);
+        for (at, port) in service.ports.iter().enumerate() {
+            for family in Family::BOTH {
+                if service.cluster_ip(family).is_some() {
+                    let mine = wanted
+                        .iter()
+                        .filter(|(capture, claim)| claim.port == at && capture.family() == family)
+                        .filter(|(capture, _)| self.claims.owner(capture) == Some(&service.name));
+                    ports.push(self.plan_port(index, service, port, family, mine));
+                }
+            }
+        }
+        ServicePlan {
+            name: service.name.clone(),
+            ports: ports.into(),
+            cluster_ips: service.cluster_ips.clone().into(),
+            health_check: service.health_check_port().map(|node_port| HealthCheck {
+                node_port,
+                local_endpoints: self.local_endpoints(index, service),
+            }),
+        }
+    }
+
+    fn plan_port<'a>(
+        &self,
+        index: &Index,
+        service: &Service,
+        port: &ServicePort,
+        family: Family,
+        mine: impl Iterator<Item = (&'a Capture, &'a Claim)>,
+    ) -> PortPlan {
+        let id = ServicePortName {
+            service: service.name.clone(),
+            port: port.name.clone(),
+            protocol: port.protocol,
+            family,
+        };
+        let endpoints = index.endpoints(&id);
+        let uses_local = service.uses_local_endpoints(port, family);
+        let uses_cluster = service.uses_cluster_endpoints(port, family);
+        let lists = eligible(&endpoints, uses_cluster, uses_local, &self.config);
+        let detects = self.config.detects(family);
+        let external_policy = service.effective_external_policy();
+        let internal = internal_actions(service.internal_policy, &lists, detects, self.config.masquerade_all);
+        let external = external_actions(external_policy, &lists, detects);
+        let ranges = self.allowed_sources(service, family);
+        let frontends = mine
+            .map(|(capture, claim)| Frontend {
+                capture: *capture,
+                role: claim.role,
+                actions: if claim.role == Role::ClusterIp { internal } else { external },
+                allowed_sources: ranges.clone().filter(|_| claim.filtered),
+            })
+            .collect();
+        let lacks_local = lists.has_any && lists.local.is_empty();
+        let is_local_policy = |policy| policy == crate::model::TrafficPolicy::Local;
+        PortPlan {
+            affinity: service.affinity,
+            frontends,
+            serving: serving(&endpoints, port.protocol),
+            lacks_local_internal: lacks_local && is_local_policy(service.internal_policy),
+            lacks_local_external: lacks_local
+                && is_local_policy(external_policy)
+                && service.externally_accessible(port, family),
+            cluster: lists.cluster.into(),
+            local: lists.local.into(),
+            id,
+        }
+    }
+
+    /// The networks that may use the load balancer IPs. When they hold this node's own address, the load
+    /// balancer IPs themselves are allowed as sources too: a host that owns the VIP uses it as its source.
+    fn allowed_sources(&self, service: &Service, family: Family) -> Option<Arc<[IpNet]>> {
+        let mut ranges = service.effective_source_ranges(family);
+        if ranges.is_empty() {
+            return None;
+        }
+        let own = self.config.node_addresses.iter().any(|ip| ranges.iter().any(|net| net.contains(ip)));
+        if own {
+            let vips = service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family);
+            ranges.extend(vips.map(|ip| IpNet::from(*ip)));
+            ranges = IpNet::aggregate(&ranges);
+        }
+        Some(ranges.into())
+    }
+
+    fn local_endpoints(&self, index: &Index, service: &Service) -> Vec<(Family, usize)> {
+        let count = |family| {
+            let mut ips: BTreeSet<IpAddr> = BTreeSet::new();
+            for port in &service.ports {
+                let id = ServicePortName {
+                    service: service.name.clone(),
+                    port: port.name.clone(),
+                    protocol: port.protocol,
+                    family,
+                };
+                let endpoints = index.endpoints(&id);
+                let here = endpoints.iter().filter(|e| e.conditions.ready && is_local(e, &self.config));
+                ips.extend(here.map(|e| e.address));
+            }
+            ips.len()
+        };
+        let families = Family::BOTH.into_iter().filter(|f| service.cluster_ip(*f).is_some());
+        families.map(|family| (family, count(family))).collect()
+    }
+}
+
+/// How a Service wants a frontend.
+struct Claim {
+    port: usize,
+    role: Role,
+    /// Load balancer source ranges apply.
+    filtered: bool,
+}
+
+/// All frontends that a Service wants, each once. An address that is both an external IP and a load balancer
+/// IP keeps its first role and the load balancer's source ranges.
+fn captures(service: &Service) -> BTreeMap<Capture, Claim> {
+    let mut wanted = BTreeMap::new();
+    let mut want = |capture: Capture, port: usize, role: Role| {
+        let filtered = role == Role::LoadBalancer;
+        let claim = wanted.entry(capture).or_insert(Claim { port, role, filtered });
+        claim.filtered |= filtered;
+    };
+    for (at, port) in service.ports.iter().enumerate() {
+        for family in Family::BOTH {
+            let Some(cluster_ip) = service.cluster_ip(family) else { continue };
+            let address = |ip| Capture::Address(ip, port.protocol, port.port);
+            want(address(cluster_ip), at, Role::ClusterIp);
+            for ip in service.external_ips.iter().filter(|ip| Family::of(ip) == family) {
+                want(address(*ip), at, Role::ExternalIp);
+            }
+            for ip in service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family) {
+                want(address(*ip), at, Role::LoadBalancer);
+            }
+            if port.node_port != 0 {
+                want(Capture::NodePort(family, port.protocol, port.node_port), at, Role::NodePort);
+            }
+        }
+    }
+    wanted
+}
+
+fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> Box<[(IpAddr, u16)]> {
+    let udp = endpoints.iter().filter(|_| protocol == Protocol::Udp);
+    udp.filter(|e| e.conditions.serving).map(|e| (e.address, e.port)).collect()
+}

@@ -1,0 +1,129 @@
+//! Connection tracking over netlink: finding and deleting flows.
+//!
+//! Attribute numbers: linux/netfilter/nfnetlink_conntrack.h. Dumps are streamed; memory does not grow with the
+//! kernel's table.
+
+use std::net::IpAddr;
+
+use sluice_core::net::Family;
+
+use crate::netlink::{NetfilterSocket, NetlinkError, find};
+
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
+const GET: u16 = 0x101;
+const DELETE: u16 = 0x102;
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+const UDP: u8 = 17;
+
+/// A tracked UDP flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Where the first packet was sent to.
+    pub destination: (IpAddr, u16),
+    /// Who answers.
+    pub replier: (IpAddr, u16),
+    family: Family,
+    original: Vec<u8>,
+    id: Vec<u8>,
+    zone: Vec<u8>,
+}
+
+/// A connection to conntrack.
+pub struct Conntrack {
+    socket: NetfilterSocket,
+}
+
+impl Conntrack {
+    /// Opens a connection in the current network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Conntrack { socket: NetfilterSocket::open()? })
+    }
+
+    /// The UDP flows of a family for which `keep` says so. The kernel filters by protocol (since 5.8; older
+    /// kernels send everything and the filter is applied here).
+    pub fn udp_flows(
+        &mut self,
+        family: Family,
+        keep: impl Fn(&Flow) -> bool,
+    ) -> Result<Vec<Flow>, NetlinkError> {
+        let mut flows = Vec::new();
+        let request = |writer: &mut crate::netlink::Writer| {
+            let tuple = writer.nest(TUPLE_ORIG);
+            let proto = writer.nest(2);
+            writer.attr(1, &[UDP]);
+            writer.close(proto);
+            writer.close(tuple);
+            let filter = writer.nest(FILTER);
+            // CTA_FILTER_F_CTA_PROTO_NUM
+            writer.attr(1, &(1u32 << 3).to_ne_bytes());
+            writer.attr(2, &0u32.to_ne_bytes());
+            writer.close(filter);
+        };
+        self.socket.dump("list UDP flows", GET, family_number(family), request, |message| {
+            if let Some(flow) = flow(family, message.attributes())
+                && keep(&flow)
+            {
+                flows.push(flow);
+            }
+        })?;
+        Ok(flows)
+    }
+
+    /// Deletes exactly this flow. Returns false when it was gone already.
+    pub fn delete(&mut self, flow: &Flow) -> Result<bool, NetlinkError> {
+        let answer = self.socket.request("delete a flow", DELETE, family_number(flow.family), |writer| {
+            writer.attr(TUPLE_ORIG | 0x8000, &flow.original);
+            writer.attr(ID, &flow.id);
+            if !flow.zone.is_empty() {
+                writer.attr(ZONE, &flow.zone);
+            }
+        });
+        match answer {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+fn flow(family: Family, attributes: &[u8]) -> Option<Flow> {
+    let original = find(attributes, TUPLE_ORIG)?.value;
+    let reply = find(attributes, TUPLE_REPLY)?.value;
+    let is_udp = find(find(original, 2)?.value, 1)?.value == [UDP];
+    is_udp.then_some(())?;
+    let (_, destination) = ends(family, original)?;
+    let (replier, _) = ends(family, reply)?;
+    Some(Flow {
+        destination,
+        replier,
+        family,
+        original: original.to_vec(),
+        id: find(attributes, ID)?.value.to_vec(),
+        zone: find(attributes, ZONE).map(|zone| zone.value.to_vec()).unwrap_or_default(),
+    })
+}
+
+type End = (IpAddr, u16);
+
+/// Source and destination of a tuple.
+fn ends(family: Family, tuple: &[u8]) -> Option<(End, End)> {
+    let ip = find(tuple, 1)?.value;
+    let proto = find(tuple, 2)?.value;
+    let address = |v4: u16, v6: u16| match family {
+        Family::V4 => Some(IpAddr::from(<[u8; 4]>::try_from(find(ip, v4)?.value).ok()?)),
+        Family::V6 => Some(IpAddr::from(<[u8; 16]>::try_from(find(ip, v6)?.value).ok()?)),
+    };
+    let port = |kind| Some(u16::from_be_bytes(find(proto, kind)?.value.try_into().ok()?));
+    Some(((address(1, 3)?, port(2)?), (address(2, 4)?, port(3)?)))
+}

@@ -1,0 +1,154 @@
+//! nf_tables over netlink: transactions, reading our table back, and notice of changes made by others.
+
+mod encode;
+mod monitor;
+mod observe;
+
+pub use monitor::{Monitor, Notice};
+pub use observe::observe;
+
+use std::io;
+
+use netlink_packet_core::NLM_F_ACK;
+use sluice_core::nft::{Op, TABLE};
+
+use crate::netlink::{NetfilterSocket, NetlinkError, Writer};
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u16 = 10;
+/// `NFPROTO_INET`.
+const INET: u8 = 1;
+
+/// Messages of linux/netfilter/nf_tables.h.
+#[derive(Clone, Copy)]
+#[repr(u16)]
+enum Command {
+    NewTable = 0,
+    DelTable = 2,
+    NewChain = 3,
+    GetChain = 4,
+    DelChain = 5,
+    NewRule = 6,
+    GetRule = 7,
+    DelRule = 8,
+    NewSet = 9,
+    GetSet = 10,
+    NewSetElem = 12,
+    GetSetElem = 13,
+    DelSetElem = 14,
+}
+
+impl Command {
+    fn message_type(self) -> u16 {
+        SUBSYSTEM << 8 | self as u16
+    }
+}
+
+/// A connection to nf_tables.
+pub struct Nft {
+    socket: NetfilterSocket,
+}
+
+/// What a transaction cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Messages sent.
+    pub messages: u32,
+    /// Bytes sent.
+    pub bytes: usize,
+}
+
+impl Nft {
+    /// Opens a connection in the current network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Nft { socket: NetfilterSocket::open()? })
+    }
+
+    /// Our netlink port id, by which notices of our own changes are known.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Applies operations in one transaction: all or nothing.
+    pub fn commit(&mut self, ops: &[Op]) -> Result<Committed, NetlinkError> {
+        if ops.is_empty() {
+            return Ok(Committed::default());
+        }
+        let first = self.socket.next_sequence();
+        let batch = encode::batch(ops, first);
+        self.socket.send(batch.writer.bytes())?;
+        for _ in 0..batch.messages {
+            self.socket.next_sequence();
+        }
+        self.verdict(first, &batch, ops)?;
+        Ok(Committed { messages: batch.messages, bytes: batch.writer.bytes().len() })
+    }
+
+    /// The kernel has worked the batch off when the send returns; its answers are waiting.
+    fn verdict(&mut self, first: u32, batch: &encode::Batch, ops: &[Op]) -> Result<(), NetlinkError> {
+        let last = first.wrapping_add(batch.messages);
+        let (mut acknowledged, mut failure) = (false, None);
+        let lost = loop {
+            let received = self.socket.receive(false, |message| {
+                let Some((code, detail)) = message.error() else { return };
+                let offset = message.sequence.wrapping_sub(first);
+                if offset > batch.messages {
+                    return;
+                }
+                if code != 0 && failure.is_none() {
+                    let operation = batch.describe(offset, ops);
+                    let source = io::Error::from_raw_os_error(code);
+                    failure = Some(NetlinkError::Refused { operation, source, detail });
+                }
+                acknowledged |= code == 0 && message.sequence == last;
+            });
+            match received {
+                Ok(true) => {}
+                Ok(false) => break false,
+                Err(NetlinkError::Lost { .. }) => break true,
+                Err(error) => return Err(error),
+            }
+        };
+        match failure {
+            Some(error) => Err(error),
+            None if acknowledged => Ok(()),
+            None if lost => Err(NetlinkError::Lost { operation: "commit a transaction" }),
+            None => Err(NetlinkError::Malformed { operation: "commit a transaction" }),
+        }
+    }
+
+    /// Deletes our table with everything in it. Returns whether there was one.
+    pub fn delete_table(&mut self) -> Result<bool, NetlinkError> {
+        match self.commit(&[Op::DeleteTable]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that the kernel offers what the layout needs, by a transaction in a scratch table that the
+    /// same transaction removes again.
+    pub fn probe(&mut self) -> Result<(), NetlinkError> {
+        let first = self.socket.next_sequence();
+        let mut writer = Writer::default();
+        let mut batch = encode::Encoder::new(&mut writer, first);
+        batch.scratch_table("sluice-probe");
+        let messages = batch.finish();
+        let batch = encode::Batch { writer, messages, starts: Vec::new() };
+        self.socket.send(batch.writer.bytes())?;
+        for _ in 0..messages {
+            self.socket.next_sequence();
+        }
+        self.verdict(first, &batch, &[])
+    }
+}
+
+/// Attributes that name our table.
+fn our_table(kind: u16) -> impl FnOnce(&mut Writer) {
+    move |writer| writer.text(kind, TABLE)
+}
+
+/// Asks for an acknowledgement of the message begun last.
+fn acknowledge(writer: &mut Writer) {
+    writer.add_flags(NLM_F_ACK);
+}

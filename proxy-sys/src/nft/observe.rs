@@ -1,0 +1,144 @@
+//! Reading our table back.
+
+use sluice_core::nft::{
+    Bytes, ChainName, ElementId, Key, Observed, ObservedChain, SetId, SetKind, TABLE, Value, Verdict,
+};
+
+use super::{Command, INET, Nft, our_table};
+use crate::netlink::{Message, NetlinkError, Writer, attrs, find};
+
+const ATTEMPTS: u32 = 5;
+
+/// Reads our table; `None` when there is none.
+///
+/// Elements that the packet path adds (affinity) are left out: they are state, not configuration.
+pub fn observe(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
+    let mut attempt = 1;
+    loop {
+        match read(nft) {
+            // The ruleset changed while it was read.
+            Err(error) if error.errno() == Some(libc::EINTR) && attempt < ATTEMPTS => attempt += 1,
+            Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(None),
+            other => return other,
+        }
+    }
+}
+
+fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
+    let mut observed = Observed { chains: chains(nft)?, ..Observed::default() };
+    observed.sets = sets(nft)?;
+    if observed.chains.is_empty() && observed.sets.is_empty() {
+        return Ok(None);
+    }
+    rules(nft, &mut observed.chains)?;
+    for (name, ..) in observed.sets.clone() {
+        if let Some(set) = SetId::by_name(&name)
+            && set.kind != SetKind::Affinity
+        {
+            elements(nft, set, &mut observed)?;
+        }
+    }
+    Ok(Some(observed))
+}
+
+/// Dumps are filtered by table in newer kernels only.
+fn is_ours(message: &Message<'_>) -> bool {
+    find(message.attributes(), 1).is_some_and(|table| table.text() == TABLE)
+}
+
+fn chains(nft: &mut Nft) -> Result<Vec<ObservedChain>, NetlinkError> {
+    let mut chains = Vec::new();
+    let kind = Command::GetChain.message_type();
+    nft.socket.dump("list chains", kind, INET, our_table(1), |message| {
+        if !is_ours(&message) {
+            return;
+        }
+        let attributes = message.attributes();
+        let Some(name) = find(attributes, 3) else { return };
+        let hook = find(attributes, 4).and_then(|hook| {
+            let number = find(hook.value, 1)?.u32()?;
+            Some((number, find(hook.value, 2)?.u32()? as i32))
+        });
+        chains.push(ObservedChain { name: ChainName::new(name.text()), hook, rules: Vec::new() });
+    })?;
+    Ok(chains)
+}
+
+fn rules(nft: &mut Nft, chains: &mut [ObservedChain]) -> Result<(), NetlinkError> {
+    let kind = Command::GetRule.message_type();
+    let at: std::collections::HashMap<ChainName, usize> =
+        chains.iter().enumerate().map(|(i, chain)| (chain.name, i)).collect();
+    nft.socket.dump("list rules", kind, INET, our_table(1), |message| {
+        let attributes = message.attributes();
+        let chain = find(attributes, 2).and_then(|name| at.get(&ChainName::new(name.text())));
+        if let (true, Some(at)) = (is_ours(&message), chain) {
+            let comment = find(attributes, 7).and_then(|data| comment(data.value));
+            chains[*at].rules.push(comment.unwrap_or_default());
+        }
+    })
+}
+
+/// The comment among nft's user data: type, length, text.
+fn comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, len, rest @ ..] = data {
+        let text = rest.get(..usize::from(*len))?;
+        if *kind == 0 {
+            let text = text.strip_suffix(&[0]).unwrap_or(text);
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        data = &rest[usize::from(*len)..];
+    }
+    None
+}
+
+fn sets(nft: &mut Nft) -> Result<Vec<(String, u32, u32)>, NetlinkError> {
+    let mut sets = Vec::new();
+    let kind = Command::GetSet.message_type();
+    nft.socket.dump("list sets", kind, INET, our_table(1), |message| {
+        let attributes = message.attributes();
+        if let (true, Some(name)) = (is_ours(&message), find(attributes, 2)) {
+            let number = |kind| find(attributes, kind).and_then(|attr| attr.u32()).unwrap_or(0);
+            let is_verdict = number(6) == 0xffff_ff00;
+            sets.push((name.text().to_owned(), number(5), if is_verdict { 0 } else { number(7) }));
+        }
+    })?;
+    Ok(sets)
+}
+
+fn elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(), NetlinkError> {
+    let kind = Command::GetSetElem.message_type();
+    let name = |writer: &mut Writer| {
+        writer.text(1, TABLE);
+        writer.text(2, set.name());
+    };
+    nft.socket.dump("list elements", kind, INET, name, |message| {
+        let list = find(message.attributes(), 3).map_or(&[][..], |list| list.value);
+        for item in attrs(list) {
+            match element(set, item.value) {
+                Some((id, value)) => {
+                    observed.elements.insert(id, value);
+                }
+                None => observed.unknown_elements += 1,
+            }
+        }
+    })
+}
+
+fn element(set: SetId, item: &[u8]) -> Option<(ElementId, Value)> {
+    let key = find(find(item, 1)?.value, 1)?;
+    let id = ElementId { set, key: Key::new(key.value) };
+    let Some(data) = find(item, 2) else { return Some((id, Value::None)) };
+    if let Some(bytes) = find(data.value, 1) {
+        return Some((id, Value::Data(Bytes::new(bytes.value))));
+    }
+    let verdict = find(data.value, 2)?;
+    let chain = find(verdict.value, 2).map(|name| ChainName::new(name.text()));
+    let value = match (find(verdict.value, 1)?.u32()? as i32, chain) {
+        (0, None) => Verdict::Drop,
+        (1, None) => Verdict::Accept,
+        (-3, Some(chain)) => Verdict::Jump(chain),
+        (-4, Some(chain)) => Verdict::Goto(chain),
+        _ => return None,
+    };
+    Some((id, Value::Verdict(value)))
+}

@@ -1,0 +1,51 @@
+//! Sysctls and other files of /proc and /sys.
+
+use std::path::PathBuf;
+
+/// A sysctl could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {path}: {source}")]
+pub struct ProcError {
+    /// `read` or `write`.
+    pub operation: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// The system's answer.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// Writes a value to a sysctl (`net.netfilter.nf_conntrack_max`), unless it has that value.
+/// Returns whether it was changed.
+pub fn set_sysctl(name: &str, value: &str) -> Result<bool, ProcError> {
+    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
+    write_if_different(path, value)
+}
+
+/// Reads a sysctl.
+pub fn sysctl(name: &str) -> Result<String, ProcError> {
+    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(source) => Err(ProcError { operation: "read", path, source }),
+    }
+}
+
+/// Writes a value to a file, unless the file holds it.
+pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError> {
+    if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
+        return Ok(false);
+    }
+    match std::fs::write(&path, value) {
+        Ok(()) => Ok(true),
+        Err(source) => Err(ProcError { operation: "write", path, source }),
+    }
+}
+
+/// The resident memory of this process in bytes.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,242 @@
+//! The nftables backend against the real kernel, each test in a network namespace of its own.
+
+use std::net::IpAddr;
+
+use sluice_core::event::{Change, Event};
+use sluice_core::index::Index;
+use sluice_core::model::{
+    Conditions, EndpointSlice, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+    TrafficPolicy,
+};
+use sluice_core::net::{Family, Protocol};
+use sluice_core::nft::{Ledger, NftConfig, NodeView, Op, Scheduler};
+use sluice_core::plan::{Detector, PlanConfig, Planner};
+use sluice_sys::nft::{Nft, observe};
+
+/// Runs a test in a fresh network namespace. Without root: a skip that says so.
+fn in_netns(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+            println!("skip: needs root to make a network namespace ({error})");
+            return;
+        }
+        test();
+    });
+    thread.join().unwrap();
+}
+
+fn name(i: usize) -> ObjectName {
+    ObjectName::new("default", &format!("svc-{i}"))
+}
+
+fn service(i: usize, affinity: Option<u32>) -> Service {
+    let ip = IpAddr::from([10, 96, (i / 250) as u8, (i % 250) as u8 + 1]);
+    let ip6: IpAddr = format!("fd00:10:96::{:x}", i + 1).parse().unwrap();
+    Service {
+        name: name(i),
+        created: None,
+        service_type: ServiceType::LoadBalancer,
+        cluster_ips: vec![ip, ip6],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: 30000 + i as u16,
+        }],
+        external_ips: vec![],
+        load_balancer_ips: vec![IpAddr::from([203, 0, 113, (i % 250) as u8 + 1])],
+        source_ranges: vec!["192.0.2.0/24".parse().unwrap(), "198.51.0.0/16".parse().unwrap()],
+        affinity,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: if i % 2 == 0 { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        health_check_node_port: 0,
+    }
+}
+
+fn slice(i: usize, family: Family, endpoints: usize) -> EndpointSlice {
+    let address = |e: usize| match family {
+        Family::V4 => IpAddr::from([10, 244, (i % 250) as u8, e as u8 + 1]),
+        Family::V6 => format!("fd00:10:244:{:x}::{:x}", i % 250, e + 1).parse().unwrap(),
+    };
+    EndpointSlice {
+        name: ObjectName::new("default", &format!("svc-{i}-{family}")),
+        service: name(i),
+        family,
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: (0..endpoints)
+            .map(|e| SliceEndpoint {
+                address: address(e),
+                node: Some(if e % 2 == 0 { "node-a".into() } else { "node-b".into() }),
+                conditions: Conditions::default(),
+                hints: None,
+            })
+            .collect(),
+        triggered: None,
+    }
+}
+
+struct World {
+    index: Index,
+    planner: Planner,
+    ledger: Ledger,
+    nft: Nft,
+}
+
+fn config(scheduler: Scheduler) -> NftConfig {
+    NftConfig {
+        detectors: [
+            Detector::Cidr("10.244.0.0/16".parse().unwrap()),
+            Detector::Cidr("fd00:10:244::/48".parse().unwrap()),
+        ],
+        scheduler,
+        ..NftConfig::default()
+    }
+}
+
+fn node() -> NodeView {
+    NodeView {
+        node_port_addresses: vec!["192.168.77.11".parse().unwrap(), "fd00:77::11".parse().unwrap()],
+        service_networks: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+    }
+}
+
+impl World {
+    fn new(scheduler: Scheduler) -> World {
+        let planner = Planner::new(PlanConfig {
+            node_name: "node-a".into(),
+            detects_pods: [true, true],
+            ..PlanConfig::default()
+        });
+        let ledger = Ledger::new(config(scheduler), node());
+        World { index: Index::default(), planner, ledger, nft: Nft::open().unwrap() }
+    }
+
+    fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Op> {
+        events.into_iter().for_each(|event| self.index.apply(event));
+        let dirty = self.index.take_dirty();
+        let changes = self.planner.replan(&self.index, dirty.services);
+        self.ledger.change(&changes)
+    }
+
+    fn load(&mut self, services: usize, endpoints: usize) {
+        let mut ops = self.ledger.create_skeleton();
+        for i in 0..services {
+            let affinity = (i % 3 == 0).then_some(10800);
+            ops.extend(self.apply([
+                Event::Service(Change::Apply(service(i, affinity))),
+                Event::Slice(Change::Apply(slice(i, Family::V4, endpoints))),
+                Event::Slice(Change::Apply(slice(i, Family::V6, endpoints))),
+            ]));
+        }
+        ops.extend(self.ledger.finish_load());
+        self.nft.commit(&ops).unwrap();
+    }
+
+    fn drift(&mut self) -> Vec<Op> {
+        let plans: Vec<_> = self.planner.plans().cloned().collect();
+        let observed = observe(&mut self.nft).unwrap().expect("the table exists");
+        let ops = self.ledger.reconcile(&plans, observed);
+        assert!(!self.ledger.has_retired(), "chains that nobody needs: {:?}", self.ledger.delete_retired());
+        ops
+    }
+}
+
+#[test]
+fn what_was_written_is_read_back_as_right() {
+    for scheduler in [Scheduler::Random, Scheduler::RoundRobin] {
+        in_netns(move || {
+            let mut world = World::new(scheduler);
+            world.load(20, 5);
+            assert_eq!(world.drift(), []);
+        });
+    }
+}
+
+#[test]
+fn changes_end_where_a_fresh_load_would() {
+    for scheduler in [Scheduler::Random, Scheduler::RoundRobin] {
+        in_netns(move || {
+            let mut world = World::new(scheduler);
+            world.load(20, 5);
+            for (i, endpoints) in [(1, 4), (1, 6), (2, 0), (3, 1), (2, 5), (4, 9)] {
+                let ops = world.apply([Event::Slice(Change::Apply(slice(i, Family::V4, endpoints)))]);
+                world.nft.commit(&ops).unwrap();
+            }
+            let ops = world.apply([Event::Service(Change::Delete(name(5)))]);
+            world.nft.commit(&ops).unwrap();
+            let ops = world.apply([Event::Service(Change::Apply(service(6, Some(2))))]);
+            world.nft.commit(&ops).unwrap();
+            let retired = world.ledger.delete_retired();
+            world.nft.commit(&retired).unwrap();
+            assert_eq!(world.drift(), []);
+        });
+    }
+}
+
+#[test]
+fn a_restarted_daemon_applies_only_the_difference() {
+    in_netns(|| {
+        let mut world = World::new(Scheduler::Random);
+        world.load(20, 5);
+        // The slots are no longer in sorted order after this.
+        let mut shrunk = slice(1, Family::V4, 5);
+        shrunk.endpoints.remove(0);
+        let ops = world.apply([Event::Slice(Change::Apply(shrunk))]);
+        world.nft.commit(&ops).unwrap();
+        world.ledger = Ledger::new(config(Scheduler::Random), node());
+        world.ledger.restore_slots(&Default::default());
+        let plans: Vec<_> = world.planner.plans().cloned().collect();
+        let observed = observe(&mut world.nft).unwrap().unwrap();
+        assert_eq!(world.ledger.reconcile(&plans, observed), []);
+        // While the daemon was away one Service went and one endpoint came.
+        world.index.apply(Event::Service(Change::Delete(name(7))));
+        world.index.apply(Event::Slice(Change::Apply(slice(8, Family::V4, 6))));
+        let dirty = world.index.take_dirty();
+        world.planner.replan(&world.index, dirty.services);
+        let plans: Vec<_> = world.planner.plans().cloned().collect();
+        let observed = observe(&mut world.nft).unwrap().unwrap();
+        let ops = world.ledger.reconcile(&plans, observed);
+        assert!(!ops.is_empty() && ops.len() < 60, "{} operations", ops.len());
+        world.nft.commit(&ops).unwrap();
+        let retired = world.ledger.delete_retired();
+        world.nft.commit(&retired).unwrap();
+        assert_eq!(world.drift(), []);
+    });
+}
+
+#[test]
+fn a_failed_transaction_changes_nothing_and_says_why() {
+    in_netns(|| {
+        let mut world = World::new(Scheduler::Random);
+        world.load(3, 2);
+        let ops = world.apply([Event::Slice(Change::Apply(slice(1, Family::V4, 3)))]);
+        let mut broken = ops.clone();
+        broken.push(ops.iter().rfind(|op| matches!(op, Op::AddElement(_))).unwrap().clone());
+        let error = world.nft.commit(&broken).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EEXIST));
+        assert!(error.to_string().contains("add elements"), "{error}");
+        world.nft.commit(&ops).unwrap();
+        let retired = world.ledger.delete_retired();
+        world.nft.commit(&retired).unwrap();
+        assert_eq!(world.drift(), []);
+    });
+}
+
+#[test]
+fn the_probe_passes_here_and_leaves_nothing() {
+    in_netns(|| {
+        let mut nft = Nft::open().unwrap();
+        nft.probe().unwrap();
+        assert!(observe(&mut nft).unwrap().is_none());
+        assert!(!nft.delete_table().unwrap());
+    });
+}
+
+#[test]
+fn a_large_load_fits() {
+    in_netns(|| {
+        let mut world = World::new(Scheduler::Random);
+        world.load(400, 20);
+        assert_eq!(world.drift(), []);
+    });
+}
