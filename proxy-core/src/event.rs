@@ -12,6 +12,8 @@ pub enum Change<T> {
     Apply(T),
     /// The object is gone, or no longer ours to serve.
     Delete(ObjectName),
+    /// The object exists, but its new state cannot be read: what was known stays.
+    Keep(ObjectName),
     /// The listing that began is complete.
     ListEnd,
 }

@@ -85,6 +85,12 @@ impl<T: PartialEq + Named> Store<T> {
                 let old = self.objects.remove(&name);
                 if old.is_some() { vec![(name, old)] } else { Vec::new() }
             }
+            Change::Keep(name) => {
+                if let Some(seen) = &mut self.listing {
+                    seen.insert(name);
+                }
+                Vec::new()
+            }
             Change::ListEnd => {
                 self.listed = true;
                 let seen = self.listing.take().unwrap_or_default();
@@ -198,6 +204,11 @@ impl Index {
     /// Whether the initial lists that rules depend on (Services and EndpointSlices) are complete.
     pub fn is_complete(&self) -> bool {
         self.services.listed && self.slices.listed
+    }
+
+    /// Whether Nodes and ServiceCIDRs have been listed as well.
+    pub fn is_fully_listed(&self) -> bool {
+        self.is_complete() && self.nodes.listed && self.service_cidrs.listed
     }
 
     /// A Service by name.

@@ -1,4 +1,5 @@
 //! The nftables backend against the real kernel, each test in a network namespace of its own.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "integration tests fail by panicking")]
 
 use std::net::IpAddr;
 
@@ -48,7 +49,7 @@ fn service(i: usize, affinity: Option<u32>) -> Service {
         source_ranges: vec!["192.0.2.0/24".parse().unwrap(), "198.51.0.0/16".parse().unwrap()],
         affinity,
         internal_policy: TrafficPolicy::Cluster,
-        external_policy: if i % 2 == 0 { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        external_policy: if i.is_multiple_of(2) { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
         health_check_node_port: 0,
     }
 }
@@ -121,7 +122,7 @@ impl World {
     fn load(&mut self, services: usize, endpoints: usize) {
         let mut ops = self.ledger.create_skeleton();
         for i in 0..services {
-            let affinity = (i % 3 == 0).then_some(10800);
+            let affinity = i.is_multiple_of(3).then_some(10800);
             ops.extend(self.apply([
                 Event::Service(Change::Apply(service(i, affinity))),
                 Event::Slice(Change::Apply(slice(i, Family::V4, endpoints))),

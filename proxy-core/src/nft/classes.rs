@@ -1,8 +1,16 @@
 //! Class chains: how an endpoint is picked and translated, shared by all frontends of one class.
 //!
 //! Register layout of all picking rules, the same for both families (IPv4 leaves the gaps unused):
-//! 0.. frontend key, later the affinity key; 6, 7 group id; 8 slot; 9.. picked endpoint address, port.
-//! A remembered endpoint is loaded at 8.. so that group id and endpoint form the key of `members`.
+//! 0.. frontend key, later the affinity key; 6, 7 group id; 8 slot, then 8.. endpoint address, port.
+//!
+//! The nft program must be able to list these rules. It follows by register number what was loaded where, takes
+//! a map's data for zero bits wide, and aborts when such a register is part of a key (nft 1.0.6 to 1.1,
+//! `netlink_parse_concat_expr`) or of a dynset's data. So no key and no stored data may start at a register
+//! that a lookup wrote:
+//! - `ids` holds a word of padding before the group id and is loaded one register early; the register of the
+//!   group id itself gets a wide dummy load first, by which nft takes the whole key for one value.
+//! - `members` gives the endpoint again behind a word of padding; loaded one register early, the copy is what
+//!   a dynset stores.
 
 use super::NftConfig;
 use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
@@ -150,9 +158,10 @@ impl ClassChain {
 
     /// Loads the group id of the packet's frontend.
     fn find_group(&self) -> Vec<Expr> {
-        let mut exprs = self.table.load_key(self.family);
+        let mut exprs = dummy_loads(self.family).to_vec();
+        exprs.extend(self.table.load_key(self.family));
         let set = self.table.ids(self.family);
-        exprs.push(Expr::LookupData { set, sreg: 0, dreg: GROUP });
+        exprs.push(Expr::LookupData { set, sreg: 0, dreg: GROUP - 1 });
         if self.short {
             exprs.push(clear_local_bit(GROUP, GROUP));
         }
@@ -162,12 +171,28 @@ impl ClassChain {
 
 const GROUP: Reg = 6;
 const SLOT: Reg = 8;
-const PICKED: Reg = 9;
-const REMEMBERED: Reg = 8;
+const ENDPOINT: Reg = 8;
+/// Where the copy of the endpoint is after `members` was loaded over the group id.
+const COPY: Reg = 7;
+
+/// Makes nft believe that values wide enough for every key and for stored data start at the group id and at
+/// the copy.
+fn dummy_loads(family: Family) -> [Expr; 2] {
+    let (key, data) = match family {
+        Family::V4 => (16, 8),
+        Family::V6 => (28, 20),
+    };
+    [
+        Expr::NetworkHeader { dreg: GROUP, offset: 0, len: key },
+        Expr::NetworkHeader { dreg: COPY, offset: 0, len: data },
+    ]
+}
 
 /// The chain of one group under round robin: only a rule's own counter takes turns exactly.
 pub(super) fn round_robin_chain(group: GroupId, family: Family, size: u32, affinity: Option<u32>) -> Chain {
-    let find = vec![Expr::Immediate { dreg: GROUP, data: group.bytes().to_vec() }];
+    let id = Expr::Immediate { dreg: GROUP - 1, data: group.padded_bytes().to_vec() };
+    let mut find = dummy_loads(family).to_vec();
+    find.push(id);
     let turn = Expr::Numgen { dreg: SLOT, modulus: size, kind: NumgenKind::Incremental };
     Chain {
         name: round_robin_name(group, family),
@@ -192,44 +217,43 @@ fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) 
     let mut pick = find.to_vec();
     pick.push(turn);
     let endpoints = SetId::new(SetKind::Endpoints, family);
-    pick.push(Expr::LookupData { set: endpoints, sreg: GROUP, dreg: PICKED });
+    pick.push(Expr::LookupData { set: endpoints, sreg: GROUP, dreg: ENDPOINT });
     let mut plain = pick.clone();
-    plain.push(dnat(family, PICKED));
+    plain.push(dnat(family));
     let Some(seconds) = affinity else { return vec![rule("pick", plain)] };
+    let affinity = SetId::new(SetKind::Affinity, family);
+    let recall = Expr::LookupData { set: affinity, sreg: 0, dreg: ENDPOINT };
+
+    let mut sticky = find.to_vec();
+    sticky.extend(load_affinity_key(family));
+    sticky.push(recall.clone());
+    sticky.push(copy_member(family));
+    sticky.push(dynset(affinity, DynsetOp::Update, seconds));
+    sticky.extend([recall.clone(), dnat(family)]);
+
+    let mut remember = pick;
+    remember.extend(load_affinity_key(family));
+    remember.push(copy_member(family));
+    // An update leaves the data of an existing element as it is, so one that points to an endpoint that is
+    // gone has to be removed first.
+    remember.push(dynset(affinity, DynsetOp::Delete, seconds));
+    remember.push(dynset(affinity, DynsetOp::Update, seconds));
+    remember.extend([recall, dnat(family)]);
     vec![
-        rule("go where this client went before", sticky(family, find, seconds)),
-        rule("pick and remember", remember(family, pick, seconds)),
+        rule("go where this client went before", sticky),
+        rule("pick and remember", remember),
         // Reached only when the affinity map is full: the connection must not fail for that.
         rule("pick", plain),
     ]
 }
 
-fn sticky(family: Family, find: &[Expr], seconds: u32) -> Vec<Expr> {
-    let affinity = SetId::new(SetKind::Affinity, family);
-    let members = SetId::new(SetKind::Members, family);
-    let mut exprs = find.to_vec();
-    exprs.extend(load_affinity_key(family));
-    exprs.push(Expr::LookupData { set: affinity, sreg: 0, dreg: REMEMBERED });
-    exprs.push(Expr::Lookup { set: members, sreg: GROUP });
-    exprs.push(dynset(affinity, DynsetOp::Update, REMEMBERED, seconds));
-    exprs.push(dnat(family, REMEMBERED));
-    exprs
+/// Ends the rule unless the endpoint is a member of the group; makes the copy that a dynset can store.
+fn copy_member(family: Family) -> Expr {
+    Expr::LookupData { set: SetId::new(SetKind::Members, family), sreg: GROUP, dreg: GROUP }
 }
 
-fn remember(family: Family, pick: Vec<Expr>, seconds: u32) -> Vec<Expr> {
-    let affinity = SetId::new(SetKind::Affinity, family);
-    let mut exprs = pick;
-    exprs.extend(load_affinity_key(family));
-    // An update leaves the data of an existing element as it is, so one that points to an endpoint that is
-    // gone has to be removed first.
-    exprs.push(dynset(affinity, DynsetOp::Delete, PICKED, seconds));
-    exprs.push(dynset(affinity, DynsetOp::Update, PICKED, seconds));
-    exprs.push(dnat(family, PICKED));
-    exprs
-}
-
-fn dynset(set: SetId, op: DynsetOp, data: Reg, seconds: u32) -> Expr {
-    Expr::Dynset { set, op, key: 0, data, timeout_ms: u64::from(seconds) * 1000 }
+fn dynset(set: SetId, op: DynsetOp, seconds: u32) -> Expr {
+    Expr::Dynset { set, op, key: 0, data: COPY, timeout_ms: u64::from(seconds) * 1000 }
 }
 
 /// Affinity id (the group id without the bit that tells Cluster from Local: both lists of a service port
@@ -242,8 +266,8 @@ fn clear_local_bit(sreg: Reg, dreg: Reg) -> Expr {
     Expr::Bitwise { sreg, dreg, mask: GroupId::without_local_bit_mask().to_vec(), xor: vec![0; 8] }
 }
 
-fn dnat(family: Family, address: Reg) -> Expr {
-    Expr::Dnat { family, address, port: address + address_regs(family) }
+fn dnat(family: Family) -> Expr {
+    Expr::Dnat { family, address: ENDPOINT, port: ENDPOINT + address_regs(family) }
 }
 
 pub(super) fn rule(about: &'static str, exprs: Vec<Expr>) -> Rule {

@@ -50,6 +50,13 @@ impl GroupId {
         words(self.0)
     }
 
+    /// The same behind a word of padding; see the class chains for why it is needed.
+    pub(super) fn padded_bytes(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[4..].copy_from_slice(&self.bytes());
+        bytes
+    }
+
     /// The id of two words in host order.
     pub fn from_bytes(bytes: &[u8]) -> Option<GroupId> {
         let (low, high) = bytes.split_first_chunk::<4>()?;
@@ -160,7 +167,8 @@ impl Lowering<'_> {
             self.own(SetKind::Endpoints, key, endpoint_value(ip, *port));
             if self.port.affinity.is_some() {
                 let key = Key::new(&id.bytes()).with(&ip_bytes(ip)).with(&port_bytes(*port));
-                self.own(SetKind::Members, key, Value::None);
+                let copy = Bytes::new(&[0; 4]).with(&ip_bytes(ip)).with(&port_bytes(*port));
+                self.own(SetKind::Members, key, Value::Data(copy));
             }
         }
         let protocol = self.port.id.protocol;
@@ -244,7 +252,7 @@ impl Lowering<'_> {
             IdTable::NodePorts => SetKind::NodePortIds,
         };
         let id = self.group_id(group);
-        self.own(kind, key, Value::Data(Bytes::new(&id.bytes())));
+        self.own(kind, key, Value::Data(Bytes::new(&id.padded_bytes())));
     }
 
     fn source_ranges(&mut self, key: Key, ranges: &[IpNet]) {

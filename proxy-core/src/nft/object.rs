@@ -124,7 +124,8 @@ pub enum Verdict {
 pub enum SetKind {
     /// Group id, slot → endpoint address, port.
     Endpoints,
-    /// Group id, endpoint address, port: whom an affine client may still stick to.
+    /// Group id, endpoint address, port → padding, the same address and port: whom an affine client may still
+    /// stick to.
     Members,
     /// Affinity id, client address → endpoint address, port; written by the packet path.
     Affinity,
@@ -134,9 +135,9 @@ pub enum SetKind {
     AllowedSources,
     /// Group id → chain of the group; only with the scheduler `rr`.
     Groups,
-    /// Address, protocol, port → group id.
+    /// Address, protocol, port → padding, group id.
     Ids,
-    /// Protocol, port → group id.
+    /// Protocol, port → padding, group id.
     NodePortIds,
     /// eTP=Local frontends: address, protocol, port → class chain of outside clients.
     Local,
@@ -284,8 +285,8 @@ pub struct ElementId {
 pub enum Value {
     /// Nothing.
     None,
-    /// Group id, or endpoint address and port.
-    Data(Bytes<20>),
+    /// Padding and group id, or endpoint address and port.
+    Data(Bytes<24>),
     /// A verdict.
     Verdict(Verdict),
 }

@@ -67,11 +67,14 @@ fn spec(id: SetId) -> SetSpec {
     let group = [NUMBER, NUMBER];
     let tuple = vec![ip, PROTOCOL, PORT];
     let port = vec![PROTOCOL, PORT];
-    let id_data = SetValue::Data(8, concat(&group));
+    let id_data = SetValue::Data(12, concat(&[NUMBER, NUMBER, NUMBER]));
     let endpoint = SetValue::Data(ip_len + 4, concat(&[ip, PORT]));
     let (fields, value) = match id.kind {
         SetKind::Endpoints => (vec![NUMBER, NUMBER, NUMBER], endpoint),
-        SetKind::Members => (vec![NUMBER, NUMBER, ip, PORT], SetValue::None),
+        SetKind::Members => {
+            let copy = SetValue::Data(ip_len + 8, concat(&[NUMBER, ip, PORT]));
+            (vec![NUMBER, NUMBER, ip, PORT], copy)
+        }
         SetKind::Affinity => (vec![NUMBER, NUMBER, ip], endpoint),
         SetKind::Hairpin => (vec![ip, ip, PROTOCOL, PORT], SetValue::None),
         SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),

@@ -52,7 +52,7 @@ impl Planner {
     }
 
     /// All plans, in no particular order.
-    pub fn plans(&self) -> impl Iterator<Item = &Arc<ServicePlan>> {
+    pub fn plans(&self) -> impl ExactSizeIterator<Item = &Arc<ServicePlan>> {
         self.plans.values()
     }
 

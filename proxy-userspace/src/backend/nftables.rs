@@ -1,0 +1,167 @@
+//! The nftables backend's driver: commits what the ledger says, in transactions of bounded size.
+
+use std::sync::Arc;
+
+use sluice_core::nft::{Ledger, NftConfig, NodeView, Op};
+use sluice_core::plan::{PlanChange, ServicePlan};
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::{Nft, observe};
+
+/// Operations of one transaction: the kernel holds its nf_tables lock while it works one off, about 20 ms for
+/// so many here.
+const MAX_OPS: usize = 10_000;
+/// Services lowered together in a first load.
+const LOAD_CHUNK: usize = 500;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Operations committed.
+    pub operations: usize,
+    /// Transactions committed.
+    pub transactions: usize,
+}
+
+/// The backend.
+pub struct Backend {
+    nft: Nft,
+    ledger: Ledger,
+}
+
+impl Backend {
+    /// A backend that has written nothing yet.
+    pub fn open(config: NftConfig, node: NodeView) -> Result<Self, NetlinkError> {
+        Ok(Backend { nft: Nft::open()?, ledger: Ledger::new(config, node) })
+    }
+
+    /// Our netlink port, by which notices of our own changes are known.
+    pub fn port(&self) -> u32 {
+        self.nft.port()
+    }
+
+    /// Whether the backend was made for this configuration.
+    pub fn has_config(&self, config: &NftConfig) -> bool {
+        self.ledger.config() == config
+    }
+
+    /// Makes the kernel hold what the plans say, whatever it holds: creates the table, or adopts it and
+    /// applies the difference only.
+    pub fn full(
+        &mut self,
+        config: NftConfig,
+        node: NodeView,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Applied, NetlinkError> {
+        self.ledger = Ledger::new(config, node);
+        match observe(&mut self.nft)? {
+            Some(observed) => {
+                let ops = self.ledger.reconcile(plans, observed);
+                self.commit(&ops)
+            }
+            None => self.load(plans),
+        }
+    }
+
+    fn load(&mut self, plans: &[Arc<ServicePlan>]) -> Result<Applied, NetlinkError> {
+        let skeleton = self.ledger.create_skeleton();
+        let mut applied = self.commit(&skeleton)?;
+        for chunk in plans.chunks(LOAD_CHUNK) {
+            let changes: Vec<PlanChange> = chunk
+                .iter()
+                .map(|plan| PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) })
+                .collect();
+            applied += self.change(&changes)?;
+        }
+        let end = self.ledger.finish_load();
+        applied += self.commit(&end)?;
+        Ok(applied)
+    }
+
+    /// Applies changed plans.
+    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, NetlinkError> {
+        let ops = self.ledger.change(changes);
+        self.commit(&ops)
+    }
+
+    /// Applies a changed node.
+    pub fn set_node(&mut self, node: NodeView) -> Result<Applied, NetlinkError> {
+        let ops = self.ledger.set_node(node);
+        self.commit(&ops)
+    }
+
+    /// Whether chains wait to be deleted.
+    pub fn has_garbage(&self) -> bool {
+        self.ledger.has_retired()
+    }
+
+    /// Deletes chains that nobody needs.
+    pub fn collect_garbage(&mut self) -> Result<Applied, NetlinkError> {
+        let ops = self.ledger.delete_retired();
+        self.commit(&ops)
+    }
+
+    /// Deletes everything that is ours in the kernel. Returns whether there was anything.
+    pub fn remove_all(&mut self) -> Result<bool, NetlinkError> {
+        self.nft.delete_table()
+    }
+
+    fn commit(&mut self, ops: &[Op]) -> Result<Applied, NetlinkError> {
+        let mut applied = Applied::default();
+        for part in transactions(ops, MAX_OPS) {
+            self.nft.commit(part)?;
+            applied += Applied { operations: part.len(), transactions: 1 };
+        }
+        Ok(applied)
+    }
+}
+
+impl std::ops::AddAssign for Applied {
+    fn add_assign(&mut self, other: Applied) {
+        self.operations += other.operations;
+        self.transactions += other.transactions;
+    }
+}
+
+/// Cuts operations into transactions. Their order makes cuts safe, except between the removal and the new
+/// content of one element, and in the replacement of a whole table.
+fn transactions(ops: &[Op], limit: usize) -> Vec<&[Op]> {
+    if matches!(ops.first(), Some(Op::DeleteTable)) {
+        return vec![ops];
+    }
+    let mut parts = Vec::new();
+    let mut rest = ops;
+    while !rest.is_empty() {
+        let mut cut = limit.min(rest.len());
+        if let (Some(Op::DeleteElement(old)), Some(Op::AddElement(new))) = (rest.get(cut - 1), rest.get(cut))
+            && *old == new.id
+        {
+            cut += 1;
+        }
+        let (part, tail) = rest.split_at(cut);
+        parts.push(part);
+        rest = tail;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_core::net::Family;
+    use sluice_core::nft::{Element, ElementId, Key, SetId, SetKind, Value};
+
+    fn id(n: u8) -> ElementId {
+        ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[n]) }
+    }
+
+    #[test]
+    fn a_replaced_element_stays_in_one_transaction() {
+        let add = |n| Op::AddElement(Element { id: id(n), value: Value::None });
+        let ops = [add(1), Op::DeleteElement(id(2)), add(2), add(3), Op::DeleteElement(id(4))];
+        let sizes: Vec<usize> = transactions(&ops, 2).iter().map(|part| part.len()).collect();
+        assert_eq!(sizes, [3, 2]);
+        let replaced = [Op::DeleteTable, Op::AddTable, add(1), add(2)];
+        assert_eq!(transactions(&replaced, 2).len(), 1);
+        assert!(transactions(&[], 2).is_empty());
+    }
+}

@@ -1,0 +1,451 @@
+//! From flags and file to what the program needs; all errors are collected and told at once.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sluice_core::net::{Family, parse_cidr, parse_ip};
+use sluice_core::nft::Scheduler;
+
+use super::duration::GoDuration;
+use super::raw::{Conntrack, KubeProxyConfiguration};
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {source}. Name an existing file with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is no KubeProxyConfiguration.
+    #[error("configuration file {}: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Values are wrong.
+    #[error("invalid configuration:\n  {}", .0.join("\n  "))]
+    Invalid(Vec<String>),
+}
+
+/// Flags that have a say beside the file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--hostname-override`: wins over the file.
+    pub hostname_override: Option<String>,
+    /// `--manifests`.
+    pub manifests: Option<PathBuf>,
+    /// `--kubeconfig`: wins over the file.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--master`: the API server's URL, over that of the kubeconfig.
+    pub master: Option<String>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of YAML and JSON files.
+    Manifests(PathBuf),
+    /// The Kubernetes API; without a kubeconfig, as a pod of the cluster.
+    Kubernetes {
+        /// The kubeconfig file.
+        kubeconfig: Option<PathBuf>,
+        /// The API server's URL, if it is not that of the kubeconfig.
+        master: Option<String>,
+    },
+}
+
+/// How pods are told from others (reference 3.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By these source networks, at most one for each family.
+    ClusterCidr(Vec<IpNet>),
+    /// By the own Node's pod CIDRs.
+    NodeCidr,
+    /// By the interface that packets come in by.
+    BridgeInterface(String),
+    /// By how the name of that interface starts.
+    InterfaceNamePrefix(String),
+}
+
+/// On which of the node's addresses node ports answer (reference 3.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortSelection {
+    /// The Node object's primary addresses.
+    Primary,
+    /// Interface addresses in these networks; a family without any matches all local addresses.
+    Networks(Vec<IpNet>),
+}
+
+/// What the program needs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The own node's name.
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: Source,
+    /// Bit of the packet mark that asks for masquerading.
+    pub masquerade_bit: u8,
+    /// Masquerade all ClusterIP traffic.
+    pub masquerade_all: bool,
+    /// How pods are told from others.
+    pub detect_local: DetectLocal,
+    /// On which addresses node ports answer.
+    pub node_port_addresses: NodePortSelection,
+    /// How endpoints are picked.
+    pub scheduler: Scheduler,
+    /// A failed change is retried after this time at the latest; health turns red after twice of it.
+    pub sync_period: Duration,
+    /// Overrides the Node object's address, if specified.
+    pub bind_address: Option<IpAddr>,
+    /// Where /healthz and /livez are served.
+    pub healthz_bind: SocketAddr,
+    /// Where /metrics is served.
+    pub metrics_bind: SocketAddr,
+    /// A listener that cannot bind ends the program.
+    pub bind_hard_fail: bool,
+    /// `oom_score_adj` of this process.
+    pub oom_score_adj: i32,
+    /// Connection tracking sysctls.
+    pub conntrack: Conntrack,
+    /// The configuration in force, for /configz.
+    pub effective: KubeProxyConfiguration,
+    /// What was accepted but has no meaning here, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Resolves flags and file. `host_name` is what the system calls this machine.
+pub fn resolve(
+    mut config: KubeProxyConfiguration,
+    flags: &Flags,
+    host_name: &str,
+) -> Result<Settings, ConfigError> {
+    let mut errors = Errors::default();
+    let mut warnings = Vec::new();
+    default_fields(&mut config);
+    let node_name = node_name(&config, flags, host_name, &mut errors);
+    check_mode(&config, &mut errors);
+    check_ignored(&config, &mut warnings);
+    let masquerade_bit = config.nftables.masquerade_bit.unwrap_or(14);
+    errors.check((0..=31).contains(&masquerade_bit), || {
+        format!("nftables.masqueradeBit: {masquerade_bit} is not between 0 and 31")
+    });
+    let sync_period = period("nftables.syncPeriod", config.nftables.sync_period, 30, &mut errors);
+    errors.check(!sync_period.is_zero(), || "nftables.syncPeriod: must be greater than 0".into());
+    let min_sync = period("nftables.minSyncPeriod", config.nftables.min_sync_period, 1, &mut errors);
+    errors.check(min_sync <= sync_period, || {
+        "nftables.minSyncPeriod: must not be greater than nftables.syncPeriod".into()
+    });
+    let bind_address = parse_ip(&config.bind_address);
+    errors
+        .check(bind_address.is_some(), || format!("bindAddress: {:?} is no IP address", config.bind_address));
+    let oom_score_adj = config.oom_score_adj.unwrap_or(-999);
+    errors.check((-1000..=1000).contains(&oom_score_adj), || {
+        format!("oomScoreAdj: {oom_score_adj} is not between -1000 and 1000")
+    });
+    let settings = Settings {
+        node_name,
+        source: source(&config, flags),
+        masquerade_bit: masquerade_bit as u8,
+        masquerade_all: config.nftables.masquerade_all,
+        detect_local: detect_local(&config, &mut errors),
+        node_port_addresses: node_port_addresses(&config, &mut errors, &mut warnings),
+        scheduler: scheduler(&config, &mut errors),
+        sync_period,
+        bind_address: bind_address.filter(|ip| !ip.is_unspecified()),
+        healthz_bind: listen("healthzBindAddress", &config.healthz_bind_address, 10256, &mut errors),
+        metrics_bind: listen("metricsBindAddress", &config.metrics_bind_address, 10249, &mut errors),
+        bind_hard_fail: config.bind_address_hard_fail,
+        oom_score_adj,
+        conntrack: config.conntrack.clone(),
+        effective: config,
+        warnings,
+    };
+    errors.finish(settings)
+}
+
+#[derive(Default)]
+struct Errors(Vec<String>);
+
+impl Errors {
+    fn check(&mut self, fine: bool, message: impl FnOnce() -> String) {
+        if !fine {
+            self.0.push(message());
+        }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.0.is_empty() { Ok(value) } else { Err(ConfigError::Invalid(self.0)) }
+    }
+}
+
+fn default_fields(config: &mut KubeProxyConfiguration) {
+    let default = |field: &mut String, value: &str| {
+        if field.is_empty() {
+            value.clone_into(field);
+        }
+    };
+    default(&mut config.api_version, "kubeproxy.config.k8s.io/v1alpha1");
+    default(&mut config.kind, "KubeProxyConfiguration");
+    default(&mut config.mode, "nftables");
+    default(&mut config.bind_address, "0.0.0.0");
+    let v6 = config.bind_address.contains(':');
+    default(&mut config.healthz_bind_address, if v6 { "[::]:10256" } else { "0.0.0.0:10256" });
+    default(&mut config.metrics_bind_address, if v6 { "[::1]:10249" } else { "127.0.0.1:10249" });
+    default(&mut config.detect_local_mode, "ClusterCIDR");
+    default(&mut config.sluice.scheduler, "random");
+    config.nftables.masquerade_bit.get_or_insert(14);
+    config.nftables.sync_period.get_or_insert(GoDuration::seconds(30));
+    config.nftables.min_sync_period.get_or_insert(GoDuration::seconds(1));
+    config.node_port_addresses.get_or_insert_with(|| vec!["primary".into()]);
+    config.oom_score_adj.get_or_insert(-999);
+    let conntrack = &mut config.conntrack;
+    conntrack.max_per_core.get_or_insert(32768);
+    conntrack.min.get_or_insert(131_072);
+    conntrack.tcp_established_timeout.get_or_insert(GoDuration::seconds(86_400));
+    conntrack.tcp_close_wait_timeout.get_or_insert(GoDuration::seconds(3600));
+    config.config_sync_period.get_or_insert(GoDuration::seconds(900));
+}
+
+fn node_name(config: &KubeProxyConfiguration, flags: &Flags, host_name: &str, errors: &mut Errors) -> String {
+    let overridden = flags.hostname_override.as_deref().unwrap_or(&config.hostname_override).trim();
+    let name = if overridden.is_empty() { host_name.trim() } else { overridden };
+    errors.check(!name.is_empty(), || "the host has no name: set one with --hostname-override".into());
+    name.to_lowercase()
+}
+
+fn check_mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    match config.mode.as_str() {
+        "nftables" => {}
+        known @ ("iptables" | "ipvs" | "ebpf") => errors.check(false, || {
+            format!(
+                "mode: {known:?} is not available in this version; set it to \"nftables\" or leave it out"
+            )
+        }),
+        unknown => errors.check(false, || format!("mode: {unknown:?} is unknown; known is \"nftables\"")),
+    }
+}
+
+/// Fields that are accepted for the sake of existing files and mean nothing here.
+fn check_ignored(config: &KubeProxyConfiguration, warnings: &mut Vec<String>) {
+    let mut ignored = |is_set: bool, field: &str, why: &str| {
+        if is_set {
+            warnings.push(format!("{field}: has no effect here ({why})"));
+        }
+    };
+    ignored(!config.port_range.is_empty(), "portRange", "unused by kube-proxy too");
+    ignored(!config.winkernel.is_null(), "winkernel", "Windows only");
+    ignored(config.windows_run_as_service, "windowsRunAsService", "Windows only");
+    ignored(config.enable_profiling, "enableProfiling", "there are no Go profiles to serve");
+    ignored(
+        !config.show_hidden_metrics_for_version.is_empty(),
+        "showHiddenMetricsForVersion",
+        "no metric is hidden",
+    );
+}
+
+fn period(field: &str, value: Option<GoDuration>, default: u64, errors: &mut Errors) -> Duration {
+    let duration = value.unwrap_or(GoDuration::seconds(default));
+    errors.check(!duration.negative, || format!("{field}: must not be negative"));
+    duration.value
+}
+
+fn source(config: &KubeProxyConfiguration, flags: &Flags) -> Source {
+    match &flags.manifests {
+        Some(directory) => Source::Manifests(directory.clone()),
+        None => {
+            let file = &config.client_connection.kubeconfig;
+            let from_file = (!file.is_empty()).then(|| PathBuf::from(file));
+            Source::Kubernetes {
+                kubeconfig: flags.kubeconfig.clone().or(from_file),
+                master: flags.master.clone(),
+            }
+        }
+    }
+}
+
+fn scheduler(config: &KubeProxyConfiguration, errors: &mut Errors) -> Scheduler {
+    match config.sluice.scheduler.as_str() {
+        "random" => Scheduler::Random,
+        "rr" => Scheduler::RoundRobin,
+        other => {
+            errors
+                .check(false, || format!("sluice.scheduler: {other:?} is unknown; use \"random\" or \"rr\""));
+            Scheduler::Random
+        }
+    }
+}
+
+fn detect_local(config: &KubeProxyConfiguration, errors: &mut Errors) -> DetectLocal {
+    let section = &config.detect_local;
+    let mut required = |field: &str, value: &str| {
+        errors.check(!value.is_empty(), || {
+            format!("detectLocal.{field}: must be set with detectLocalMode {}", config.detect_local_mode)
+        });
+        value.to_owned()
+    };
+    match config.detect_local_mode.as_str() {
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => {
+            DetectLocal::BridgeInterface(required("bridgeInterface", &section.bridge_interface))
+        }
+        "InterfaceNamePrefix" => {
+            DetectLocal::InterfaceNamePrefix(required("interfaceNamePrefix", &section.interface_name_prefix))
+        }
+        "ClusterCIDR" => DetectLocal::ClusterCidr(cluster_cidrs(&config.cluster_cidr, errors)),
+        other => {
+            errors.check(false, || {
+                format!(
+                    "detectLocalMode: {other:?} is unknown; use ClusterCIDR, NodeCIDR, BridgeInterface or \
+                     InterfaceNamePrefix"
+                )
+            });
+            DetectLocal::NodeCidr
+        }
+    }
+}
+
+fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
+    let mut found: Vec<IpNet> = Vec::new();
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        match parse_cidr(part) {
+            Some(net) => found.push(net),
+            None => errors.check(false, || format!("clusterCIDR: {part:?} is no CIDR such as 10.244.0.0/16")),
+        }
+    }
+    let of = |family| found.iter().filter(|net| Family::of_net(net) == family).count();
+    errors.check(of(Family::V4) <= 1 && of(Family::V6) <= 1, || {
+        "clusterCIDR: give at most one CIDR for each IP family".into()
+    });
+    found
+}
+
+fn node_port_addresses(
+    config: &KubeProxyConfiguration,
+    errors: &mut Errors,
+    warnings: &mut Vec<String>,
+) -> NodePortSelection {
+    let list = config.node_port_addresses.clone().unwrap_or_default();
+    if list == ["primary"] {
+        return NodePortSelection::Primary;
+    }
+    let mut networks = Vec::new();
+    for (i, entry) in list.iter().enumerate() {
+        match parse_cidr(entry) {
+            Some(net) if is_loopback(&net) => {
+                warnings.push(format!(
+                    "nodePortAddresses[{i}]: {entry:?} is skipped: node ports never answer on loopback"
+                ));
+            }
+            Some(net) => networks.push(net),
+            None if entry == "primary" => {
+                errors.check(false, || format!("nodePortAddresses[{i}]: \"primary\" must be the only entry"))
+            }
+            None => errors.check(false, || format!("nodePortAddresses[{i}]: {entry:?} is no CIDR")),
+        }
+    }
+    for family in Family::BOTH {
+        if !networks.is_empty() && !networks.iter().any(|net| Family::of_net(net) == family) {
+            warnings.push(format!(
+                "nodePortAddresses: no {family} network is listed, so {family} node ports answer on all local \
+                 addresses, as in kube-proxy"
+            ));
+        }
+    }
+    NodePortSelection::Networks(networks)
+}
+
+fn is_loopback(net: &IpNet) -> bool {
+    net.addr().is_loopback() && net.prefix_len() > 0
+}
+
+fn listen(field: &str, text: &str, default_port: u16, errors: &mut Errors) -> SocketAddr {
+    let address = match parse_ip(text.trim_start_matches('[').trim_end_matches(']')) {
+        Some(ip) => Some(SocketAddr::new(ip, default_port)),
+        None => text.parse().ok(),
+    };
+    address.filter(|address| address.port() != 0).unwrap_or_else(|| {
+        errors.check(false, || {
+            format!("{field}: {text:?} is neither an IP address nor IP:port with a port from 1")
+        });
+        SocketAddr::from(([127, 0, 0, 1], default_port))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(config: serde_json::Value) -> Result<Settings, ConfigError> {
+        let flags = Flags { manifests: Some("/m".into()), ..Flags::default() };
+        resolve(serde_json::from_value(config).unwrap(), &flags, "Host-1")
+    }
+
+    #[test]
+    fn defaults_are_kube_proxys() {
+        let settings = settings(serde_json::json!({})).unwrap();
+        assert_eq!(settings.node_name, "host-1");
+        assert_eq!(settings.healthz_bind, "0.0.0.0:10256".parse().unwrap());
+        assert_eq!(settings.metrics_bind, "127.0.0.1:10249".parse().unwrap());
+        assert_eq!((settings.masquerade_bit, settings.sync_period.as_secs()), (14, 30));
+        assert_eq!(settings.node_port_addresses, NodePortSelection::Primary);
+        assert_eq!(settings.detect_local, DetectLocal::ClusterCidr(vec![]));
+        assert_eq!(settings.scheduler, Scheduler::Random);
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once_with_their_fields() {
+        let error = settings(serde_json::json!({
+            "mode": "ipvs", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
+            "nftables": {"masqueradeBit": 32, "syncPeriod": "-1s"}, "detectLocalMode": "ClusterCIDR",
+            "healthzBindAddress": "nowhere", "oomScoreAdj": 2000, "sluice": {"scheduler": "wrr"},
+        }))
+        .unwrap_err()
+        .to_string();
+        for field in [
+            "mode:",
+            "clusterCIDR: \"x\"",
+            "clusterCIDR: give",
+            "nodePortAddresses[0]",
+            "nodePortAddresses[1]",
+            "nftables.masqueradeBit",
+            "nftables.syncPeriod",
+            "healthzBindAddress",
+            "oomScoreAdj",
+            "sluice.scheduler",
+        ] {
+            assert!(error.contains(field), "{field} in {error}");
+        }
+    }
+
+    #[test]
+    fn the_flag_wins_over_the_files_node_name() {
+        let flags = Flags { hostname_override: Some(" Node-A ".into()), ..Flags::default() };
+        let config = KubeProxyConfiguration { hostname_override: "b".into(), ..Default::default() };
+        assert_eq!(resolve(config, &flags, "c").unwrap().node_name, "node-a");
+    }
+
+    #[test]
+    fn interface_modes_need_their_interface() {
+        let error = settings(serde_json::json!({"detectLocalMode": "BridgeInterface"})).unwrap_err();
+        assert!(error.to_string().contains("detectLocal.bridgeInterface"));
+    }
+
+    #[test]
+    fn a_listener_may_be_an_address_or_an_address_with_a_port() {
+        let settings = settings(serde_json::json!({
+            "healthzBindAddress": "10.0.0.1", "metricsBindAddress": "[::]:9000"
+        }))
+        .unwrap();
+        assert_eq!(settings.healthz_bind, "10.0.0.1:10256".parse().unwrap());
+        assert_eq!(settings.metrics_bind, "[::]:9000".parse().unwrap());
+    }
+}

@@ -1,0 +1,325 @@
+//! `sluice run`: puts the parts together and keeps them running.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::{Monitor, Nft, Notice};
+use sluice_sys::{capability, proc};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::cli::RunArgs;
+use crate::config::raw::KubeProxyConfiguration;
+use crate::config::{ConfigError, Flags, Settings, Source, load, resolve};
+use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
+use crate::metrics::Metrics;
+use crate::reconcile::{Inputs, Outputs, Reconciler};
+use crate::watch::Received;
+use crate::watch::kubernetes::{self, KubernetesError};
+use crate::watch::manifests::{Manifests, ManifestsError};
+use crate::{addresses, conntrack};
+
+/// Why the daemon ended or could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Wrong configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The process lacks a capability.
+    #[error(
+        "missing capability CAP_NET_ADMIN: run as root, or give the container securityContext.capabilities.add: [NET_ADMIN]"
+    )]
+    Capability,
+    /// The kernel lacks something.
+    #[error(
+        "the kernel refuses what the nftables backend needs: {0}. It needs Linux 5.13 or later with nf_tables, \
+         nf_nat, nf_conntrack and the expressions numgen, fib_inet, masq, reject_inet \
+         (modules nf_tables nft_numgen nft_fib_inet nft_masq nft_reject_inet nft_nat nft_ct)"
+    )]
+    Kernel(#[source] NetlinkError),
+    /// The manifest directory cannot be used.
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    /// The Kubernetes API cannot be used.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    /// A listener could not bind, and bindAddressHardFail is set.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A system call failed.
+    #[error("{operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// The exit code, as `sluice --help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            DaemonError::Config(ConfigError::Read { .. }) => 3,
+            DaemonError::Config(_) => 2,
+            DaemonError::Capability
+            | DaemonError::Kernel(_)
+            | DaemonError::Manifests(_)
+            | DaemonError::Kubernetes(_) => 3,
+            DaemonError::Serve(_) | DaemonError::System { .. } => 1,
+        }
+    }
+}
+
+/// Objects on their way to the index.
+const EVENT_QUEUE: usize = 4096;
+
+/// Settings from flags and file.
+pub fn settings(args: &RunArgs, host_name: &str) -> Result<Settings, DaemonError> {
+    let mut warnings = Vec::new();
+    let config = match &args.config {
+        Some(path) => {
+            let loaded = load(path)?;
+            let file = path.display();
+            let unknown = loaded.unknown.iter();
+            warnings.extend(unknown.map(|field| format!("{file}: unknown field {field} is ignored")));
+            let ignored = flags_without_say(args);
+            if !ignored.is_empty() {
+                warnings
+                    .push(format!("--config is given, so these flags have no effect: {}", ignored.join(" ")));
+            }
+            loaded.config
+        }
+        None => from_flags(args),
+    };
+    let flags = Flags {
+        hostname_override: args.hostname_override.clone(),
+        manifests: args.manifests.clone(),
+        kubeconfig: args.kubeconfig.clone(),
+        master: args.master.clone(),
+    };
+    let mut settings = resolve(config, &flags, host_name)?;
+    settings.warnings.extend(warnings);
+    Ok(settings)
+}
+
+fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let mut config = KubeProxyConfiguration {
+        mode: text(&args.proxy_mode),
+        cluster_cidr: text(&args.cluster_cidr),
+        detect_local_mode: text(&args.detect_local_mode),
+        healthz_bind_address: text(&args.healthz_bind_address),
+        metrics_bind_address: text(&args.metrics_bind_address),
+        ..KubeProxyConfiguration::default()
+    };
+    config.node_port_addresses =
+        args.nodeport_addresses.as_ref().map(|list| list.split(',').map(str::to_owned).collect());
+    config.nftables.masquerade_all = args.masquerade_all;
+    config.sluice.scheduler = text(&args.scheduler);
+    config.detect_local.bridge_interface = text(&args.pod_bridge_interface);
+    config.detect_local.interface_name_prefix = text(&args.pod_interface_name_prefix);
+    config
+}
+
+fn flags_without_say(args: &RunArgs) -> Vec<&'static str> {
+    let given = [
+        (args.proxy_mode.is_some(), "--proxy-mode"),
+        (args.scheduler.is_some(), "--scheduler"),
+        (args.cluster_cidr.is_some(), "--cluster-cidr"),
+        (args.detect_local_mode.is_some(), "--detect-local-mode"),
+        (args.pod_bridge_interface.is_some(), "--pod-bridge-interface"),
+        (args.pod_interface_name_prefix.is_some(), "--pod-interface-name-prefix"),
+        (args.nodeport_addresses.is_some(), "--nodeport-addresses"),
+        (args.masquerade_all, "--masquerade-all"),
+        (args.healthz_bind_address.is_some(), "--healthz-bind-address"),
+        (args.metrics_bind_address.is_some(), "--metrics-bind-address"),
+    ];
+    given.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag).collect()
+}
+
+/// Checks that this process may and the kernel can do what is needed.
+fn preflight() -> Result<(), DaemonError> {
+    if capability::has_net_admin() == Some(false) {
+        return Err(DaemonError::Capability);
+    }
+    let probe = || Nft::open()?.probe();
+    probe().map_err(|error| match error.errno() {
+        Some(libc::EPERM) => DaemonError::Capability,
+        _ => DaemonError::Kernel(error),
+    })
+}
+
+/// Runs until SIGTERM or SIGINT. Rules stay in force.
+pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
+    preflight()?;
+    prepare_process(&settings);
+    let metrics = Metrics::default();
+    let health = Health::new(settings.sync_period);
+    let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
+    let source = source(&settings, events, metrics.clone()).await?;
+    info!(node = settings.node_name, source = ?settings.source, "starting");
+
+    let (notices, notice_receiver) = mpsc::channel(16);
+    let (address_sender, address_receiver) = watch::channel(Vec::new());
+    let (shutdown, shutdown_receiver) = watch::channel(false);
+    let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
+    let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
+    let (facts_sender, facts_receiver) = watch::channel(Default::default());
+    let (started, started_receiver) = oneshot::channel();
+    let log = Arc::new(Mutex::new(VecDeque::new()));
+    let outputs = Outputs {
+        health: health.clone(),
+        metrics: metrics.clone(),
+        conntrack: conntrack_sender,
+        health_checks: check_sender,
+        facts: facts_sender,
+        log: log.clone(),
+        started,
+    };
+    let reconciler = Reconciler::new(settings.clone(), outputs).map_err(DaemonError::Kernel)?;
+    let inputs = Inputs {
+        events: event_receiver,
+        notices: notice_receiver,
+        addresses: address_receiver,
+        shutdown: shutdown_receiver,
+    };
+    tokio::spawn(source);
+    tokio::spawn(addresses::follow(address_sender));
+    tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
+    tokio::spawn(run_service_health(settings.clone(), check_receiver, facts_receiver, health.clone()));
+    tokio::spawn(monitor(started_receiver, notices));
+    let hard = settings.bind_hard_fail;
+    let healthz = serve(
+        settings.healthz_bind,
+        "health",
+        "healthzBindAddress",
+        hard,
+        health_router(health, metrics.clone()),
+    );
+    let debug = debug_router(metrics, settings.effective.clone(), log);
+    let metrics_page = serve(settings.metrics_bind, "metrics", "metricsBindAddress", hard, debug);
+    let mut reconciling = tokio::spawn(reconciler.run(inputs));
+    tokio::select! {
+        signal = end_signal() => {
+            info!(signal = signal?, "ending; rules stay in force");
+            let _ = shutdown.send(true);
+            let _ = reconciling.await;
+            Ok(())
+        }
+        result = healthz => result.map_err(DaemonError::from),
+        result = metrics_page => result.map_err(DaemonError::from),
+        _ = &mut reconciling => {
+            let source = std::io::Error::other("the reconcile loop ended");
+            Err(DaemonError::System { operation: "reconcile", source })
+        }
+    }
+}
+
+/// Makes the source of objects, as a future to run.
+async fn source(
+    settings: &Settings,
+    events: mpsc::Sender<Received>,
+    metrics: Metrics,
+) -> Result<futures::future::BoxFuture<'static, ()>, DaemonError> {
+    Ok(match &settings.source {
+        Source::Manifests(directory) => Box::pin(Manifests::new(directory.clone(), events, metrics)?.run()),
+        Source::Kubernetes { kubeconfig, master } => {
+            let client = kubernetes::client(kubeconfig.as_ref(), master.as_deref()).await?;
+            Box::pin(kubernetes::run(client, settings.node_name.clone(), events, metrics))
+        }
+    })
+}
+
+/// Waits for the first pass, then reports what others do to our table. It starts late because the kernel would
+/// have to write a notification for each element of the first load.
+async fn monitor(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>) {
+    let Ok(port) = started.await else { return };
+    let thread = std::thread::Builder::new().name("nft-monitor".into());
+    let spawned = thread.spawn(move || {
+        while !notices.is_closed() {
+            match Monitor::open(port) {
+                Ok(mut monitor) => {
+                    // What happened before the monitor was there is unknown.
+                    let _ = notices.blocking_send(Notice::Lost);
+                    while let Ok(notice) = monitor.wait() {
+                        if notices.blocking_send(notice).is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => warn!(%error, "cannot listen for nf_tables changes; trying again"),
+            }
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+    });
+    if let Err(error) = spawned {
+        error!(%error, "cannot start the nf_tables monitor: flushed rules come back with the hourly pass only");
+    }
+}
+
+async fn end_signal() -> Result<&'static str, DaemonError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen =
+        |kind| signal(kind).map_err(|source| DaemonError::System { operation: "listen for signals", source });
+    let (mut term, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+/// Settings of the process and the node's connection tracking (reference 3.6). Failures are told, not fatal:
+/// in a container /proc/sys may be read-only, and the proxy works without them.
+fn prepare_process(settings: &Settings) {
+    let mut tried: Vec<(String, Result<bool, proc::ProcError>)> = Vec::new();
+    let oom = settings.oom_score_adj.to_string();
+    tried.push(("oom_score_adj".into(), proc::write_if_different("/proc/self/oom_score_adj".into(), &oom)));
+    for (name, value) in conntrack_sysctls(settings, cpus()) {
+        let name = format!("net.netfilter.{name}");
+        tried.push((name.clone(), proc::set_sysctl(&name, &value.to_string())));
+    }
+    for (name, result) in tried {
+        if let Err(error) = result {
+            warn!(%error, "cannot set {name}");
+        }
+    }
+}
+
+fn cpus() -> i64 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as i64)
+}
+
+/// The connection tracking sysctls to write.
+fn conntrack_sysctls(settings: &Settings, cpus: i64) -> Vec<(&'static str, i64)> {
+    const CAP: i64 = 1 << 20;
+    let conntrack = &settings.conntrack;
+    let mut sysctls = Vec::new();
+    let per_core = i64::from(conntrack.max_per_core.unwrap_or(0));
+    if per_core > 0 {
+        let scaled = (per_core * cpus).min(CAP);
+        let max = if per_core * cpus > CAP { CAP } else { scaled.max(i64::from(conntrack.min.unwrap_or(0))) };
+        sysctls.push(("nf_conntrack_max", max));
+    }
+    let timeouts = [
+        ("nf_conntrack_tcp_timeout_established", conntrack.tcp_established_timeout),
+        ("nf_conntrack_tcp_timeout_close_wait", conntrack.tcp_close_wait_timeout),
+        ("nf_conntrack_udp_timeout", conntrack.udp_timeout),
+        ("nf_conntrack_udp_timeout_stream", conntrack.udp_stream_timeout),
+    ];
+    for (name, timeout) in timeouts {
+        let seconds = timeout.map_or(0, |t| t.value.as_secs() as i64);
+        if seconds > 0 {
+            sysctls.push((name, seconds));
+        }
+    }
+    if conntrack.tcp_be_liberal {
+        sysctls.push(("nf_conntrack_tcp_be_liberal", 1));
+    }
+    sysctls
+}

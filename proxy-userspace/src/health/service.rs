@@ -1,0 +1,179 @@
+//! Health-check node ports: one listener for each Service, family and address (reference 5.3).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use sluice_core::model::ObjectName;
+use sluice_core::net::Family;
+use sluice_core::plan::HealthCheck;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::Health;
+use crate::config::Settings;
+use crate::node::{NodeFacts, health_check_addresses};
+
+type Checks = BTreeMap<ObjectName, HealthCheck>;
+
+/// What a listener answers for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Listener {
+    service: ObjectName,
+    family: Family,
+    address: SocketAddr,
+}
+
+#[derive(Clone)]
+struct Context {
+    service: ObjectName,
+    family: Family,
+    checks: watch::Receiver<Checks>,
+    health: Health,
+}
+
+/// Keeps listeners in step with Services until nobody publishes any more. A listener that cannot be opened is
+/// tried again later; others do not suffer from it.
+pub async fn run(
+    settings: Settings,
+    mut checks: watch::Receiver<Checks>,
+    mut facts: watch::Receiver<NodeFacts>,
+    health: Health,
+) {
+    let mut open: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let wanted = wanted(&settings, &checks.borrow_and_update(), &facts.borrow_and_update());
+        open.retain(|listener, task| {
+            let keep = wanted.contains(listener);
+            if !keep {
+                task.abort();
+                info!(service = %listener.service, address = %listener.address, "health check closed");
+            }
+            keep
+        });
+        let mut failed = false;
+        for listener in wanted.into_iter().filter(|wanted| !open.contains_key(wanted)).collect::<Vec<_>>() {
+            let (service, address) = (&listener.service, listener.address);
+            match bind(address) {
+                Ok(socket) => {
+                    info!(%service, %address, "health check open");
+                    let context = Context {
+                        service: service.clone(),
+                        family: listener.family,
+                        checks: checks.clone(),
+                        health: health.clone(),
+                    };
+                    open.insert(listener, tokio::spawn(serve(socket, context)));
+                }
+                Err(error) => {
+                    failed = true;
+                    warn!(%service, %address, %error, "cannot open the healthCheckNodePort; trying again");
+                }
+            }
+        }
+        let retry = std::time::Duration::from_secs(if failed { 2 } else { 3600 });
+        tokio::select! {
+            changed = checks.changed() => if changed.is_err() { return },
+            changed = facts.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(retry) => {}
+        }
+    }
+}
+
+fn wanted(settings: &Settings, checks: &Checks, facts: &NodeFacts) -> Vec<Listener> {
+    let mut wanted = Vec::new();
+    for (service, check) in checks {
+        for (family, _) in &check.local_endpoints {
+            for ip in health_check_addresses(settings, facts, *family) {
+                let address = SocketAddr::new(ip, check.node_port);
+                wanted.push(Listener { service: service.clone(), family: *family, address });
+            }
+        }
+    }
+    wanted
+}
+
+/// The IPv6 wildcard must not take the IPv4 port: each family counts its own endpoints.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let IpAddr::V6(_) = address.ip() else {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        return socket.listen(128);
+    };
+    let socket = TcpSocket::new_v6()?;
+    socket.set_reuseaddr(true)?;
+    only_v6(&socket)?;
+    socket.bind(address)?;
+    socket.listen(128)
+}
+
+fn only_v6(socket: &TcpSocket) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open for the life of `socket`; value and length describe one int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_V6ONLY,
+            (&raw const on).cast(),
+            std::mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+async fn serve(listener: TcpListener, context: Context) {
+    let router = Router::new().fallback(answer).with_state(context);
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%error, "health check server ended");
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    service: Name<'a>,
+    #[serde(rename = "localEndpoints")]
+    local_endpoints: usize,
+    #[serde(rename = "serviceProxyHealthy")]
+    service_proxy_healthy: bool,
+}
+
+#[derive(Serialize)]
+struct Name<'a> {
+    namespace: &'a str,
+    name: &'a str,
+}
+
+/// Any method, any path.
+async fn answer(State(context): State<Context>) -> Response {
+    let count = {
+        let checks = context.checks.borrow();
+        let check = checks.get(&context.service);
+        check
+            .and_then(|check| check.local_endpoints.iter().find(|(family, _)| *family == context.family))
+            .map_or(0, |(_, count)| *count)
+    };
+    let healthy = context.health.is_healthy();
+    let code = if healthy && count > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let name = Name { namespace: context.service.namespace(), name: context.service.name() };
+    let body = Body { service: name, local_endpoints: count, service_proxy_healthy: healthy };
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    // Writing into a Vec cannot fail.
+    let _ = body.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter));
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (HeaderName::from_static("x-load-balancing-endpoint-weight"), HeaderValue::from(count)),
+    ];
+    (code, headers, text).into_response()
+}

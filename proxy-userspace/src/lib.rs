@@ -1,0 +1,18 @@
+//! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
+//!
+//! Effects only; every decision is in `sluice-core`. The parts talk through channels:
+//! `watch` → events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`], [`health`]
+//! and [`metrics`].
+
+pub mod addresses;
+pub mod backend;
+pub mod cleanup;
+pub mod cli;
+pub mod config;
+pub mod conntrack;
+pub mod daemon;
+pub mod health;
+pub mod metrics;
+pub mod node;
+pub mod reconcile;
+pub mod watch;

@@ -1,0 +1,116 @@
+//! From settings, own Node and interface addresses to what plan and backend depend on. Pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice_core::model::Node;
+use sluice_core::net::Family;
+use sluice_core::nft::{NftConfig, NodeView};
+use sluice_core::plan::{Detector, PlanConfig};
+
+use crate::config::{DetectLocal, NodePortSelection, Settings};
+
+/// What is known of the node at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The own Node object.
+    pub node: Option<Node>,
+    /// Addresses of all interfaces.
+    pub interfaces: Vec<IpAddr>,
+    /// Networks out of which ClusterIPs are allocated.
+    pub service_networks: Vec<IpNet>,
+}
+
+/// The node's primary address of a family: a specific bindAddress counts more than the Node object.
+fn primary(settings: &Settings, facts: &NodeFacts, family: Family) -> Option<IpAddr> {
+    let bound = settings.bind_address.filter(|ip| Family::of(ip) == family);
+    bound.or_else(|| facts.node.as_ref()?.address(family))
+}
+
+/// What decisions depend on.
+pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
+    let detects = |family| detector(settings, facts, family) != Detector::None;
+    PlanConfig {
+        node_name: settings.node_name.clone(),
+        zone: facts.node.as_ref().and_then(|node| node.zone.clone()),
+        node_addresses: Family::BOTH.iter().filter_map(|f| primary(settings, facts, *f)).collect(),
+        detects_pods: [detects(Family::V4), detects(Family::V6)],
+        masquerade_all: settings.masquerade_all,
+    }
+}
+
+fn detector(settings: &Settings, facts: &NodeFacts, family: Family) -> Detector {
+    let cidr = |net: Option<IpNet>| net.map_or(Detector::None, Detector::Cidr);
+    match &settings.detect_local {
+        DetectLocal::ClusterCidr(list) => {
+            cidr(list.iter().copied().find(|net| Family::of_net(net) == family))
+        }
+        DetectLocal::NodeCidr => cidr(facts.node.as_ref().and_then(|node| node.pod_cidr(family))),
+        DetectLocal::BridgeInterface(name) => Detector::Interface(name.clone()),
+        DetectLocal::InterfaceNamePrefix(prefix) => Detector::InterfacePrefix(prefix.clone()),
+    }
+}
+
+/// The backend's configuration.
+pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
+    NftConfig {
+        masquerade_bit: settings.masquerade_bit,
+        detectors: Family::BOTH.map(|family| detector(settings, facts, family)),
+        scheduler: settings.scheduler,
+        match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
+    }
+}
+
+/// Whether node ports of a family answer on all local addresses: a list that names no network of the family,
+/// or one of prefix length 0. With `primary` a family without a primary address has no node ports at all
+/// (kube-proxy would open them everywhere).
+pub fn matches_all(settings: &Settings, family: Family) -> bool {
+    match &settings.node_port_addresses {
+        NodePortSelection::Primary => false,
+        NodePortSelection::Networks(list) => {
+            let mut of_family = list.iter().filter(|net| Family::of_net(net) == family).peekable();
+            of_family.peek().is_none() || of_family.any(|net| net.prefix_len() == 0)
+        }
+    }
+}
+
+/// The addresses that node ports answer on in families that do not match all.
+pub fn node_port_addresses(settings: &Settings, facts: &NodeFacts) -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> = match &settings.node_port_addresses {
+        NodePortSelection::Primary => {
+            Family::BOTH.iter().filter_map(|family| primary(settings, facts, *family)).collect()
+        }
+        NodePortSelection::Networks(list) => facts
+            .interfaces
+            .iter()
+            .copied()
+            .filter(|ip| !matches_all(settings, Family::of(ip)))
+            .filter(|ip| list.iter().any(|net| net.contains(ip)))
+            .collect(),
+    };
+    found.retain(|ip| !ip.is_loopback());
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// What the skeleton of the ruleset depends on.
+pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
+    NodeView {
+        node_port_addresses: node_port_addresses(settings, facts),
+        service_networks: facts.service_networks.clone(),
+    }
+}
+
+/// Where health-check node ports listen: everywhere in families that match all, else on the same addresses
+/// as node ports.
+pub fn health_check_addresses(settings: &Settings, facts: &NodeFacts, family: Family) -> Vec<IpAddr> {
+    if matches_all(settings, family) {
+        return vec![match family {
+            Family::V4 => IpAddr::from([0, 0, 0, 0]),
+            Family::V6 => IpAddr::from([0u16; 8]),
+        }];
+    }
+    let listed = node_port_addresses(settings, facts);
+    listed.into_iter().filter(|ip| Family::of(ip) == family).collect()
+}

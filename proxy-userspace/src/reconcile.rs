@@ -1,0 +1,457 @@
+//! The one loop: events → index → plan → backend. It alone retries, counts and logs failures.
+//!
+//! Phases: waiting for the initial lists (nothing is written, nothing withdrawn); then a full pass that adopts
+//! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
+//! somebody else changed our table. A full pass on a slow timer finds silent drift.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sluice_core::event::{Change, Event};
+use sluice_core::index::Index;
+use sluice_core::model::ObjectName;
+use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::Notice;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::backend::nftables::{Applied, Backend};
+use crate::config::Settings;
+use crate::conntrack;
+use crate::health::Health;
+use crate::metrics::{Metrics, unix_now};
+use crate::node::{self, NodeFacts};
+use crate::watch::Received;
+
+/// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on them; but
+/// Services must not wait for them for ever.
+const SECONDARY_LISTS: Duration = Duration::from_secs(10);
+/// Chains that nobody needs are deleted this long after the last change.
+const GARBAGE_DELAY: Duration = Duration::from_secs(2);
+/// A full pass at least this often.
+const AUDIT_PERIOD: Duration = Duration::from_secs(3600);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Events taken together.
+const BATCH: usize = 4096;
+/// Steps remembered for /debug/syncs.
+const REMEMBERED: usize = 4096;
+
+/// One pass, as shown by /debug/syncs.
+#[derive(Clone, Debug, Serialize)]
+pub struct SyncRecord {
+    /// `full`, `incremental` or `repair`.
+    pub kind: &'static str,
+    /// Unix time of its end.
+    pub at: f64,
+    /// Services whose plan changed.
+    pub services: usize,
+    /// Operations committed to the kernel.
+    pub operations: usize,
+    /// Transactions committed.
+    pub transactions: usize,
+    /// From the first event that it applied (for the first pass: from the last object of the initial lists)
+    /// to the kernel's acknowledgement.
+    pub seconds_from_event: f64,
+    /// Of this, the time of planning, lowering and committing.
+    pub seconds: f64,
+}
+
+/// The last passes.
+pub type SyncLog = Arc<Mutex<VecDeque<SyncRecord>>>;
+
+/// What the loop listens to.
+pub struct Inputs {
+    /// Objects.
+    pub events: mpsc::Receiver<Received>,
+    /// Changes that others make to our table.
+    pub notices: mpsc::Receiver<Notice>,
+    /// Interface addresses.
+    pub addresses: watch::Receiver<Vec<std::net::IpAddr>>,
+    /// Turns true when the program shall end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// Whom the loop tells.
+pub struct Outputs {
+    /// Health of the proxy.
+    pub health: Health,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// UDP frontends for the conntrack task.
+    pub conntrack: mpsc::UnboundedSender<conntrack::Request>,
+    /// Health-check node ports in force.
+    pub health_checks: watch::Sender<BTreeMap<ObjectName, HealthCheck>>,
+    /// What is known of the node.
+    pub facts: watch::Sender<NodeFacts>,
+    /// The last passes.
+    pub log: SyncLog,
+    /// Told the backend's port after the first pass.
+    pub started: tokio::sync::oneshot::Sender<u32>,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    AwaitingLists,
+    Full(&'static str),
+    Incremental,
+}
+
+/// The loop's state.
+pub struct Reconciler {
+    settings: Settings,
+    index: Index,
+    planner: Planner,
+    backend: Backend,
+    facts: NodeFacts,
+    phase: Phase,
+    outputs: Outputs,
+    started: Option<tokio::sync::oneshot::Sender<u32>>,
+    /// Plans changed since the last successful commit, for the conntrack task.
+    udp: Vec<conntrack::Request>,
+    triggers: Vec<i128>,
+    no_local: [(i64, i64); 2],
+    oldest_event: Option<Instant>,
+    lists_complete_at: Option<Instant>,
+    /// The node's addresses changed.
+    node_dirty: bool,
+    retry_at: Option<Instant>,
+    retry_delay: Duration,
+    garbage_at: Option<Instant>,
+    audit_at: Instant,
+    begun_at_unix_nanos: i128,
+}
+
+impl Reconciler {
+    /// A loop that has done nothing yet.
+    pub fn new(settings: Settings, mut outputs: Outputs) -> Result<Self, NetlinkError> {
+        let facts = NodeFacts::default();
+        let backend = Backend::open(node::nft_config(&settings, &facts), node::node_view(&settings, &facts))?;
+        let planner = Planner::new(node::plan_config(&settings, &facts));
+        let (unused, _) = tokio::sync::oneshot::channel();
+        let started = Some(std::mem::replace(&mut outputs.started, unused));
+        Ok(Reconciler {
+            settings,
+            index: Index::default(),
+            planner,
+            backend,
+            facts,
+            phase: Phase::AwaitingLists,
+            outputs,
+            started,
+            udp: Vec::new(),
+            triggers: Vec::new(),
+            no_local: [(0, 0); 2],
+            oldest_event: None,
+            lists_complete_at: None,
+            node_dirty: false,
+            retry_at: None,
+            retry_delay: FIRST_RETRY,
+            garbage_at: None,
+            audit_at: Instant::now() + AUDIT_PERIOD,
+            begun_at_unix_nanos: (unix_now() * 1e9) as i128,
+        })
+    }
+
+    /// Runs until told to end. Rules stay.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        let mut batch = Vec::with_capacity(64);
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                _ = inputs.shutdown.wait_for(|end| *end) => return,
+                Some(notice) = inputs.notices.recv() => self.noticed(notice, &mut inputs.notices),
+                count = inputs.events.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.receive(&mut batch);
+                }
+                Ok(()) = inputs.addresses.changed() => {
+                    self.facts.interfaces = inputs.addresses.borrow_and_update().clone();
+                    self.node_dirty = true;
+                }
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            tokio::task::block_in_place(|| self.step());
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let lists = self
+            .lists_complete_at
+            .filter(|_| self.phase == Phase::AwaitingLists)
+            .map(|at| at + SECONDARY_LISTS);
+        let timers = [self.retry_at, self.garbage_at, lists, Some(self.audit_at)];
+        timers.into_iter().flatten().min().unwrap_or(self.audit_at)
+    }
+
+    fn receive(&mut self, batch: &mut Vec<Received>) {
+        let metrics = &self.outputs.metrics;
+        for Received { event, at } in batch.drain(..) {
+            match &event {
+                Event::Service(Change::Apply(_) | Change::Delete(_)) => {
+                    metrics.service_changes.inc();
+                }
+                Event::Slice(Change::Apply(slice)) => {
+                    metrics.endpoint_changes.inc();
+                    // What happened before this process began says nothing about its speed.
+                    self.triggers.extend(slice.triggered.filter(|at| *at > self.begun_at_unix_nanos));
+                }
+                Event::Slice(Change::Delete(_)) => {
+                    metrics.endpoint_changes.inc();
+                }
+                Event::Service(Change::ListEnd) | Event::Slice(Change::ListEnd)
+                    if self.phase == Phase::AwaitingLists =>
+                {
+                    self.lists_complete_at = Some(at);
+                }
+                _ => {}
+            }
+            self.oldest_event.get_or_insert(at);
+            self.index.apply(event);
+        }
+    }
+
+    fn noticed(&mut self, first: Notice, more: &mut mpsc::Receiver<Notice>) {
+        while more.try_recv().is_ok() {}
+        if matches!(self.phase, Phase::Incremental) {
+            match first {
+                Notice::Changed => {
+                    warn!("somebody else changed table inet sluice: checking and repairing it")
+                }
+                Notice::Lost => info!("nf_tables notifications were lost: checking table inet sluice"),
+            }
+            self.phase = Phase::Full("repair");
+        }
+    }
+
+    /// Does whatever is due.
+    fn step(&mut self) {
+        if self.phase == Phase::AwaitingLists && self.lists_are_complete() {
+            self.phase = Phase::Full("full");
+            self.oldest_event = self.lists_complete_at;
+        }
+        if self.phase == Phase::AwaitingLists || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if Instant::now() >= self.audit_at && self.phase == Phase::Incremental {
+            self.phase = Phase::Full("audit");
+        }
+        self.retry_at = None;
+        let begun = Instant::now();
+        let changes = self.plan();
+        let applied = match self.phase {
+            Phase::Full(kind) => self.full(kind).map(|applied| Some((kind, applied))),
+            _ if changes.is_empty() => Ok(None),
+            _ => self.backend.change(&changes).map(|applied| Some(("incremental", applied))),
+        };
+        match applied {
+            Ok(Some((kind, applied))) => self.succeeded(kind, applied, changes.len(), begun),
+            Ok(None) => self.oldest_event = None,
+            Err(error) => self.failed(&error, begun),
+        }
+        self.garbage();
+    }
+
+    fn lists_are_complete(&mut self) -> bool {
+        if !self.index.is_complete() {
+            return false;
+        }
+        let waited = self.lists_complete_at.is_some_and(|at| at.elapsed() >= SECONDARY_LISTS);
+        if waited && !self.index.is_fully_listed() {
+            warn!("Nodes or ServiceCIDRs could not be listed yet: going on without them");
+        }
+        waited || self.index.is_fully_listed()
+    }
+
+    /// Takes everything that changed into the plans.
+    fn plan(&mut self) -> Vec<PlanChange> {
+        let dirty = self.index.take_dirty();
+        let mut changes = Vec::new();
+        if dirty.node || std::mem::take(&mut self.node_dirty) {
+            self.facts.node = self.index.node(&self.settings.node_name).cloned();
+            self.facts.service_networks = self.index.service_networks();
+            changes.extend(self.node_changed());
+        }
+        let replanned = self.planner.replan(&self.index, dirty.services);
+        changes.extend(replanned);
+        for change in &changes {
+            self.count_no_local(change);
+            conntrack::requests(change, &mut self.udp);
+        }
+        self.publish_health_checks(&changes);
+        changes
+    }
+
+    /// The node changed: plans, ruleset and listeners may depend on it.
+    fn node_changed(&mut self) -> Vec<PlanChange> {
+        self.outputs.health.set_node(self.facts.node.as_ref());
+        self.outputs.facts.send_if_modified(|known| {
+            let changed = *known != self.facts;
+            *known = self.facts.clone();
+            changed
+        });
+        if self.phase == Phase::Incremental {
+            if !self.backend.has_config(&node::nft_config(&self.settings, &self.facts)) {
+                self.phase = Phase::Full("full");
+            } else if let Err(error) = self.backend.set_node(node::node_view(&self.settings, &self.facts)) {
+                self.failed(&error, Instant::now());
+            }
+        }
+        self.planner.reconfigure(node::plan_config(&self.settings, &self.facts), &self.index)
+    }
+
+    fn full(&mut self, kind: &'static str) -> Result<Applied, NetlinkError> {
+        let mut plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
+        plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let config = node::nft_config(&self.settings, &self.facts);
+        let view = node::node_view(&self.settings, &self.facts);
+        let begun = Instant::now();
+        let applied = self.backend.full(config, view, &plans)?;
+        info!(
+            kind,
+            services = plans.len(),
+            operations = applied.operations,
+            transactions = applied.transactions,
+            seconds = begun.elapsed().as_secs_f64(),
+            "ruleset in place"
+        );
+        if kind != "full" {
+            self.outputs.metrics.repairs.inc();
+            self.outputs.metrics.repaired_objects.inc_by(applied.operations as u64);
+        }
+        self.audit_at = Instant::now() + AUDIT_PERIOD;
+        self.phase = Phase::Incremental;
+        if let Some(started) = self.started.take() {
+            let _ = started.send(self.backend.port());
+        }
+        Ok(applied)
+    }
+
+    fn succeeded(&mut self, kind: &'static str, applied: Applied, services: usize, begun: Instant) {
+        let (seconds, now) = (begun.elapsed().as_secs_f64(), unix_now());
+        let from_event = self.oldest_event.take().map_or(seconds, |at| at.elapsed().as_secs_f64());
+        let metrics = &self.outputs.metrics;
+        self.retry_delay = FIRST_RETRY;
+        metrics.operations.inc_by(applied.operations as u64);
+        metrics.endpoint_changes_pending.set(0);
+        metrics.service_changes_pending.set(0);
+        metrics.services.set(self.planner.plans().len() as i64);
+        metrics.endpoint_slices.set(self.index.slice_count() as i64);
+        Metrics::for_families(|family| {
+            metrics.sync_duration.get_or_create(family).observe(seconds);
+            let by_kind = if kind == "incremental" {
+                &metrics.sync_partial_duration
+            } else {
+                &metrics.sync_full_duration
+            };
+            by_kind.get_or_create(family).observe(seconds);
+            metrics.sync_last.get_or_create(family).set(now);
+            for trigger in &self.triggers {
+                let latency = now - *trigger as f64 / 1e9;
+                metrics.network_programming.get_or_create(family).observe(latency.max(0.0));
+            }
+        });
+        self.triggers.clear();
+        self.outputs.health.updated();
+        debug!(kind, services, operations = applied.operations, seconds, "synced");
+        for request in self.udp.drain(..) {
+            let _ = self.outputs.conntrack.send(request);
+        }
+        let record = SyncRecord {
+            kind,
+            at: now,
+            services,
+            operations: applied.operations,
+            transactions: applied.transactions,
+            seconds_from_event: from_event,
+            seconds,
+        };
+        if let Ok(mut log) = self.outputs.log.lock() {
+            if log.len() >= REMEMBERED {
+                log.pop_front();
+            }
+            log.push_back(record);
+        }
+    }
+
+    fn failed(&mut self, error: &NetlinkError, begun: Instant) {
+        error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
+            "the kernel refused a change; old rules stay in force, a full pass follows");
+        let metrics = &self.outputs.metrics;
+        let pending = self.udp.len().max(1) as i64;
+        metrics.endpoint_changes_pending.set(pending);
+        metrics.service_changes_pending.set(pending);
+        Metrics::for_families(|family| {
+            metrics.sync_failures.get_or_create(family).inc();
+            metrics.sync_duration.get_or_create(family).observe(begun.elapsed().as_secs_f64());
+            metrics.sync_last_queued.get_or_create(family).set(unix_now());
+        });
+        self.outputs.health.queued();
+        self.phase = Phase::Full("full");
+        self.retry_at = Some(Instant::now() + self.retry_delay);
+        self.retry_delay = (self.retry_delay * 2).min(self.settings.sync_period);
+    }
+
+    fn garbage(&mut self) {
+        if self.phase != Phase::Incremental || !self.backend.has_garbage() {
+            self.garbage_at = None;
+            return;
+        }
+        let due = *self.garbage_at.get_or_insert_with(|| Instant::now() + GARBAGE_DELAY);
+        if Instant::now() < due {
+            return;
+        }
+        self.garbage_at = None;
+        if let Err(error) = self.backend.collect_garbage() {
+            warn!(%error, "cannot delete unused chains; a full pass follows");
+            let metrics = &self.outputs.metrics;
+            Metrics::for_families(|family| {
+                metrics.cleanup_failures.get_or_create(family).inc();
+            });
+            self.phase = Phase::Full("full");
+            self.retry_at = Some(Instant::now() + self.retry_delay);
+        }
+    }
+
+    fn count_no_local(&mut self, change: &PlanChange) {
+        let counts = |plan: &Option<Arc<ServicePlan>>, sign: i64, totals: &mut [(i64, i64); 2]| {
+            for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
+                let total = &mut totals[port.id.family as usize];
+                total.0 += sign * i64::from(port.lacks_local_internal);
+                total.1 += sign * i64::from(port.lacks_local_external);
+            }
+        };
+        counts(&change.old, -1, &mut self.no_local);
+        counts(&change.new, 1, &mut self.no_local);
+        for family in sluice_core::net::Family::BOTH {
+            let (internal, external) = self.no_local[family as usize];
+            for (policy, value) in [("internal", internal), ("external", external)] {
+                let labels = [("traffic_policy", policy.to_owned()), ("ip_family", family.name().to_owned())];
+                self.outputs.metrics.no_local_endpoints.get_or_create(&labels).set(value);
+            }
+        }
+    }
+
+    fn publish_health_checks(&self, changes: &[PlanChange]) {
+        let check = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().and_then(|p| p.health_check.clone());
+        let concerned = changes.iter().filter(|change| check(&change.old) != check(&change.new));
+        let concerned: Vec<&PlanChange> = concerned.collect();
+        if concerned.is_empty() {
+            return;
+        }
+        self.outputs.health_checks.send_modify(|all| {
+            for change in concerned {
+                match check(&change.new) {
+                    Some(health_check) => all.insert(change.name.clone(), health_check),
+                    None => all.remove(&change.name),
+                };
+            }
+        });
+    }
+}

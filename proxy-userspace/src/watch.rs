@@ -1,0 +1,31 @@
+//! Sources of objects: both feed the same events into the same index.
+
+mod convert;
+mod decode;
+pub mod kubernetes;
+pub mod manifests;
+
+pub use convert::{Converted, convert_endpoint_slice, convert_node, convert_service, convert_service_cidr};
+pub use decode::{Document, DocumentError, decode, split_documents};
+
+use std::time::Instant;
+
+use sluice_core::event::Event;
+use tokio::sync::mpsc;
+
+/// An event and when it was received.
+#[derive(Debug)]
+pub struct Received {
+    /// The event.
+    pub event: Event,
+    /// When the object had been read.
+    pub at: Instant,
+}
+
+/// Where sources send events.
+pub type Events = mpsc::Sender<Received>;
+
+/// Sends an event; false when nobody listens any more.
+pub(crate) async fn send(events: &Events, event: Event) -> bool {
+    events.send(Received { event, at: Instant::now() }).await.is_ok()
+}
