@@ -371,6 +371,18 @@ impl NetfilterSocket {
         family: u8,
         fill: impl FnOnce(&mut Writer),
     ) -> Result<(), NetlinkError> {
+        self.ask(operation, message_type, family, fill, |_| {})
+    }
+
+    /// Sends one request, gives the messages of the answer to `each`, and waits for the acknowledgement.
+    pub fn ask(
+        &mut self,
+        operation: &'static str,
+        message_type: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Writer),
+        mut each: impl FnMut(Message<'_>),
+    ) -> Result<(), NetlinkError> {
         let sequence = self.next_sequence();
         let mut writer = Writer::default();
         writer.begin(message_type, NLM_F_ACK, sequence, family, 0);
@@ -380,8 +392,12 @@ impl NetfilterSocket {
         let mut answer = None;
         while answer.is_none() {
             self.receive(true, |message| {
-                if message.sequence == sequence {
-                    answer = answer.take().or(message.error());
+                if message.sequence != sequence {
+                    return;
+                }
+                match message.error() {
+                    Some(error) => answer = answer.take().or(Some(error)),
+                    None => each(message),
                 }
             })?;
         }

@@ -5,14 +5,14 @@ mod monitor;
 mod observe;
 
 pub use monitor::{Monitor, Notice};
-pub use observe::observe;
+pub use observe::{observe, without_present};
 
 use std::io;
 
 use netlink_packet_core::NLM_F_ACK;
 use sluice_core::nft::{Op, TABLE};
 
-use crate::netlink::{NetfilterSocket, NetlinkError, Writer};
+use crate::netlink::{NetfilterSocket, NetlinkError, Writer, find};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
@@ -24,6 +24,7 @@ const INET: u8 = 1;
 #[repr(u16)]
 enum Command {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,
@@ -115,6 +116,21 @@ impl Nft {
             None if lost => Err(NetlinkError::Lost { operation: "commit a transaction" }),
             None => Err(NetlinkError::Malformed { operation: "commit a transaction" }),
         }
+    }
+
+    /// Whether our table exists.
+    pub fn has_table(&mut self) -> Result<bool, NetlinkError> {
+        let mut found = false;
+        self.socket.dump(
+            "list tables",
+            Command::GetTable.message_type(),
+            INET,
+            |_| {},
+            |message| {
+                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == TABLE);
+            },
+        )?;
+        Ok(found)
     }
 
     /// Deletes our table with everything in it. Returns whether there was one.

@@ -10,9 +10,9 @@ use sluice_core::model::{
     TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{Ledger, NftConfig, NodeView, Op, Scheduler};
+use sluice_core::nft::{ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind};
 use sluice_core::plan::{Detector, PlanConfig, Planner};
-use sluice_sys::nft::{Nft, observe};
+use sluice_sys::nft::{Nft, observe, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -138,7 +138,7 @@ impl World {
         let observed = observe(&mut self.nft).unwrap().expect("the table exists");
         let ops = self.ledger.reconcile(&plans, observed);
         assert!(!self.ledger.has_retired(), "chains that nobody needs: {:?}", self.ledger.delete_retired());
-        ops
+        without_present(&mut self.nft, ops).unwrap()
     }
 }
 
@@ -212,10 +212,11 @@ fn a_failed_transaction_changes_nothing_and_says_why() {
         world.load(3, 2);
         let ops = world.apply([Event::Slice(Change::Apply(slice(1, Family::V4, 3)))]);
         let mut broken = ops.clone();
-        broken.push(ops.iter().rfind(|op| matches!(op, Op::AddElement(_))).unwrap().clone());
+        let missing = ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[9; 4]) };
+        broken.push(Op::DeleteElement(missing));
         let error = world.nft.commit(&broken).unwrap_err();
-        assert_eq!(error.errno(), Some(libc::EEXIST));
-        assert!(error.to_string().contains("add elements"), "{error}");
+        assert_eq!(error.errno(), Some(libc::ENOENT));
+        assert!(error.to_string().contains("delete elements from 09090909 of cluster_ips4"), "{error}");
         world.nft.commit(&ops).unwrap();
         let retired = world.ledger.delete_retired();
         world.nft.commit(&retired).unwrap();

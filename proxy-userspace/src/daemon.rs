@@ -245,8 +245,10 @@ async fn monitor(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>)
         while !notices.is_closed() {
             match Monitor::open(port) {
                 Ok(mut monitor) => {
-                    // What happened before the monitor was there is unknown.
-                    let _ = notices.blocking_send(Notice::Lost);
+                    // The table may have gone before the monitor was there.
+                    if !Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(true) {
+                        let _ = notices.blocking_send(Notice::Changed);
+                    }
                     while let Ok(notice) = monitor.wait() {
                         if notices.blocking_send(notice).is_err() {
                             return;

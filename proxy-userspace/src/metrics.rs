@@ -62,6 +62,7 @@ pub struct Metrics {
     pub object_problems: Counter,
     pub watch_errors: Labelled<Label, Counter>,
     pub lists: Labelled<Label, Counter>,
+    resident_memory: Gauge,
 }
 
 impl Default for Metrics {
@@ -154,6 +155,12 @@ impl Default for Metrics {
             add!("object_problems", "Parts of API objects that were left out", Counter::default());
         let watch_errors = add!("watch_errors", "Failed lists and watches", Labelled::default());
         let lists = add!("lists", "Complete lists begun", Labelled::default());
+        let resident_memory = Gauge::default();
+        registry.register(
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes",
+            resident_memory.clone(),
+        );
         Metrics {
             registry: Arc::new(registry),
             sync_duration,
@@ -182,6 +189,7 @@ impl Default for Metrics {
             object_problems,
             watch_errors,
             lists,
+            resident_memory,
         }
     }
 }
@@ -189,6 +197,9 @@ impl Default for Metrics {
 impl Metrics {
     /// The text page.
     pub fn page(&self) -> String {
+        if let Some(bytes) = sluice_sys::proc::resident_bytes() {
+            self.resident_memory.set(bytes as i64);
+        }
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);

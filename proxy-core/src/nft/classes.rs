@@ -1,14 +1,16 @@
 //! Class chains: how an endpoint is picked and translated, shared by all frontends of one class.
 //!
 //! Register layout of all picking rules, the same for both families (IPv4 leaves the gaps unused):
-//! 0.. frontend key, later the affinity key; 6, 7 group id; 8 slot, then 8.. endpoint address, port.
+//! 0.. frontend key, later the affinity key; 5.. the frontend's data, of which 6, 7 is the group id;
+//! 8 slot, then 8.. endpoint address, port.
 //!
 //! The nft program must be able to list these rules. It follows by register number what was loaded where, takes
 //! a map's data for zero bits wide, and aborts when such a register is part of a key (nft 1.0.6 to 1.1,
 //! `netlink_parse_concat_expr`) or of a dynset's data. So no key and no stored data may start at a register
 //! that a lookup wrote:
-//! - `ids` holds a word of padding before the group id and is loaded one register early; the register of the
-//!   group id itself gets a wide dummy load first, by which nft takes the whole key for one value.
+//! - A frontend's data begin with a word of padding and are loaded one register early; the register of the
+//!   group id itself gets a wide dummy load first, by which nft takes the whole key for one value. The same
+//!   goes for the class and for refusals.
 //! - `members` gives the endpoint again behind a word of padding; loaded one register early, the copy is what
 //!   a dynset stores.
 
@@ -48,10 +50,24 @@ impl IdTable {
         }
     }
 
-    fn ids(self, family: Family) -> SetId {
+    /// The map of frontends.
+    pub(super) fn frontends(self, family: Family) -> SetId {
         match self {
-            IdTable::Services => SetId::new(SetKind::Ids, family),
-            IdTable::NodePorts => SetId::new(SetKind::NodePortIds, family),
+            IdTable::Services => SetId::new(SetKind::Services, family),
+            IdTable::NodePorts => SetId::new(SetKind::NodePorts, family),
+        }
+    }
+
+    /// The class of eTP=Local frontends, whose chain tells inside from outside clients first.
+    pub(super) fn local_policy_class(self) -> [u8; 8] {
+        const LOCAL_POLICY: u32 = 1 << 5;
+        class_bytes(0, LOCAL_POLICY | self.bit())
+    }
+
+    fn bit(self) -> u32 {
+        match self {
+            IdTable::Services => 0,
+            IdTable::NodePorts => 1,
         }
     }
 
@@ -129,6 +145,23 @@ impl ClassChain {
         ChainName::new(&name)
     }
 
+    /// The class as a number that says all of it: the size, then the rest as bits.
+    pub(super) fn bytes(&self) -> [u8; 8] {
+        const SHORT: u32 = 1 << 1;
+        const BY_GROUP: u32 = 1 << 4;
+        let masquerade = match self.masquerade {
+            MasqueradeRule::Never => 0,
+            MasqueradeRule::Always => 1 << 2,
+            MasqueradeRule::NotPods => 2 << 2,
+        };
+        let (size, pick) = match self.pick {
+            Pick::ByGroup => (0, BY_GROUP),
+            // The API allows timeouts up to a day, 17 bits.
+            Pick::Random { size, affinity } => (size, affinity.unwrap_or(0) << 8),
+        };
+        class_bytes(size, self.table.bit() | if self.short { SHORT } else { 0 } | masquerade | pick)
+    }
+
     /// The chain with its rules.
     pub fn chain(&self, config: &NftConfig) -> Chain {
         let mut rules = Vec::new();
@@ -160,8 +193,8 @@ impl ClassChain {
     fn find_group(&self) -> Vec<Expr> {
         let mut exprs = dummy_loads(self.family).to_vec();
         exprs.extend(self.table.load_key(self.family));
-        let set = self.table.ids(self.family);
-        exprs.push(Expr::LookupData { set, sreg: 0, dreg: GROUP - 1 });
+        let set = self.table.frontends(self.family);
+        exprs.push(Expr::LookupData { set, sreg: 0, dreg: FRONTEND });
         if self.short {
             exprs.push(clear_local_bit(GROUP, GROUP));
         }
@@ -169,11 +202,30 @@ impl ClassChain {
     }
 }
 
+fn class_bytes(size: u32, rest: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&size.to_ne_bytes());
+    bytes[4..].copy_from_slice(&rest.to_ne_bytes());
+    bytes
+}
+
+/// Where the data of a frontend are loaded, and where its parts are then.
+pub(super) const FRONTEND: Reg = 5;
 const GROUP: Reg = 6;
+pub(super) const CLASS: Reg = 8;
+pub(super) const OUTSIDE: Reg = 10;
+pub(super) const INSIDE: Reg = 12;
+/// Where a refusal is, behind its padding.
+pub(super) const REFUSAL: Reg = 6;
 const SLOT: Reg = 8;
 const ENDPOINT: Reg = 8;
 /// Where the copy of the endpoint is after `members` was loaded over the group id.
 const COPY: Reg = 7;
+
+/// Makes nft believe that a value of `len` bytes starts at a register.
+pub(super) fn dummy_load(dreg: Reg, len: u32) -> Expr {
+    Expr::NetworkHeader { dreg, offset: 0, len }
+}
 
 /// Makes nft believe that values wide enough for every key and for stored data start at the group id and at
 /// the copy.
@@ -182,10 +234,7 @@ fn dummy_loads(family: Family) -> [Expr; 2] {
         Family::V4 => (16, 8),
         Family::V6 => (28, 20),
     };
-    [
-        Expr::NetworkHeader { dreg: GROUP, offset: 0, len: key },
-        Expr::NetworkHeader { dreg: COPY, offset: 0, len: data },
-    ]
+    [dummy_load(GROUP, key), dummy_load(COPY, data)]
 }
 
 /// The chain of one group under round robin: only a rule's own counter takes turns exactly.
@@ -204,6 +253,11 @@ pub(super) fn round_robin_chain(group: GroupId, family: Family, size: u32, affin
 pub(super) fn round_robin_name(group: GroupId, family: Family) -> ChainName {
     let prefix = if family == Family::V4 { "rr4" } else { "rr6" };
     ChainName::new(&format!("{prefix}-{:016x}", group.number()))
+}
+
+/// Whether a chain belongs to one group.
+pub(super) fn is_round_robin(name: &ChainName) -> bool {
+    name.as_str().starts_with("rr")
 }
 
 fn random(size: u32) -> Expr {

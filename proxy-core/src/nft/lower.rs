@@ -10,7 +10,7 @@ use super::classes::{
     ClassChain, IdTable, MasqueradeRule, Pick, Scheduler, round_robin_chain, round_robin_name,
 };
 use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
-use super::skeleton::{local_policy_chain, reject_chain, source_filter_chain};
+use super::skeleton::Refusal;
 use crate::model::ServicePortName;
 use crate::net::{Family, Protocol};
 use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, ServicePlan, Target};
@@ -196,8 +196,9 @@ impl Lowering<'_> {
             self.source_ranges(key, ranges);
         }
         let Actions { pod, host, other } = frontend.actions;
-        if let Some(verdict) = refusal(other) {
-            self.own(no_endpoints_set(table), key, Value::Verdict(verdict));
+        if let Some(refusal) = refusal(other) {
+            let value = Bytes::new(&[0; 4]).with(&refusal.bytes());
+            self.own(no_endpoints_set(table), key, Value::Data(value));
         }
         match (pod, host, other) {
             (
@@ -206,35 +207,43 @@ impl Lowering<'_> {
                 Action::Forward { group: same_too, masquerade: for_other },
             ) if group == same && group == same_too => {
                 let rule = masquerade_rule(for_pod, for_host || for_other);
-                let verdict = self.class(table, group, false, rule);
-                self.ids(table, key, group);
-                self.own(frontends_set(table), key, verdict);
+                let class = self.class(SetKind::Entries, table, group, false, rule);
+                self.forward(table, key, group, [class, NO_CLASS, NO_CLASS]);
             }
             (_, Action::Forward { .. }, _) => self.local_policy(table, key, frontend.actions),
             _ => {}
         }
     }
 
-    /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others.
+    /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others, and has set
+    /// the mark where it is due.
     fn local_policy(&mut self, table: IdTable, key: Key, actions: Actions) {
-        let (short, local) = match table {
-            IdTable::Services => (SetKind::Short, SetKind::Local),
-            IdTable::NodePorts => (SetKind::NodePortShort, SetKind::NodePortLocal),
+        let never = MasqueradeRule::Never;
+        let inside = self.class(SetKind::Classes, table, Group::Cluster, true, never);
+        let outside = match actions.other {
+            Action::Forward { group, .. } => self.class(SetKind::Classes, table, group, false, never),
+            Action::Reject | Action::Drop => NO_CLASS,
         };
-        let entry = Verdict::Goto(local_policy_chain(table, self.family()));
-        self.own(frontends_set(table), key, Value::Verdict(entry));
-        self.ids(table, key, Group::Local);
-        // The entry chain has set the mark where it is due.
-        let verdict = self.class(table, Group::Cluster, true, MasqueradeRule::Never);
-        self.own(short, key, verdict);
-        if let Action::Forward { group, .. } = actions.other {
-            let verdict = self.class(table, group, false, MasqueradeRule::Never);
-            self.own(local, key, verdict);
-        }
+        self.forward(table, key, Group::Local, [table.local_policy_class(), outside, inside]);
     }
 
-    /// Asks for a class chain and gives the verdict that leads to it.
-    fn class(&mut self, table: IdTable, group: Group, short: bool, masquerade: MasqueradeRule) -> Value {
+    fn forward(&mut self, table: IdTable, key: Key, group: Group, classes: [[u8; 8]; 3]) {
+        let mut value = Bytes::new(&self.group_id(group).padded_bytes());
+        for class in classes {
+            value = value.with(&class);
+        }
+        self.out.elements.push(element(table.frontends(self.port.id.family), key, Value::Data(value)));
+    }
+
+    /// Asks for a class chain and gives the number that leads to it.
+    fn class(
+        &mut self,
+        from: SetKind,
+        table: IdTable,
+        group: Group,
+        short: bool,
+        masquerade: MasqueradeRule,
+    ) -> [u8; 8] {
         let pick = match self.config.scheduler {
             Scheduler::RoundRobin => Pick::ByGroup,
             Scheduler::Random => {
@@ -242,22 +251,15 @@ impl Lowering<'_> {
             }
         };
         let class = ClassChain { family: self.family(), table, short, masquerade, pick };
+        let set = SetId::new(from, self.family());
+        let goto = Value::Verdict(Verdict::Goto(class.name()));
         self.out.shared.push(Shared::Chain(class));
-        Value::Verdict(Verdict::Goto(class.name()))
-    }
-
-    fn ids(&mut self, table: IdTable, key: Key, group: Group) {
-        let kind = match table {
-            IdTable::Services => SetKind::Ids,
-            IdTable::NodePorts => SetKind::NodePortIds,
-        };
-        let id = self.group_id(group);
-        self.own(kind, key, Value::Data(Bytes::new(&id.padded_bytes())));
+        self.out.shared.push(Shared::Element(element(set, Key::new(&class.bytes()), goto)));
+        class.bytes()
     }
 
     fn source_ranges(&mut self, key: Key, ranges: &[IpNet]) {
-        let goto = Verdict::Goto(source_filter_chain(self.family()));
-        self.own(SetKind::Filtered, key, Value::Verdict(goto));
+        self.own(SetKind::Filtered, key, Value::None);
         for net in ranges {
             let length = net.prefix_len();
             let key = key.with(&ip_bytes(&net.network())).with(&u32::from(length).to_ne_bytes());
@@ -267,11 +269,13 @@ impl Lowering<'_> {
     }
 }
 
-/// What the filter hooks do with connections that are not translated.
-fn refusal(other: Action) -> Option<Verdict> {
+/// A class that leads nowhere.
+const NO_CLASS: [u8; 8] = [0; 8];
+
+fn refusal(other: Action) -> Option<Refusal> {
     match other {
-        Action::Reject => Some(Verdict::Goto(reject_chain())),
-        Action::Drop => Some(Verdict::Drop),
+        Action::Reject => Some(Refusal::Reject),
+        Action::Drop => Some(Refusal::Drop),
         Action::Forward { .. } => None,
     }
 }
@@ -281,13 +285,6 @@ fn masquerade_rule(pods: bool, others: bool) -> MasqueradeRule {
         (true, _) => MasqueradeRule::Always,
         (false, true) => MasqueradeRule::NotPods,
         (false, false) => MasqueradeRule::Never,
-    }
-}
-
-fn frontends_set(table: IdTable) -> SetKind {
-    match table {
-        IdTable::Services => SetKind::Services,
-        IdTable::NodePorts => SetKind::NodePorts,
     }
 }
 

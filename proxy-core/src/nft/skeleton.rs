@@ -6,11 +6,13 @@ use ipnet::IpNet;
 
 use super::NftConfig;
 use super::classes::{
-    IdTable, address_regs, in_network, is_pod, load_destination, load_port, load_source, load_tuple, rule,
-    set_mark,
+    CLASS, FRONTEND, INSIDE, IdTable, OUTSIDE, REFUSAL, address_regs, dummy_load, in_network, is_pod,
+    load_destination, load_port, load_source, load_tuple, rule, set_mark,
 };
 use super::expr::{CmpOp, Expr, MetaKey, Reg};
-use super::object::{Chain, ChainName, Hook, Rule, SetId, SetKind, SetSpec, SetValue, Verdict};
+use super::object::{
+    Chain, ChainName, Element, ElementId, Hook, Key, Rule, SetId, SetKind, SetSpec, SetValue, Value, Verdict,
+};
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -64,10 +66,13 @@ fn spec(id: SetId) -> SetSpec {
         Family::V6 => (IPV6, 16),
     };
     let width = |field: u32| if field == ip { ip_len } else { 4 };
-    let group = [NUMBER, NUMBER];
     let tuple = vec![ip, PROTOCOL, PORT];
     let port = vec![PROTOCOL, PORT];
-    let id_data = SetValue::Data(12, concat(&[NUMBER, NUMBER, NUMBER]));
+    let words = |n: u32| {
+        // nft's type of a concatenation has room for five fields; it prints longer data as one number.
+        let data_type = if n <= 5 { concat(&vec![NUMBER; n as usize]) } else { NUMBER };
+        SetValue::Data(4 * n, data_type)
+    };
     let endpoint = SetValue::Data(ip_len + 4, concat(&[ip, PORT]));
     let (fields, value) = match id.kind {
         SetKind::Endpoints => (vec![NUMBER, NUMBER, NUMBER], endpoint),
@@ -78,17 +83,14 @@ fn spec(id: SetId) -> SetSpec {
         SetKind::Affinity => (vec![NUMBER, NUMBER, ip], endpoint),
         SetKind::Hairpin => (vec![ip, ip, PROTOCOL, PORT], SetValue::None),
         SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
-        SetKind::Groups => (group.to_vec(), SetValue::Verdict),
-        SetKind::Ids => (tuple, id_data),
-        SetKind::NodePortIds => (port, id_data),
+        SetKind::Groups | SetKind::Classes | SetKind::Entries => (vec![NUMBER, NUMBER], SetValue::Verdict),
+        SetKind::Refusals => (vec![NUMBER], SetValue::Verdict),
         SetKind::ClusterIps | SetKind::NodePortAddresses => (vec![ip], SetValue::None),
-        SetKind::Services | SetKind::Local | SetKind::Short | SetKind::Filtered | SetKind::NoEndpoints => {
-            (tuple, SetValue::Verdict)
-        }
-        SetKind::NodePorts
-        | SetKind::NodePortLocal
-        | SetKind::NodePortShort
-        | SetKind::NodePortNoEndpoints => (port, SetValue::Verdict),
+        SetKind::Filtered => (tuple, SetValue::None),
+        SetKind::NoEndpoints => (tuple, words(2)),
+        SetKind::NodePortNoEndpoints => (port, words(2)),
+        SetKind::Services => (tuple, words(9)),
+        SetKind::NodePorts => (port, words(9)),
     };
     let dynamic = id.kind == SetKind::Affinity;
     SetSpec {
@@ -105,7 +107,7 @@ fn concat(fields: &[u32]) -> u32 {
     fields.iter().fold(0, |all, field| all << 6 | field)
 }
 
-pub(super) fn reject_chain() -> ChainName {
+fn reject_chain() -> ChainName {
     ChainName::new("reject")
 }
 
@@ -113,8 +115,42 @@ pub(super) fn source_filter_chain(family: Family) -> ChainName {
     ChainName::new(if family == Family::V4 { "filter-sources4" } else { "filter-sources6" })
 }
 
+/// Elements that are there whatever the Services are: what refusals and the classes of eTP=Local lead to.
+pub(super) fn static_elements() -> Vec<Element> {
+    let mut elements = Vec::new();
+    for family in Family::BOTH {
+        let mut add = |kind, key: &[u8], verdict| {
+            let id = ElementId { set: SetId::new(kind, family), key: Key::new(key) };
+            elements.push(Element { id, value: Value::Verdict(verdict) });
+        };
+        add(SetKind::Refusals, &Refusal::Reject.bytes(), Verdict::Goto(reject_chain()));
+        add(SetKind::Refusals, &Refusal::Drop.bytes(), Verdict::Drop);
+        for table in [IdTable::Services, IdTable::NodePorts] {
+            let chain = local_policy_chain(table, family);
+            add(SetKind::Entries, &table.local_policy_class(), Verdict::Goto(chain));
+        }
+    }
+    elements
+}
+
+/// What the filter hooks do with connections that are not translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Reject,
+    Drop,
+}
+
+impl Refusal {
+    pub(super) fn bytes(self) -> [u8; 4] {
+        match self {
+            Refusal::Reject => 1u32.to_ne_bytes(),
+            Refusal::Drop => 2u32.to_ne_bytes(),
+        }
+    }
+}
+
 /// The entry chain of eTP=Local frontends.
-pub(super) fn local_policy_chain(table: IdTable, family: Family) -> ChainName {
+fn local_policy_chain(table: IdTable, family: Family) -> ChainName {
     ChainName::new(&format!("{}-local", table.prefix(family)))
 }
 
@@ -201,37 +237,73 @@ fn of_family(family: Family) -> Vec<Expr> {
     ]
 }
 
-fn lookup_tuple(family: Family, kind: SetKind) -> Vec<Expr> {
-    let mut exprs = of_family(family);
-    exprs.extend(load_tuple(family));
-    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
+/// Looks the destination up in a map of refusals and does what it says.
+fn refuse(family: Family, table: IdTable, kind: SetKind) -> Vec<Expr> {
+    let mut exprs = vec![dummy_load(REFUSAL, 4)];
+    exprs.extend(table.load_key(family));
+    exprs.push(Expr::LookupData { set: SetId::new(kind, family), sreg: 0, dreg: REFUSAL - 1 });
+    exprs.push(Expr::LookupVerdict { set: SetId::new(SetKind::Refusals, family), sreg: REFUSAL });
+    exprs
+}
+
+/// Looks the destination up among the frontends and goes to one of the class chains named there.
+fn go_to_class(family: Family, table: IdTable, class: Reg) -> Vec<Expr> {
+    let mut exprs = vec![dummy_load(class, 8)];
+    exprs.extend(table.load_key(family));
+    exprs.push(Expr::LookupData { set: table.frontends(family), sreg: 0, dreg: FRONTEND });
+    let kind = if class == CLASS { SetKind::Entries } else { SetKind::Classes };
+    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: class });
     exprs
 }
 
 fn check_sources() -> Vec<Rule> {
-    Family::BOTH.map(|f| rule("load balancer source ranges", lookup_tuple(f, SetKind::Filtered))).into()
+    Family::BOTH
+        .map(|family| {
+            let mut exprs = of_family(family);
+            exprs.extend(load_tuple(family));
+            exprs.push(Expr::Lookup { set: SetId::new(SetKind::Filtered, family), sreg: 0 });
+            exprs.push(Expr::Verdict(Verdict::Goto(source_filter_chain(family))));
+            rule("load balancer source ranges", exprs)
+        })
+        .into()
 }
 
 fn check_endpoints() -> Vec<Rule> {
-    Family::BOTH.map(|f| rule("frontends without endpoints", lookup_tuple(f, SetKind::NoEndpoints))).into()
+    Family::BOTH
+        .map(|family| {
+            let mut exprs = of_family(family);
+            exprs.extend(refuse(family, IdTable::Services, SetKind::NoEndpoints));
+            rule("frontends without endpoints", exprs)
+        })
+        .into()
 }
 
 fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
     Family::BOTH
-        .map(|f| {
-            rule("node ports without endpoints", lookup_node_port(config, f, SetKind::NodePortNoEndpoints))
+        .map(|family| {
+            let mut exprs = to_node_port(config, family);
+            exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
+            rule("node ports without endpoints", exprs)
         })
         .into()
 }
 
 fn dispatch(config: &NftConfig) -> Vec<Rule> {
-    let addresses = Family::BOTH.map(|f| rule("service addresses", lookup_tuple(f, SetKind::Services)));
-    let ports = Family::BOTH.map(|f| rule("node ports", lookup_node_port(config, f, SetKind::NodePorts)));
+    let addresses = Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.extend(go_to_class(family, IdTable::Services, CLASS));
+        rule("service addresses", exprs)
+    });
+    let ports = Family::BOTH.map(|family| {
+        let mut exprs = to_node_port(config, family);
+        exprs.extend(go_to_class(family, IdTable::NodePorts, CLASS));
+        rule("node ports", exprs)
+    });
     addresses.into_iter().chain(ports).collect()
 }
 
-/// Looks protocol and port up, for packets to one of the addresses that node ports answer on.
-fn lookup_node_port(config: &NftConfig, family: Family, kind: SetKind) -> Vec<Expr> {
+/// Ends the rule unless the packet is for one of the addresses that node ports answer on.
+fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
     let mut exprs = of_family(family);
     if config.match_all_node_addresses[family as usize] {
         exprs.push(Expr::FibDestinationType { dreg: 0 });
@@ -241,8 +313,6 @@ fn lookup_node_port(config: &NftConfig, family: Family, kind: SetKind) -> Vec<Ex
         exprs.push(load_destination(family, 0));
         exprs.push(Expr::Lookup { set: SetId::new(SetKind::NodePortAddresses, family), sreg: 0 });
     }
-    exprs.extend(load_port(0));
-    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
     exprs
 }
 
@@ -320,29 +390,20 @@ fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
 
 /// eTP=Local: pods and this node are short-circuited to all endpoints, others get local ones only.
 fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule> {
-    let (short, local) = match table {
-        IdTable::Services => (SetKind::Short, SetKind::Local),
-        IdTable::NodePorts => (SetKind::NodePortShort, SetKind::NodePortLocal),
-    };
-    let look_up = |kind| {
-        let mut exprs = table.load_key(family);
-        exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: 0 });
-        exprs
-    };
     let from_host = || vec![Expr::FibSourceType { dreg: 0 }, local_type()];
     let mut rules = Vec::new();
     if *config.detector(family) != Detector::None {
         let mut exprs = is_pod(config.detector(family), family, true);
-        exprs.extend(look_up(short));
+        exprs.extend(go_to_class(family, table, INSIDE));
         rules.push(rule("pods reach all endpoints", exprs));
     }
     let mut mark = from_host();
     mark.extend(set_mark(config));
     rules.push(rule("masquerade this node", mark));
     let mut host = from_host();
-    host.extend(look_up(short));
+    host.extend(go_to_class(family, table, INSIDE));
     rules.push(rule("this node reaches all endpoints", host));
-    rules.push(rule("others reach local endpoints", look_up(local)));
+    rules.push(rule("others reach local endpoints", go_to_class(family, table, OUTSIDE)));
     rules
 }
 

@@ -1,6 +1,6 @@
 //! From operations to nf_tables messages. Attribute numbers: linux/netfilter/nf_tables.h.
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use sluice_core::net::Family;
 use sluice_core::nft::{
     Chain, ChainName, CmpOp, DynsetOp, Element, ElementId, Expr, Hook, MetaKey, NumgenKind, Op, Reg, Rule,
@@ -196,8 +196,10 @@ impl<'a> Encoder<'a> {
     }
 
     fn elements(&mut self, command: Command, set: SetId, ops: &[Op]) -> usize {
+        // Without NLM_F_EXCL an element that is there already, with the same value, is no error: a dump that
+        // the kernel writes while it resizes a set can miss elements, which are then written once more.
         let flags = match command {
-            Command::NewSetElem => NLM_F_CREATE | NLM_F_EXCL,
+            Command::NewSetElem => NLM_F_CREATE,
             _ => 0,
         };
         self.begin(command, flags);
@@ -277,7 +279,7 @@ fn element(writer: &mut Writer, element: &Element) {
     writer.close(item);
 }
 
-fn key(writer: &mut Writer, id: &ElementId) {
+pub(super) fn key(writer: &mut Writer, id: &ElementId) {
     let item = writer.nest(1);
     let nest = writer.nest(1);
     writer.attr(1, id.key.as_slice());

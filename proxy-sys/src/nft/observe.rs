@@ -1,7 +1,10 @@
 //! Reading our table back.
 
+use std::collections::HashSet;
+
 use sluice_core::nft::{
-    Bytes, ChainName, ElementId, Key, Observed, ObservedChain, SetId, SetKind, TABLE, Value, Verdict,
+    Bytes, ChainName, Element, ElementId, Key, Observed, ObservedChain, Op, SetId, SetKind, TABLE, Value,
+    Verdict,
 };
 
 use super::{Command, INET, Nft, our_table};
@@ -39,6 +42,57 @@ fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
         }
     }
     Ok(Some(observed))
+}
+
+/// Takes additions of elements that are there already out of a full pass's operations.
+///
+/// A dump misses elements when the kernel resizes the set meanwhile, and nothing in its answer says so; asking
+/// for single elements is exact.
+pub fn without_present(nft: &mut Nft, ops: Vec<Op>) -> Result<Vec<Op>, NetlinkError> {
+    /// When so much is missing, the table was emptied; writing an element twice is no error.
+    const DOUBTFUL: usize = 20_000;
+    let replaced: HashSet<ElementId> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::DeleteElement(id) => Some(*id),
+            _ => None,
+        })
+        .collect();
+    let is_new = |op: &Op| matches!(op, Op::AddElement(element) if !replaced.contains(&element.id));
+    if ops.iter().filter(|op| is_new(op)).count() > DOUBTFUL {
+        return Ok(ops);
+    }
+    let mut kept = Vec::with_capacity(ops.len());
+    for op in ops {
+        match &op {
+            Op::AddElement(element) if is_new(&op) && holds(nft, element)? => {}
+            _ => kept.push(op),
+        }
+    }
+    Ok(if kept == [Op::AddTable] { Vec::new() } else { kept })
+}
+
+/// Whether the kernel holds this element with this value.
+fn holds(nft: &mut Nft, wanted: &Element) -> Result<bool, NetlinkError> {
+    let set = wanted.id.set;
+    let mut found = None;
+    let request = |writer: &mut Writer| {
+        writer.text(1, TABLE);
+        writer.text(2, set.name());
+        let list = writer.nest(3);
+        super::encode::key(writer, &wanted.id);
+        writer.close(list);
+    };
+    let kind = Command::GetSetElem.message_type();
+    let answer = nft.socket.ask("look an element up", kind, INET, request, |message| {
+        let list = find(message.attributes(), 3).map_or(&[][..], |list| list.value);
+        found = attrs(list).next().and_then(|item| element(set, item.value));
+    });
+    match answer {
+        Ok(()) => Ok(found == Some((wanted.id, wanted.value))),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Dumps are filtered by table in newer kernels only.
@@ -105,7 +159,20 @@ fn sets(nft: &mut Nft) -> Result<Vec<(String, u32, u32)>, NetlinkError> {
     Ok(sets)
 }
 
+/// Reads a set until a dump tells nothing new: one that the kernel writes while it resizes the set misses
+/// elements, and nothing in its answer says so.
 fn elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(), NetlinkError> {
+    for _ in 0..ATTEMPTS {
+        let before = observed.elements.len();
+        dump_elements(nft, set, observed)?;
+        if observed.elements.len() == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn dump_elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(), NetlinkError> {
     let kind = Command::GetSetElem.message_type();
     let name = |writer: &mut Writer| {
         writer.text(1, TABLE);

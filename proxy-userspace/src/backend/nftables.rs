@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_core::nft::{Ledger, NftConfig, NodeView, Op};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, observe};
+use sluice_sys::nft::{Nft, observe, without_present};
 
 /// Operations of one transaction: the kernel holds its nf_tables lock while it works one off, about 20 ms for
 /// so many here.
@@ -56,6 +56,7 @@ impl Backend {
         match observe(&mut self.nft)? {
             Some(observed) => {
                 let ops = self.ledger.reconcile(plans, observed);
+                let ops = without_present(&mut self.nft, ops)?;
                 self.commit(&ops)
             }
             None => self.load(plans),

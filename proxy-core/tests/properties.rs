@@ -1,0 +1,699 @@
+//! What holds for every history of events: plans depend on the objects only, and the ledger's operations keep a
+//! model of the kernel equal to what a fresh load would make of it.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "support/kernel.rs"]
+mod kernel;
+#[path = "support/objects.rs"]
+mod objects;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use sluice_core::event::{Change, Event};
+use sluice_core::index::Index;
+use sluice_core::model::{
+    Conditions, EndpointSlice, Hints, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint,
+    SlicePort, TrafficPolicy,
+};
+use sluice_core::net::{Family, Protocol};
+use sluice_core::nft::{
+    ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetValue, Value,
+    Verdict, sets,
+};
+use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan};
+
+use kernel::Kernel;
+use objects::{endpoint, ip, ips, name, nets, port, service, slice};
+
+use Protocol::{Sctp, Tcp, Udp};
+
+// The universe: few names and addresses, so that everything collides.
+
+const SERVICES: [&str; 4] = ["s1", "s2", "s3", "s4"];
+const SLICES: [&str; 6] = ["a4", "b4", "c4", "d4", "a6", "b6"];
+
+fn subset(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
+    proptest::sample::subsequence(texts, 0..=texts.len()).prop_map(|chosen| chosen.join(" "))
+}
+
+fn policy() -> impl Strategy<Value = TrafficPolicy> {
+    prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)]
+}
+
+fn service_ports() -> impl Strategy<Value = Vec<ServicePort>> {
+    // Manifests are not validated by an API server: names and numbers may repeat.
+    let pool = vec![
+        port("", Tcp, 80, 0),
+        port("http", Tcp, 80, 30080),
+        port("http", Tcp, 8080, 30081),
+        port("dns", Udp, 53, 30080),
+        port("dns", Tcp, 53, 0),
+        port("sctp", Sctp, 80, 30080),
+        port("alt", Tcp, 80, 30081),
+    ];
+    proptest::collection::vec(proptest::sample::select(pool), 0..4)
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    let addresses = (
+        subset(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]),
+        subset(&["192.0.2.1", "203.0.113.9", "2001:db8::9"]),
+        subset(&["192.0.2.0/24", "192.0.2.128/25", "10.9.0.0/16", "2001:db8:2::/48"]),
+    );
+    let policies = (policy(), policy());
+    let kinds = proptest::sample::select(vec![
+        ServiceType::ClusterIp,
+        ServiceType::NodePort,
+        ServiceType::LoadBalancer,
+    ]);
+    let rest = (
+        proptest::option::of(0i64..3),
+        proptest::option::weighted(0.3, proptest::sample::select(vec![60, 10800])),
+        proptest::sample::select(vec![0u16, 32000]),
+        prop_oneof![6 => Just("own4"), 6 => Just("own"), 1 => Just("own6"), 1 => Just("shared")],
+    );
+    (0..SERVICES.len(), service_ports(), addresses, policies, kinds, rest).prop_map(
+        |(at, ports, (external, balancer, ranges), (internal, external_policy), service_type, rest)| {
+            let (created, affinity, health_check_node_port, cluster) = rest;
+            let cluster_ips = match cluster {
+                "own4" => format!("172.30.0.{at}"),
+                "own6" => format!("fd00:172::{at}"),
+                "own" => format!("172.30.0.{at} fd00:172::{at}"),
+                _ => "172.30.0.99".into(),
+            };
+            Service {
+                created,
+                service_type,
+                ports,
+                external_ips: ips(&external),
+                load_balancer_ips: ips(&balancer),
+                source_ranges: nets(&ranges),
+                affinity,
+                internal_policy: internal,
+                external_policy,
+                health_check_node_port,
+                ..service(SERVICES[at], &cluster_ips)
+            }
+        },
+    )
+}
+
+fn any_endpoint() -> impl Strategy<Value = (u8, &'static str, Conditions, Option<Box<Hints>>)> {
+    let conditions = (prop::bool::weighted(0.7), any::<bool>(), prop::bool::weighted(0.3))
+        .prop_map(|(ready, serving, terminating)| Conditions { ready, serving, terminating });
+    let list = |names: &'static [&'static str]| {
+        proptest::sample::subsequence(names, 0..=names.len())
+            .prop_map(|chosen| chosen.into_iter().map(Into::into).collect())
+    };
+    let hints = (list(&["za", "zb"]), list(&["here", "there"]))
+        .prop_map(|(zones, nodes)| Box::new(Hints { zones, nodes }));
+    let node = proptest::sample::select(vec!["", "here", "there"]);
+    (1u8..7, node, conditions, proptest::option::of(hints))
+}
+
+fn any_slice() -> impl Strategy<Value = EndpointSlice> {
+    let pool = vec![
+        ("", Tcp, 8080),
+        ("http", Tcp, 8080),
+        ("http", Tcp, 8081),
+        ("dns", Udp, 53),
+        ("dns", Tcp, 53),
+        ("sctp", Sctp, 80),
+    ];
+    let ports = proptest::collection::vec(proptest::sample::select(pool), 1..4);
+    let services = [&SERVICES[..], &["ghost"]].concat();
+    let owner = proptest::sample::select(services);
+    (0..SLICES.len(), owner, ports, proptest::collection::vec(any_endpoint(), 0..6)).prop_map(
+        |(at, owner, ports, endpoints)| {
+            let prefix = if SLICES[at].ends_with('4') { "10.0.0." } else { "fd00:10::" };
+            let endpoints = endpoints.into_iter().map(|(host, node, conditions, hints)| SliceEndpoint {
+                conditions,
+                hints,
+                ..endpoint(&format!("{prefix}{host}"), node)
+            });
+            let mut slice = slice(SLICES[at], owner, ports[0], endpoints.collect());
+            let more = ports[1..].iter();
+            slice.ports.extend(more.map(|(port, protocol, number)| SlicePort {
+                name: (*port).into(),
+                protocol: *protocol,
+                port: *number,
+            }));
+            slice
+        },
+    )
+}
+
+// Histories.
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Several events before the next planning.
+    Events(Vec<Event>),
+    /// A complete list of the Services, with those that could not be read.
+    ListServices(Vec<Service>, Vec<&'static str>),
+    /// A complete list of the slices.
+    ListSlices(Vec<EndpointSlice>, Vec<&'static str>),
+    /// The own node changed.
+    Reconfigure(PlanConfig),
+    /// Node addresses or ServiceCIDRs changed.
+    Node(NodeView),
+    /// Unused chains are deleted.
+    Collect,
+    /// The daemon restarts, or repairs what somebody did to the table.
+    Adopt(u64),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let service_name = || proptest::sample::select(&SERVICES[..]).prop_map(name);
+    let slice_name = || proptest::sample::select(&SLICES[..]).prop_map(name);
+    prop_oneof![
+        8 => any_service().prop_map(|s| Event::Service(Change::Apply(s))),
+        2 => service_name().prop_map(|n| Event::Service(Change::Delete(n))),
+        1 => service_name().prop_map(|n| Event::Service(Change::Keep(n))),
+        12 => any_slice().prop_map(|s| Event::Slice(Change::Apply(s))),
+        2 => slice_name().prop_map(|n| Event::Slice(Change::Delete(n))),
+        1 => slice_name().prop_map(|n| Event::Slice(Change::Keep(n))),
+    ]
+}
+
+fn any_config() -> impl Strategy<Value = PlanConfig> {
+    (proptest::option::of(proptest::sample::select(vec!["za", "zb"])), any::<bool>(), any::<bool>()).prop_map(
+        |(zone, in_range, masquerade_all)| PlanConfig {
+            node_name: "here".into(),
+            zone: zone.map(Into::into),
+            node_addresses: if in_range { ips("192.0.2.200 2001:db8:2::1") } else { ips("192.168.0.2") },
+            detects_pods: DETECTS,
+            masquerade_all,
+        },
+    )
+}
+
+/// The detectors cannot change while a ledger lives: one family has one, the other has none.
+const DETECTS: [bool; 2] = [true, false];
+
+fn any_node() -> impl Strategy<Value = NodeView> {
+    (subset(&["192.168.0.2", "192.168.1.2", "fd00:192::2"]), subset(&["172.30.0.0/16", "fd00:172::/112"]))
+        .prop_map(|(addresses, networks)| NodeView {
+            node_port_addresses: ips(&addresses),
+            service_networks: nets(&networks),
+        })
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let kept = |names: &'static [&'static str]| proptest::sample::subsequence(names, 0..3);
+    prop_oneof![
+        12 => proptest::collection::vec(any_event(), 1..4).prop_map(Step::Events),
+        1 => (proptest::collection::vec(any_service(), 0..4), kept(&SERVICES))
+            .prop_map(|(list, kept)| Step::ListServices(list, kept)),
+        1 => (proptest::collection::vec(any_slice(), 0..5), kept(&SLICES))
+            .prop_map(|(list, kept)| Step::ListSlices(list, kept)),
+        2 => any_config().prop_map(Step::Reconfigure),
+        1 => any_node().prop_map(Step::Node),
+        2 => Just(Step::Collect),
+        2 => any::<u64>().prop_map(Step::Adopt),
+    ]
+}
+
+fn history() -> impl Strategy<Value = Vec<Step>> {
+    proptest::collection::vec(any_step(), 1..14)
+}
+
+// What objects there should be.
+
+#[derive(Clone, Default)]
+struct Objects {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, EndpointSlice>,
+}
+
+impl Objects {
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Service(Change::Apply(s)) => drop(self.services.insert(s.name.clone(), s.clone())),
+            Event::Service(Change::Delete(name)) => drop(self.services.remove(name)),
+            Event::Slice(Change::Apply(s)) => drop(self.slices.insert(s.name.clone(), s.clone())),
+            Event::Slice(Change::Delete(name)) => drop(self.slices.remove(name)),
+            _ => {}
+        }
+    }
+
+    /// All objects as events, in an order that the seed says.
+    fn events(&self, seed: u64) -> Vec<Event> {
+        let services = self.services.values().cloned().map(|s| Event::Service(Change::Apply(s)));
+        let slices = self.slices.values().cloned().map(|s| Event::Slice(Change::Apply(s)));
+        let mut events: Vec<Event> = services.chain(slices).collect();
+        events.sort_by_key(|event| chance(seed, &format!("{event:?}")));
+        events
+    }
+
+    /// Plans made from scratch, all at once or (with `one_by_one`) after each event.
+    fn plans(&self, config: &PlanConfig, seed: u64, one_by_one: bool) -> Plans {
+        let mut index = Index::default();
+        let mut planner = Planner::new(config.clone());
+        for event in self.events(seed) {
+            index.apply(event);
+            if one_by_one {
+                let dirty = index.take_dirty();
+                planner.replan(&index, dirty.services);
+            }
+        }
+        let dirty = index.take_dirty();
+        planner.replan(&index, dirty.services);
+        plans(&planner)
+    }
+}
+
+type Plans = BTreeMap<ObjectName, Arc<ServicePlan>>;
+
+fn plans(planner: &Planner) -> Plans {
+    planner.plans().map(|plan| (plan.name.clone(), plan.clone())).collect()
+}
+
+/// A number that depends on both, nothing else.
+fn chance(seed: u64, what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (seed, what).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Daemon, kernel and what both should hold.
+struct Run {
+    objects: Objects,
+    index: Index,
+    planner: Planner,
+    /// The plans as the changes tell them.
+    told: Plans,
+    config: NftConfig,
+    node: NodeView,
+    ledger: Ledger,
+    kernel: Kernel,
+}
+
+impl Run {
+    fn new(config: NftConfig) -> Self {
+        let node = NodeView::default();
+        let mut kernel = Kernel::default();
+        let ledger = Ledger::new(config.clone(), node.clone());
+        kernel.commit(&ledger.create_skeleton()).expect("the skeleton");
+        kernel.commit(&ledger.finish_load()).expect("the end of the load");
+        let plan_config =
+            PlanConfig { node_name: "here".into(), detects_pods: DETECTS, ..PlanConfig::default() };
+        Run {
+            objects: Objects::default(),
+            index: Index::default(),
+            planner: Planner::new(plan_config),
+            told: Plans::new(),
+            config,
+            node,
+            ledger,
+            kernel,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Events(events) => {
+                events.iter().for_each(|event| self.event(event.clone()));
+                self.plan();
+            }
+            Step::ListServices(list, kept) => {
+                let before = self.objects.services.clone();
+                self.index.apply(Event::Service(Change::ListBegin));
+                list.iter().for_each(|s| self.event(Event::Service(Change::Apply(s.clone()))));
+                let kept: BTreeSet<ObjectName> = kept.iter().map(|text| name(text)).collect();
+                kept.iter().for_each(|n| self.event(Event::Service(Change::Keep(n.clone()))));
+                // Nothing is withdrawn yet.
+                self.plan();
+                self.index.apply(Event::Service(Change::ListEnd));
+                let listed = |n: &ObjectName| list.iter().any(|s| s.name == *n);
+                self.objects
+                    .services
+                    .retain(|n, _| listed(n) || (before.contains_key(n) && kept.contains(n)));
+                self.plan();
+            }
+            Step::ListSlices(list, kept) => {
+                let before = self.objects.slices.clone();
+                self.index.apply(Event::Slice(Change::ListBegin));
+                list.iter().for_each(|s| self.event(Event::Slice(Change::Apply(s.clone()))));
+                let kept: BTreeSet<ObjectName> = kept.iter().map(|text| name(text)).collect();
+                kept.iter().for_each(|n| self.event(Event::Slice(Change::Keep(n.clone()))));
+                self.plan();
+                self.index.apply(Event::Slice(Change::ListEnd));
+                let listed = |n: &ObjectName| list.iter().any(|s| s.name == *n);
+                self.objects.slices.retain(|n, _| listed(n) || (before.contains_key(n) && kept.contains(n)));
+                self.plan();
+            }
+            Step::Reconfigure(config) => {
+                let changes = self.planner.reconfigure(config.clone(), &self.index);
+                self.take(changes);
+            }
+            Step::Node(node) => {
+                self.node = node.clone();
+                let ops = self.ledger.set_node(node.clone());
+                self.commit(&ops);
+            }
+            Step::Collect => {
+                let ops = self.ledger.delete_retired();
+                self.commit(&ops);
+                assert!(!self.ledger.has_retired());
+                // Class chains may be kept in stock, but neither groups' chains nor other people's.
+                let unused = self.kernel.unused_chains();
+                let kept = |name: &&ChainName| name.as_str().starts_with("rr") || name.as_str() == "junk";
+                assert_eq!(unused.iter().find(kept), None, "unused, but not deleted");
+            }
+            Step::Adopt(seed) => self.adopt(*seed),
+        }
+        self.check();
+    }
+
+    fn event(&mut self, event: Event) {
+        self.objects.apply(&event);
+        self.index.apply(event);
+    }
+
+    fn plan(&mut self) {
+        let dirty = self.index.take_dirty();
+        assert!(!dirty.node);
+        let changes = self.planner.replan(&self.index, dirty.services);
+        self.take(changes);
+        self.check();
+    }
+
+    fn take(&mut self, changes: Vec<PlanChange>) {
+        assert!(changes.is_sorted_by(|a, b| a.name < b.name), "each Service once, sorted by name");
+        for change in &changes {
+            assert_ne!(change.old, change.new, "a change that is none");
+            assert_eq!(self.told.get(&change.name), change.old.as_ref(), "the plan before");
+            match &change.new {
+                Some(plan) => self.told.insert(change.name.clone(), plan.clone()),
+                None => self.told.remove(&change.name),
+            };
+        }
+        let ops = self.ledger.change(&changes);
+        self.commit(&ops);
+    }
+
+    fn commit(&mut self, ops: &[Op]) {
+        if let Err(why) = self.kernel.commit(ops) {
+            panic!("the kernel refuses: {why}");
+        }
+    }
+
+    fn all_plans(&self) -> Vec<Arc<ServicePlan>> {
+        self.told.values().cloned().collect()
+    }
+
+    /// The daemon restarts; if the seed says so, somebody has changed the table before.
+    fn adopt(&mut self, seed: u64) {
+        let damaged = seed % 4 != 0;
+        if damaged {
+            self.damage(seed);
+        }
+        let mut observed = self.kernel.observe();
+        if seed % 16 == 1 {
+            observed.unknown_elements = 1;
+        }
+        self.ledger = Ledger::new(self.config.clone(), self.node.clone());
+        let ops = self.ledger.reconcile(&self.all_plans(), observed);
+        assert!(damaged || ops.is_empty(), "nothing was wrong: {ops:?}");
+        self.commit(&ops);
+    }
+
+    fn damage(&mut self, seed: u64) {
+        let kernel = &mut self.kernel;
+        let before = kernel.elements.clone();
+        kernel.elements.retain(|id, _| chance(seed, id) % 8 != 0);
+        for (id, value) in &mut kernel.elements {
+            if chance(seed, id) % 8 == 1 {
+                let same_set: Vec<&Value> =
+                    before.iter().filter(|(other, _)| other.set == id.set).map(|(_, value)| value).collect();
+                *value = *same_set[chance(seed + 1, id) as usize % same_set.len()];
+            }
+        }
+        for (name, (_, rules)) in &mut kernel.chains {
+            match chance(seed, name) % 8 {
+                0 => rules.clear(),
+                1 => rules.reverse(),
+                2 => rules.truncate(1),
+                _ => {}
+            }
+        }
+        let used = kernel.references();
+        kernel.chains.retain(|name, _| used.contains(name) || chance(seed + 2, name) % 4 != 0);
+        let junk = ChainName::new("junk");
+        kernel.chains.insert(junk, (None, Vec::new()));
+        let (set, key) = first_set(SetValue::Verdict);
+        kernel.elements.insert(ElementId { set, key }, Value::Verdict(Verdict::Goto(junk)));
+        let (set, key) = first_set(SetValue::None);
+        kernel.elements.insert(ElementId { set, key }, Value::None);
+    }
+
+    /// Everything that holds after every step.
+    fn check(&self) {
+        let config = self.planner.config();
+        let fresh = self.objects.plans(config, 0, false);
+        assert_eq!(plans(&self.planner), fresh, "plans made anew");
+        assert_eq!(self.told, fresh, "plans as the changes tell them");
+        self.check_owners();
+        let mut right = Kernel::default();
+        let ledger = self.load(&mut right);
+        if let Err(why) = self.kernel.same_as(&right) {
+            panic!("not what a fresh load gives: {why}");
+        }
+        assert!(!ledger.has_retired());
+        let mut adopting = Ledger::new(self.config.clone(), self.node.clone());
+        let ops = adopting.reconcile(&self.all_plans(), self.kernel.observe());
+        assert_eq!(ops, [], "a restart has nothing to do");
+    }
+
+    /// Loads everything into an empty kernel, as a first start does.
+    fn load(&self, kernel: &mut Kernel) -> Ledger {
+        let mut ledger = Ledger::new(self.config.clone(), self.node.clone());
+        kernel.commit(&ledger.create_skeleton()).expect("the skeleton");
+        for plan in self.all_plans() {
+            let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan) };
+            kernel.commit(&ledger.change(&[change])).expect("one Service");
+        }
+        kernel.commit(&ledger.finish_load()).expect("the end of the load");
+        ledger
+    }
+
+    /// No frontend has two owners, and none that is wanted has no owner.
+    fn check_owners(&self) {
+        let mut owners: BTreeMap<Capture, &ObjectName> = BTreeMap::new();
+        for plan in self.told.values() {
+            for frontend in plan.ports.iter().flat_map(|port| &port.frontends) {
+                let other = owners.insert(frontend.capture, &plan.name);
+                assert_eq!(other, None, "{} belongs to {} too", frontend.capture, plan.name);
+            }
+        }
+        for service in self.objects.services.values() {
+            for (port, ip) in
+                service.ports.iter().flat_map(|p| service.cluster_ips.iter().map(move |ip| (p, ip)))
+            {
+                let capture = Capture::Address(*ip, port.protocol, port.port);
+                assert!(owners.contains_key(&capture), "nobody has {capture}");
+                if port.node_port != 0 {
+                    let capture = Capture::NodePort(Family::of(ip), port.protocol, port.node_port);
+                    assert!(owners.contains_key(&capture), "nobody has {capture}");
+                }
+            }
+        }
+    }
+}
+
+/// A set of a kind, with a key that fits it and that no Service has.
+fn first_set(value: SetValue) -> (SetId, Key) {
+    let spec = sets().into_iter().find(|spec| spec.value == value && !spec.dynamic).expect("such a set");
+    (spec.id, Key::new(&vec![9; spec.key_len as usize]))
+}
+
+fn nft_config(scheduler: Scheduler) -> NftConfig {
+    NftConfig {
+        detectors: [Detector::Cidr(nets("10.0.0.0/8")[0]), Detector::None],
+        scheduler,
+        match_all_node_addresses: [false, true],
+        ..NftConfig::default()
+    }
+}
+
+fn live(scheduler: Scheduler, history: &[Step]) {
+    let mut run = Run::new(nft_config(scheduler));
+    for step in history {
+        run.step(step);
+    }
+    run.step(&Step::Collect);
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    #[test]
+    fn every_history_ends_where_a_fresh_start_does_with_random_picks(history in history()) {
+        live(Scheduler::Random, &history);
+    }
+
+    #[test]
+    fn every_history_ends_where_a_fresh_start_does_with_round_robin(history in history()) {
+        live(Scheduler::RoundRobin, &history);
+    }
+
+    #[test]
+    fn the_order_of_objects_does_not_matter(
+        services in proptest::collection::vec(any_service(), 0..6),
+        slices in proptest::collection::vec(any_slice(), 0..6),
+        config in any_config(),
+        seeds in any::<(u64, u64)>(),
+    ) {
+        let mut objects = Objects::default();
+        for event in services.into_iter().map(|s| Event::Service(Change::Apply(s))) {
+            objects.apply(&event);
+        }
+        for event in slices.into_iter().map(|s| Event::Slice(Change::Apply(s))) {
+            objects.apply(&event);
+        }
+        let once = objects.plans(&config, seeds.0, false);
+        prop_assert_eq!(&once, &objects.plans(&config, seeds.1, true));
+        prop_assert_eq!(&once, &objects.plans(&config, seeds.1, false));
+    }
+}
+
+// What the properties above cannot reach.
+
+fn world() -> (Service, Service, EndpointSlice) {
+    let older = Service {
+        created: Some(1),
+        ports: vec![port("http", Tcp, 80, 0)],
+        external_ips: ips("192.0.2.1"),
+        ..service("s1", "172.30.0.1")
+    };
+    let younger =
+        Service { created: Some(2), cluster_ips: ips("172.30.0.2"), name: name("s2"), ..older.clone() };
+    let hinted = |address: &str, zone: &str| SliceEndpoint {
+        hints: Some(Box::new(Hints { zones: vec![zone.into()], nodes: Vec::new() })),
+        ..endpoint(address, "")
+    };
+    let endpoints = vec![hinted("10.0.0.1", "za"), hinted("10.0.0.2", "zb"), hinted("10.0.0.3", "zb")];
+    (older, younger, slice("a4", "s2", ("http", Tcp, 8080), endpoints))
+}
+
+/// The daemon concatenates the changes of a new configuration and those of events of the same moment: here the
+/// node loses its zone, and the owner of a contested address goes.
+#[test]
+fn a_service_that_changes_twice_at_once_ends_right() {
+    let (older, younger, slice) = world();
+    let mut run = Run::new(nft_config(Scheduler::Random));
+    let plain = run.planner.config().clone();
+    run.step(&Step::Reconfigure(PlanConfig { zone: Some("zb".into()), ..plain.clone() }));
+    run.step(&Step::Events(vec![
+        Event::Service(Change::Apply(older.clone())),
+        Event::Service(Change::Apply(younger)),
+        Event::Slice(Change::Apply(slice)),
+    ]));
+    run.event(Event::Service(Change::Delete(older.name)));
+    let dirty = run.index.take_dirty();
+    let mut changes = run.planner.reconfigure(plain, &run.index);
+    changes.extend(run.planner.replan(&run.index, dirty.services));
+    for change in &changes {
+        match &change.new {
+            Some(plan) => run.told.insert(change.name.clone(), plan.clone()),
+            None => run.told.remove(&change.name),
+        };
+    }
+    let ops = run.ledger.change(&changes);
+    run.commit(&ops);
+    run.check();
+}
+
+#[test]
+fn chains_of_an_older_version_that_lead_to_each_other_can_be_deleted() {
+    let mut run = Run::new(nft_config(Scheduler::Random));
+    let (first, second) = (ChainName::new("old-a"), ChainName::new("old-b"));
+    let to_first = sluice_core::nft::Rule {
+        about: "go on",
+        exprs: vec![sluice_core::nft::Expr::Verdict(Verdict::Goto(first))],
+    };
+    run.kernel.chains.insert(first, (None, Vec::new()));
+    run.kernel.chains.insert(second, (None, vec![to_first]));
+    run.ledger = Ledger::new(run.config.clone(), run.node.clone());
+    let ops = run.ledger.reconcile(&[], run.kernel.observe());
+    run.commit(&ops);
+    run.step(&Step::Collect);
+}
+
+#[test]
+fn a_change_of_one_endpoint_costs_few_operations() {
+    let mut run = Run::new(nft_config(Scheduler::Random));
+    let web = Service { ports: vec![port("http", Tcp, 80, 30080)], ..service("s1", "172.30.0.1") };
+    let of = |hosts: &[u8]| {
+        let endpoints = hosts.iter().map(|host| endpoint(&format!("10.0.0.{host}"), "")).collect();
+        Event::Slice(Change::Apply(slice("a4", "s1", ("http", Tcp, 8080), endpoints)))
+    };
+    let many: Vec<u8> = (1..=100).collect();
+    run.step(&Step::Events(vec![Event::Service(Change::Apply(web)), of(&many)]));
+    let mut replaced = many.clone();
+    replaced[50] = 200;
+    run.event(of(&replaced));
+    let dirty = run.index.take_dirty();
+    let changes = run.planner.replan(&run.index, dirty.services);
+    let ops = run.ledger.change(&changes);
+    assert_eq!(ops.len(), 2, "one slot is written anew: {ops:?}");
+    let old = ops.iter().filter(|op| matches!(op, Op::DeleteElement(_))).count();
+    let new = ops.iter().filter(|op| matches!(op, Op::AddElement(Element { .. }))).count();
+    assert_eq!((old, new), (1, 1));
+}
+
+#[test]
+fn unknown_cluster_ips_are_refused_only_at_the_end_of_a_first_load() {
+    let node =
+        NodeView { node_port_addresses: vec![ip("192.168.0.2")], service_networks: nets("172.30.0.0/16") };
+    let ledger = Ledger::new(nft_config(Scheduler::Random), node);
+    let mut kernel = Kernel::default();
+    kernel.commit(&ledger.create_skeleton()).expect("the skeleton");
+    let rules = |kernel: &Kernel| kernel.chains[&ChainName::new("check-cluster-ips")].1.len();
+    assert_eq!(rules(&kernel), 2);
+    kernel.commit(&ledger.finish_load()).expect("the end of the load");
+    assert_eq!(rules(&kernel), 3);
+}
+
+#[test]
+fn the_model_kernel_refuses_what_the_kernel_refuses() {
+    let mut kernel = Kernel::default();
+    let ledger = Ledger::new(nft_config(Scheduler::Random), NodeView::default());
+    assert!(kernel.commit(&ledger.finish_load()).is_err(), "no table");
+    kernel.commit(&ledger.create_skeleton()).expect("the skeleton");
+    let (plain, key) = first_set(SetValue::None);
+    let element = Element { id: ElementId { set: plain, key }, value: Value::None };
+    let short = ElementId { set: plain, key: Key::new(&[1]) };
+    let (map, key) = first_set(SetValue::Verdict);
+    let to = |chain: &str| Element {
+        id: ElementId { set: map, key },
+        value: Value::Verdict(Verdict::Goto(ChainName::new(chain))),
+    };
+    let unused = ChainName::new("unused");
+    kernel.commit(&[Op::AddElement(element)]).expect("an element");
+    kernel.commit(&[Op::AddChain(unused, None), Op::AddElement(to("unused"))]).expect("a verdict");
+    for (what, ops) in [
+        ("an element twice", vec![Op::AddElement(element)]),
+        ("an unknown element", vec![Op::DeleteElement(short)]),
+        ("a short key", vec![Op::AddElement(Element { id: short, value: Value::None })]),
+        ("a value of another kind", vec![Op::DeleteElement(to("x").id), Op::AddElement(Element { value: Value::None, ..to("x") })]),
+        ("a verdict to nowhere", vec![Op::DeleteElement(to("x").id), Op::AddElement(to("x"))]),
+        ("a verdict to a base chain", vec![Op::DeleteElement(to("x").id), Op::AddElement(to("nat-output"))]),
+        ("a chain in use", vec![Op::DeleteChain(unused)]),
+        ("a chain just unused", vec![Op::DeleteElement(to("x").id), Op::DeleteChain(unused)]),
+        ("rules of no chain", vec![Op::SetRules(ChainName::new("x"), Vec::new())]),
+    ] {
+        let before = kernel.clone();
+        assert!(kernel.commit(&ops).is_err(), "{what}");
+        assert_eq!(kernel, before, "{what}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Packet captures by tcpdump: around steps of a case, and of one attempt after a failed probe.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::{self, Namespace};
+
+/// A running capture to a file.
+#[derive(Debug)]
+pub struct Capture {
+    child: Child,
+    namespace: Namespace,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts tcpdump and waits until it listens.
+    pub fn start(namespace: &Namespace, dev: &str, filter: &str, file: PathBuf) -> Result<Self> {
+        let mut command = namespace.command("tcpdump")?;
+        command.args(["-U", "-n", "--immediate-mode", "-Z", "root", "-i", dev, "-w"]).arg(&file);
+        command.args(filter.split_whitespace());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("starting tcpdump")?;
+        let stderr = child.stderr.take().ok_or_else(|| anyhow!("tcpdump without stderr"))?;
+        let capture = Self { child, namespace: namespace.clone(), file };
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Read on to the end: tcpdump must not block on a full pipe.
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // The receiver is gone once tcpdump listens.
+                drop(sender.send(line));
+            }
+        });
+        let mut said = Vec::new();
+        loop {
+            match receiver.recv_timeout(Duration::from_secs(10)) {
+                Ok(line) if line.contains("listening on") => return Ok(capture),
+                Ok(line) => said.push(line),
+                Err(_) => bail!("tcpdump on {dev} does not listen: {}", said.join("; ")),
+            }
+        }
+    }
+
+    /// Ends the capture and returns its packets as text, one line of a packet's own for each at least.
+    pub fn finish(mut self) -> Result<Packets> {
+        // What was sent a moment ago may still be on its way to the file.
+        std::thread::sleep(Duration::from_millis(300));
+        let pid = i32::try_from(self.child.id()).map_err(|_| anyhow!("a strange process id"))?;
+        kill(Pid::from_raw(pid), Signal::SIGINT)?;
+        if process::wait(&mut self.child, Duration::from_secs(5))?.is_none() {
+            bail!("tcpdump did not end");
+        }
+        let brief = self.read(&[])?;
+        let verbose = self.read(&["-v"])?;
+        Ok(Packets { count: brief.lines().filter(|line| !line.trim().is_empty()).count(), brief, verbose })
+    }
+
+    fn read(&self, options: &[&str]) -> Result<String> {
+        // Read where it was captured, or interface numbers become names of the runner's own interfaces.
+        let mut command = self.namespace.command("tcpdump")?;
+        command.args(["-n", "-Z", "root"]).args(options).arg("-r").arg(&self.file);
+        let finished = process::run(command, None, Duration::from_secs(20))?;
+        if !finished.status.success() {
+            bail!("reading a capture: {}", finished.stderr.trim());
+        }
+        Ok(finished.stdout)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
+}
+
+/// What a capture saw.
+#[derive(Debug, Clone)]
+pub struct Packets {
+    /// How many packets
+    pub count: usize,
+    /// `tcpdump -n -r`: a line each
+    pub brief: String,
+    /// `tcpdump -n -v -r`
+    pub verbose: String,
+}
+
+impl Packets {
+    /// The first packets, a line each.
+    #[must_use]
+    pub fn first(&self, number: usize) -> String {
+        self.brief.lines().take(number).collect::<Vec<_>>().join("\n")
+    }
+}

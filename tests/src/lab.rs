@@ -1,0 +1,314 @@
+//! A lab: a small cluster of network namespaces on this machine, removed again when it is dropped.
+//!
+//! Labs use the same addresses and do not see each other, so any number can run at once. Processes of a lab are killed
+//! when the thread that started them ends: use a lab from the thread that created it.
+
+pub mod cgroup;
+mod network;
+pub mod prune;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::address::NodeAddresses;
+use crate::agent::Agent;
+use crate::agent::protocol::{Attempt, ProbeRequest};
+use crate::needs;
+use crate::objects::{self, Key, Manifests};
+use crate::process::{self, Finished, Namespace, ip_batch};
+use crate::proxy::{Proxy, ProxyProgram};
+use crate::target::{From, Target};
+use crate::topology::Topology;
+use cgroup::Cgroups;
+
+/// What a lab needs to know beside its topology.
+#[derive(Debug, Clone)]
+pub struct LabOptions {
+    /// The `sluice-conformance` binary, which is also the agent
+    pub agent: PathBuf,
+    /// The proxy under test
+    pub proxy: ProxyProgram,
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    // Fields are dropped in this order: processes first, then what they live in.
+    proxies: BTreeMap<String, Proxy>,
+    agents: BTreeMap<From, Agent>,
+    manifests: Manifests,
+    options: LabOptions,
+    topology: Topology,
+    places: Places,
+}
+
+/// The namespaces, cgroups and files of a lab; dropping it removes them.
+#[derive(Debug)]
+struct Places {
+    prefix: String,
+    namespaces: Vec<String>,
+    cgroups: Option<Cgroups>,
+    dir: PathBuf,
+}
+
+impl Places {
+    fn create(topology: &Topology) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(format!("sluice-lab-{id}"));
+        let mut places = Self { prefix: format!("sl{id}"), namespaces: Vec::new(), cgroups: None, dir };
+        std::fs::create_dir(&places.dir).with_context(|| format!("creating {}", places.dir.display()))?;
+        let names =
+            topology.nodes.keys().chain(topology.pods.keys()).map(String::as_str).chain(["client", "switch"]);
+        places.namespaces = names.map(|name| places.netns(name)).collect();
+        if let Some(root) = cgroup::root() {
+            // A machine that does not let us is good enough for every backend but eBPF.
+            places.cgroups = Cgroups::create(&root, &format!("sluice-lab-{id}"), topology.nodes.keys()).ok();
+        }
+        let lines: String = places.namespaces.iter().map(|name| format!("netns add {name}\n")).collect();
+        ip_batch(None, &lines)?;
+        Ok(places)
+    }
+
+    fn netns(&self, member: &str) -> String {
+        format!("{}-{member}", self.prefix)
+    }
+
+    fn namespace(&self, member: &str, node: Option<&str>) -> Namespace {
+        let cgroup = node.and_then(|node| self.cgroups.as_ref().map(|cgroups| cgroups.of(node)));
+        Namespace::new(self.netns(member), cgroup)
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        prune::kill_inhabitants(&self.namespaces);
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove();
+        }
+        prune::remove_namespaces(&self.namespaces);
+        // Nothing can be done about files that do not go; the next prune tries again.
+        drop(std::fs::remove_dir_all(&self.dir));
+    }
+}
+
+impl Lab {
+    /// Builds a lab: namespaces, network, echo servers, and the objects of its own nodes. No proxy runs yet.
+    pub fn create(topology: &Topology, options: LabOptions) -> Result<Self> {
+        topology.check()?;
+        let places = Places::create(topology)?;
+        let manifests = Manifests::create(places.dir.join("manifests"))?;
+        let mut lab = Self {
+            proxies: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            manifests,
+            options,
+            topology: topology.clone(),
+            places,
+        };
+        lab.start_agents()?;
+        lab.connect()?;
+        lab.start_echo_servers()?;
+        for (key, object) in objects::of_the_lab(topology) {
+            lab.manifests.put(&key, &object)?;
+        }
+        Ok(lab)
+    }
+
+    fn start_agents(&mut self) -> Result<()> {
+        let v6 = needs::has_ipv6();
+        let nodes = self.topology.nodes.keys().cloned().map(From::Host);
+        let places: Vec<From> =
+            nodes.chain(self.topology.pods.keys().cloned().map(From::Pod)).chain([From::Client]).collect();
+        for place in places {
+            let agent = Agent::start(&self.options.agent, &self.namespace(&place))?;
+            agent.sysctl(network::EVERYWHERE)?;
+            if v6 {
+                agent.sysctl(network::EVERYWHERE6)?;
+            }
+            if matches!(place, From::Host(_)) {
+                agent.sysctl(network::FORWARDING)?;
+                if v6 {
+                    agent.sysctl(network::FORWARDING6)?;
+                }
+            }
+            self.agents.insert(place, agent);
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<()> {
+        let v6 = needs::has_ipv6();
+        let netns = |member: &str| self.places.netns(member);
+        let batch = |member: &str, batch: &network::Batch| ip_batch(Some(&netns(member)), batch.text());
+        batch("switch", &network::switch(&self.topology, v6, netns))?;
+        for node in self.topology.nodes.keys() {
+            batch(node, &network::node(&self.topology, node, v6, netns))?;
+        }
+        for (name, pod) in &self.topology.pods {
+            batch(name, &network::pod(pod, v6))?;
+        }
+        batch("client", &network::client(&self.topology, v6))
+    }
+
+    fn start_echo_servers(&self) -> Result<()> {
+        for (name, pod) in &self.topology.pods {
+            for listen in pod.listeners() {
+                self.agent(&From::Pod(name.clone()))?.listen(listen, name)?;
+            }
+        }
+        for (host, listeners) in &self.topology.hosts {
+            let place = if host == "client" { From::Client } else { From::Host(host.clone()) };
+            for listen in listeners {
+                self.agent(&place)?.listen(*listen, host)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What it was built from.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The mode of the proxy under test.
+    #[must_use]
+    pub fn mode(&self) -> &str {
+        &self.options.proxy.mode
+    }
+
+    /// Its directory of temporary files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.places.dir
+    }
+
+    /// The agent at a place.
+    pub fn agent(&self, place: &From) -> Result<&Agent> {
+        self.agents.get(place).ok_or_else(|| anyhow!("the lab has no {place}"))
+    }
+
+    /// The namespace of a place.
+    #[must_use]
+    pub fn namespace(&self, place: &From) -> Namespace {
+        match place {
+            From::Pod(pod) => {
+                self.places.namespace(pod, self.topology.pods.get(pod).map(|pod| pod.node.as_str()))
+            }
+            From::Host(node) => self.places.namespace(node, Some(node)),
+            From::Client => self.places.namespace("client", None),
+        }
+    }
+
+    /// A command in a node, with the proxy's own directory first in PATH.
+    pub fn command(&self, node: &str, argv: &[String]) -> Result<Command> {
+        self.topology.check_node(node)?;
+        let (program, rest) = argv.split_first().ok_or_else(|| anyhow!("an empty argv"))?;
+        let path = self.options.proxy.path_variable();
+        // The standard library resolves a bare name with the child's PATH, as long as that was set explicitly.
+        let mut command = self.namespace(&From::Host(node.to_owned())).command(program)?;
+        command.args(rest).env("PATH", path).current_dir(self.node_dir(node)?);
+        Ok(command)
+    }
+
+    /// Runs a program in a node to its end, for at most 30 s.
+    pub fn run(&self, node: &str, argv: &[String]) -> Result<Finished> {
+        process::run(self.command(node, argv)?, None, Duration::from_secs(30))
+    }
+
+    fn node_dir(&self, node: &str) -> Result<PathBuf> {
+        let dir = self.places.dir.join(node);
+        std::fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// Creates or replaces the objects of a YAML text.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        objects::parse(yaml)?.iter().try_for_each(|(key, object)| self.apply_object(key, object))
+    }
+
+    /// Creates or replaces one object.
+    pub fn apply_object(&self, key: &Key, object: &Value) -> Result<()> {
+        self.manifests.put(key, object)
+    }
+
+    /// Deletes an object.
+    pub fn delete(&self, key: &Key) -> Result<()> {
+        self.manifests.remove(key)
+    }
+
+    /// Opens connections from a place; with `via`, the client sends through that node meanwhile.
+    pub fn probe(&self, from: &From, request: ProbeRequest, via: Option<&str>) -> Result<Vec<Attempt>> {
+        let agent = self.agent(from)?;
+        let Some(via) = via else { return agent.probe(request) };
+        if *from != From::Client {
+            bail!("only the client sends via a node of choice");
+        }
+        let node = NodeAddresses::of(via).ok_or_else(|| anyhow!("no node {via}"))?;
+        let mut dests: Vec<IpAddr> = request.dests.iter().map(|dest: &Target| dest.addr).collect();
+        dests.sort_unstable();
+        dests.dedup();
+        let netns = self.places.netns("client");
+        let lines =
+            |add: bool| dests.iter().map(|dest| network::client_via(&node, *dest, add)).collect::<String>();
+        ip_batch(Some(&netns), &lines(true))?;
+        let attempts = agent.probe(request);
+        ip_batch(Some(&netns), &lines(false))?;
+        attempts
+    }
+
+    /// Starts the proxy in a node, with `config` merged over the lab's own configuration.
+    pub fn start_proxy(&mut self, node: &str, config: &Value) -> Result<()> {
+        self.topology.check_node(node)?;
+        if self.proxies.contains_key(node) {
+            bail!("the proxy on {node} runs already");
+        }
+        let dir = self.node_dir(node)?;
+        let namespace = self.namespace(&From::Host(node.to_owned()));
+        let proxy = Proxy::start(&self.options.proxy, node, &namespace, &dir, self.manifests.dir(), config)?;
+        self.proxies.insert(node.to_owned(), proxy);
+        Ok(())
+    }
+
+    /// Starts the proxy in every node.
+    pub fn start_proxies(&mut self, config: &Value) -> Result<()> {
+        let nodes: Vec<String> = self.topology.nodes.keys().cloned().collect();
+        nodes.iter().try_for_each(|node| self.start_proxy(node, config))
+    }
+
+    /// Kills the proxy in a node (SIGKILL).
+    pub fn kill_proxy(&mut self, node: &str) -> Result<()> {
+        self.take_proxy(node)?.kill();
+        Ok(())
+    }
+
+    /// Asks the proxy in a node to end (SIGTERM) and waits for it.
+    pub fn stop_proxy(&mut self, node: &str) -> Result<()> {
+        self.take_proxy(node)?.stop()
+    }
+
+    fn take_proxy(&mut self, node: &str) -> Result<Proxy> {
+        self.check_proxies()?;
+        self.proxies.remove(node).ok_or_else(|| anyhow!("no proxy runs on {node}"))
+    }
+
+    /// Fails if a proxy ended by itself.
+    pub fn check_proxies(&mut self) -> Result<()> {
+        self.proxies.values_mut().try_for_each(Proxy::check)
+    }
+
+    /// The last lines of each proxy's log.
+    #[must_use]
+    pub fn proxy_logs(&self, lines: usize) -> BTreeMap<String, String> {
+        let log = |node: &String| process::tail(&self.places.dir.join(node).join("proxy.log"), lines);
+        self.topology.nodes.keys().map(|node| (node.clone(), log(node))).collect()
+    }
+}

@@ -1,0 +1,66 @@
+//! Features of the machine that a case may need.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::agent::dial::stream_socket;
+use crate::lab::cgroup;
+use crate::process;
+use crate::target::Proto;
+
+/// Why `need` is missing on this machine; `None` when it is there. An unknown name is an error.
+pub fn missing(need: &str) -> Result<Option<String>> {
+    let (there, what) = match need {
+        "sctp" => (stream_socket(Proto::Sctp, false).is_ok(), "the kernel has no SCTP"),
+        "ipv6" => (has_ipv6(), "the kernel has no IPv6"),
+        "conntrack" | "tcpdump" | "nft" => (in_path(need), "the program is not installed"),
+        "cgroup2" => (cgroup::root().is_some(), "no writable cgroup2 mount"),
+        "ipvs" => (Path::new("/proc/net/ip_vs").exists(), "the kernel has no IPVS"),
+        "dummy" => (has_dummy(), "the kernel has no dummy links"),
+        other => bail!("needs: unknown feature {other:?}"),
+    };
+    Ok((!there).then(|| format!("needs {need}: {what}")))
+}
+
+/// Refuses names of features that nobody knows.
+pub fn check_name(need: &str) -> Result<()> {
+    let known = ["sctp", "ipv6", "conntrack", "tcpdump", "nft", "cgroup2", "ipvs", "dummy"];
+    if !known.contains(&need) {
+        bail!("needs: unknown feature {need:?} (known: {})", known.join(", "));
+    }
+    Ok(())
+}
+
+/// Whether the kernel speaks IPv6.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Tries it in a namespace that vanishes with the command.
+fn has_dummy() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["-n", "ip", "link", "add", "dummy-probe", "type", "dummy"]);
+    process::run(command, None, Duration::from_secs(10)).is_ok_and(|finished| finished.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_needs_are_errors() {
+        assert!(missing("teleport").is_err());
+        assert!(check_name("teleport").is_err());
+        assert!(check_name("sctp").is_ok());
+        assert!(missing("nft").is_ok());
+    }
+}

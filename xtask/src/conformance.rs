@@ -1,0 +1,56 @@
+//! `cargo xtask conformance`: builds, then hands over to the runner.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::machine::{self, root, run as run_command};
+
+/// Arguments of the conformance command.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Arguments {
+    /// The proxy under test: nftables, ebpf, ipvs, kube-proxy-nftables or kube-proxy-iptables
+    #[arg(long, default_value = "nftables")]
+    pub(crate) proxy: String,
+    /// Where the proxy gets its objects from: manifests or api
+    #[arg(long, default_value = "manifests")]
+    pub(crate) source: String,
+    /// Case files, or directories of them; the project's own when not given
+    #[arg(long, num_args = 1..)]
+    pub(crate) cases: Vec<PathBuf>,
+    /// Write the results there
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+    /// Cases at a time
+    #[arg(long)]
+    pub(crate) jobs: Option<usize>,
+}
+
+/// Runs cases; fails unless every selected case passed.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    machine::prepare()?;
+    let programs = machine::build()?;
+    let mut command = Command::new(&programs.conformance);
+    command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source, "--sluice"]);
+    command.arg(&programs.sluice);
+    let cases = if arguments.cases.is_empty() { default_cases() } else { arguments.cases.clone() };
+    command.arg("--cases").args(cases);
+    if let Some(file) = &arguments.json {
+        command.arg("--json").arg(file);
+    }
+    if let Some(jobs) = arguments.jobs {
+        command.args(["--jobs", &jobs.to_string()]);
+    }
+    run_command(&mut command)
+}
+
+/// The shared cases beside the project, and the project's own.
+fn default_cases() -> Vec<PathBuf> {
+    let shared = root().join("../shared/conformance/cases");
+    let own = root().join("tests/cases");
+    if !shared.is_dir() {
+        println!("note: there are no shared cases at {}: running the project's own only", shared.display());
+    }
+    [shared, own].into_iter().filter(|directory| directory.is_dir()).collect()
+}

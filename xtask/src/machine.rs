@@ -1,0 +1,86 @@
+//! The machine: what has to be installed, and how the project's programs are built.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Programs that labs and tests use, and Debian's packages that have them.
+const PROGRAMS: [(&str, &str); 4] =
+    [("nft", "nftables"), ("conntrack", "conntrack"), ("tcpdump", "tcpdump"), ("ip", "iproute2")];
+
+/// The workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// Installs what is missing, saying what, or says how.
+pub(crate) fn prepare() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("this needs root, because it makes network namespaces: run it as root, or with sudo -E");
+    }
+    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|(_, p)| *p).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing with apt-get: {}", missing.join(" "));
+    if !has("apt-get") {
+        bail!(
+            "there is no apt-get here: install the equivalents of these Debian packages: {}",
+            missing.join(" ")
+        );
+    }
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        run(&mut command)
+    };
+    apt(&["update", "-qq"])?;
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(&missing);
+    apt(&arguments)
+}
+
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(extra).any(|directory| directory.join(program).is_file())
+}
+
+/// Runs a command to its end; failure is an error that names it.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
+
+/// `cargo` with arguments, in the workspace's root.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// The programs that labs need, built with optimization.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// The daemon.
+    pub(crate) sluice: PathBuf,
+    /// The conformance runner, which is also the labs' agent.
+    pub(crate) conformance: PathBuf,
+}
+
+/// Builds the programs.
+pub(crate) fn build() -> Result<Programs> {
+    println!("building sluice (release)");
+    run(&mut cargo(&["build", "--release", "--quiet", "--package", "sluice", "--package", "sluice-tests"]))?;
+    let directory = target_directory().join("release");
+    Ok(Programs { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") })
+}
+
+fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}

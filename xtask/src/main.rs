@@ -1,0 +1,42 @@
+//! `cargo xtask`: every developer command. CI calls nothing else.
+
+mod bench;
+mod conformance;
+mod demo;
+mod machine;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Sluice")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show Sluice at work: two nodes, real traffic, live changes. Needs nothing but this machine.
+    Demo(demo::Arguments),
+    /// Run all tests: unit, property, kernel, the runner's self-test, conformance.
+    Test,
+    /// Run conformance cases against a proxy.
+    Conformance(conformance::Arguments),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Check formatting and lints, warnings denied.
+    Lint,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test => test::run(),
+        Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(command) => bench::run(&command),
+        Command::Lint => test::lint(),
+    }
+}
