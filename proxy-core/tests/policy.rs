@@ -86,8 +86,11 @@ fn unready(address: &str, node: &str) -> SliceEndpoint {
     state(false, false, false, endpoint(address, node))
 }
 
+/// The last part of an address, a node, and how to make the endpoint.
+type Short<'a> = (&'a str, &'a str, fn(&str, &str) -> SliceEndpoint);
+
 /// One slice for each family with the same endpoints.
-fn slices(endpoints: &[(&str, &str, fn(&str, &str) -> SliceEndpoint)]) -> Vec<EndpointSlice> {
+fn slices(endpoints: &[Short<'_>]) -> Vec<EndpointSlice> {
     let v4 = endpoints.iter().map(|(host, node, make)| make(&format!("10.0.0.{host}"), node)).collect();
     let v6 = endpoints.iter().map(|(host, node, make)| make(&format!("fd00:10::{host}"), node)).collect();
     vec![slice("web-4", "web", ("http", Tcp, 8080), v4), slice("web-6", "web", ("http", Tcp, 8080), v6)]

@@ -133,6 +133,13 @@ impl World {
         self.nft.commit(&ops).unwrap();
     }
 
+    fn collect(&mut self) {
+        while self.ledger.has_retired() {
+            let ops = self.ledger.delete_retired();
+            self.nft.commit(&ops).unwrap();
+        }
+    }
+
     fn drift(&mut self) -> Vec<Op> {
         let plans: Vec<_> = self.planner.plans().cloned().collect();
         let observed = observe(&mut self.nft).unwrap().expect("the table exists");
@@ -167,8 +174,7 @@ fn changes_end_where_a_fresh_load_would() {
             world.nft.commit(&ops).unwrap();
             let ops = world.apply([Event::Service(Change::Apply(service(6, Some(2))))]);
             world.nft.commit(&ops).unwrap();
-            let retired = world.ledger.delete_retired();
-            world.nft.commit(&retired).unwrap();
+            world.collect();
             assert_eq!(world.drift(), []);
         });
     }
@@ -199,8 +205,7 @@ fn a_restarted_daemon_applies_only_the_difference() {
         let ops = world.ledger.reconcile(&plans, observed);
         assert!(!ops.is_empty() && ops.len() < 60, "{} operations", ops.len());
         world.nft.commit(&ops).unwrap();
-        let retired = world.ledger.delete_retired();
-        world.nft.commit(&retired).unwrap();
+        world.collect();
         assert_eq!(world.drift(), []);
     });
 }
@@ -218,8 +223,7 @@ fn a_failed_transaction_changes_nothing_and_says_why() {
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("delete elements from 09090909 of cluster_ips4"), "{error}");
         world.nft.commit(&ops).unwrap();
-        let retired = world.ledger.delete_retired();
-        world.nft.commit(&retired).unwrap();
+        world.collect();
         assert_eq!(world.drift(), []);
     });
 }

@@ -45,7 +45,7 @@ mod tests {
                     mode: nftables\nnftables: {masqueradeBit: 15, colour: red}\nsluice: {scheduler: rr}\n\
                     frobnicate: 1\n";
         let loaded = parse(text).unwrap();
-        assert_eq!(loaded.unknown, ["nftables.colour", "frobnicate"]);
+        assert_eq!(loaded.unknown, ["frobnicate", "nftables.colour"]);
         assert_eq!(loaded.config.mode, "nftables");
         assert_eq!(loaded.config.nftables.masquerade_bit, Some(15));
         assert_eq!(loaded.config.sluice.scheduler, "rr");

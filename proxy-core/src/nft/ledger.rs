@@ -13,6 +13,7 @@ use super::lower::{GroupId, Lowered, Member, Shared, address_key, element, lower
 use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKind, SetSpec, Value};
 use super::skeleton::{NodeView, chains, sets, static_elements};
 use crate::diff::{Delta, diff};
+use crate::model::ObjectName;
 use crate::net::Family;
 use crate::plan::{Group, PlanChange, ServicePlan, Target};
 use crate::slots::arrange;
@@ -63,6 +64,8 @@ pub struct Ledger {
     retired: Vec<ChainName>,
     /// Chains found in our table that nobody needs.
     foreign: Vec<ChainName>,
+    /// Those of them that have no rules any more.
+    emptied: Vec<ChainName>,
 }
 
 impl Ledger {
@@ -75,6 +78,7 @@ impl Ledger {
             shared: FxHashMap::default(),
             retired: Vec::new(),
             foreign: Vec::new(),
+            emptied: Vec::new(),
         }
     }
 
@@ -117,8 +121,9 @@ impl Ledger {
 
     /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
+        let changes = merged(changes);
         let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
-        for change in changes {
+        for change in &changes {
             self.renew_slots(change);
         }
         let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
@@ -233,6 +238,8 @@ impl Ledger {
         for chain in chains {
             let before = self.retired.len();
             self.retired.retain(|name| *name != chain.name);
+            self.foreign.retain(|name| *name != chain.name);
+            self.emptied.retain(|name| *name != chain.name);
             // A spare class chain is as it was left: its name says all of its content.
             if is_round_robin(&chain.name) || before == self.retired.len() {
                 ops.push(Op::AddChain(chain.name, None));
@@ -256,21 +263,33 @@ impl Ledger {
         self.expendable() > 0
     }
 
-    /// Operations that delete chains that nobody needs. Call them at least a second after the last change.
+    /// Operations that delete chains that nobody needs. Call them at least a second after the last change, and
+    /// again until [`Ledger::has_retired`] says no: chains found in the table may lead to each other, so they
+    /// are emptied by one transaction and deleted by the next.
     pub fn delete_retired(&mut self) -> Vec<Op> {
+        if !self.foreign.is_empty() {
+            let found = std::mem::take(&mut self.foreign);
+            self.emptied.extend(&found);
+            return found.into_iter().map(|name| Op::SetRules(name, Vec::new())).collect();
+        }
+        let mut seen = FxHashSet::default();
+        self.retired.retain(|name| seen.insert(*name));
         let (classes, groups): (Vec<ChainName>, Vec<ChainName>) =
             self.retired.drain(..).partition(|name| !is_round_robin(name));
         let surplus = classes.len().saturating_sub(SPARE_CLASSES);
-        let mut doomed = std::mem::take(&mut self.foreign);
-        doomed.extend(groups);
-        doomed.extend(&classes[..surplus]);
+        let emptied = std::mem::take(&mut self.emptied);
+        let doomed = emptied.iter().chain(&groups).chain(&classes[..surplus]);
+        let ops = doomed.map(|name| Op::DeleteChain(*name)).collect();
         self.retired = classes[surplus..].to_vec();
-        doomed.into_iter().map(Op::DeleteChain).collect()
+        ops
     }
 
     fn expendable(&self) -> usize {
         let groups = self.retired.iter().filter(|name| is_round_robin(name)).count();
-        self.foreign.len() + groups + (self.retired.len() - groups).saturating_sub(SPARE_CLASSES)
+        self.foreign.len()
+            + self.emptied.len()
+            + groups
+            + (self.retired.len() - groups).saturating_sub(SPARE_CLASSES)
     }
 
     fn node_elements(&self) -> impl Iterator<Item = Element> + '_ {
@@ -309,6 +328,7 @@ impl Ledger {
         self.slots.clear();
         self.shared.clear();
         self.foreign.clear();
+        self.emptied.clear();
         let mut slots: FxHashMap<GroupId, ReadSlots> = FxHashMap::default();
         for (id, value) in observed.elements.iter().filter(|(id, _)| id.set.kind == SetKind::Endpoints) {
             let Value::Data(data) = value else { continue };
@@ -375,6 +395,22 @@ impl Ledger {
         }
         ops
     }
+}
+
+/// One change for each Service: from its first old plan to its last new one.
+fn merged(changes: &[PlanChange]) -> Vec<PlanChange> {
+    let mut at: FxHashMap<&ObjectName, usize> = FxHashMap::default();
+    let mut merged: Vec<PlanChange> = Vec::with_capacity(changes.len());
+    for change in changes {
+        match at.get(&change.name) {
+            Some(earlier) => merged[*earlier].new = change.new.clone(),
+            None => {
+                at.insert(&change.name, merged.len());
+                merged.push(change.clone());
+            }
+        }
+    }
+    merged
 }
 
 fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, Box<[Target]>> {

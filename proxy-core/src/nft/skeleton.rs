@@ -54,6 +54,7 @@ const IPV6: u32 = 8;
 const PROTOCOL: u32 = 12;
 const PORT: u32 = 13;
 const NUMBER: u32 = 19;
+const INTEGER: u32 = 4;
 
 /// All sets.
 pub fn sets() -> Vec<SetSpec> {
@@ -70,7 +71,7 @@ fn spec(id: SetId) -> SetSpec {
     let port = vec![PROTOCOL, PORT];
     let words = |n: u32| {
         // nft's type of a concatenation has room for five fields; it prints longer data as one number.
-        let data_type = if n <= 5 { concat(&vec![NUMBER; n as usize]) } else { NUMBER };
+        let data_type = if n <= 5 { concat(&vec![NUMBER; n as usize]) } else { INTEGER };
         SetValue::Data(4 * n, data_type)
     };
     let endpoint = SetValue::Data(ip_len + 4, concat(&[ip, PORT]));

@@ -43,7 +43,7 @@ impl Kernel {
                 }
             }
             Op::AddChain(name, hook) => {
-                let (known, _) = self.chains.entry(*name).or_insert_with(|| (hook.clone(), Vec::new()));
+                let (known, _) = self.chains.entry(*name).or_insert_with(|| (*hook, Vec::new()));
                 if known != hook {
                     return Err("the chain exists with another hook".into());
                 }
@@ -88,16 +88,17 @@ impl Kernel {
     }
 
     fn check_rule(&self, rule: &Rule) -> Result<(), String> {
+        let missing = |set: &SetId| !self.sets.contains_key(set);
         for expr in &rule.exprs {
             match expr {
                 Expr::Verdict(verdict) => self.check_verdict(verdict)?,
                 Expr::Lookup { set, .. }
                 | Expr::LookupData { set, .. }
                 | Expr::LookupVerdict { set, .. }
-                | Expr::Dynset { set, .. } => {
-                    if !self.sets.contains_key(set) {
-                        return Err(format!("there is no set {}", set.name()));
-                    }
+                | Expr::Dynset { set, .. }
+                    if missing(set) =>
+                {
+                    return Err(format!("there is no set {}", set.name()));
                 }
                 _ => {}
             }

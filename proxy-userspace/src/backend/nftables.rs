@@ -97,8 +97,12 @@ impl Backend {
 
     /// Deletes chains that nobody needs.
     pub fn collect_garbage(&mut self) -> Result<Applied, NetlinkError> {
-        let ops = self.ledger.delete_retired();
-        self.commit(&ops)
+        let mut applied = Applied::default();
+        while self.ledger.has_retired() {
+            let ops = self.ledger.delete_retired();
+            applied += self.commit(&ops)?;
+        }
+        Ok(applied)
     }
 
     /// Deletes everything that is ours in the kernel. Returns whether there was anything.

@@ -72,13 +72,13 @@ pub fn convert_service(object: &core::Service) -> Converted<Service> {
         service_type,
         cluster_ips: cluster_ips(&spec, cluster_ip, &mut problems),
         ports,
-        external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), &mut problems),
+        external_ips: external_ips(&spec, &mut problems),
         load_balancer_ips: load_balancer_ips(object, &mut problems),
         source_ranges: source_ranges(&spec, &mut problems),
         affinity,
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
-        health_check_node_port: port(spec.health_check_node_port.unwrap_or(0)).unwrap_or(0),
+        health_check_node_port: health_check_node_port(&spec, &mut problems),
         name,
     };
     Converted { change: Change::Apply(service), problems }
@@ -117,7 +117,7 @@ fn service_ports(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<Se
     ports
 }
 
-/// One ClusterIP for each family: by `ipFamilies` where they are given, else the one `clusterIP`.
+/// One ClusterIP for each family: where `ipFamilies` are given, the one that stands at the same place.
 fn cluster_ips(
     spec: &core::ServiceSpec,
     cluster_ip: &str,
@@ -125,48 +125,59 @@ fn cluster_ips(
 ) -> Vec<std::net::IpAddr> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
-    let candidates: Vec<&str> = match (families, listed) {
-        (_, []) => vec![cluster_ip],
-        ([], _) => vec![cluster_ip],
-        (families, listed) => listed.iter().take(families.len()).map(String::as_str).collect(),
-    };
-    let mut ips = addresses("spec.clusterIPs", candidates.iter(), problems);
-    if !families.is_empty() {
-        let mut position = 0;
-        ips.retain(|ip| {
-            let fits = families.get(position).is_none_or(|family| family == Family::of(ip).name());
-            position += 1;
-            fits
-        });
+    let single = [cluster_ip.to_owned()];
+    let candidates = if families.is_empty() || listed.is_empty() { &single[..] } else { listed };
+    let mut ips = Vec::new();
+    for (i, text) in candidates.iter().enumerate() {
+        let field =
+            if candidates.len() == 1 { "spec.clusterIP".into() } else { format!("spec.clusterIPs[{i}]") };
+        let wanted = families.get(i).map(String::as_str);
+        if let Some(ip) = address(&field, text, problems)
+            && (families.is_empty() || wanted == Some(Family::of(&ip).name()))
+        {
+            ips.push(ip);
+        }
     }
     ips.sort_by_key(Family::of);
     ips.dedup_by_key(|ip| Family::of(ip));
     ips
 }
 
-fn addresses<T: AsRef<str>>(
-    field: &str,
-    texts: impl Iterator<Item = T>,
-    problems: &mut Vec<String>,
-) -> Vec<std::net::IpAddr> {
-    let mut found = Vec::new();
-    for (i, text) in texts.enumerate() {
-        let text = text.as_ref().trim();
-        match parse_ip(text) {
-            Some(ip) => found.push(ip),
-            None if text.is_empty() => {}
-            None => problems.push(format!("{field}[{i}]: {text:?} is no IP address; it is left out")),
-        }
+/// Parses an address; blank ones are no problem, others that do not parse are left out and named.
+fn address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::net::IpAddr> {
+    let text = text.trim();
+    let ip = parse_ip(text);
+    if ip.is_none() && !text.is_empty() {
+        problems.push(format!("{field}: {text:?} is no IP address; it is left out"));
     }
-    found
+    ip
+}
+
+fn external_ips(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
+    let listed = spec.external_ips.iter().flatten().enumerate();
+    listed.filter_map(|(i, text)| address(&format!("spec.externalIPs[{i}]"), text, problems)).collect()
+}
+
+/// The port, 0 when there is none.
+fn health_check_node_port(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> u16 {
+    let number = spec.health_check_node_port.unwrap_or(0);
+    port(number).unwrap_or_else(|| {
+        problems.push(format!("spec.healthCheckNodePort: {number} is out of range; it is left out"));
+        0
+    })
 }
 
 fn load_balancer_ips(object: &core::Service, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
-    let served = ingress.iter().filter(|entry| entry.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
-    let ips = served.filter_map(|entry| entry.ip.as_deref());
-    addresses("status.loadBalancer.ingress", ips, problems)
+    let mut found = Vec::new();
+    for (i, entry) in ingress.iter().enumerate() {
+        let served = entry.ip_mode.as_deref().is_none_or(|mode| mode == "VIP");
+        if let Some(text) = entry.ip.as_deref().filter(|_| served) {
+            found.extend(address(&format!("status.loadBalancer.ingress[{i}].ip"), text, problems));
+        }
+    }
+    found
 }
 
 fn source_ranges(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ipnet::IpNet> {
@@ -289,11 +300,13 @@ pub fn convert_node(object: &core::Node) -> Converted<Node> {
     let name = ObjectName::cluster_scoped(object.metadata.name.as_deref().unwrap_or_default());
     let status = object.status.clone().unwrap_or_default();
     let listed = status.addresses.unwrap_or_default();
-    let of_type = |kind: &str| -> Vec<String> {
-        listed.iter().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect()
-    };
-    let mut texts = of_type("InternalIP");
-    texts.extend(of_type("ExternalIP"));
+    let mut addresses = Vec::new();
+    for kind in ["InternalIP", "ExternalIP"] {
+        for (i, entry) in listed.iter().enumerate().filter(|(_, entry)| entry.type_ == kind) {
+            let field = format!("status.addresses[{i}].address");
+            addresses.extend(address(&field, &entry.address, &mut problems));
+        }
+    }
     let spec = object.spec.clone().unwrap_or_default();
     let mut cidrs = spec.pod_cidrs.unwrap_or_default();
     if cidrs.is_empty() {
@@ -309,7 +322,7 @@ pub fn convert_node(object: &core::Node) -> Converted<Node> {
     let doomed = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
     let node = Node {
         name,
-        addresses: addresses("status.addresses", texts.iter(), &mut problems),
+        addresses,
         pod_cidrs,
         zone: label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).map(Arc::from),
         eligible: object.metadata.deletion_timestamp.is_none() && !doomed,
