@@ -93,7 +93,8 @@ impl<T: PartialEq + Named> Store<T> {
             }
             Change::ListEnd => {
                 self.listed = true;
-                let seen = self.listing.take().unwrap_or_default();
+                // Without a beginning nothing can be told to be missing.
+                let Some(seen) = self.listing.take() else { return Vec::new() };
                 let gone: Vec<ObjectName> =
                     self.objects.keys().filter(|name| !seen.contains(*name)).cloned().collect();
                 gone.into_iter()

@@ -42,6 +42,15 @@ pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError>
     }
 }
 
+/// Gives memory that the allocator holds but nobody uses back to the system.
+pub fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions and may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The resident memory of this process in bytes.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

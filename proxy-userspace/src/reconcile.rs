@@ -15,6 +15,7 @@ use sluice_core::model::ObjectName;
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Notice;
+use sluice_sys::proc;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -215,6 +216,9 @@ impl Reconciler {
             self.oldest_event.get_or_insert(at);
             self.index.apply(event);
         }
+        Metrics::for_families(|family| {
+            metrics.sync_last_queued.get_or_create(family).set(unix_now());
+        });
     }
 
     fn noticed(&mut self, first: Notice, more: &mut mpsc::Receiver<Notice>) {
@@ -327,6 +331,9 @@ impl Reconciler {
         }
         self.audit_at = Instant::now() + AUDIT_PERIOD;
         self.phase = Phase::Incremental;
+        // A full pass holds all objects for a moment; the allocator would keep that memory.
+        drop(plans);
+        proc::release_free_memory();
         if let Some(started) = self.started.take() {
             let _ = started.send(self.backend.port());
         }
@@ -338,6 +345,7 @@ impl Reconciler {
         let from_event = self.oldest_event.take().map_or(seconds, |at| at.elapsed().as_secs_f64());
         let metrics = &self.outputs.metrics;
         self.retry_delay = FIRST_RETRY;
+        self.retry_at = None;
         metrics.operations.inc_by(applied.operations as u64);
         metrics.endpoint_changes_pending.set(0);
         metrics.service_changes_pending.set(0);

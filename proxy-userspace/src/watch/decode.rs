@@ -81,7 +81,8 @@ fn object(value: serde_json::Value, document: &mut Document) -> Result<(), Docum
     match (version.as_str(), kind.as_str()) {
         ("v1", "Service") => add::<core::Service, _>(value, document, convert_service, Event::Service),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            add::<discovery::EndpointSlice, _>(value, document, convert_endpoint_slice, Event::Slice)
+            let convert = |slice: &discovery::EndpointSlice| convert_endpoint_slice(&with_defaults(slice));
+            add::<discovery::EndpointSlice, _>(value, document, convert, Event::Slice)
         }
         ("v1", "Node") => add::<core::Node, _>(value, document, convert_node, Event::Node),
         ("networking.k8s.io/v1", "ServiceCIDR") => {
@@ -90,6 +91,15 @@ fn object(value: serde_json::Value, document: &mut Document) -> Result<(), Docum
         // Directories hold other kinds too; they are no business of ours.
         _ => Ok(()),
     }
+}
+
+/// Sets what an API server sets in a slice: a port that is not named has the empty name.
+fn with_defaults(slice: &discovery::EndpointSlice) -> discovery::EndpointSlice {
+    let mut slice = slice.clone();
+    for port in slice.ports.iter_mut().flatten() {
+        port.name.get_or_insert_default();
+    }
+    slice
 }
 
 /// The items of a List, each for itself. An item may leave out what the List's own kind says.

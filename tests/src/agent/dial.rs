@@ -15,8 +15,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::protocol::{Answer, Attempt, Outcome, ProbeRequest};
 use crate::target::{Proto, Target};
 
-/// How long a connection may take to be made, and how long its answer may take then.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a connection may take to be made, and how long its answer may take then. More than a second, because
+/// Linux reports an ICMPv6 refusal of a TCP connection only with the SYN that it sends again after one second.
+pub const PATIENCE: Duration = Duration::from_millis(1500);
 /// At most so many connections at once.
 const AT_ONCE: usize = 64;
 
