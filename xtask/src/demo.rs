@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 use serde_json::json;
 use sluice_tests::agent::protocol::{Outcome, ProbeRequest};
 use sluice_tests::lab::{Lab, LabOptions, prune};
@@ -13,6 +12,7 @@ use sluice_tests::target::{From, Target};
 use sluice_tests::topology::Topology;
 
 use crate::machine;
+use crate::passes::{await_sync, syncs};
 
 /// Arguments of the demo.
 #[derive(Debug, clap::Args)]
@@ -23,6 +23,7 @@ pub(crate) struct Arguments {
 }
 
 const NODE: &str = "node-a";
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the demo.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     table_head();
     row(&lab, "ClusterIP, sluice dead", "pod/client-1", "tcp://10.96.0.10:80", count)?;
     lab.start_proxy(NODE, &json!({}))?;
-    let adopted = await_sync(&mut lab, |sync| sync.kind == "full")?;
+    let adopted = await_sync(&mut lab, NODE, LIMIT, |sync| sync.kind == "full")?;
     println!("  adopted: {} operations in {:.2} ms", adopted.operations, adopted.seconds_from_event * 1e3);
 
     heading("nft flush ruleset on node-a: the rules are back by themselves");
@@ -175,38 +176,10 @@ fn chains(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A pass as /debug/syncs tells it.
-#[derive(Debug, Deserialize)]
-struct Sync {
-    kind: String,
-    at: f64,
-    operations: usize,
-    seconds_from_event: f64,
-}
-
-fn syncs(lab: &Lab) -> Result<Vec<Sync>> {
-    let agent = lab.agent(&From::Host(NODE.to_owned()))?;
-    Ok(serde_json::from_str(&agent.http_get("http://127.0.0.1:10249/debug/syncs")?.body)?)
-}
-
-fn await_sync(lab: &mut Lab, wanted: impl Fn(&Sync) -> bool) -> Result<Sync> {
-    let end = Instant::now() + Duration::from_secs(10);
-    loop {
-        lab.check_proxies()?;
-        if let Some(sync) = syncs(lab).unwrap_or_default().into_iter().find(&wanted) {
-            return Ok(sync);
-        }
-        if Instant::now() > end {
-            bail!("nothing happened within 10 s:\n{:?}", lab.proxy_logs(20));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn change(lab: &mut Lab) -> Result<()> {
-    let last = syncs(lab)?.last().map_or(0.0, |sync| sync.at);
+    let last = syncs(lab, NODE)?.last().map_or(0.0, |sync| sync.at);
     lab.apply(&example("endpoints-changed.yaml")?)?;
-    let sync = await_sync(lab, |sync| sync.kind == "incremental" && sync.at > last)?;
+    let sync = await_sync(lab, NODE, LIMIT, |sync| sync.kind == "incremental" && sync.at > last)?;
     println!(
         "  {} operations, {:.3} ms from the object's arrival to the kernel's acknowledgement",
         sync.operations,
@@ -218,7 +191,7 @@ fn change(lab: &mut Lab) -> Result<()> {
 fn flush(lab: &mut Lab) -> Result<()> {
     let flushed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
     lab.run(NODE, &["nft", "flush", "ruleset"].map(str::to_owned))?;
-    let sync = await_sync(lab, |sync| sync.kind == "repair" && sync.operations > 0)?;
+    let sync = await_sync(lab, NODE, LIMIT, |sync| sync.kind == "repair" && sync.operations > 0)?;
     println!(
         "  {} operations, in place {:.1} ms after the flush was asked for",
         sync.operations,

@@ -4,6 +4,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod machine;
+mod passes;
 mod test;
 
 use anyhow::Result;

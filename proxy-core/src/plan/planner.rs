@@ -151,12 +151,7 @@ impl Planner {
         family: Family,
         mine: impl Iterator<Item = (&'a Capture, &'a Claim)>,
     ) -> PortPlan {
-        let id = ServicePortName {
-            service: service.name.clone(),
-            port: port.name.clone(),
-            protocol: port.protocol,
-            family,
-        };
+        let id = port_id(service, port, family);
         let endpoints = index.endpoints(&id);
         let uses_local = service.uses_local_endpoints(port, family);
         let uses_cluster = service.uses_cluster_endpoints(port, family);
@@ -210,12 +205,7 @@ impl Planner {
         let count = |family| {
             let mut ips: BTreeSet<IpAddr> = BTreeSet::new();
             for port in &service.ports {
-                let id = ServicePortName {
-                    service: service.name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    family,
-                };
+                let id = port_id(service, port, family);
                 let endpoints = index.endpoints(&id);
                 let here = endpoints.iter().filter(|e| e.conditions.ready && is_local(e, &self.config));
                 ips.extend(here.map(|e| e.address));
@@ -224,6 +214,15 @@ impl Planner {
         };
         let families = Family::BOTH.into_iter().filter(|f| service.cluster_ip(*f).is_some());
         families.map(|family| (family, count(family))).collect()
+    }
+}
+
+fn port_id(service: &Service, port: &ServicePort, family: Family) -> ServicePortName {
+    ServicePortName {
+        service: service.name.clone(),
+        port: port.name.clone(),
+        protocol: port.protocol,
+        family,
     }
 }
 

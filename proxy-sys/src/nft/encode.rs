@@ -102,7 +102,7 @@ impl<'a> Encoder<'a> {
             Op::DeleteTable => self.table(Command::DelTable, 0, TABLE),
             Op::AddTable => self.table(Command::NewTable, NLM_F_CREATE, TABLE),
             Op::AddSet(spec) => self.set(spec, TABLE),
-            Op::AddChain(name, hook) => self.chain(name, hook.as_ref()),
+            Op::AddChain(name, hook) => self.chain(TABLE, name, hook.as_ref()),
             Op::SetRules(name, rules) => self.rules(name, rules),
             Op::DeleteChain(name) => self.delete_chain(name),
             Op::AddElement(element) => return self.elements(Command::NewSetElem, element.id.set, ops),
@@ -149,10 +149,10 @@ impl<'a> Encoder<'a> {
         writer.end();
     }
 
-    fn chain(&mut self, name: &ChainName, hook: Option<&Hook>) {
+    fn chain(&mut self, table: &str, name: &ChainName, hook: Option<&Hook>) {
         self.begin(Command::NewChain, NLM_F_CREATE);
         let writer = &mut *self.writer;
-        writer.text(1, TABLE);
+        writer.text(1, table);
         writer.text(3, name.as_str());
         if let Some(hook) = hook {
             let nest = writer.nest(4);
@@ -232,18 +232,7 @@ impl<'a> Encoder<'a> {
         let chains = sluice_core::nft::chains(&Default::default(), &Default::default(), &[]);
         let bases: Vec<&Chain> = chains.iter().filter(|chain| chain.hook.is_some()).collect();
         for base in bases {
-            self.begin(Command::NewChain, NLM_F_CREATE);
-            let writer = &mut *self.writer;
-            writer.text(1, table);
-            writer.text(3, base.name.as_str());
-            if let Some(hook) = &base.hook {
-                let nest = writer.nest(4);
-                writer.u32(1, hook.number);
-                writer.attr(2, &hook.priority.to_be_bytes());
-                writer.close(nest);
-                writer.text(7, hook.chain_type);
-            }
-            writer.end();
+            self.chain(table, &base.name, base.hook.as_ref());
         }
         self.table(Command::DelTable, 0, table);
     }

@@ -5,10 +5,10 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use sluice_tests::lab::{Lab, LabOptions};
 use sluice_tests::proxy::ProxyProgram;
@@ -16,6 +16,7 @@ use sluice_tests::target::From;
 use sluice_tests::topology::Topology;
 
 use crate::machine;
+use crate::passes::{await_sync, get, syncs};
 
 /// Arguments of `bench scale`.
 #[derive(Debug, clap::Args)]
@@ -43,14 +44,6 @@ struct Figures {
     change_seconds_p99: f64,
     rss_bytes: u64,
     kernel_elements: usize,
-}
-
-/// A pass as /debug/syncs tells it.
-#[derive(Debug, Deserialize)]
-struct Sync {
-    kind: String,
-    at: f64,
-    seconds_from_event: f64,
 }
 
 /// Services whose slices stand in files of their own, so that one change rewrites one small file.
@@ -106,19 +99,19 @@ fn measure(
     let directory = lab.dir().join("manifests");
     write_services(&directory, services, endpoints)?;
     lab.start_proxy(NODE, &json!({}))?;
-    let load = await_sync(&mut lab, Duration::from_secs(600), |sync| sync.kind == "full")?;
+    let load = await_sync(&mut lab, NODE, Duration::from_secs(600), |sync| sync.kind == "full")?;
     let loaded_at = load.at;
     let mut last = loaded_at;
     for round in 0..changes {
         let service = round % CHANGED.min(services);
         let extra = (round / CHANGED.min(services)).is_multiple_of(2);
         write_slice_file(&directory, service, endpoints + usize::from(extra))?;
-        let sync = await_sync(&mut lab, Duration::from_secs(10), |sync| {
+        let sync = await_sync(&mut lab, NODE, Duration::from_secs(10), |sync| {
             sync.kind == "incremental" && sync.at > last
         })?;
         last = sync.at;
     }
-    let mut times: Vec<f64> = syncs(&lab)?
+    let mut times: Vec<f64> = syncs(&lab, NODE)?
         .into_iter()
         .filter(|sync| sync.kind == "incremental" && sync.at > loaded_at)
         .map(|sync| sync.seconds_from_event)
@@ -138,37 +131,8 @@ fn measure(
     })
 }
 
-fn get(lab: &Lab, path: &str) -> Result<String> {
-    let url = format!("http://127.0.0.1:10249{path}");
-    let answer = lab.agent(&From::Host(NODE.to_owned()))?.http_get(&url)?;
-    if answer.status != 200 {
-        bail!("{url} answers {}", answer.status);
-    }
-    Ok(answer.body)
-}
-
-fn syncs(lab: &Lab) -> Result<Vec<Sync>> {
-    Ok(serde_json::from_str(&get(lab, "/debug/syncs")?)?)
-}
-
-fn await_sync(lab: &mut Lab, limit: Duration, wanted: impl Fn(&Sync) -> bool) -> Result<Sync> {
-    let end = Instant::now() + limit;
-    loop {
-        lab.check_proxies()?;
-        // The page is not there before the daemon listens.
-        let found = syncs(lab).unwrap_or_default().into_iter().find(&wanted);
-        if let Some(sync) = found {
-            return Ok(sync);
-        }
-        if Instant::now() > end {
-            bail!("no such pass within {limit:?}:\n{:?}", lab.proxy_logs(20));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn resident(lab: &Lab) -> Result<u64> {
-    let page = get(lab, "/metrics")?;
+    let page = get(lab, NODE, "/metrics")?;
     let line = page.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
     line.context("no process_resident_memory_bytes among the metrics")?.trim().parse().context("no number")
 }
