@@ -21,13 +21,6 @@ pub struct Dirty {
     pub node: bool,
 }
 
-impl Dirty {
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
-    }
-}
-
 /// An endpoint of one service port, merged from all slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<'a> {
@@ -135,23 +128,31 @@ pub struct Index {
 }
 
 impl Index {
-    /// Applies an event and remembers what it touched until [`Index::take_dirty`].
-    pub fn apply(&mut self, event: Event) {
+    /// Applies an event and remembers what it touched until [`Index::take_dirty`]. Returns whether anything
+    /// changed.
+    pub fn apply(&mut self, event: Event) -> bool {
         match event {
             Event::Service(change) => {
-                for (name, _) in self.services.change(change) {
-                    self.dirty.services.insert(name);
-                }
+                let changed = self.services.change(change);
+                let any = !changed.is_empty();
+                self.dirty.services.extend(changed.into_iter().map(|(name, _)| name));
+                any
             }
             Event::Slice(change) => self.apply_slice(change),
-            Event::Node(change) => self.dirty.node |= !self.nodes.change(change).is_empty(),
+            Event::Node(change) => {
+                let any = !self.nodes.change(change).is_empty();
+                self.dirty.node |= any;
+                any
+            }
             Event::ServiceCidr(change) => {
-                self.dirty.node |= !self.service_cidrs.change(change).is_empty();
+                let any = !self.service_cidrs.change(change).is_empty();
+                self.dirty.node |= any;
+                any
             }
         }
     }
 
-    fn apply_slice(&mut self, change: Change<EndpointSlice>) {
+    fn apply_slice(&mut self, change: Change<EndpointSlice>) -> bool {
         let change = match change {
             Change::Apply(mut slice) => {
                 self.share_names(&mut slice);
@@ -159,7 +160,9 @@ impl Index {
             }
             other => other,
         };
-        for (name, old) in self.slices.change(change) {
+        let changed = self.slices.change(change);
+        let any = !changed.is_empty();
+        for (name, old) in changed {
             // A slice may have been given to another Service: both are touched.
             if let Some(old) = old {
                 if let Some(names) = self.slices_of.get_mut(&old.service) {
@@ -175,6 +178,7 @@ impl Index {
                 self.dirty.services.insert(new.service.clone());
             }
         }
+        any
     }
 
     /// Lets equal node and port names share one allocation: there are few of them and many endpoints.

@@ -25,10 +25,25 @@ pub use object::{
     Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
     Value, Verdict,
 };
-pub use skeleton::{NodePortAddresses, NodeView, chains, sets};
+pub use skeleton::{NodeView, chains, sets};
 
 use crate::net::Family;
 use crate::plan::Detector;
+
+/// Operations that need every kind of set, chain and expression that any configuration does, and leave nothing.
+pub fn probe() -> Vec<Op> {
+    let config = NftConfig { match_all_node_addresses: [true, true], ..NftConfig::default() };
+    let mut ops = Ledger::new(config.clone(), NodeView::default()).create_skeleton();
+    for family in Family::BOTH {
+        let pick = Pick::Random { size: 2, affinity: Some(1) };
+        let (table, masquerade) = (IdTable::Services, MasqueradeRule::Always);
+        let chain = ClassChain { family, table, short: false, masquerade, pick }.chain(&config);
+        ops.push(Op::AddChain(chain.name, None));
+        ops.push(Op::SetRules(chain.name, chain.rules));
+    }
+    ops.push(Op::DeleteTable);
+    ops
+}
 
 /// The table that Sluice owns; it reads and writes nothing outside of it.
 pub const TABLE: &str = "sluice";

@@ -40,7 +40,9 @@ fn web(text: &str, cluster_ip: &str) -> Service {
 
 fn index_of(slices: &[&EndpointSlice]) -> Index {
     let mut index = Index::default();
-    slices.iter().for_each(|slice| index.apply(apply_slice(slice)));
+    for slice in slices {
+        index.apply(apply_slice(slice));
+    }
     index
 }
 
@@ -207,13 +209,13 @@ fn an_event_touches_only_the_services_that_it_is_about() {
     index.apply(apply_service(&web("web", "172.30.0.1")));
     index.apply(apply_slice(&slice("a-4", "api", HTTP, vec![])));
     assert_eq!(index.take_dirty().services, dirty(&["web", "api"]));
-    assert!(index.take_dirty().is_empty());
+    assert!(index.take_dirty() == Default::default());
     index.apply(apply_service(&web("web", "172.30.0.1")));
     index.apply(apply_slice(&slice("a-4", "api", HTTP, vec![])));
     index.apply(Event::Service(Change::Delete(name("unknown"))));
     index.apply(Event::Slice(Change::Delete(name("unknown"))));
     index.apply(Event::Service(Change::Keep(name("web"))));
-    assert!(index.take_dirty().is_empty(), "nothing changed");
+    assert!(index.take_dirty() == Default::default(), "nothing changed");
     index.apply(Event::Slice(Change::Delete(name("a-4"))));
     assert_eq!(index.take_dirty().services, dirty(&["api"]));
 }
@@ -236,7 +238,7 @@ fn nodes_and_service_cidrs_touch_the_node_and_no_service() {
     let dirty = index.take_dirty();
     assert!(dirty.node && dirty.services.is_empty());
     index.apply(Event::Node(Change::Apply(node.clone())));
-    assert!(index.take_dirty().is_empty(), "the same node");
+    assert!(index.take_dirty() == Default::default(), "the same node");
     assert_eq!(index.node("here"), Some(&node));
     index.apply(cidr("b", "172.30.0.0/16 fd00:172::/112"));
     index.apply(cidr("a", "172.31.0.0/16 172.30.0.0/16"));

@@ -418,7 +418,7 @@ impl Run {
         }
         let mut observed = self.kernel.observe();
         if seed % 16 == 1 {
-            observed.unknown_elements = 1;
+            observed.altered = true;
         }
         self.ledger = Ledger::new(self.config.clone(), self.node.clone());
         let ops = self.ledger.reconcile(&self.all_plans(), observed);

@@ -72,11 +72,15 @@ impl Nft {
 
     /// Applies operations in one transaction: all or nothing.
     pub fn commit(&mut self, ops: &[Op]) -> Result<Committed, NetlinkError> {
+        self.commit_to(TABLE, ops)
+    }
+
+    fn commit_to(&mut self, table: &str, ops: &[Op]) -> Result<Committed, NetlinkError> {
         if ops.is_empty() {
             return Ok(Committed::default());
         }
         let first = self.socket.next_sequence();
-        let batch = encode::batch(ops, first);
+        let batch = encode::batch(table, ops, first);
         self.socket.send(batch.writer.bytes())?;
         for _ in 0..batch.messages {
             self.socket.next_sequence();
@@ -142,20 +146,10 @@ impl Nft {
         }
     }
 
-    /// Checks that the kernel offers what the layout needs, by a transaction in a scratch table that the
-    /// same transaction removes again.
+    /// Checks that the kernel offers what the layout needs: a transaction writes all kinds of sets, chains and
+    /// rules to a scratch table and removes it again. The error names what was refused.
     pub fn probe(&mut self) -> Result<(), NetlinkError> {
-        let first = self.socket.next_sequence();
-        let mut writer = Writer::default();
-        let mut batch = encode::Encoder::new(&mut writer, first);
-        batch.scratch_table("sluice-probe");
-        let messages = batch.finish();
-        let batch = encode::Batch { writer, messages, starts: Vec::new() };
-        self.socket.send(batch.writer.bytes())?;
-        for _ in 0..messages {
-            self.socket.next_sequence();
-        }
-        self.verdict(first, &batch, &[])
+        self.commit_to("sluice-probe", &sluice_core::nft::probe()).map(|_| ())
     }
 }
 

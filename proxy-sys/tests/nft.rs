@@ -113,7 +113,9 @@ impl World {
     }
 
     fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Op> {
-        events.into_iter().for_each(|event| self.index.apply(event));
+        for event in events {
+            self.index.apply(event);
+        }
         let dirty = self.index.take_dirty();
         let changes = self.planner.replan(&self.index, dirty.services);
         self.ledger.change(&changes)
@@ -235,6 +237,31 @@ fn the_probe_passes_here_and_leaves_nothing() {
         nft.probe().unwrap();
         assert!(observe(&mut nft).unwrap().is_none());
         assert!(!nft.delete_table().unwrap());
+    });
+}
+
+#[test]
+fn what_others_did_to_table_and_chains_is_undone() {
+    in_netns(|| {
+        let long = "x".repeat(90);
+        for damage in [
+            vec!["add", "table", "inet", "sluice", "{ flags dormant; }"],
+            vec!["chain", "inet", "sluice", "filter-forward", "{ policy drop; }"],
+            vec!["add", "chain", "inet", "sluice", &long],
+        ] {
+            let mut world = World::new(Scheduler::Random);
+            world.nft.delete_table().unwrap();
+            world.load(3, 2);
+            let Ok(status) = std::process::Command::new("nft").args(&damage).status() else {
+                println!("skip: there is no nft program");
+                return;
+            };
+            assert!(status.success(), "{damage:?}");
+            let ops = world.drift();
+            assert!(!ops.is_empty(), "{damage:?} goes unnoticed");
+            world.nft.commit(&ops).unwrap();
+            assert_eq!(world.drift(), [], "{damage:?}");
+        }
     });
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 /// Follows the addresses of all interfaces until nobody listens any more.
-pub async fn follow(addresses: watch::Sender<Vec<IpAddr>>) {
+pub async fn follow(addresses: watch::Sender<Option<Vec<IpAddr>>>) {
     loop {
         if let Err(error) = follow_once(&addresses).await {
             warn!(%error, "cannot follow interface addresses; trying again");
@@ -30,13 +30,13 @@ enum AddressError {
     List(#[from] rtnetlink::Error),
 }
 
-async fn follow_once(addresses: &watch::Sender<Vec<IpAddr>>) -> Result<(), AddressError> {
+async fn follow_once(addresses: &watch::Sender<Option<Vec<IpAddr>>>) -> Result<(), AddressError> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(AddressError::Open)?;
     tokio::spawn(connection);
     loop {
-        let now = list(&handle).await?;
+        let now = Some(list(&handle).await?);
         addresses.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;

@@ -33,15 +33,21 @@ pub struct Request {
 const SECOND_PASS: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The UDP frontends that a change touches, added to `requests`.
-pub fn requests(change: &PlanChange, requests: &mut Vec<Request>) {
-    let new = frontends(change.new.as_ref());
-    for (capture, serving) in frontends(change.old.as_ref()) {
-        if !new.iter().any(|(c, _)| *c == capture) && !serving.is_empty() {
-            requests.push(Request { capture, serving: None });
+/// The UDP frontends that changes touch, added to `requests`: those that are gone first, because another Service
+/// may have taken one over.
+pub fn requests(changes: &[PlanChange], requests: &mut Vec<Request>) {
+    for change in changes {
+        let new = frontends(change.new.as_ref());
+        for (capture, serving) in frontends(change.old.as_ref()) {
+            if !new.iter().any(|(c, _)| *c == capture) && !serving.is_empty() {
+                requests.push(Request { capture, serving: None });
+            }
         }
     }
-    requests.extend(new.into_iter().map(|(capture, serving)| Request { capture, serving: Some(serving) }));
+    for change in changes {
+        let new = frontends(change.new.as_ref()).into_iter();
+        requests.extend(new.map(|(capture, serving)| Request { capture, serving: Some(serving) }));
+    }
 }
 
 /// Endpoints that flows of a frontend may go to.

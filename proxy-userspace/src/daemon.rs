@@ -166,7 +166,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
-    let (address_sender, address_receiver) = watch::channel(Vec::new());
+    let (address_sender, address_receiver) = watch::channel(None);
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
@@ -242,13 +242,17 @@ async fn monitor(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>)
     let Ok(port) = started.await else { return };
     let thread = std::thread::Builder::new().name("nft-monitor".into());
     let spawned = thread.spawn(move || {
+        let mut first = true;
         while !notices.is_closed() {
             match Monitor::open(port) {
                 Ok(mut monitor) => {
-                    // The table may have gone before the monitor was there.
-                    if !Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(true) {
-                        let _ = notices.blocking_send(Notice::Changed);
+                    // The table may have gone before the monitor was there; after a failure anything may have
+                    // happened.
+                    let there = || Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(false);
+                    if !first || !there() {
+                        let _ = notices.blocking_send(Notice::Lost);
                     }
+                    first = false;
                     while let Ok(notice) = monitor.wait() {
                         if notices.blocking_send(notice).is_err() {
                             return;

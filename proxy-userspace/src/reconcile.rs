@@ -43,7 +43,7 @@ const REMEMBERED: usize = 4096;
 /// One pass, as shown by /debug/syncs.
 #[derive(Clone, Debug, Serialize)]
 pub struct SyncRecord {
-    /// `full`, `incremental` or `repair`.
+    /// `full`, `incremental`, `repair` or `audit`.
     pub kind: &'static str,
     /// Unix time of its end.
     pub at: f64,
@@ -69,8 +69,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Received>,
     /// Changes that others make to our table.
     pub notices: mpsc::Receiver<Notice>,
-    /// Interface addresses.
-    pub addresses: watch::Receiver<Vec<std::net::IpAddr>>,
+    /// Interface addresses, once they have been listed.
+    pub addresses: watch::Receiver<Option<Vec<std::net::IpAddr>>>,
     /// Turns true when the program shall end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -119,6 +119,8 @@ pub struct Reconciler {
     lists_complete_at: Option<Instant>,
     /// The node's addresses changed.
     node_dirty: bool,
+    /// The node's addresses have been listed.
+    addresses_known: bool,
     retry_at: Option<Instant>,
     retry_delay: Duration,
     garbage_at: Option<Instant>,
@@ -149,6 +151,7 @@ impl Reconciler {
             oldest_event: None,
             lists_complete_at: None,
             node_dirty: false,
+            addresses_known: false,
             retry_at: None,
             retry_delay: FIRST_RETRY,
             garbage_at: None,
@@ -173,8 +176,11 @@ impl Reconciler {
                     self.receive(&mut batch);
                 }
                 Ok(()) = inputs.addresses.changed() => {
-                    self.facts.interfaces = inputs.addresses.borrow_and_update().clone();
-                    self.node_dirty = true;
+                    if let Some(addresses) = inputs.addresses.borrow_and_update().clone() {
+                        self.facts.interfaces = addresses;
+                        self.addresses_known = true;
+                        self.node_dirty = true;
+                    }
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -182,13 +188,18 @@ impl Reconciler {
         }
     }
 
+    /// When something is due that no event announces. Only what `step` would then do may count, or the loop spins.
     fn wake_at(&self) -> Instant {
-        let lists = self
-            .lists_complete_at
-            .filter(|_| self.phase == Phase::AwaitingLists)
-            .map(|at| at + SECONDARY_LISTS);
-        let timers = [self.retry_at, self.garbage_at, lists, Some(self.audit_at)];
-        timers.into_iter().flatten().min().unwrap_or(self.audit_at)
+        let due = match self.phase {
+            Phase::AwaitingLists => {
+                let complete = self.index.is_complete();
+                self.lists_complete_at.filter(|_| complete).map(|at| at + SECONDARY_LISTS)
+            }
+            Phase::Full(_) => self.retry_at,
+            Phase::Incremental if self.retry_at.is_some() => self.retry_at,
+            Phase::Incremental => Some(self.garbage_at.map_or(self.audit_at, |at| at.min(self.audit_at))),
+        };
+        due.unwrap_or_else(|| Instant::now() + AUDIT_PERIOD)
     }
 
     fn receive(&mut self, batch: &mut Vec<Received>) {
@@ -198,12 +209,7 @@ impl Reconciler {
                 Event::Service(Change::Apply(_) | Change::Delete(_)) => {
                     metrics.service_changes.inc();
                 }
-                Event::Slice(Change::Apply(slice)) => {
-                    metrics.endpoint_changes.inc();
-                    // What happened before this process began says nothing about its speed.
-                    self.triggers.extend(slice.triggered.filter(|at| *at > self.begun_at_unix_nanos));
-                }
-                Event::Slice(Change::Delete(_)) => {
+                Event::Slice(Change::Apply(_) | Change::Delete(_)) => {
                     metrics.endpoint_changes.inc();
                 }
                 Event::Service(Change::ListEnd) | Event::Slice(Change::ListEnd)
@@ -214,7 +220,17 @@ impl Reconciler {
                 _ => {}
             }
             self.oldest_event.get_or_insert(at);
-            self.index.apply(event);
+            // What happened before this process began says nothing about its speed.
+            let trigger = match &event {
+                Event::Slice(Change::Apply(slice)) => slice.triggered,
+                _ => None,
+            };
+            if self.index.apply(event) {
+                self.triggers.extend(trigger.filter(|at| *at > self.begun_at_unix_nanos));
+            }
+        }
+        if self.phase != Phase::AwaitingLists {
+            self.outputs.health.queued();
         }
         Metrics::for_families(|family| {
             metrics.sync_last_queued.get_or_create(family).set(unix_now());
@@ -256,7 +272,11 @@ impl Reconciler {
         };
         match applied {
             Ok(Some((kind, applied))) => self.succeeded(kind, applied, changes.len(), begun),
-            Ok(None) => self.oldest_event = None,
+            Ok(None) => {
+                self.oldest_event = None;
+                self.triggers.clear();
+                self.outputs.health.updated();
+            }
             Err(error) => self.failed(&error, begun),
         }
         self.garbage();
@@ -266,11 +286,14 @@ impl Reconciler {
         if !self.index.is_complete() {
             return false;
         }
+        let all = self.index.is_fully_listed() && self.addresses_known;
         let waited = self.lists_complete_at.is_some_and(|at| at.elapsed() >= SECONDARY_LISTS);
-        if waited && !self.index.is_fully_listed() {
-            warn!("Nodes or ServiceCIDRs could not be listed yet: going on without them");
+        if waited && !all {
+            warn!(
+                "Nodes, ServiceCIDRs or interface addresses could not be listed yet: going on without them"
+            );
         }
-        waited || self.index.is_fully_listed()
+        waited || all
     }
 
     /// Takes everything that changed into the plans.
@@ -278,7 +301,10 @@ impl Reconciler {
         let dirty = self.index.take_dirty();
         let mut changes = Vec::new();
         if dirty.node || std::mem::take(&mut self.node_dirty) {
-            self.facts.node = self.index.node(&self.settings.node_name).cloned();
+            // A deleted Node counts as last seen: its rules must not go before its traffic.
+            if let Some(node) = self.index.node(&self.settings.node_name) {
+                self.facts.node = Some(node.clone());
+            }
             self.facts.service_networks = self.index.service_networks();
             changes.extend(self.node_changed());
         }
@@ -286,8 +312,8 @@ impl Reconciler {
         changes.extend(replanned);
         for change in &changes {
             self.count_no_local(change);
-            conntrack::requests(change, &mut self.udp);
         }
+        conntrack::requests(&changes, &mut self.udp);
         self.publish_health_checks(&changes);
         changes
     }

@@ -128,7 +128,12 @@ fn a_dropped_lab_leaves_nothing() {
     let argv = ["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"].map(str::to_owned);
     let pid = lab.run("node-a", &argv).unwrap().stdout.trim().to_owned();
     let state = || std::fs::read_to_string(Path::new("/proc").join(&pid).join("stat")).unwrap_or_default();
-    assert!(state().contains("sleep"));
+    // The shell's child becomes setsid and then sleep in its own time.
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !state().contains("(sleep)") && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(state().contains("(sleep)"), "{}", state());
     drop(lab);
     assert_eq!(namespaces(), 0);
     assert!(!dir.exists());

@@ -38,8 +38,8 @@ pub struct Observed {
     pub chains: Vec<ObservedChain>,
     /// Elements, without those that the packet path adds.
     pub elements: FxHashMap<ElementId, Value>,
-    /// Elements that we could never have written.
-    pub unknown_elements: usize,
+    /// Something is as we never write it: an element, a chain's name or policy, a switched-off table.
+    pub altered: bool,
 }
 
 type Slots = Box<[Member]>;
@@ -376,7 +376,7 @@ impl Ledger {
             }
         }
         wanted_chains.extend(self.skeleton_chains());
-        if !sets_fit(&observed) || observed.unknown_elements > 0 || !hooks_fit(&observed, &wanted_chains) {
+        if !sets_fit(&observed) || observed.altered || !hooks_fit(&observed, &wanted_chains) {
             return recreate(wanted_chains, sorted(wanted));
         }
         let mut ops = vec![Op::AddTable];

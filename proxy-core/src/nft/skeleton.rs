@@ -16,14 +16,11 @@ use super::object::{
 use crate::net::Family;
 use crate::plan::Detector;
 
-/// The node's addresses that node ports answer on, where they are listed.
-pub type NodePortAddresses = Vec<IpAddr>;
-
 /// What the skeleton depends on and what may change while the daemon runs.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NodeView {
     /// Addresses that node ports answer on; unused in a family that matches all local addresses.
-    pub node_port_addresses: NodePortAddresses,
+    pub node_port_addresses: Vec<IpAddr>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
 }

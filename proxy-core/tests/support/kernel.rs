@@ -154,7 +154,7 @@ impl Kernel {
                 })
                 .collect(),
             elements: self.elements.iter().map(|(id, value)| (*id, *value)).collect(),
-            unknown_elements: 0,
+            altered: false,
         }
     }
 

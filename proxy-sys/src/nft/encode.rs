@@ -3,8 +3,8 @@
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use sluice_core::net::Family;
 use sluice_core::nft::{
-    Chain, ChainName, CmpOp, DynsetOp, Element, ElementId, Expr, Hook, MetaKey, NumgenKind, Op, Reg, Rule,
-    SetId, SetSpec, SetValue, TABLE, Value, Verdict,
+    ChainName, CmpOp, DynsetOp, Element, ElementId, Expr, Hook, MetaKey, NumgenKind, Op, Reg, Rule, SetId,
+    SetSpec, SetValue, Value, Verdict,
 };
 
 use super::{Command, INET, acknowledge};
@@ -52,9 +52,9 @@ fn name(op: &Op) -> String {
 }
 
 /// Encodes one transaction whose first message (the begin) has the given sequence number.
-pub(super) fn batch(ops: &[Op], first: u32) -> Batch {
+pub(super) fn batch(table: &str, ops: &[Op], first: u32) -> Batch {
     let mut writer = Writer::default();
-    let mut encoder = Encoder::new(&mut writer, first);
+    let mut encoder = Encoder::new(&mut writer, table, first);
     let mut starts = Vec::with_capacity(ops.len());
     let mut rest = ops;
     while let Some(op) = rest.first() {
@@ -67,21 +67,22 @@ pub(super) fn batch(ops: &[Op], first: u32) -> Batch {
 }
 
 /// Writes the messages of a transaction.
-pub(super) struct Encoder<'a> {
+struct Encoder<'a> {
     writer: &'a mut Writer,
+    table: &'a str,
     first: u32,
     messages: u32,
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(writer: &'a mut Writer, first: u32) -> Self {
+    fn new(writer: &'a mut Writer, table: &'a str, first: u32) -> Self {
         writer.begin(BATCH_BEGIN, 0, first, 0, SUBSYSTEM);
         writer.end();
-        Encoder { writer, first, messages: 0 }
+        Encoder { writer, table, first, messages: 0 }
     }
 
     /// Ends the transaction; the last message before the end asks for an acknowledgement.
-    pub(super) fn finish(self) -> u32 {
+    fn finish(self) -> u32 {
         acknowledge(self.writer);
         let sequence = self.first.wrapping_add(self.messages).wrapping_add(1);
         self.writer.begin(BATCH_END, 0, sequence, 0, SUBSYSTEM);
@@ -99,10 +100,10 @@ impl<'a> Encoder<'a> {
     /// many were written.
     fn op(&mut self, op: &Op, ops: &[Op]) -> usize {
         match op {
-            Op::DeleteTable => self.table(Command::DelTable, 0, TABLE),
-            Op::AddTable => self.table(Command::NewTable, NLM_F_CREATE, TABLE),
-            Op::AddSet(spec) => self.set(spec, TABLE),
-            Op::AddChain(name, hook) => self.chain(TABLE, name, hook.as_ref()),
+            Op::DeleteTable => self.table(Command::DelTable, 0),
+            Op::AddTable => self.table(Command::NewTable, NLM_F_CREATE),
+            Op::AddSet(spec) => self.set(spec),
+            Op::AddChain(name, hook) => self.chain(name, hook.as_ref()),
             Op::SetRules(name, rules) => self.rules(name, rules),
             Op::DeleteChain(name) => self.delete_chain(name),
             Op::AddElement(element) => return self.elements(Command::NewSetElem, element.id.set, ops),
@@ -111,13 +112,13 @@ impl<'a> Encoder<'a> {
         1
     }
 
-    fn table(&mut self, command: Command, flags: u16, name: &str) {
+    fn table(&mut self, command: Command, flags: u16) {
         self.begin(command, flags);
-        self.writer.text(1, name);
+        self.writer.text(1, self.table);
         self.writer.end();
     }
 
-    fn set(&mut self, spec: &SetSpec, table: &str) {
+    fn set(&mut self, spec: &SetSpec) {
         const MAP: u32 = 0x8;
         const TIMEOUT: u32 = 0x10;
         const EVAL: u32 = 0x20;
@@ -127,7 +128,7 @@ impl<'a> Encoder<'a> {
             flags |= TIMEOUT | EVAL;
         }
         let writer = &mut *self.writer;
-        writer.text(1, table);
+        writer.text(1, self.table);
         writer.text(2, spec.id.name());
         writer.u32(3, flags);
         writer.u32(4, spec.key_type);
@@ -149,10 +150,10 @@ impl<'a> Encoder<'a> {
         writer.end();
     }
 
-    fn chain(&mut self, table: &str, name: &ChainName, hook: Option<&Hook>) {
+    fn chain(&mut self, name: &ChainName, hook: Option<&Hook>) {
         self.begin(Command::NewChain, NLM_F_CREATE);
         let writer = &mut *self.writer;
-        writer.text(1, table);
+        writer.text(1, self.table);
         writer.text(3, name.as_str());
         if let Some(hook) = hook {
             let nest = writer.nest(4);
@@ -167,14 +168,14 @@ impl<'a> Encoder<'a> {
     fn delete_chain(&mut self, name: &ChainName) {
         self.delete_rules(name);
         self.begin(Command::DelChain, 0);
-        self.writer.text(1, TABLE);
+        self.writer.text(1, self.table);
         self.writer.text(3, name.as_str());
         self.writer.end();
     }
 
     fn delete_rules(&mut self, chain: &ChainName) {
         self.begin(Command::DelRule, 0);
-        self.writer.text(1, TABLE);
+        self.writer.text(1, self.table);
         self.writer.text(2, chain.as_str());
         self.writer.end();
     }
@@ -183,7 +184,7 @@ impl<'a> Encoder<'a> {
         self.delete_rules(chain);
         for rule in rules {
             self.begin(Command::NewRule, NLM_F_CREATE | NLM_F_APPEND);
-            self.writer.text(1, TABLE);
+            self.writer.text(1, self.table);
             self.writer.text(2, chain.as_str());
             let nest = self.writer.nest(4);
             for expr in &rule.exprs {
@@ -203,7 +204,7 @@ impl<'a> Encoder<'a> {
             _ => 0,
         };
         self.begin(command, flags);
-        self.writer.text(1, TABLE);
+        self.writer.text(1, self.table);
         self.writer.text(2, set.name());
         let list = self.writer.nest(3);
         let mut written = 0;
@@ -221,20 +222,6 @@ impl<'a> Encoder<'a> {
         self.writer.close(list);
         self.writer.end();
         written
-    }
-
-    /// A table that uses each kind of object and expression that the layout needs.
-    pub(super) fn scratch_table(&mut self, table: &str) {
-        self.table(Command::NewTable, NLM_F_CREATE, table);
-        for spec in sluice_core::nft::sets() {
-            self.set(&spec, table);
-        }
-        let chains = sluice_core::nft::chains(&Default::default(), &Default::default(), &[]);
-        let bases: Vec<&Chain> = chains.iter().filter(|chain| chain.hook.is_some()).collect();
-        for base in bases {
-            self.chain(table, &base.name, base.hook.as_ref());
-        }
-        self.table(Command::DelTable, 0, table);
     }
 }
 

@@ -28,7 +28,8 @@ pub fn observe(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
 }
 
 fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
-    let mut observed = Observed { chains: chains(nft)?, ..Observed::default() };
+    let mut observed = Observed { altered: is_dormant(nft)?, ..Observed::default() };
+    chains(nft, &mut observed)?;
     observed.sets = sets(nft)?;
     if observed.chains.is_empty() && observed.sets.is_empty() {
         return Ok(None);
@@ -58,6 +59,9 @@ pub fn without_present(nft: &mut Nft, ops: Vec<Op>) -> Result<Vec<Op>, NetlinkEr
             _ => None,
         })
         .collect();
+    if ops.first() == Some(&Op::DeleteTable) {
+        return Ok(ops);
+    }
     let is_new = |op: &Op| matches!(op, Op::AddElement(element) if !replaced.contains(&element.id));
     if ops.iter().filter(|op| is_new(op)).count() > DOUBTFUL {
         return Ok(ops);
@@ -100,22 +104,41 @@ fn is_ours(message: &Message<'_>) -> bool {
     find(message.attributes(), 1).is_some_and(|table| table.text() == TABLE)
 }
 
-fn chains(nft: &mut Nft) -> Result<Vec<ObservedChain>, NetlinkError> {
-    let mut chains = Vec::new();
+/// Whether somebody switched our table off.
+fn is_dormant(nft: &mut Nft) -> Result<bool, NetlinkError> {
+    const DORMANT: u32 = 1;
+    let mut dormant = false;
+    nft.socket.dump(
+        "list tables",
+        Command::GetTable.message_type(),
+        INET,
+        |_| {},
+        |message| {
+            let flags = find(message.attributes(), 2).and_then(|flags| flags.u32()).unwrap_or(0);
+            dormant |= is_ours(&message) && flags & DORMANT != 0;
+        },
+    )?;
+    Ok(dormant)
+}
+
+fn chains(nft: &mut Nft, observed: &mut Observed) -> Result<(), NetlinkError> {
+    const ACCEPT: u32 = 1;
     let kind = Command::GetChain.message_type();
     nft.socket.dump("list chains", kind, INET, our_table(1), |message| {
         if !is_ours(&message) {
             return;
         }
         let attributes = message.attributes();
-        let Some(name) = find(attributes, 3) else { return };
+        let Some(text) = find(attributes, 3).map(|name| name.text()) else { return };
         let hook = find(attributes, 4).and_then(|hook| {
             let number = find(hook.value, 1)?.u32()?;
             Some((number, find(hook.value, 2)?.u32()? as i32))
         });
-        chains.push(ObservedChain { name: ChainName::new(name.text()), hook, rules: Vec::new() });
-    })?;
-    Ok(chains)
+        let name = ChainName::new(text);
+        let policy = find(attributes, 5).and_then(|policy| policy.u32());
+        observed.altered |= name.as_str() != text || policy.is_some_and(|policy| policy != ACCEPT);
+        observed.chains.push(ObservedChain { name, hook, rules: Vec::new() });
+    })
 }
 
 fn rules(nft: &mut Nft, chains: &mut [ObservedChain]) -> Result<(), NetlinkError> {
@@ -185,7 +208,7 @@ fn dump_elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(
                 Some((id, value)) => {
                     observed.elements.insert(id, value);
                 }
-                None => observed.unknown_elements += 1,
+                None => observed.altered = true,
             }
         }
     })

@@ -52,8 +52,15 @@ impl Backend {
         node: NodeView,
         plans: &[Arc<ServicePlan>],
     ) -> Result<Applied, NetlinkError> {
-        self.ledger = Ledger::new(config, node);
-        match observe(&mut self.nft)? {
+        let observed = observe(&mut self.nft)?;
+        if observed.is_none() || !self.has_config(&config) {
+            self.ledger = Ledger::new(config, node);
+        } else {
+            // The same ledger goes on, because it knows the spare chains; what it would do for a changed node
+            // is part of the reconciliation.
+            let _ = self.ledger.set_node(node);
+        }
+        match observed {
             Some(observed) => {
                 let ops = self.ledger.reconcile(plans, observed);
                 let ops = without_present(&mut self.nft, ops)?;

@@ -290,6 +290,10 @@ fn detect_local(config: &KubeProxyConfiguration, errors: &mut Errors) -> DetectL
         errors.check(!value.is_empty(), || {
             format!("detectLocal.{field}: must be set with detectLocalMode {}", config.detect_local_mode)
         });
+        // IFNAMSIZ of linux/if.h, less the final zero.
+        errors.check(value.len() <= 15, || {
+            format!("detectLocal.{field}: {value:?} is longer than an interface name can be (15 bytes)")
+        });
         value.to_owned()
     };
     match config.detect_local_mode.as_str() {
@@ -437,6 +441,10 @@ mod tests {
     fn interface_modes_need_their_interface() {
         let error = settings(serde_json::json!({"detectLocalMode": "BridgeInterface"})).unwrap_err();
         assert!(error.to_string().contains("detectLocal.bridgeInterface"));
+        let long = serde_json::json!({
+            "detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "a234567890123456"}
+        });
+        assert!(settings(long).unwrap_err().to_string().contains("15 bytes"));
     }
 
     #[test]

@@ -50,14 +50,15 @@ pub async fn run(
     let mut open: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted = wanted(&settings, &checks.borrow_and_update(), &facts.borrow_and_update());
-        open.retain(|listener, task| {
-            let keep = wanted.contains(listener);
-            if !keep {
+        let closing: Vec<Listener> = open.keys().filter(|l| !wanted.contains(l)).cloned().collect();
+        for listener in closing {
+            if let Some(task) = open.remove(&listener) {
+                // The port is free for another Service only when the task is really gone.
                 task.abort();
+                let _ = task.await;
                 info!(service = %listener.service, address = %listener.address, "health check closed");
             }
-            keep
-        });
+        }
         let mut failed = false;
         for listener in wanted.into_iter().filter(|wanted| !open.contains_key(wanted)).collect::<Vec<_>>() {
             let (service, address) = (&listener.service, listener.address);

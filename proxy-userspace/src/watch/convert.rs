@@ -23,6 +23,8 @@ pub struct Converted<T> {
 }
 
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
+/// The API's limit, one day.
+const MAX_AFFINITY_SECONDS: i32 = 86_400;
 const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -65,7 +67,13 @@ pub fn convert_service(object: &core::Service) -> Converted<Service> {
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
         let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
         let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
-        u32::try_from(seconds).unwrap_or(0).max(1)
+        if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) {
+            problems.push(format!(
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not between 1 and \
+                 {MAX_AFFINITY_SECONDS}; the nearest is taken"
+            ));
+        }
+        seconds.clamp(1, MAX_AFFINITY_SECONDS).unsigned_abs()
     });
     let service = Service {
         created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),

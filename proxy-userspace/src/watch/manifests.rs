@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -102,6 +103,8 @@ pub struct Manifests {
     files: BTreeMap<PathBuf, File>,
     /// The files that define an object; the first by path counts.
     definers: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
+    /// inotify cannot be used; this has been told.
+    polling: bool,
 }
 
 impl Manifests {
@@ -114,6 +117,7 @@ impl Manifests {
                 metrics,
                 files: BTreeMap::new(),
                 definers: BTreeMap::new(),
+                polling: false,
             }),
             Err(source) => Err(ManifestsError { path: directory, source }),
         }
@@ -136,12 +140,13 @@ impl Manifests {
         while !self.events.is_closed() {
             stream = match stream {
                 Some(stream) => self.follow(stream).await,
+                None if self.present().is_some() => self.poll().await,
                 None => self.await_return().await,
             };
         }
     }
 
-    fn watch(&self) -> Option<EventStream<Vec<u8>>> {
+    fn watch(&mut self) -> Option<EventStream<Vec<u8>>> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
@@ -156,11 +161,18 @@ impl Manifests {
             inotify.into_event_stream(vec![0; 64 * 1024])
         };
         match open() {
-            Ok(stream) => Some(stream),
+            Ok(stream) => {
+                self.polling = false;
+                Some(stream)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                error!(directory = %self.directory.display(), %error,
-                    "cannot watch the manifest directory; polling for it (is fs.inotify.max_user_watches exhausted?)");
+                if !self.polling {
+                    error!(directory = %self.directory.display(), %error,
+                        "cannot watch the manifest directory, looking at it twice a second instead; raise \
+                         fs.inotify.max_user_instances or max_user_watches");
+                }
+                self.polling = true;
                 None
             }
         }
@@ -189,7 +201,7 @@ impl Manifests {
                 }
                 () = self.events.closed() => return None,
             };
-            let Ok(event) = event else { return self.watch() };
+            let Ok(event) = event else { return None };
             if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
                 return None;
             }
@@ -203,11 +215,27 @@ impl Manifests {
             } else if event.mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
                 missing.insert(path);
                 withdraw_at = Some(Instant::now() + DELETION_QUIET);
-            } else if event.mask.contains(EventMask::CREATE) && !path.is_symlink() {
-                // A file that is being written comes again when it is closed.
+            } else if event.mask.contains(EventMask::CREATE) && is_being_written(&path) {
+                // It comes again when it is closed.
             } else if is_manifest(&path) {
                 missing.remove(&path);
                 self.read(&path).await;
+            }
+        }
+    }
+
+    /// Without inotify (its instances or watches are used up), looks at everything from time to time.
+    async fn poll(&mut self) -> Option<EventStream<Vec<u8>>> {
+        loop {
+            tokio::time::sleep(RETURN_POLL).await;
+            let stream = self.watch();
+            let present = self.present()?;
+            let known: BTreeSet<PathBuf> = self.files.keys().cloned().chain(present).collect();
+            for path in known {
+                self.read(&path).await;
+            }
+            if stream.is_some() || self.events.is_closed() {
+                return stream;
             }
         }
     }
@@ -337,10 +365,16 @@ impl Manifests {
         if !counted {
             return;
         }
-        let text = heir.as_ref().and_then(|heir| read_text(heir).ok());
-        let events = text.map(|text| self.decode(path, &text).0).unwrap_or_default();
-        let event = events.into_iter().find(|event| self::key(event).as_ref() == Some(&key));
-        send(&self.events, event.unwrap_or_else(|| deletion(key))).await;
+        let Some(heir) = heir else {
+            send(&self.events, deletion(key)).await;
+            return;
+        };
+        // If the heir cannot be read now, the object stays as it is until it can.
+        let Ok(text) = read_text(&heir) else { return };
+        let events = self.decode(&heir, &text).0;
+        if let Some(event) = events.into_iter().find(|event| self::key(event).as_ref() == Some(&key)) {
+            send(&self.events, event).await;
+        }
     }
 
     async fn remove_file(&mut self, path: &Path) {
@@ -359,6 +393,11 @@ impl Manifests {
             None => warn!(%file, "manifest: {reason}"),
         }
     }
+}
+
+/// Whether a name that appeared is a file that somebody is writing, and not a link to one that is there.
+fn is_being_written(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.nlink() == 1)
 }
 
 fn is_manifest(path: &Path) -> bool {
