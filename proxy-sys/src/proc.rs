@@ -22,15 +22,6 @@ pub fn set_sysctl(name: &str, value: &str) -> Result<bool, ProcError> {
     write_if_different(path, value)
 }
 
-/// Reads a sysctl.
-pub fn sysctl(name: &str) -> Result<String, ProcError> {
-    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.trim().to_owned()),
-        Err(source) => Err(ProcError { operation: "read", path, source }),
-    }
-}
-
 /// Writes a value to a file, unless the file holds it.
 pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError> {
     if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {

@@ -112,11 +112,6 @@ impl Backend {
         Ok(applied)
     }
 
-    /// Deletes everything that is ours in the kernel. Returns whether there was anything.
-    pub fn remove_all(&mut self) -> Result<bool, NetlinkError> {
-        self.nft.delete_table()
-    }
-
     fn commit(&mut self, ops: &[Op]) -> Result<Applied, NetlinkError> {
         let mut applied = Applied::default();
         for part in transactions(ops, MAX_OPS) {
