@@ -321,6 +321,23 @@ impl NetfilterSocket {
         }
     }
 
+    /// Sends one request with a fresh sequence number, by which its answer is known.
+    fn send_request(
+        &mut self,
+        message_type: u16,
+        flags: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Writer),
+    ) -> Result<u32, NetlinkError> {
+        let sequence = self.next_sequence();
+        let mut writer = Writer::default();
+        writer.begin(message_type, flags, sequence, family, 0);
+        fill(&mut writer);
+        writer.end();
+        self.send(writer.bytes())?;
+        Ok(sequence)
+    }
+
     /// Asks for a dump and gives each message of the answer to `each`. `fill` adds attributes to the request.
     ///
     /// An interrupted dump (the kernel's tables changed meanwhile) is an error with EINTR: ask again.
@@ -333,12 +350,7 @@ impl NetfilterSocket {
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
         const INTERRUPTED: u16 = 0x10; // NLM_F_DUMP_INTR
-        let sequence = self.next_sequence();
-        let mut writer = Writer::default();
-        writer.begin(message_type, NLM_F_DUMP, sequence, family, 0);
-        fill(&mut writer);
-        writer.end();
-        self.send(writer.bytes())?;
+        let sequence = self.send_request(message_type, NLM_F_DUMP, family, fill)?;
         let (mut done, mut interrupted, mut failure) = (false, false, None);
         while !done && failure.is_none() {
             self.receive(true, |message| {
@@ -383,12 +395,7 @@ impl NetfilterSocket {
         fill: impl FnOnce(&mut Writer),
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
-        let sequence = self.next_sequence();
-        let mut writer = Writer::default();
-        writer.begin(message_type, NLM_F_ACK, sequence, family, 0);
-        fill(&mut writer);
-        writer.end();
-        self.send(writer.bytes())?;
+        let sequence = self.send_request(message_type, NLM_F_ACK, family, fill)?;
         let mut answer = None;
         while answer.is_none() {
             self.receive(true, |message| {
