@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -20,10 +21,11 @@ use serde_json::Value;
 use crate::address::NodeAddresses;
 use crate::agent::Agent;
 use crate::agent::protocol::{Attempt, ProbeRequest};
+use crate::cluster::Cluster;
 use crate::needs;
-use crate::objects::{self, Key, Manifests};
+use crate::objects::{self, Key, Manifests, Objects};
 use crate::process::{self, Finished, Namespace, ip_batch};
-use crate::proxy::{Proxy, ProxyProgram};
+use crate::proxy::{Proxy, ProxyProgram, Source};
 use crate::target::{From, Target};
 use crate::topology::Topology;
 use cgroup::Cgroups;
@@ -43,7 +45,7 @@ pub struct Lab {
     // Fields are dropped in this order: processes first, then what they live in.
     proxies: BTreeMap<String, Proxy>,
     agents: BTreeMap<From, Agent>,
-    manifests: Manifests,
+    objects: Objects,
     options: LabOptions,
     topology: Topology,
     places: Places,
@@ -100,24 +102,42 @@ impl Drop for Places {
 }
 
 impl Lab {
-    /// Builds a lab: namespaces, network, echo servers, and the objects of its own nodes. No proxy runs yet.
+    /// Builds a lab: namespaces, network, echo servers, and the objects of its own nodes, in files. No proxy runs yet.
     pub fn create(topology: &Topology, options: LabOptions) -> Result<Self> {
+        Self::build(topology, options, None)
+    }
+
+    /// The same with the objects in an API server, which is emptied first and plugged into the lab's switch.
+    pub fn create_with(topology: &Topology, options: LabOptions, cluster: Rc<Cluster>) -> Result<Self> {
+        Self::build(topology, options, Some(cluster))
+    }
+
+    fn build(topology: &Topology, options: LabOptions, cluster: Option<Rc<Cluster>>) -> Result<Self> {
         topology.check()?;
         let places = Places::create(topology)?;
-        let manifests = Manifests::create(places.dir.join("manifests"))?;
+        let objects = match &cluster {
+            None => Objects::Files(Manifests::create(places.dir.join("manifests"))?),
+            Some(cluster) => {
+                cluster.api().empty()?;
+                Objects::Api(Rc::clone(cluster), options.proxy.account())
+            }
+        };
         let mut lab = Self {
             proxies: BTreeMap::new(),
             agents: BTreeMap::new(),
-            manifests,
+            objects,
             options,
             topology: topology.clone(),
             places,
         };
         lab.start_agents()?;
         lab.connect()?;
+        if let Some(cluster) = &cluster {
+            cluster.plug_into(&lab.places.netns("switch"), needs::has_ipv6())?;
+        }
         lab.start_echo_servers()?;
         for (key, object) in objects::of_the_lab(topology) {
-            lab.manifests.put(&key, &object)?;
+            lab.objects.put(&key, &object)?;
         }
         Ok(lab)
     }
@@ -179,10 +199,10 @@ impl Lab {
         &self.topology
     }
 
-    /// The mode of the proxy under test.
+    /// The proxy under test, as `--proxy` calls it.
     #[must_use]
     pub fn mode(&self) -> &str {
-        &self.options.proxy.mode
+        &self.options.proxy.name
     }
 
     /// Its directory of temporary files.
@@ -237,12 +257,12 @@ impl Lab {
 
     /// Creates or replaces one object.
     pub fn apply_object(&self, key: &Key, object: &Value) -> Result<()> {
-        self.manifests.put(key, object)
+        self.objects.put(key, object)
     }
 
     /// Deletes an object.
     pub fn delete(&self, key: &Key) -> Result<()> {
-        self.manifests.remove(key)
+        self.objects.remove(key)
     }
 
     /// Opens connections from a place; with `via`, the client sends through that node meanwhile.
@@ -273,7 +293,13 @@ impl Lab {
         }
         let dir = self.node_dir(node)?;
         let namespace = self.namespace(&From::Host(node.to_owned()));
-        let proxy = Proxy::start(&self.options.proxy, node, &namespace, &dir, self.manifests.dir(), config)?;
+        let source = match &self.objects {
+            Objects::Files(manifests) => Source::Manifests(manifests.dir().to_owned()),
+            Objects::Api(cluster, account) => {
+                Source::Api(cluster.kubeconfig(*account, &dir.join("kubeconfig"), false)?)
+            }
+        };
+        let proxy = Proxy::start(&self.options.proxy, node, &namespace, &dir, &source, config)?;
         self.proxies.insert(node.to_owned(), proxy);
         Ok(())
     }

@@ -5,10 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use sluice_tests::cluster::tools::Tools;
+use sluice_tests::known::{self, KnownErrors};
 use sluice_tests::lab::{LabOptions, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
-use sluice_tests::{agent, interrupt, runner, self_test};
+use sluice_tests::runner::{self, RunOptions};
+use sluice_tests::{agent, interrupt, self_test};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -49,13 +52,16 @@ struct RunArguments {
     /// The sluice binary
     #[arg(long)]
     sluice: PathBuf,
+    /// The directory of the cluster's programs, for --source api
+    #[arg(long)]
+    cluster_tools: Option<PathBuf>,
     /// Files, or directories of files; the project's own when not given
     #[arg(long, num_args = 1..)]
     cases: Vec<PathBuf>,
     /// Write the results there
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Cases at a time; twice the number of CPUs when not given
+    /// Cases at a time; twice the number of CPUs when not given, as many as CPUs with --source api
     #[arg(long)]
     jobs: Option<usize>,
 }
@@ -87,16 +93,39 @@ fn main() -> ExitCode {
     })
 }
 
-fn prepare(sluice: &Path, mode: &str) -> Result<LabOptions> {
+/// The proxy that the arguments ask for.
+fn program(arguments: &RunArguments, name: &str) -> Result<ProxyProgram> {
+    match arguments.proxy {
+        ProxyKind::Nftables => ProxyProgram::sluice(&arguments.sluice, name),
+        ProxyKind::Ebpf | ProxyKind::Ipvs => {
+            bail!("--proxy {name} is not available in this version; --proxy nftables is")
+        }
+        ProxyKind::KubeProxyNftables | ProxyKind::KubeProxyIptables => {
+            ensure!(
+                arguments.source == SourceKind::Api,
+                "--proxy {name} needs --source api: it reads no files"
+            );
+            let mode = name.trim_start_matches("kube-proxy-");
+            ProxyProgram::kube_proxy(&tools(arguments)?.kube_proxy, mode, &arguments.sluice)
+        }
+    }
+}
+
+fn tools(arguments: &RunArguments) -> Result<Tools> {
+    let dir = arguments.cluster_tools.as_deref();
+    Tools::of(dir.context("--source api needs --cluster-tools DIR (cargo xtask cluster-tools makes it)")?)
+}
+
+fn prepare(proxy: ProxyProgram) -> Result<LabOptions> {
     ensure!(nix::unistd::geteuid().is_root(), "labs need root");
     interrupt::install()?;
     prune::stale();
     let agent = std::env::current_exe().context("finding this program")?;
-    Ok(LabOptions { agent, proxy: ProxyProgram::new(sluice, mode)? })
+    Ok(LabOptions { agent, proxy })
 }
 
-fn default_jobs() -> usize {
-    std::thread::available_parallelism().map_or(2, |cpus| cpus.get() * 2)
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
@@ -105,17 +134,19 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     };
     let proxy = name(&|| arguments.proxy.to_possible_value());
     let source = name(&|| arguments.source.to_possible_value());
-    if arguments.proxy != ProxyKind::Nftables {
-        bail!("--proxy {proxy} is not available in this version; --proxy nftables is");
-    }
-    if arguments.source != SourceKind::Manifests {
-        bail!("--source {source} is not available in this version; --source manifests is");
-    }
     let files = select(&arguments.cases)?;
     ensure!(!files.is_empty(), "no case is selected");
-    let options = prepare(&arguments.sluice, &proxy)?;
+    let tools = match arguments.source {
+        SourceKind::Manifests => None,
+        SourceKind::Api => Some(tools(arguments)?),
+    };
+    let program = program(arguments, &proxy)?;
+    let options =
+        RunOptions { lab: prepare(program)?, tools, known: KnownErrors::parse(known::OF_THE_PROJECT)? };
     let report = Report::default();
-    runner::run_all(&files, &options, arguments.jobs.unwrap_or_else(default_jobs), &report);
+    // A control plane for each job takes memory and, at its start, most of a core.
+    let default_jobs = if options.tools.is_some() { cpus() } else { cpus() * 2 };
+    runner::run_all(&files, &options, arguments.jobs.unwrap_or(default_jobs), &report);
     report.finish();
     if let Some(file) = &arguments.json {
         report.write_json(file, &proxy, &source)?;
@@ -133,8 +164,8 @@ fn status(counts: Counts, selected: usize) -> ExitCode {
 }
 
 fn test_self(sluice: &Path, jobs: Option<usize>) -> Result<ExitCode> {
-    let options = prepare(sluice, "nftables")?;
-    let good = self_test::run(&options, jobs.unwrap_or_else(default_jobs));
+    let options = prepare(ProxyProgram::sluice(sluice, "nftables")?)?;
+    let good = self_test::run(&options, jobs.unwrap_or(cpus() * 2));
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

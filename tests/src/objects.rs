@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::address::{NodeAddresses, SERVICE_CIDRS};
+use crate::cluster::{Account, Cluster};
 use crate::topology::Topology;
 
 /// The identity of an object.
@@ -24,7 +26,8 @@ impl Key {
     /// The key of an object; the namespace is `default` where none is given.
     #[must_use]
     pub fn new(kind: &str, namespace: Option<&str>, name: &str) -> Self {
-        let cluster_wide = matches!(kind, "Node" | "ServiceCIDR" | "Namespace");
+        let cluster_wide =
+            matches!(kind, "Node" | "ServiceCIDR" | "Namespace" | "ClusterRole" | "ClusterRoleBinding");
         let namespace = if cluster_wide { "" } else { namespace.unwrap_or("default") };
         Self { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() }
     }
@@ -105,6 +108,35 @@ impl Manifests {
         let path = self.dir.join(key.file_name());
         std::fs::remove_file(&path)
             .with_context(|| format!("deleting {} {}: no such object", key.kind, key.name))
+    }
+}
+
+/// Where the objects of a lab are, and its proxies get them from.
+#[derive(Debug)]
+pub enum Objects {
+    /// Files in a directory
+    Files(Manifests),
+    /// A real API server, and the account that the proxies have there
+    Api(Rc<Cluster>, Account),
+}
+
+impl Objects {
+    /// Creates or replaces an object.
+    pub fn put(&self, key: &Key, object: &Value) -> Result<()> {
+        match self {
+            Self::Files(manifests) => manifests.put(key, object),
+            // The API server has made it from its flags, and it cannot be replaced.
+            Self::Api(..) if key.kind == "ServiceCIDR" && key.name == "kubernetes" => Ok(()),
+            Self::Api(cluster, _) => cluster.api().put(key, object),
+        }
+    }
+
+    /// Removes an object, which must be there.
+    pub fn remove(&self, key: &Key) -> Result<()> {
+        match self {
+            Self::Files(manifests) => manifests.remove(key),
+            Self::Api(cluster, _) => cluster.api().delete(key),
+        }
     }
 }
 

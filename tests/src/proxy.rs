@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,25 +12,63 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::address::CLUSTER_CIDR;
+use crate::cluster::Account;
 use crate::process::{self, Namespace};
+
+/// Programs of iptables, which kube-proxy runs by these names. The kernel's own tables, not those of nf_tables.
+const IPTABLES: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+/// What they are links to.
+const IPTABLES_LEGACY: &str = "/usr/sbin/xtables-legacy-multi";
 
 /// Which proxy is tested.
 #[derive(Debug, Clone)]
 pub struct ProxyProgram {
-    /// The binary
+    /// What `--proxy` calls it: `nftables`, `kube-proxy-nftables`, …
+    pub name: String,
+    /// The sluice binary, which cases may run whatever the proxy is
     pub sluice: PathBuf,
-    /// Its mode: `nftables`, …
-    pub mode: String,
+    /// The binary of the real kube-proxy, if it is the one that is tested
+    pub kube_proxy: Option<PathBuf>,
+}
+
+/// Where a proxy gets its objects from.
+#[derive(Debug)]
+pub enum Source {
+    /// The files of a directory
+    Manifests(PathBuf),
+    /// The API server of a kubeconfig
+    Api(PathBuf),
 }
 
 impl ProxyProgram {
-    /// The binary, made absolute; it must exist.
-    pub fn new(sluice: &Path, mode: &str) -> Result<Self> {
-        let sluice = sluice.canonicalize().with_context(|| format!("no proxy at {}", sluice.display()))?;
-        Ok(Self { sluice, mode: mode.to_owned() })
+    /// Sluice in a mode; the binary is made absolute and must exist.
+    pub fn sluice(binary: &Path, mode: &str) -> Result<Self> {
+        let sluice = binary.canonicalize().with_context(|| format!("no proxy at {}", binary.display()))?;
+        Ok(Self { name: mode.to_owned(), sluice, kube_proxy: None })
     }
 
-    /// PATH for programs in a node: the proxy's directory comes first.
+    /// The real kube-proxy in a mode.
+    pub fn kube_proxy(binary: &Path, mode: &str, sluice: &Path) -> Result<Self> {
+        let own = Self::sluice(sluice, &format!("kube-proxy-{mode}"))?;
+        let binary =
+            binary.canonicalize().with_context(|| format!("no kube-proxy at {}", binary.display()))?;
+        Ok(Self { kube_proxy: Some(binary), ..own })
+    }
+
+    /// Its mode, as its configuration calls it.
+    #[must_use]
+    pub fn mode(&self) -> &str {
+        self.name.strip_prefix("kube-proxy-").unwrap_or(&self.name)
+    }
+
+    /// Its account at the API server.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        if self.kube_proxy.is_some() { Account::KubeProxy } else { Account::Sluice }
+    }
+
+    /// PATH for programs in a node: sluice's directory comes first.
     #[must_use]
     pub fn path_variable(&self) -> OsString {
         let own = self.sluice.parent().unwrap_or(Path::new("/")).as_os_str().to_owned();
@@ -39,11 +77,48 @@ impl ProxyProgram {
         path.push(std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
         path
     }
+
+    fn command(&self, namespace: &Namespace, dir: &Path, node: &str, source: &Source) -> Result<Command> {
+        let mut path = self.path_variable();
+        let mut command = match (&self.kube_proxy, source) {
+            (None, source) => {
+                let mut command = namespace.command(&self.sluice)?;
+                command.arg("run");
+                if let Source::Manifests(dir) = source {
+                    command.arg("--manifests").arg(dir);
+                }
+                command
+            }
+            (Some(_), Source::Manifests(_)) => bail!("{} reads no manifests: say --source api", self.name),
+            (Some(kube_proxy), Source::Api(_)) => {
+                let mut first = legacy_iptables(dir)?.into_os_string();
+                first.push(":");
+                first.push(&path);
+                path = first;
+                namespace.command(kube_proxy)?
+            }
+        };
+        command.arg("--config").arg(dir.join("config.yaml")).args(["--hostname-override", node]);
+        command.env("PATH", path).current_dir(dir);
+        Ok(command)
+    }
+}
+
+/// A directory with links that call iptables by its legacy variant.
+fn legacy_iptables(dir: &Path) -> Result<PathBuf> {
+    let links = dir.join("iptables");
+    if !links.is_dir() {
+        std::fs::create_dir(&links)?;
+        for name in IPTABLES {
+            std::os::unix::fs::symlink(IPTABLES_LEGACY, links.join(name))?;
+        }
+    }
+    Ok(links)
 }
 
 /// The configuration of a lab's proxy with a case's own merged over it.
 #[must_use]
-pub fn configuration(mode: &str, over: &Value) -> Value {
+pub fn configuration(mode: &str, source: &Source, over: &Value) -> Value {
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -51,6 +126,14 @@ pub fn configuration(mode: &str, over: &Value) -> Value {
         "detectLocalMode": "ClusterCIDR",
         "clusterCIDR": CLUSTER_CIDR,
     });
+    if let Source::Api(kubeconfig) = source {
+        // The size of the connection table can be set outside of namespaces only; kube-proxy ends when it cannot.
+        let of_the_lab = json!({
+            "clientConnection": {"kubeconfig": kubeconfig},
+            "conntrack": {"maxPerCore": 0},
+        });
+        merge(&mut config, &of_the_lab);
+    }
     merge(&mut config, over);
     config
 }
@@ -82,19 +165,17 @@ impl Proxy {
         node: &str,
         namespace: &Namespace,
         dir: &Path,
-        manifests: &Path,
+        source: &Source,
         config: &Value,
     ) -> Result<Self> {
         let file = dir.join("config.yaml");
-        std::fs::write(&file, serde_json::to_string_pretty(&configuration(&program.mode, config))?)?;
+        let configuration = configuration(program.mode(), source, config);
+        std::fs::write(&file, serde_json::to_string_pretty(&configuration)?)?;
         let log = dir.join("proxy.log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let mut command = namespace.command(&program.sluice)?;
-        command.arg("run").arg("--config").arg(&file);
-        command.args(["--hostname-override", node]).arg("--manifests").arg(manifests);
-        command.env("PATH", program.path_variable()).current_dir(dir);
+        let mut command = program.command(namespace, dir, node, source)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = command.spawn().with_context(|| format!("starting {}", program.sluice.display()))?;
+        let child = command.spawn().with_context(|| format!("starting {}", program.name))?;
         Ok(Self { child, node: node.to_owned(), log })
     }
 
@@ -142,11 +223,12 @@ mod tests {
 
     #[test]
     fn a_case_overrides_single_fields() {
+        let files = Source::Manifests("/m".into());
         let over = json!({"nftables": {"masqueradeAll": true}, "clusterCIDR": "10.0.0.0/8"});
-        let config = configuration("nftables", &over);
+        let config = configuration("nftables", &files, &over);
         assert_eq!(config["nftables"], json!({"masqueradeAll": true}));
         assert_eq!(config["clusterCIDR"], "10.0.0.0/8");
         assert_eq!(config["detectLocalMode"], "ClusterCIDR");
-        assert_eq!(configuration("nftables", &Value::Null)["mode"], "nftables");
+        assert_eq!(configuration("nftables", &files, &Value::Null)["mode"], "nftables");
     }
 }

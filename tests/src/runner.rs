@@ -6,6 +6,7 @@ mod steps;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,11 @@ use serde_json::Value;
 
 use crate::capture::Capture;
 use crate::case::{Case, Step};
+use crate::cluster::Cluster;
+use crate::cluster::tools::Tools;
 use crate::expect::{Unmet, Verdict};
 use crate::interrupt;
+use crate::known::KnownErrors;
 use crate::lab::{Lab, LabOptions};
 use crate::report::{CaseReport, Ending, Failure, Report, seconds};
 use crate::target::From;
@@ -27,12 +31,24 @@ const POLL: Duration = Duration::from_millis(50);
 /// What a case may take beside the times it asks for.
 const CASE_LIMIT: Duration = Duration::from_secs(180);
 
+/// What a run needs beside its cases.
+#[derive(Debug)]
+pub struct RunOptions {
+    /// The proxy and the agent
+    pub lab: LabOptions,
+    /// The programs of a cluster, where objects come from an API server
+    pub tools: Option<Tools>,
+    /// Cases that are wrong
+    pub known: KnownErrors,
+}
+
 /// Executes the cases of some files, `jobs` at a time.
-pub fn run_all(files: &[PathBuf], options: &LabOptions, jobs: usize, report: &Report) {
+pub fn run_all(files: &[PathBuf], options: &RunOptions, jobs: usize, report: &Report) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, files.len().max(1)) {
             scope.spawn(|| {
+                let mut cluster = None;
                 while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if interrupt::requested() {
                         return;
@@ -41,7 +57,7 @@ pub fn run_all(files: &[PathBuf], options: &LabOptions, jobs: usize, report: &Re
                     let started = Instant::now();
                     let (name, ending) = match Case::read(file) {
                         Ok(case) => {
-                            let ending = run_case(&case, options);
+                            let ending = run_selected(&case, options, &mut cluster);
                             (case.name, ending)
                         }
                         Err(error) => (
@@ -69,15 +85,35 @@ fn failed(failure: Failure) -> Ending {
     Ending::Failed(Box::new(failure))
 }
 
-/// Executes one case in a lab of its own, which is gone afterwards.
-#[must_use]
-pub fn run_case(case: &Case, options: &LabOptions) -> Ending {
-    match case.skip_reason(&options.proxy.mode) {
+/// Executes a case unless it is to be skipped. `cluster` is this worker's API server, started when first needed.
+fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Cluster>>) -> Ending {
+    let proxy = &options.lab.proxy.name;
+    if let Some(reason) = options.known.skip_reason(&case.name, proxy) {
+        return Ending::Skipped { reason };
+    }
+    match case.skip_reason(proxy) {
         Ok(None) => {}
         Ok(Some(reason)) => return Ending::Skipped { reason },
-        Err(error) => return failed(Failure { reason: Some(format!("{error:#}")), ..Failure::default() }),
+        Err(error) => return broken(&error),
     }
-    let run = || match Execution::run(case, options) {
+    if let (Some(tools), None) = (&options.tools, &cluster) {
+        match Cluster::start(tools) {
+            Ok(started) => *cluster = Some(Rc::new(started)),
+            Err(error) => return broken(&error.context("no API server")),
+        }
+    }
+    run_case(case, &options.lab, cluster.as_ref())
+}
+
+/// The ending of a case that could not even begin.
+fn broken(error: &anyhow::Error) -> Ending {
+    failed(Failure { reason: Some(format!("{error:#}")), ..Failure::default() })
+}
+
+/// Executes one case in a lab of its own, which is gone afterwards. With a cluster, objects are in its API server.
+#[must_use]
+pub fn run_case(case: &Case, options: &LabOptions, cluster: Option<&Rc<Cluster>>) -> Ending {
+    let run = || match Execution::run(case, options, cluster) {
         Ok(()) => Ending::Passed,
         Err(failure) => Ending::Failed(failure),
     };
@@ -100,11 +136,11 @@ struct Execution<'a> {
 }
 
 impl<'a> Execution<'a> {
-    fn run(case: &'a Case, options: &LabOptions) -> Result<(), Box<Failure>> {
+    fn run(case: &'a Case, options: &LabOptions, cluster: Option<&Rc<Cluster>>) -> Result<(), Box<Failure>> {
         let error = |error: anyhow::Error| {
             Box::new(Failure { reason: Some(format!("{error:#}")), ..Failure::default() })
         };
-        let mut execution = Self::prepare(case, options).map_err(error)?;
+        let mut execution = Self::prepare(case, options, cluster).map_err(error)?;
         for (index, (line, step)) in case.steps.iter().enumerate() {
             let done = execution.step(step).and_then(|()| execution.lab.check_proxies());
             if let Err(error) = done {
@@ -114,8 +150,11 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    fn prepare(case: &'a Case, options: &LabOptions) -> Result<Self> {
-        let mut lab = Lab::create(&case.topology, options.clone())?;
+    fn prepare(case: &'a Case, options: &LabOptions, cluster: Option<&Rc<Cluster>>) -> Result<Self> {
+        let mut lab = match cluster {
+            None => Lab::create(&case.topology, options.clone())?,
+            Some(cluster) => Lab::create_with(&case.topology, options.clone(), Rc::clone(cluster))?,
+        };
         lab.apply(&case.objects)?;
         lab.start_proxies(&case.config)?;
         Ok(Self {

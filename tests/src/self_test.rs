@@ -44,7 +44,7 @@ impl Pair {
 
     fn right_passes(&self, options: &LabOptions) -> Result<(), String> {
         let case = self.parse(&self.right).map_err(|error| format!("the right case is refused: {error}"))?;
-        match run_case(&case, options) {
+        match run_case(&case, options, None) {
             Ending::Passed => Ok(()),
             Ending::Failed(failure) => Err(format!("the right case failed:\n{}", failure.text(&case.file))),
             Ending::Skipped { reason } => Err(format!("the right case was skipped: {reason}")),
@@ -59,7 +59,7 @@ impl Pair {
             (Ok(_), true) => return Err("a case that cannot be read was read".to_owned()),
             (Err(error), false) => return Err(format!("the wrong case is refused: {error}")),
         };
-        match run_case(&case, options) {
+        match run_case(&case, options, None) {
             Ending::Failed(failure) if failure.step == Some(case.steps.len()) => Ok(()),
             Ending::Failed(failure) => Err(format!("it failed elsewhere:\n{}", failure.text(&case.file))),
             Ending::Passed => Err("a wrong expectation passed".to_owned()),

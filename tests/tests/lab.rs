@@ -26,7 +26,7 @@ fn lab() -> Option<Lab> {
         println!("skip: labs need root");
         return None;
     }
-    let proxy = ProxyProgram { sluice: PathBuf::from("/bin/true"), mode: "nftables".to_owned() };
+    let proxy = ProxyProgram::sluice(Path::new("/bin/true"), "nftables").unwrap();
     let options = LabOptions { agent: PathBuf::from(env!("CARGO_BIN_EXE_sluice-conformance")), proxy };
     let topology: Topology = serde_saphyr::from_str(TOPOLOGY).unwrap();
     Some(Lab::create(&topology, options).unwrap())

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::cluster_tools;
 use crate::machine::{self, root, run as run_command};
 
 /// Arguments of the conformance command.
@@ -36,6 +37,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     command.arg(&programs.sluice);
     let cases = if arguments.cases.is_empty() { default_cases() } else { arguments.cases.clone() };
     command.arg("--cases").args(cases);
+    if arguments.source == "api" {
+        command.arg("--cluster-tools").arg(cluster_tools::build()?);
+    }
     if let Some(file) = &arguments.json {
         command.arg("--json").arg(file);
     }

@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     prune::stale();
     let options = LabOptions {
         agent: programs.conformance.clone(),
-        proxy: ProxyProgram::new(&programs.sluice, "nftables")?,
+        proxy: ProxyProgram::sluice(&programs.sluice, "nftables")?,
     };
     let mut lab = Lab::create(&topology()?, options)?;
     heading(

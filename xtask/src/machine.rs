@@ -6,8 +6,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Programs that labs and tests use, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 4] =
-    [("nft", "nftables"), ("conntrack", "conntrack"), ("tcpdump", "tcpdump"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("tcpdump", "tcpdump"),
+    ("ip", "iproute2"),
+    // For the real kube-proxy.
+    ("iptables", "iptables"),
+];
 
 /// The workspace's root directory.
 pub(crate) fn root() -> PathBuf {
@@ -42,7 +48,7 @@ pub(crate) fn prepare() -> Result<()> {
     apt(&arguments)
 }
 
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(extra).any(|directory| directory.join(program).is_file())
@@ -81,6 +87,6 @@ pub(crate) fn build() -> Result<Programs> {
     Ok(Programs { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") })
 }
 
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

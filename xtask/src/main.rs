@@ -1,6 +1,7 @@
 //! `cargo xtask`: every developer command. CI calls nothing else.
 
 mod bench;
+mod cluster_tools;
 mod conformance;
 mod demo;
 mod machine;
@@ -28,6 +29,8 @@ enum Command {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
+    ClusterTools,
     /// Check formatting and lints, warnings denied.
     Lint,
 }
@@ -38,6 +41,10 @@ fn main() -> Result<()> {
         Command::Test => test::run(),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(command) => bench::run(&command),
+        Command::ClusterTools => {
+            println!("{}", cluster_tools::build()?.display());
+            Ok(())
+        }
         Command::Lint => test::lint(),
     }
 }

@@ -93,7 +93,7 @@ fn measure(
     let topology: Topology = serde_json::from_value(json!({"nodes": {NODE: {}}, "pods": {}}))?;
     let options = LabOptions {
         agent: programs.conformance.clone(),
-        proxy: ProxyProgram::new(&programs.sluice, "nftables")?,
+        proxy: ProxyProgram::sluice(&programs.sluice, "nftables")?,
     };
     let mut lab = Lab::create(&topology, options)?;
     let directory = lab.dir().join("manifests");

@@ -1,0 +1,60 @@
+//! Cases that are wrong, with the evidence: they count as skipped, not as failures of the proxy.
+
+use anyhow::{Result, anyhow};
+use serde::Deserialize;
+
+/// The list that the project keeps.
+pub const OF_THE_PROJECT: &str = include_str!("../known-case-errors.yaml");
+
+/// Cases that demand what the real kube-proxy does not do.
+#[derive(Debug, Clone, Default)]
+pub struct KnownErrors(Vec<KnownError>);
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KnownError {
+    /// The case's name
+    case: String,
+    /// The proxies that it is skipped for
+    proxies: Vec<String>,
+    /// What the real kube-proxy does, and how that was seen
+    evidence: String,
+}
+
+impl KnownErrors {
+    /// Reads a YAML list; none is an empty one.
+    pub fn parse(text: &str) -> Result<Self> {
+        let read: Option<Vec<KnownError>> =
+            serde_saphyr::from_str(text).map_err(|error| anyhow!("known case errors: {error}"))?;
+        Ok(Self(read.unwrap_or_default()))
+    }
+
+    /// Why a case is not run with a proxy.
+    #[must_use]
+    pub fn skip_reason(&self, case: &str, proxy: &str) -> Option<String> {
+        let listed =
+            |error: &&KnownError| error.case == case && error.proxies.iter().any(|name| name == proxy);
+        let error = self.0.iter().find(listed)?;
+        Some(format!(
+            "the case is wrong: {}",
+            error.evidence.split_whitespace().collect::<Vec<_>>().join(" ")
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_listed_pairs_are_skipped() {
+        let text = "- case: a\n  proxies: [kube-proxy-nftables]\n  evidence: |\n    it does\n    not\n";
+        let known = KnownErrors::parse(text).unwrap();
+        assert_eq!(known.skip_reason("a", "kube-proxy-nftables").unwrap(), "the case is wrong: it does not");
+        assert_eq!(known.skip_reason("a", "nftables"), None);
+        assert_eq!(known.skip_reason("b", "kube-proxy-nftables"), None);
+        assert!(KnownErrors::parse("- case: a\n").is_err());
+        assert!(KnownErrors::parse("# nothing\n").is_ok());
+        assert!(KnownErrors::parse(OF_THE_PROJECT).is_ok());
+    }
+}
