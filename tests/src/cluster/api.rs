@@ -128,17 +128,19 @@ impl ApiClient {
         self.run(|client| async move { list(&client, &path).await })
     }
 
-    /// Deletes what labs write: Services, EndpointSlices, Pods, workloads, Nodes; not what the API server made itself.
+    /// Deletes what labs write: Services, EndpointSlices, Pods, workloads, Nodes, ServiceCIDRs; not the API server's own,
+    /// which are all called `kubernetes`.
     pub fn empty(&self) -> Result<()> {
         // Owners first, lest a controller makes anew what was deleted.
-        const WRITTEN: [&str; 6] = ["Deployment", "ReplicaSet", "Pod", "Service", "EndpointSlice", "Node"];
+        const WRITTEN: [&str; 7] =
+            ["Deployment", "ReplicaSet", "Pod", "Service", "EndpointSlice", "Node", "ServiceCIDR"];
         self.run(|client| async move {
             for kind in WRITTEN {
                 let paths: Vec<String> = list(&client, &kinds::everywhere(kind)?)
                     .await?
                     .iter()
                     .filter_map(|object| key(kind, object))
-                    .filter(|key| (key.namespace.as_str(), key.name.as_str()) != ("default", "kubernetes"))
+                    .filter(|key| key.name != "kubernetes")
                     .map(|key| kinds::object(&key))
                     .collect::<Result<_>>()?;
                 let deletes = paths.iter().map(|path| async {
@@ -217,12 +219,10 @@ async fn delete(client: &Client, path: &str) -> Result<()> {
 
 async fn put(client: &Client, key: &Key, object: &Value) -> Result<()> {
     let path = kinds::object(key)?;
-    let created = create(client, key, object).await;
-    match created {
-        Err(error) if status(&error) == Some(409) => {
-            request(client, Method::PUT, &path, Some(object)).await?;
-        }
-        other => other?,
+    // Not the other way round: a Service that exists is refused for its address, which is taken, by itself.
+    match request(client, Method::PUT, &path, Some(object)).await {
+        Err(error) if status(&error) == Some(404) => create(client, key, object).await?,
+        other => drop(other?),
     }
     if matches!(key.kind.as_str(), "Service" | "Node" | "Pod") {
         put_status(client, &path, object).await?;
