@@ -6,6 +6,7 @@ pub mod dial;
 pub mod echo;
 pub mod hold;
 pub mod http;
+pub mod load;
 pub mod protocol;
 pub mod serve;
 
@@ -23,7 +24,10 @@ use anyhow::{Context, Result, bail};
 use crate::interrupt;
 use crate::process::Namespace;
 use crate::target::{Listen, Target};
-use protocol::{Attempt, HoldStatus, HttpAnswer, ProbeRequest, Reply, ReplyLine, Request, RequestLine};
+use protocol::{
+    Attempt, HoldStatus, HttpAnswer, LoadRequest, LoadStatus, ProbeRequest, Reply, ReplyLine, Request,
+    RequestLine,
+};
 
 /// Replies that callers wait for; `None` once the agent is gone.
 type Waiting = Arc<Mutex<Option<HashMap<u64, Sender<Reply>>>>>;
@@ -120,6 +124,19 @@ impl Agent {
     pub fn held(&self, id: &str) -> Result<HoldStatus> {
         match self.call(Request::Held { id: id.to_owned() }, Duration::from_secs(10))? {
             Reply::Held(status) => Ok(status),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Begins to open connections at a steady rate.
+    pub fn load(&self, id: &str, load: LoadRequest) -> Result<()> {
+        self.call(Request::Load { id: id.to_owned(), load }, Duration::from_secs(10)).map(drop)
+    }
+
+    /// How a load fares; with `stop`, it opens no more.
+    pub fn loaded(&self, id: &str, stop: bool) -> Result<LoadStatus> {
+        match self.call(Request::Loaded { id: id.to_owned(), stop }, Duration::from_secs(10))? {
+            Reply::Load(status) => Ok(status),
             other => bail!("an unexpected reply: {other:?}"),
         }
     }

@@ -43,7 +43,8 @@ pub struct LabOptions {
 #[derive(Debug)]
 pub struct Lab {
     // Fields are dropped in this order: processes first, then what they live in.
-    proxies: BTreeMap<String, Proxy>,
+    /// By node and program
+    proxies: BTreeMap<(String, String), Proxy>,
     agents: BTreeMap<From, Agent>,
     objects: Objects,
     options: LabOptions,
@@ -119,7 +120,7 @@ impl Lab {
             None => Objects::Files(Manifests::create(places.dir.join("manifests"))?),
             Some(cluster) => {
                 cluster.api().empty()?;
-                Objects::Api(Rc::clone(cluster), options.proxy.account())
+                Objects::Api(Rc::clone(cluster))
             }
         };
         let mut lab = Self {
@@ -250,6 +251,14 @@ impl Lab {
         Ok(dir)
     }
 
+    /// The lab's own proxy lives in the node's directory, any other in one below.
+    fn program_dir(&self, node: &str, name: &str) -> Result<PathBuf> {
+        let dir = self.node_dir(node)?;
+        let dir = if name == self.options.proxy.name { dir } else { dir.join(name) };
+        std::fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
     /// Creates or replaces the objects of a YAML text.
     pub fn apply(&self, yaml: &str) -> Result<()> {
         objects::parse(yaml)?.iter().try_for_each(|(key, object)| self.apply_object(key, object))
@@ -287,20 +296,27 @@ impl Lab {
 
     /// Starts the proxy in a node, with `config` merged over the lab's own configuration.
     pub fn start_proxy(&mut self, node: &str, config: &Value) -> Result<()> {
+        let program = self.options.proxy.clone();
+        self.start_program(node, &program, config)
+    }
+
+    /// Starts a proxy in a node that may be another than the lab's own, and run beside it.
+    pub fn start_program(&mut self, node: &str, program: &ProxyProgram, config: &Value) -> Result<()> {
         self.topology.check_node(node)?;
-        if self.proxies.contains_key(node) {
-            bail!("the proxy on {node} runs already");
+        let key = (node.to_owned(), program.name.clone());
+        if self.proxies.contains_key(&key) {
+            bail!("{} on {node} runs already", program.name);
         }
-        let dir = self.node_dir(node)?;
+        let dir = self.program_dir(node, &program.name)?;
         let namespace = self.namespace(&From::Host(node.to_owned()));
         let source = match &self.objects {
             Objects::Files(manifests) => Source::Manifests(manifests.dir().to_owned()),
-            Objects::Api(cluster, account) => {
-                Source::Api(cluster.kubeconfig(*account, &dir.join("kubeconfig"), false)?)
+            Objects::Api(cluster) => {
+                Source::Api(cluster.kubeconfig(program.account(), &dir.join("kubeconfig"), false)?)
             }
         };
-        let proxy = Proxy::start(&self.options.proxy, node, &namespace, &dir, &source, config)?;
-        self.proxies.insert(node.to_owned(), proxy);
+        let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;
+        self.proxies.insert(key, proxy);
         Ok(())
     }
 
@@ -312,18 +328,33 @@ impl Lab {
 
     /// Kills the proxy in a node (SIGKILL).
     pub fn kill_proxy(&mut self, node: &str) -> Result<()> {
-        self.take_proxy(node)?.kill();
+        let program = self.options.proxy.clone();
+        self.take_proxy(node, &program)?.kill();
         Ok(())
     }
 
     /// Asks the proxy in a node to end (SIGTERM) and waits for it.
     pub fn stop_proxy(&mut self, node: &str) -> Result<()> {
-        self.take_proxy(node)?.stop()
+        let program = self.options.proxy.clone();
+        self.stop_program(node, &program)
     }
 
-    fn take_proxy(&mut self, node: &str) -> Result<Proxy> {
+    /// The same for a proxy that [`Self::start_program`] started.
+    pub fn stop_program(&mut self, node: &str, program: &ProxyProgram) -> Result<()> {
+        self.take_proxy(node, program)?.stop()
+    }
+
+    /// Runs kube-proxy's own removal of everything that it left in a node.
+    pub fn clean_up_program(&self, node: &str, program: &ProxyProgram) -> Result<Finished> {
+        let namespace = self.namespace(&From::Host(node.to_owned()));
+        let command = program.cleanup(&namespace, &self.program_dir(node, &program.name)?)?;
+        process::run(command, None, Duration::from_secs(60))
+    }
+
+    fn take_proxy(&mut self, node: &str, program: &ProxyProgram) -> Result<Proxy> {
         self.check_proxies()?;
-        self.proxies.remove(node).ok_or_else(|| anyhow!("no proxy runs on {node}"))
+        let key = (node.to_owned(), program.name.clone());
+        self.proxies.remove(&key).ok_or_else(|| anyhow!("no {} runs on {node}", program.name))
     }
 
     /// Fails if a proxy ended by itself.
@@ -334,7 +365,10 @@ impl Lab {
     /// The last lines of each proxy's log.
     #[must_use]
     pub fn proxy_logs(&self, lines: usize) -> BTreeMap<String, String> {
-        let log = |node: &String| process::tail(&self.places.dir.join(node).join("proxy.log"), lines);
-        self.topology.nodes.keys().map(|node| (node.clone(), log(node))).collect()
+        let others = self.proxies.keys().filter(|(_, name)| *name != self.options.proxy.name);
+        let others = others.map(|(node, name)| (format!("{node} ({name})"), format!("{node}/{name}")));
+        let own = self.topology.nodes.keys().map(|node| (node.clone(), node.clone()));
+        let log = |dir: &str| process::tail(&self.places.dir.join(dir).join("proxy.log"), lines);
+        own.chain(others).map(|(place, dir)| (place, log(&dir))).collect()
     }
 }

@@ -19,6 +19,7 @@ pub mod process;
 pub mod proxy;
 pub mod report;
 pub mod runner;
+pub mod scenarios;
 pub mod self_test;
 pub mod target;
 pub mod topology;

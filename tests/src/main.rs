@@ -11,7 +11,7 @@ use sluice_tests::lab::{LabOptions, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, interrupt, self_test};
+use sluice_tests::{agent, interrupt, scenarios, self_test};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -36,6 +36,8 @@ enum Command {
         #[arg(long)]
         jobs: Option<usize>,
     },
+    /// Run scenarios: controllers, an API server in trouble, migration and restarts under load
+    Scenarios(ScenarioArguments),
     /// Serve requests inside a namespace
     #[command(hide = true)]
     Agent,
@@ -66,6 +68,22 @@ struct RunArguments {
     jobs: Option<usize>,
 }
 
+#[derive(Debug, clap::Args)]
+struct ScenarioArguments {
+    /// The sluice binary
+    #[arg(long)]
+    sluice: PathBuf,
+    /// The directory of the cluster's programs
+    #[arg(long)]
+    cluster_tools: PathBuf,
+    /// Only these, by name
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    only: Vec<String>,
+    /// Write the results there
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ProxyKind {
     Nftables,
@@ -85,6 +103,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Agent => agent::serve::run().map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run(&arguments),
+        Command::Scenarios(arguments) => run_scenarios(&arguments),
         Command::SelfTest { sluice, jobs } => test_self(&sluice, jobs),
     };
     done.unwrap_or_else(|error| {
@@ -152,6 +171,19 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         report.write_json(file, &proxy, &source)?;
     }
     Ok(status(report.counts(), files.len()))
+}
+
+fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
+    let selected = scenarios::select(&arguments.only)?;
+    let tools = Tools::of(&arguments.cluster_tools)?;
+    let lab = prepare(ProxyProgram::sluice(&arguments.sluice, "nftables")?)?;
+    let report = Report::default();
+    scenarios::run_all(&selected, &scenarios::Options { lab, tools }, &report);
+    report.finish();
+    if let Some(file) = &arguments.json {
+        report.write_json(file, "nftables", "api")?;
+    }
+    Ok(status(report.counts(), selected.len()))
 }
 
 /// Success only when every selected case was looked at and none failed.

@@ -18,6 +18,9 @@ pub fn missing(need: &str) -> Result<Option<String>> {
         "ipv6" => (has_ipv6(), "the kernel has no IPv6"),
         "conntrack" | "tcpdump" | "nft" => (in_path(need), "the program is not installed"),
         "cgroup2" => (cgroup::root().is_some(), "no writable cgroup2 mount"),
+        "iptables-legacy" => {
+            (has_legacy_iptables(), "no xtables-legacy-multi, or the kernel has no ip_tables")
+        }
         "ipvs" => (Path::new("/proc/net/ip_vs").exists(), "the kernel has no IPVS"),
         "dummy" => (has_dummy(), "the kernel has no dummy links"),
         other => bail!("needs: unknown feature {other:?}"),
@@ -27,7 +30,8 @@ pub fn missing(need: &str) -> Result<Option<String>> {
 
 /// Refuses names of features that nobody knows.
 pub fn check_name(need: &str) -> Result<()> {
-    let known = ["sctp", "ipv6", "conntrack", "tcpdump", "nft", "cgroup2", "ipvs", "dummy"];
+    let known =
+        ["sctp", "ipv6", "conntrack", "tcpdump", "nft", "cgroup2", "iptables-legacy", "ipvs", "dummy"];
     if !known.contains(&need) {
         bail!("needs: unknown feature {need:?} (known: {})", known.join(", "));
     }
@@ -45,10 +49,18 @@ fn in_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// Tries it in a namespace that vanishes with the command.
 fn has_dummy() -> bool {
+    works_in_a_namespace(&["ip", "link", "add", "dummy-probe", "type", "dummy"])
+}
+
+fn has_legacy_iptables() -> bool {
+    works_in_a_namespace(&["xtables-legacy-multi", "iptables", "-t", "nat", "-L", "-n"])
+}
+
+/// Tries a command in a namespace that vanishes with it.
+fn works_in_a_namespace(argv: &[&str]) -> bool {
     let mut command = Command::new("unshare");
-    command.args(["-n", "ip", "link", "add", "dummy-probe", "type", "dummy"]);
+    command.arg("-n").args(argv);
     process::run(command, None, Duration::from_secs(10)).is_ok_and(|finished| finished.status.success())
 }
 

@@ -78,6 +78,23 @@ impl ProxyProgram {
         path
     }
 
+    /// PATH for kube-proxy: its iptables come first.
+    fn kube_proxy_path(&self, dir: &Path) -> Result<OsString> {
+        let mut path = legacy_iptables(dir)?.into_os_string();
+        path.push(":");
+        path.push(self.path_variable());
+        Ok(path)
+    }
+
+    /// The command that removes everything which kube-proxy left behind.
+    pub(crate) fn cleanup(&self, namespace: &Namespace, dir: &Path) -> Result<Command> {
+        let kube_proxy =
+            self.kube_proxy.as_ref().with_context(|| format!("{} is not kube-proxy", self.name))?;
+        let mut command = namespace.command(kube_proxy)?;
+        command.arg("--cleanup").env("PATH", self.kube_proxy_path(dir)?).current_dir(dir);
+        Ok(command)
+    }
+
     fn command(&self, namespace: &Namespace, dir: &Path, node: &str, source: &Source) -> Result<Command> {
         let mut path = self.path_variable();
         let mut command = match (&self.kube_proxy, source) {
@@ -91,10 +108,7 @@ impl ProxyProgram {
             }
             (Some(_), Source::Manifests(_)) => bail!("{} reads no manifests: say --source api", self.name),
             (Some(kube_proxy), Source::Api(_)) => {
-                let mut first = legacy_iptables(dir)?.into_os_string();
-                first.push(":");
-                first.push(&path);
-                path = first;
+                path = self.kube_proxy_path(dir)?;
                 namespace.command(kube_proxy)?
             }
         };

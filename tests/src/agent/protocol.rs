@@ -1,5 +1,6 @@
 //! The lines that runner and agent exchange.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,20 @@ pub enum Request {
         /// Its name
         id: String,
     },
+    /// Open connections until the load is stopped
+    Load {
+        /// Its name
+        id: String,
+        /// What to open
+        load: LoadRequest,
+    },
+    /// Ask how a load fares
+    Loaded {
+        /// Its name
+        id: String,
+        /// Open no more
+        stop: bool,
+    },
     /// HTTP GET
     HttpGet {
         /// An `http://` URL
@@ -75,6 +90,32 @@ pub struct ProbeRequest {
     pub parallel: bool,
     /// No further connection after one that did not succeed
     pub stop_at_failure: bool,
+}
+
+/// New connections at a steady rate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoadRequest {
+    /// Destinations, used in turn
+    pub targets: Vec<Target>,
+    /// Connections in a second
+    pub per_second: u64,
+    /// When it ends by itself
+    pub seconds: u64,
+}
+
+/// How a load fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadStatus {
+    /// Connections that were tried and ended
+    pub opened: u64,
+    /// Those that were not answered
+    pub failed: u64,
+    /// The time that the slowest took
+    pub slowest_ms: u64,
+    /// The first failures
+    pub failures: Vec<String>,
+    /// Who answered how many
+    pub answers: BTreeMap<String, u64>,
 }
 
 /// One connection of a probe.
@@ -152,6 +193,8 @@ pub enum Reply {
     },
     /// A held connection
     Held(HoldStatus),
+    /// A load
+    Load(LoadStatus),
     /// An HTTP answer
     Http(HttpAnswer),
     /// It could not be done

@@ -7,20 +7,26 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, anyhow};
 
 use super::hold::Held;
+use super::load::Load;
 use super::protocol::{Reply, ReplyLine, Request, RequestLine};
 use super::{dial, echo, hold, http, lock};
 
-type Holds = Arc<Mutex<HashMap<String, Held>>>;
+/// What runs until the agent ends, by name.
+#[derive(Default)]
+struct Running {
+    holds: Mutex<HashMap<String, Held>>,
+    loads: Mutex<HashMap<String, Load>>,
+}
 
 /// Serves until stdin ends, which it does when the runner is gone.
 pub fn run() -> Result<()> {
-    let holds = Holds::default();
+    let running = Arc::new(Running::default());
     for line in std::io::stdin().lock().lines() {
         let RequestLine { id, request } = serde_json::from_str(&line?).context("reading a request")?;
-        let holds = Arc::clone(&holds);
+        let running = Arc::clone(&running);
         std::thread::spawn(move || {
-            let reply =
-                serve(request, &holds).unwrap_or_else(|error| Reply::Failed { reason: format!("{error:#}") });
+            let reply = serve(request, &running)
+                .unwrap_or_else(|error| Reply::Failed { reason: format!("{error:#}") });
             if let Ok(mut text) = serde_json::to_string(&ReplyLine { id, reply }) {
                 text.push('\n');
                 let mut stdout = std::io::stdout().lock();
@@ -32,7 +38,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn serve(request: Request, holds: &Holds) -> Result<Reply> {
+fn serve(request: Request, running: &Running) -> Result<Reply> {
     match request {
         Request::Sysctl { settings } => {
             for (path, value) in settings {
@@ -48,12 +54,24 @@ fn serve(request: Request, holds: &Holds) -> Result<Reply> {
         Request::Probe(request) => Ok(Reply::Probe { attempts: dial::probe(&request) }),
         Request::Hold { id, target, connected } => {
             let held = if connected { hold::connection(target)? } else { hold::datagrams(target)? };
-            lock(holds).insert(id, held);
+            lock(&running.holds).insert(id, held);
             Ok(Reply::Done)
         }
         Request::Held { id } => {
-            let status = lock(holds).get(&id).map(Held::status);
+            let status = lock(&running.holds).get(&id).map(Held::status);
             Ok(Reply::Held(status.ok_or_else(|| anyhow!("nothing is held as {id}"))?))
+        }
+        Request::Load { id, load } => {
+            lock(&running.loads).insert(id, Load::start(load));
+            Ok(Reply::Done)
+        }
+        Request::Loaded { id, stop } => {
+            let load = lock(&running.loads).get(&id).cloned();
+            let load = load.ok_or_else(|| anyhow!("there is no load {id}"))?;
+            if stop {
+                load.stop();
+            }
+            Ok(Reply::Load(load.status()))
         }
         Request::HttpGet { url } => Ok(Reply::Http(http::get(&url)?)),
     }

@@ -110,6 +110,34 @@ impl ApiClient {
         })
     }
 
+    /// Merges `patch` (RFC 7386) into an object, or into one of its subresources.
+    pub fn patch(&self, key: &Key, subresource: Option<&str>, patch: &Value) -> Result<()> {
+        let path = below(kinds::object(key)?, subresource);
+        let bytes = serde_json::to_vec(patch)?;
+        self.run(|client| async move {
+            let what = format!("PATCH {path}");
+            let request = Request::builder()
+                .method(Method::PATCH)
+                .uri(path)
+                .header("content-type", "application/merge-patch+json")
+                .body(bytes)?;
+            client.request::<Value>(request).await.context(what)?;
+            Ok(())
+        })
+    }
+
+    /// Creates what a subresource makes of `body`: `binding`, for example.
+    pub fn post(&self, key: &Key, subresource: &str, body: Value) -> Result<Value> {
+        let path = below(kinds::object(key)?, Some(subresource));
+        self.run(|client| async move { request(&client, Method::POST, &path, Some(&body)).await })
+    }
+
+    /// Asks for the end of an object. A Pod on a node stays until its kubelet, which a lab does not have, confirms.
+    pub fn terminate(&self, key: &Key) -> Result<()> {
+        let path = kinds::object(key)?;
+        self.run(|client| async move { request(&client, Method::DELETE, &path, None).await.map(drop) })
+    }
+
     /// Deletes an object, which must be there.
     pub fn delete(&self, key: &Key) -> Result<()> {
         let path = kinds::object(key)?;
@@ -163,11 +191,9 @@ impl ApiClient {
 
     /// A new token of a service account; the API server grants 600 seconds at least.
     pub fn token_for(&self, namespace: &str, account: &str, seconds: u32) -> Result<String> {
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
         let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": seconds}});
-        let answer =
-            self.run(|client| async move { request(&client, Method::POST, &path, Some(&body)).await })?;
+        let answer = self.post(&Key::new("ServiceAccount", Some(namespace), account), "token", body)?;
         let token = answer.pointer("/status/token").and_then(Value::as_str);
         Ok(token.context("the API server answered without a token")?.to_owned())
     }
@@ -182,6 +208,10 @@ fn enter(netns: &File, config: kube::Config) -> Result<(Runtime, Client)> {
         Client::try_from(config)?
     };
     Ok((runtime, client))
+}
+
+fn below(path: String, subresource: Option<&str>) -> String {
+    subresource.map_or_else(|| path.clone(), |name| format!("{path}/{name}"))
 }
 
 fn key(kind: &str, object: &Value) -> Option<Key> {
