@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
 use crate::address::{CLUSTER_CIDR, SERVICE_CIDRS};
 use crate::interrupt;
@@ -235,8 +236,14 @@ impl Cluster {
     /// Writes a kubeconfig; `inside` the control plane's own namespace, else for labs.
     pub fn kubeconfig(&self, account: Account, file: &Path, inside: bool) -> Result<PathBuf> {
         let host = if inside { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ADDRESSES[0] };
-        let text = self.credentials.kubeconfig(&format!("https://{host}:{PORT}"), self.token(account));
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        let user = json!({"token": self.token(account)});
+        self.kubeconfig_for(&format!("https://{host}:{PORT}"), &user, file)
+    }
+
+    /// Writes a kubeconfig for another way to the API server, or for other credentials.
+    pub fn kubeconfig_for(&self, server: &str, user: &Value, file: &Path) -> Result<PathBuf> {
+        std::fs::write(file, self.credentials.kubeconfig(server, user))
+            .with_context(|| format!("writing {}", file.display()))?;
         Ok(file.to_owned())
     }
 

@@ -261,7 +261,12 @@ impl Lab {
 
     /// Creates or replaces the objects of a YAML text.
     pub fn apply(&self, yaml: &str) -> Result<()> {
-        objects::parse(yaml)?.iter().try_for_each(|(key, object)| self.apply_object(key, object))
+        self.apply_all(&objects::parse(yaml)?)
+    }
+
+    /// Creates or replaces objects.
+    pub fn apply_all(&self, objects: &[(Key, Value)]) -> Result<()> {
+        objects.iter().try_for_each(|(key, object)| self.apply_object(key, object))
     }
 
     /// Creates or replaces one object.
@@ -366,8 +371,8 @@ impl Lab {
     #[must_use]
     pub fn proxy_logs(&self, lines: usize) -> BTreeMap<String, String> {
         let others = self.proxies.keys().filter(|(_, name)| *name != self.options.proxy.name);
-        let others = others.map(|(node, name)| (format!("{node} ({name})"), format!("{node}/{name}")));
-        let own = self.topology.nodes.keys().map(|node| (node.clone(), node.clone()));
+        let others = others.map(|(node, name)| (format!("{name} on {node}"), format!("{node}/{name}")));
+        let own = self.topology.nodes.keys().map(|node| (format!("the proxy on {node}"), node.clone()));
         let log = |dir: &str| process::tail(&self.places.dir.join(dir).join("proxy.log"), lines);
         own.chain(others).map(|(place, dir)| (place, log(&dir))).collect()
     }

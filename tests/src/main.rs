@@ -79,6 +79,9 @@ struct ScenarioArguments {
     /// Only these, by name
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<String>,
+    /// Also those that take minutes
+    #[arg(long)]
+    long: bool,
     /// Write the results there
     #[arg(long)]
     json: Option<PathBuf>,
@@ -178,7 +181,7 @@ fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
     let tools = Tools::of(&arguments.cluster_tools)?;
     let lab = prepare(ProxyProgram::sluice(&arguments.sluice, "nftables")?)?;
     let report = Report::default();
-    scenarios::run_all(&selected, &scenarios::Options { lab, tools }, &report);
+    scenarios::run_all(&selected, &scenarios::Options { lab, tools, long: arguments.long }, &report);
     report.finish();
     if let Some(file) = &arguments.json {
         report.write_json(file, "nftables", "api")?;

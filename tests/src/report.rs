@@ -57,7 +57,7 @@ pub struct Failure {
     pub observed: Option<String>,
     /// The first packets of one more attempt, by namespace
     pub packets: BTreeMap<String, String>,
-    /// The ends of the proxies' logs
+    /// The ends of logs, by whose they are
     pub logs: BTreeMap<String, String>,
 }
 
@@ -80,8 +80,8 @@ impl Failure {
         for (place, packets) in &self.packets {
             section(&format!("first packets of one more attempt, {place}"), &format!("\n{packets}"));
         }
-        for (node, log) in self.logs.iter().filter(|(_, log)| !log.is_empty()) {
-            section(&format!("log of the proxy on {node}"), &format!("\n{log}"));
+        for (place, log) in self.logs.iter().filter(|(_, log)| !log.is_empty()) {
+            section(&format!("log of {place}"), &format!("\n{log}"));
         }
         text.lines().map(|line| format!("    {line}\n")).collect()
     }

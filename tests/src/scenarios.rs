@@ -4,11 +4,13 @@
 mod controllers;
 mod draining;
 mod migration;
+mod outage;
 mod pods;
 mod restart;
 mod stage;
 mod traffic;
 mod types;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ pub struct Scenario {
     needs: &'static [&'static str],
     /// The lab, as the `topology` of a case
     topology: &'static str,
+    /// It takes minutes
+    long: bool,
     body: fn(&mut Stage) -> Result<()>,
 }
 
@@ -49,11 +53,15 @@ pub struct Options {
     pub lab: LabOptions,
     /// The programs of a cluster
     pub tools: Tools,
+    /// Also what takes minutes
+    pub long: bool,
 }
 
 /// All scenarios, in the order they are run.
 fn all() -> impl Iterator<Item = Scenario> {
-    [controllers::ALL, draining::ALL, types::ALL, restart::ALL, migration::ALL].concat().into_iter()
+    let groups =
+        [controllers::ALL, draining::ALL, types::ALL, restart::ALL, migration::ALL, watch::ALL, outage::ALL];
+    groups.concat().into_iter()
 }
 
 /// The scenarios of these names; all of them where none is given.
@@ -84,6 +92,9 @@ pub fn run_all(scenarios: &[Scenario], options: &Options, report: &Report) {
 }
 
 fn run_selected(scenario: &Scenario, options: &Options, cluster: &mut Option<Rc<Cluster>>) -> Ending {
+    if scenario.long && !options.long {
+        return Ending::Skipped { reason: "it takes minutes: --long".to_owned() };
+    }
     for need in scenario.needs {
         match needs::missing(need) {
             Ok(None) => {}

@@ -6,6 +6,7 @@ mod conformance;
 mod demo;
 mod machine;
 mod passes;
+mod scenarios;
 mod test;
 
 use anyhow::Result;
@@ -26,6 +27,8 @@ enum Command {
     Test,
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
+    /// Run scenarios against a real API server: controllers, faults, migration, restarts.
+    Scenarios(scenarios::Arguments),
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test => test::run(),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Scenarios(arguments) => scenarios::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::ClusterTools => {
             println!("{}", cluster_tools::build()?.display());

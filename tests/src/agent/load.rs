@@ -70,10 +70,12 @@ impl Shared {
         let targets = self.request.targets.len().max(1);
         let index = usize::try_from(number).unwrap_or_default() % targets;
         let Some(target) = self.request.targets.get(index) else { return false };
+        lock(&self.status).under_way += 1;
         let begun = Instant::now();
         let outcome = attempt(*target);
         let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut status = lock(&self.status);
+        status.under_way -= 1;
         status.opened += 1;
         status.slowest_ms = status.slowest_ms.max(took);
         match outcome {
@@ -105,6 +107,9 @@ mod tests {
         }
         assert!(load.0.begun.elapsed() > Duration::from_millis(250), "faster than asked");
         load.stop();
+        while load.status().under_way > 0 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
         let status = load.status();
         assert!(status.opened >= 30 && status.failed == status.opened, "{status:?}");
         assert_eq!(status.failures.len(), DESCRIBED);

@@ -108,6 +108,8 @@ pub struct LoadRequest {
 pub struct LoadStatus {
     /// Connections that were tried and ended
     pub opened: u64,
+    /// Those that have not ended yet
+    pub under_way: u64,
     /// Those that were not answered
     pub failed: u64,
     /// The time that the slowest took

@@ -110,6 +110,17 @@ impl ApiClient {
         })
     }
 
+    /// Creates many objects that are not there yet, `parallel` at a time.
+    pub fn create_all(&self, objects: Vec<(Key, Value)>, parallel: usize) -> Result<()> {
+        self.run(move |client| async move {
+            let creations = objects.into_iter().map(|(key, object)| {
+                let client = client.clone();
+                async move { create(&client, &key, &object).await }
+            });
+            stream::iter(creations).buffer_unordered(parallel).try_collect::<()>().await
+        })
+    }
+
     /// Merges `patch` (RFC 7386) into an object, or into one of its subresources.
     pub fn patch(&self, key: &Key, subresource: Option<&str>, patch: &Value) -> Result<()> {
         let path = below(kinds::object(key)?, subresource);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ADDRESSES;
 
@@ -66,12 +66,12 @@ impl Credentials {
     }
 
     /// A kubeconfig (JSON is YAML).
-    pub(super) fn kubeconfig(&self, server: &str, token: &str) -> String {
+    pub(super) fn kubeconfig(&self, server: &str, user: &Value) -> String {
         json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": self.ca}}],
-            "users": [{"name": "lab", "user": {"token": token}}],
+            "users": [{"name": "lab", "user": user}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
             "current-context": "lab",
         })

@@ -5,11 +5,12 @@ use anyhow::{Result, anyhow};
 use crate::objects::Key;
 
 /// Kind, path of its API group and version, plural.
-const KINDS: [(&str, &str, &str); 14] = [
+const KINDS: [(&str, &str, &str); 15] = [
     ("Namespace", "/api/v1", "namespaces"),
     ("Node", "/api/v1", "nodes"),
     ("Pod", "/api/v1", "pods"),
     ("Service", "/api/v1", "services"),
+    ("Secret", "/api/v1", "secrets"),
     ("ServiceAccount", "/api/v1", "serviceaccounts"),
     ("ConfigMap", "/api/v1", "configmaps"),
     ("Deployment", "/apis/apps/v1", "deployments"),

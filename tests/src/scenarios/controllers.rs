@@ -27,6 +27,7 @@ const TEMPLATE: Scenario = Scenario {
           a2: {node: node-a, ip: 10.244.1.12}
           b1: {node: node-b, ip: 10.244.2.11}
           c1: {node: node-c, ip: 10.244.3.11}",
+    long: false,
     body: |_| Ok(()),
 };
 

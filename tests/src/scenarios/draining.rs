@@ -18,6 +18,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
           a1: {node: node-a, ip: 10.244.1.11}
           a2: {node: node-a, ip: 10.244.1.12}
           b1: {node: node-b, ip: 10.244.2.11}",
+    long: false,
     body: node_draining,
 }];
 

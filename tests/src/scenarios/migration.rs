@@ -22,8 +22,14 @@ pub(super) const ALL: &[Scenario] = &[
     },
 ];
 
-const TEMPLATE: Scenario =
-    Scenario { name: "", file: file!(), needs: &["nft"], topology: traffic::TOPOLOGY, body: |_| Ok(()) };
+const TEMPLATE: Scenario = Scenario {
+    name: "",
+    file: file!(),
+    needs: &["nft"],
+    topology: traffic::TOPOLOGY,
+    long: false,
+    body: |_| Ok(()),
+};
 
 /// Connections in a second, from inside and from outside each.
 const PER_SECOND: u64 = 200;

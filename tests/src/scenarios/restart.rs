@@ -14,6 +14,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
     file: file!(),
     needs: &["nft"],
     topology: traffic::TOPOLOGY,
+    long: false,
     body: restart_under_load,
 }];
 

@@ -94,8 +94,19 @@ impl Stage {
 
     /// Exactly these endpoints must come to answer, every time.
     pub(super) fn reaches(&mut self, from: &str, to: &str, names: &[&str]) -> Result<()> {
+        self.reaches_within(WITHIN, from, to, names)
+    }
+
+    /// The same with a bound of its own.
+    pub(super) fn reaches_within(
+        &mut self,
+        within: Duration,
+        from: &str,
+        to: &str,
+        names: &[&str],
+    ) -> Result<()> {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        self.probe(WITHIN, &ProbeStep { reaches: Some(names), ..probe_step(from, to)? })
+        self.probe(within, &ProbeStep { reaches: Some(names), ..probe_step(from, to)? })
     }
 
     /// No connection may succeed any more.

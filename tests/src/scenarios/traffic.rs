@@ -33,6 +33,8 @@ const NODE_PORT6: &str = "tcp://[fd00:77::11]:30080";
 pub(super) const ADDRESSES: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
 
 const LOAD: &str = "load";
+/// Where loads come from.
+const LOADED: [&str; 2] = ["pod/user", "client"];
 /// A load ends by itself after so many seconds.
 const LIMIT: u64 = 400;
 /// Names of held connections, where they begin and what they are to.
@@ -51,6 +53,25 @@ fn place(from: &str) -> Result<From> {
 fn targets(texts: &[&str]) -> Result<Vec<Target>> {
     let usable = texts.iter().filter(|text| needs::has_ipv6() || !text.contains('['));
     usable.map(|text| text.parse().map_err(anyhow::Error::msg)).collect()
+}
+
+/// A Service with one endpoint, and its slice.
+pub(super) fn single(name: &str, address: &str, endpoint: &str) -> [(Key, Value); 2] {
+    let slice = format!("{name}-1");
+    [
+        (
+            Key::new("Service", None, name),
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+                "spec": {"clusterIP": address, "ports": [{"port": 80, "targetPort": 8080}]}}),
+        ),
+        (
+            Key::new("EndpointSlice", None, &slice),
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": slice, "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+                "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+                "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}}]}),
+        ),
+    ]
 }
 
 impl Stage {
@@ -120,14 +141,21 @@ impl Stage {
     pub(super) fn traffic_goes_on(&mut self, time: Duration) -> Result<()> {
         interrupt::sleep(time)?;
         self.lab.check_proxies()?;
-        self.check_traffic(false)?;
+        self.check_traffic()?;
         HELD.iter().try_for_each(|(id, from, _)| self.held_alive(&place(from)?, id))
     }
 
     /// Ends the loads; fails if anything was noticed, or hardly anything was opened.
     pub(super) fn end_traffic(&mut self) -> Result<()> {
         self.traffic_goes_on(Duration::from_millis(500))?;
-        self.check_traffic(true)?;
+        for from in LOADED {
+            self.lab.agent(&place(from)?)?.loaded(LOAD, true)?;
+            self.eventually(Duration::from_secs(5), |stage| {
+                let status = stage.lab.agent(&place(from)?)?.loaded(LOAD, true)?;
+                Ok(met(status.under_way == 0, "connections end", || format!("{} last", status.under_way)))
+            })?;
+        }
+        self.check_traffic()?;
         let (id, from, _) = HELD[2];
         self.eventually(Duration::from_secs(1), |stage| {
             let status = stage.lab.agent(&place(from)?)?.held(id)?;
@@ -136,11 +164,11 @@ impl Stage {
         })
     }
 
-    /// Waits for connections opened from now on, and fails if one of them or an earlier one failed.
-    pub(super) fn check_traffic(&mut self, stop: bool) -> Result<()> {
-        for from in ["pod/user", "client"] {
+    /// Fails if a connection failed up to now.
+    fn check_traffic(&self) -> Result<()> {
+        for from in LOADED {
             let agent = self.lab.agent(&place(from)?)?;
-            let status = agent.loaded(LOAD, stop)?;
+            let status = agent.loaded(LOAD, false)?;
             ensure!(
                 status.opened >= 20,
                 "only {} connections from {from}: the machine is too slow",

@@ -19,6 +19,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
           a1: {node: node-a, ip: 10.244.1.11}
           b1: {node: node-b, ip: 10.244.2.11}
           other: {node: node-b, ip: 10.244.2.12}",
+    long: false,
     body: service_types,
 }];
 

@@ -1,0 +1,151 @@
+//! The API server goes away, no longer knows a token, or has very much to tell.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use http::{Method, Request};
+use serde_json::{Value, json};
+
+use super::Scenario;
+use super::stage::{Stage, met};
+use super::traffic::{self, single};
+use super::watch::{PER_SECOND, RECOVERY, SLOW_RECOVERY};
+use crate::cluster::Account;
+use crate::fault_proxy::Fault;
+use crate::objects::Key;
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "api-server-restart",
+        body: |stage| restart(stage, Duration::from_secs(20)),
+        ..TEMPLATE
+    },
+    Scenario {
+        name: "api-server-down-a-minute",
+        long: true,
+        body: |stage| restart(stage, Duration::from_secs(60)),
+        ..TEMPLATE
+    },
+    Scenario { name: "token-rotated", body: token_rotated, ..TEMPLATE },
+    Scenario { name: "list-of-20000", body: list_of_20000, ..TEMPLATE },
+];
+
+const TEMPLATE: Scenario = Scenario {
+    name: "",
+    file: file!(),
+    needs: &[],
+    topology: traffic::TOPOLOGY,
+    long: false,
+    body: |_| Ok(()),
+};
+
+/// The API server is killed for a time.
+fn restart(stage: &mut Stage, time: Duration) -> Result<()> {
+    stage.prepare_changes()?;
+    stage.lab.start_proxy("node-a", &Value::Null)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("the API server is killed")?;
+    stage.cluster.kill_apiserver();
+    stage.traffic_goes_on(time)?;
+    stage.step("it is back")?;
+    stage.cluster.start_apiserver()?;
+    stage.change()?;
+    stage.changes_are_in_force(SLOW_RECOVERY)?;
+    stage.counted("connect")
+}
+
+/// The token changes in its file, and the API server does not know the old one any more.
+fn token_rotated(stage: &mut Stage) -> Result<()> {
+    let proxy = stage.start_fault_proxy()?;
+    stage.prepare_changes()?;
+    let old = bound_token(stage, "first")?;
+    stage.start_behind_faults(&old)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("the token is rotated")?;
+    let new = bound_token(stage, "second")?;
+    std::fs::write(stage.token_file(), &new)?;
+    stage.lab.delete(&secret("first"))?;
+    stage.eventually(SLOW_RECOVERY, |stage| {
+        let known = is_known(stage, &old)?;
+        Ok(met(!known, "the API server does not know the old token", || "it does".to_owned()))
+    })?;
+    ensure!(is_known(stage, &new)?, "the API server does not know the new token");
+    stage.step("watches begin anew")?;
+    proxy.reset_connections();
+    stage.change()?;
+    stage.changes_are_in_force(SLOW_RECOVERY)?;
+    stage.counted("unauthorized")
+}
+
+fn secret(name: &str) -> Key {
+    Key::new("Secret", Some("kube-system"), name)
+}
+
+/// A token of sluice's account that is good as long as a Secret is there.
+fn bound_token(stage: &Stage, name: &str) -> Result<String> {
+    let key = secret(name);
+    let object =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": key.namespace}});
+    stage.lab.apply_object(&key, &object)?;
+    let uid = stage.api().get(&key)?.pointer("/metadata/uid").cloned();
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": name, "uid": uid}}});
+    let account = Key::new("ServiceAccount", Some("kube-system"), "sluice");
+    let answer = stage.api().post(&account, "token", body)?;
+    let token = answer.pointer("/status/token").and_then(Value::as_str);
+    Ok(token.context("the API server answered without a token")?.to_owned())
+}
+
+/// Whether the API server knows whose token this is.
+fn is_known(stage: &Stage, token: &str) -> Result<bool> {
+    let review =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+    let body = serde_json::to_vec(&review)?;
+    let answer: Value = stage.api().run(|client| async move {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/apis/authentication.k8s.io/v1/tokenreviews")
+            .header("content-type", "application/json")
+            .body(body)?;
+        Ok(client.request(request).await?)
+    })?;
+    Ok(answer.pointer("/status/authenticated") == Some(&Value::Bool(true)))
+}
+
+/// How many Services, each with a slice.
+const MANY: u16 = 10_000;
+
+/// Very many objects, listed through faults.
+fn list_of_20000(stage: &mut Stage) -> Result<()> {
+    let proxy = stage.start_fault_proxy()?;
+    stage.prepare_changes()?;
+    let token = stage.cluster.token(Account::Sluice).to_owned();
+    stage.start_behind_faults(&token)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("20,000 objects are written while nobody can watch")?;
+    proxy.inject("", Fault::Refuse);
+    let objects =
+        (0..MANY).flat_map(|number| single(&format!("many-{number}"), &address(number), "10.244.1.11"));
+    stage.api().create_all(objects.collect(), 32)?;
+    stage.traffic_goes_on(Duration::ZERO)?;
+    stage.step("lists break off and are refused")?;
+    stage.change()?;
+    proxy.heal();
+    proxy.inject("watch=", Fault::Status { code: 410, retry_after: None, requests: 2 });
+    proxy.inject("", Fault::Status { code: 429, retry_after: Some(1), requests: 3 });
+    proxy.inject("", Fault::ResetAfter(1_000_000));
+    stage.traffic_goes_on(Duration::from_secs(5))?;
+    proxy.heal();
+    proxy.reset_connections();
+    stage.step("everything is in force")?;
+    for number in [0, MANY / 2, MANY - 1] {
+        let target = format!("tcp://{}:80", address(number));
+        stage.reaches_within(Duration::from_secs(90), "pod/user", &target, &["a1"])?;
+    }
+    stage.changes_are_in_force(RECOVERY)
+}
+
+fn address(number: u16) -> String {
+    let [high, low] = number.to_be_bytes();
+    format!("10.96.{}.{low}", 100 + high)
+}
