@@ -6,6 +6,7 @@ pub mod dial;
 pub mod echo;
 pub mod hold;
 pub mod http;
+pub mod load;
 pub mod protocol;
 pub mod serve;
 
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use crate::interrupt;
 use crate::process::Namespace;
 use crate::target::{Listen, Target};
+use load::{LoadReport, LoadRequest, Service};
 use protocol::{Attempt, HoldStatus, HttpAnswer, ProbeRequest, Reply, ReplyLine, Request, RequestLine};
 
 /// Replies that callers wait for; `None` once the agent is gone.
@@ -120,6 +122,30 @@ impl Agent {
     pub fn held(&self, id: &str) -> Result<HoldStatus> {
         match self.call(Request::Held { id: id.to_owned() }, Duration::from_secs(10))? {
             Reply::Held(status) => Ok(status),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Starts a server for benchmarks.
+    pub fn serve(&self, service: Service, port: u16) -> Result<()> {
+        self.call(Request::Serve { service, port }, Duration::from_secs(10)).map(drop)
+    }
+
+    /// Loads a server.
+    pub fn load(&self, request: LoadRequest) -> Result<LoadReport> {
+        let timeout = Duration::from_millis(request.millis) + Duration::from_secs(20);
+        match self.call(Request::Load(request), timeout)? {
+            Reply::Load(report) => Ok(report),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Waits until `pod` answers at `target`; the Unix time at which the first such connection began.
+    pub fn await_answer(&self, target: Target, pod: &str, limit: Duration) -> Result<f64> {
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::AwaitAnswer { target, pod: pod.to_owned(), limit_ms };
+        match self.call(request, limit + Duration::from_secs(10))? {
+            Reply::Moment(moment) => Ok(moment),
             other => bail!("an unexpected reply: {other:?}"),
         }
     }

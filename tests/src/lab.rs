@@ -119,7 +119,7 @@ impl Lab {
             None => Objects::Files(Manifests::create(places.dir.join("manifests"))?),
             Some(cluster) => {
                 cluster.api().empty()?;
-                Objects::Api(Rc::clone(cluster), options.proxy.account())
+                Objects::Api(Rc::clone(cluster))
             }
         };
         let mut lab = Self {
@@ -287,6 +287,12 @@ impl Lab {
 
     /// Starts the proxy in a node, with `config` merged over the lab's own configuration.
     pub fn start_proxy(&mut self, node: &str, config: &Value) -> Result<()> {
+        let program = self.options.proxy.clone();
+        self.start_proxy_program(node, &program, config)
+    }
+
+    /// Starts a proxy of choice in a node, with the account that it has.
+    pub fn start_proxy_program(&mut self, node: &str, program: &ProxyProgram, config: &Value) -> Result<()> {
         self.topology.check_node(node)?;
         if self.proxies.contains_key(node) {
             bail!("the proxy on {node} runs already");
@@ -295,11 +301,11 @@ impl Lab {
         let namespace = self.namespace(&From::Host(node.to_owned()));
         let source = match &self.objects {
             Objects::Files(manifests) => Source::Manifests(manifests.dir().to_owned()),
-            Objects::Api(cluster, account) => {
-                Source::Api(cluster.kubeconfig(*account, &dir.join("kubeconfig"), false)?)
+            Objects::Api(cluster) => {
+                Source::Api(cluster.kubeconfig(program.account(), &dir.join("kubeconfig"), false)?)
             }
         };
-        let proxy = Proxy::start(&self.options.proxy, node, &namespace, &dir, &source, config)?;
+        let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;
         self.proxies.insert(node.to_owned(), proxy);
         Ok(())
     }
@@ -324,6 +330,11 @@ impl Lab {
     fn take_proxy(&mut self, node: &str) -> Result<Proxy> {
         self.check_proxies()?;
         self.proxies.remove(node).ok_or_else(|| anyhow!("no proxy runs on {node}"))
+    }
+
+    /// The process of the proxy in a node.
+    pub fn proxy_pid(&self, node: &str) -> Result<u32> {
+        self.proxies.get(node).map(Proxy::pid).ok_or_else(|| anyhow!("no proxy runs on {node}"))
     }
 
     /// Fails if a proxy ended by itself.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::address::{NodeAddresses, SERVICE_CIDRS};
-use crate::cluster::{Account, Cluster};
+use crate::cluster::Cluster;
 use crate::topology::Topology;
 
 /// The identity of an object.
@@ -116,8 +116,8 @@ impl Manifests {
 pub enum Objects {
     /// Files in a directory
     Files(Manifests),
-    /// A real API server, and the account that the proxies have there
-    Api(Rc<Cluster>, Account),
+    /// A real API server
+    Api(Rc<Cluster>),
 }
 
 impl Objects {
@@ -126,8 +126,8 @@ impl Objects {
         match self {
             Self::Files(manifests) => manifests.put(key, object),
             // The API server has made it from its flags, and it cannot be replaced.
-            Self::Api(..) if key.kind == "ServiceCIDR" && key.name == "kubernetes" => Ok(()),
-            Self::Api(cluster, _) => cluster.api().put(key, object),
+            Self::Api(_) if key.kind == "ServiceCIDR" && key.name == "kubernetes" => Ok(()),
+            Self::Api(cluster) => cluster.api().put(key, object),
         }
     }
 
@@ -135,7 +135,7 @@ impl Objects {
     pub fn remove(&self, key: &Key) -> Result<()> {
         match self {
             Self::Files(manifests) => manifests.remove(key),
-            Self::Api(cluster, _) => cluster.api().delete(key),
+            Self::Api(cluster) => cluster.api().delete(key),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::{LoadReport, LoadRequest, Service};
 use crate::target::{Listen, Target};
 
 /// One request with the id that its reply will carry.
@@ -54,6 +55,24 @@ pub enum Request {
     Held {
         /// Its name
         id: String,
+    },
+    /// Start a server for benchmarks
+    Serve {
+        /// What it does
+        service: Service,
+        /// Its TCP port
+        port: u16,
+    },
+    /// Load a server
+    Load(LoadRequest),
+    /// Wait until a certain endpoint answers
+    AwaitAnswer {
+        /// Where to
+        target: Target,
+        /// Who is to answer
+        pod: String,
+        /// How long at most
+        limit_ms: u64,
     },
     /// HTTP GET
     HttpGet {
@@ -152,6 +171,10 @@ pub enum Reply {
     },
     /// A held connection
     Held(HoldStatus),
+    /// What a load came to
+    Load(LoadReport),
+    /// A moment, as Unix seconds
+    Moment(f64),
     /// An HTTP answer
     Http(HttpAnswer),
     /// It could not be done

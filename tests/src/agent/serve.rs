@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
 use super::hold::Held;
 use super::protocol::{Reply, ReplyLine, Request, RequestLine};
-use super::{dial, echo, hold, http, lock};
+use super::{dial, echo, hold, http, load, lock};
 
 type Holds = Arc<Mutex<HashMap<String, Held>>>;
 
@@ -54,6 +55,14 @@ fn serve(request: Request, holds: &Holds) -> Result<Reply> {
         Request::Held { id } => {
             let status = lock(holds).get(&id).map(Held::status);
             Ok(Reply::Held(status.ok_or_else(|| anyhow!("nothing is held as {id}"))?))
+        }
+        Request::Serve { service, port } => {
+            load::serve(service, port).with_context(|| format!("listening on {port}"))?;
+            Ok(Reply::Done)
+        }
+        Request::Load(request) => Ok(Reply::Load(load::run(&request))),
+        Request::AwaitAnswer { target, pod, limit_ms } => {
+            Ok(Reply::Moment(load::await_answer(target, &pod, Duration::from_millis(limit_ms))?))
         }
         Request::HttpGet { url } => Ok(Reply::Http(http::get(&url)?)),
     }
