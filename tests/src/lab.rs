@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ pub struct LabOptions {
 pub struct Lab {
     // Fields are dropped in this order: processes first, then what they live in.
     proxies: BTreeMap<String, Proxy>,
-    agents: BTreeMap<From, Agent>,
+    agents: BTreeMap<From, Arc<Agent>>,
     objects: Objects,
     options: LabOptions,
     topology: Topology,
@@ -159,7 +160,7 @@ impl Lab {
                     agent.sysctl(network::FORWARDING6)?;
                 }
             }
-            self.agents.insert(place, agent);
+            self.agents.insert(place, Arc::new(agent));
         }
         Ok(())
     }
@@ -213,7 +214,12 @@ impl Lab {
 
     /// The agent at a place.
     pub fn agent(&self, place: &From) -> Result<&Agent> {
-        self.agents.get(place).ok_or_else(|| anyhow!("the lab has no {place}"))
+        Ok(self.agents.get(place).ok_or_else(|| anyhow!("the lab has no {place}"))?)
+    }
+
+    /// The same, to be used by another thread while this one changes the lab.
+    pub fn shared_agent(&self, place: &From) -> Result<Arc<Agent>> {
+        self.agents.get(place).map(Arc::clone).ok_or_else(|| anyhow!("the lab has no {place}"))
     }
 
     /// The namespace of a place.

@@ -26,9 +26,8 @@ enum Command {
     Test,
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
-    /// Measure.
-    #[command(subcommand)]
-    Bench(bench::Command),
+    /// Measure Sluice against kube-proxy, or alone.
+    Bench(bench::Arguments),
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
     ClusterTools,
     /// Check formatting and lints, warnings denied.
@@ -40,7 +39,7 @@ fn main() -> Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test => test::run(),
         Command::Conformance(arguments) => conformance::run(&arguments),
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::ClusterTools => {
             println!("{}", cluster_tools::build()?.display());
             Ok(())

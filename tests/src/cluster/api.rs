@@ -99,14 +99,14 @@ impl ApiClient {
         self.run(|client| async move { put(&client, &key, &object).await })
     }
 
-    /// Creates or replaces many objects, `parallel` at a time.
-    pub fn put_all(&self, objects: Vec<(Key, Value)>, parallel: usize) -> Result<()> {
+    /// Creates many objects, `parallel` at a time; none of them may be there.
+    pub fn create_all(&self, objects: Vec<(Key, Value)>, parallel: usize) -> Result<()> {
         self.run(move |client| async move {
-            let puts = objects.into_iter().map(|(key, object)| {
+            let creates = objects.into_iter().map(|(key, object)| {
                 let client = client.clone();
-                async move { put(&client, &key, &object).await }
+                async move { create(&client, &key, &object).await }
             });
-            stream::iter(puts).buffer_unordered(parallel).try_collect::<()>().await
+            stream::iter(creates).buffer_unordered(parallel).try_collect::<()>().await
         })
     }
 
