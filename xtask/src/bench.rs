@@ -7,6 +7,7 @@ use anyhow::Result;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
+#[group(id = "bench")]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]

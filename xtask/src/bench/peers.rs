@@ -21,6 +21,7 @@ use figures::Figures;
 use session::Session;
 
 #[derive(Debug, Clone, clap::Args)]
+#[group(id = "peers")]
 pub(crate) struct Arguments {
     /// Numbers of Services to measure with, comma-separated, ascending.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 1000, 10_000, 50_000])]
