@@ -6,8 +6,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Programs that labs and tests use, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 4] =
-    [("nft", "nftables"), ("conntrack", "conntrack"), ("tcpdump", "tcpdump"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 6] = [
+    ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
+    ("ipset", "ipset"),
+    ("conntrack", "conntrack"),
+    ("tcpdump", "tcpdump"),
+    ("ip", "iproute2"),
+];
 
 /// The workspace's root directory.
 pub(crate) fn root() -> PathBuf {
