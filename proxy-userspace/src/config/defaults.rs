@@ -30,6 +30,8 @@ pub(super) fn fill_in(config: &mut KubeProxyConfiguration) -> Requested {
     config.oom_score_adj.get_or_insert(-999);
     config.config_sync_period = config.config_sync_period.filter(|period| !period.is_zero());
     config.config_sync_period.get_or_insert(GoDuration::seconds(900));
+    // kube-proxy drops it too.
+    config.port_range.clear();
     client(config);
     logging(config);
     conntrack(config);
@@ -101,7 +103,6 @@ fn sections(config: &mut KubeProxyConfiguration) {
     ipvs.tcp_timeout.get_or_insert_default();
     ipvs.tcp_fin_timeout.get_or_insert_default();
     ipvs.udp_timeout.get_or_insert_default();
-    ipvs.exclude_cidrs = ipvs.exclude_cidrs.take().filter(|list| !list.is_empty());
     let (iptables, nftables) = (&mut config.iptables, &mut config.nftables);
     for period in [
         &mut iptables.sync_period,

@@ -117,8 +117,9 @@ fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
     let (node, client) = (&args.node, &args.client);
     config.bind_address = text(&node.bind_address);
     config.bind_address_hard_fail = node.bind_address_hard_fail.unwrap_or_default();
-    config.healthz_bind_address = text(&node.healthz_bind_address);
-    config.metrics_bind_address = text(&node.metrics_bind_address);
+    // Unlike those of a file, these defaults do not follow the family of bindAddress.
+    config.healthz_bind_address = or_default(&node.healthz_bind_address, "0.0.0.0:10256");
+    config.metrics_bind_address = or_default(&node.metrics_bind_address, "127.0.0.1:10249");
     config.enable_profiling = node.profiling.unwrap_or_default();
     config.show_hidden_metrics_for_version = text(&node.show_hidden_metrics_for_version);
     config.feature_gates = node.feature_gates.iter().flatten().map(|gate| (gate.0.clone(), gate.1)).collect();
@@ -142,6 +143,10 @@ fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
     config.sluice.scheduler = text(&args.own.scheduler);
     dataplane(args, &mut config);
     config
+}
+
+fn or_default(value: &Option<String>, default: &str) -> String {
+    value.as_deref().filter(|text| !text.is_empty()).unwrap_or(default).to_owned()
 }
 
 fn text(value: &Option<String>) -> String {
