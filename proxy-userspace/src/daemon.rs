@@ -338,3 +338,45 @@ fn conntrack_sysctls(settings: &Settings, cpus: i64) -> Vec<(&'static str, i64)>
     }
     sysctls
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_core::model::{Node, ObjectName};
+
+    fn settings(mode: &str) -> Settings {
+        let config =
+            config::raw::KubeProxyConfiguration { detect_local_mode: mode.into(), ..Default::default() };
+        config::resolve(config, &config::Flags::default(), "n1").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_without_pod_cidrs_is_given_up_in_mode_node_cidr_only() {
+        let soon = Duration::from_millis(20);
+        let (sender, facts) = watch::channel(NodeFacts::default());
+        let error = pod_cidrs(&settings("NodeCIDR"), facts.clone(), soon).await;
+        assert!(error.to_string().contains("Node n1 got no podCIDRs"), "{error}");
+        let ends = |settings: Settings, facts| async move {
+            tokio::time::timeout(5 * soon, pod_cidrs(&settings, facts, soon)).await.is_ok()
+        };
+        assert!(!ends(settings("ClusterCIDR"), facts.clone()).await);
+        let node = Node {
+            name: ObjectName::cluster_scoped("n1"),
+            addresses: vec![],
+            pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+            zone: None,
+            eligible: true,
+        };
+        sender.send_modify(|facts| facts.node = Some(node));
+        assert!(!ends(settings("NodeCIDR"), facts).await);
+    }
+
+    #[test]
+    fn conntrack_sysctls_follow_the_cores_and_leave_zeros_alone() {
+        let sysctls = |cpus| conntrack_sysctls(&settings("NodeCIDR"), cpus);
+        assert_eq!(sysctls(2)[0], ("nf_conntrack_max", 131_072));
+        assert_eq!(sysctls(8)[0], ("nf_conntrack_max", 262_144));
+        assert_eq!(sysctls(64)[0], ("nf_conntrack_max", 1 << 20));
+        assert_eq!(sysctls(2).len(), 3);
+    }
+}

@@ -404,6 +404,7 @@ fn what_has_no_meaning_here_is_told() {
             "--feature-gates=WatchList=false",
             "--config-sync-period=1m",
         ])
+        .args(["--log-flush-frequency=9s", "--boot-id-file=/x", "--ipvs-sync-period=9s", "--healthz-port=5"])
         .arg("--write-config-to")
         .arg(&written)
         .env_remove("RUST_LOG")
@@ -418,6 +419,10 @@ fn what_has_no_meaning_here_is_told() {
         "minSyncPeriod",
         "featureGates.WatchList",
         "configSyncPeriod",
+        "logging.flushFrequency",
+        "--boot-id-file",
+        "--ipvs-sync-period",
+        "--healthz-port",
     ] {
         assert!(text.contains(told), "{told} is missing: {text}");
     }

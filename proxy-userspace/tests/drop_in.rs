@@ -270,6 +270,107 @@ fn the_daemon_removes_leftovers_once_its_own_rules_are_in_force() {
     });
 }
 
+/// A Service on 10.96.0.9:80 with its endpoint on this machine.
+const OBJECTS: &str = "apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: d}
+spec: {type: ClusterIP, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80, targetPort: 9000, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-1, namespace: d, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{port: 9000, protocol: TCP}]
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: true}, nodeName: n1}]
+";
+
+/// Answers each byte with itself, in threads that end with the process.
+fn serve_echo() {
+    let listener = std::net::TcpListener::bind("10.0.0.1:9000").unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+            });
+        }
+    });
+}
+
+fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])
+}
+
+fn connect() -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&"10.96.0.9:80".parse().unwrap(), Duration::from_secs(2))
+}
+
+/// Installs what another proxy had, lets the daemon take over under load, and expects no connection to fail.
+fn take_over_under_load(directory: &Path, install: impl FnOnce(), is_left: impl Fn() -> bool) {
+    shell("ip link add br0 type bridge && ip addr add 10.0.0.1/24 dev br0 && ip link set br0 up", "");
+    shell("ip route add 10.96.0.0/16 dev br0", "");
+    std::fs::write(directory.join("manifests/objects.yaml"), OBJECTS).unwrap();
+    serve_echo();
+    install();
+    let mut old = connect().unwrap();
+    echo(&mut old).unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let load = std::thread::spawn(move || {
+        let (mut tried, mut failed) = (0, 0);
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            tried += 1;
+            failed += usize::from(connect().and_then(|mut stream| echo(&mut stream)).is_err());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        (tried, failed)
+    });
+    let mut daemon = Daemon::start(directory, &configured(directory), &[]);
+    daemon.wait_for("removed what kube-proxy left");
+    let end = Instant::now() + Duration::from_secs(10);
+    while is_left() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!is_left());
+    std::thread::sleep(Duration::from_millis(200));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (tried, failed) = load.join().unwrap();
+    assert!(tried > 20, "only {tried} connections were tried");
+    assert_eq!(failed, 0, "of {tried} connections");
+    echo(&mut old).unwrap();
+}
+
+#[test]
+fn no_connection_is_lost_when_nftables_rules_of_kube_proxy_go() {
+    in_netns("load-nft", |directory| {
+        let rules = "table ip kube-proxy { chain out {
+            type nat hook output priority -100
+            ip daddr 10.96.0.9 tcp dport 80 dnat to 10.0.0.1:9000
+        }; }";
+        let is_left = || shell("nft list tables", "").contains("kube-proxy");
+        take_over_under_load(directory, || drop(shell("nft -f -", rules)), is_left);
+    });
+}
+
+#[test]
+fn no_connection_is_lost_when_iptables_chains_of_kube_proxy_go() {
+    for variant in ["iptables-legacy", "iptables-nft"].into_iter().filter(|variant| has(variant)) {
+        in_netns(variant, move |directory| {
+            let rules = IPTABLES_NAT.replace("10.244.0.5:80", "10.0.0.1:9000");
+            let is_left = || shell(&format!("{variant}-save -t nat"), "").contains("KUBE-SVC");
+            let install = || drop(shell(&format!("{variant}-restore --noflush"), &rules));
+            take_over_under_load(directory, install, is_left);
+        });
+    }
+}
+
 #[test]
 fn a_changed_configuration_file_ends_the_daemon_and_rules_stay() {
     in_netns("changed", |directory| {

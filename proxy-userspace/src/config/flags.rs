@@ -47,6 +47,7 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
         }
         None => from_flags(args),
     };
+    warnings.extend(without_trace(args, &invocation.given));
     logging(args, &mut config.logging);
     if let Some(cleanup) = args.own.cleanup_kube_proxy {
         config.sluice.cleanup_kube_proxy = Some(cleanup);
@@ -82,6 +83,19 @@ pub fn write_effective(settings: &Settings, path: &Path) -> Result<(), ConfigErr
 fn without_say(given: &[String]) -> Vec<String> {
     let ignored = given.iter().filter(|flag| !BESIDE_FILE.contains(&flag.as_str()));
     ignored.map(|flag| format!("--{flag}")).collect()
+}
+
+/// Flags without a meaning here that leave no trace in the configuration, by which they would be told.
+fn without_trace(args: &RunArgs, given: &[String]) -> Vec<String> {
+    const FLAGS: [&str; 4] = ["boot-id-file", "machine-id-file", "ipvs-sync-period", "ipvs-min-sync-period"];
+    let named = given.iter().filter(|flag| FLAGS.contains(&flag.as_str()));
+    let mut told: Vec<String> = named.map(|flag| format!("--{flag}: has no effect here")).collect();
+    for (flag, port) in [("healthz-port", args.node.healthz_port), ("metrics-port", args.node.metrics_port)] {
+        if port.is_some_and(|port| port != 0) {
+            told.push(format!("--{flag}: has no effect unless it is 0, as in kube-proxy"));
+        }
+    }
+    told
 }
 
 /// Logging flags win over the file; patterns of both count, those of the flag first.

@@ -55,6 +55,9 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
     for gate in config.feature_gates.keys().filter(|gate| *gate != super::gates::LOGGING_ALPHA_OPTIONS) {
         told.no_effect(true, &format!("featureGates.{gate}"), "no behaviour depends on it");
     }
+    let flush = &config.logging.flush_frequency;
+    let flushes = !flush.is_null() && flush != "5s" && flush != "0s" && flush.as_i64() != Some(0);
+    told.no_effect(flushes, "logging.flushFrequency", "every line is written at once");
     let buffered = |size: &serde_json::Value| !matches!(size.as_str(), None | Some("0"));
     let options = &config.logging.options;
     let buffers = buffered(&options.text.info_buffer_size) || buffered(&options.json.info_buffer_size);
