@@ -40,7 +40,7 @@ pub(crate) enum StepError {
         message: String,
     },
     /// No program is there that can do it.
-    #[error("no program here can remove them; on the node, run: {0}")]
+    #[error("nothing leads to them any more, but no program here can delete them; on the node, run: {0}")]
     NoProgram(String),
 }
 
@@ -77,7 +77,7 @@ pub fn take_over() {
     for Step { what, result } in kube_proxy::remove() {
         match result {
             Ok(()) => info!("removed what kube-proxy left: {what}"),
-            Err(error) => warn!(%error, "kube-proxy's {what} stay in force beside ours"),
+            Err(error) => warn!(%error, "cannot remove what kube-proxy left: {what}"),
         }
     }
 }

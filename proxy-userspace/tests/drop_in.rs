@@ -126,7 +126,14 @@ fn assert_gone(variants: &[&str]) {
     assert!(shell("nft list table ip others", "").contains("KUBE-SERVICES"));
     for variant in variants {
         let saved = shell(&format!("{variant}-save -t nat"), "");
-        for gone in ["KUBE-SERVICES", "KUBE-SVC", "KUBE-SEP", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"] {
+        for gone in [
+            "kubernetes service portals",
+            "KUBE-SERVICES",
+            "KUBE-SVC",
+            "KUBE-SEP",
+            "KUBE-MARK-MASQ",
+            "KUBE-POSTROUTING",
+        ] {
             assert!(!saved.contains(gone), "{variant}: {gone} is left: {saved}");
         }
         for kept in [":KUBE-KUBELET-CANARY", "-A PREROUTING -j OTHERS", "-A OTHERS -p tcp -j RETURN"] {
@@ -166,6 +173,11 @@ fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
         }
         shell("nft -f -", NFTABLES);
         shell("iptables-legacy-restore --noflush", IPTABLES_NAT);
+        if has("ip6tables-legacy") {
+            let nat6 =
+                IPTABLES_NAT.replace("10.96.0.9/32", "fd00::9/128").replace("10.244.0.5:80", "[fd00::5]:80");
+            shell("ip6tables-legacy-restore --noflush", &nat6);
+        }
         // As in an image without programs.
         let cleanup = |directory: &Path| -> Output {
             let path = "mount -t tmpfs none /usr/sbin && mount -t tmpfs none /sbin; PATH=/nowhere exec \"$0\" --cleanup";
@@ -177,6 +189,23 @@ fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(told.contains("iptables-legacy-save"), "{told}");
         assert!(!shell("nft list tables", "").contains("kube-proxy"));
+        // The chains are there, and have no effect.
+        let saved = shell("iptables-legacy-save -t nat", "");
+        assert!(saved.contains(":KUBE-SERVICES") && saved.contains("-A PREROUTING -j OTHERS"), "{saved}");
+        for built_in in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
+            let jumps = |line: &&str| line.starts_with(&format!("-A {built_in} ")) && line.contains("KUBE-");
+            assert_eq!(saved.lines().find(jumps), None, "{saved}");
+        }
+        assert!(saved.contains("-A KUBE-SVC-ERIFXISQEP7F7OF4 -j KUBE-SEP-QFOJ7QVAOGOYVRXE"), "{saved}");
+        let others = "-A OTHERS -p udp -j KUBE-MARK-MASQ";
+        shell(&format!("iptables-legacy -t nat {others}"), "");
+        assert_eq!(cleanup(directory).status.code(), Some(1));
+        assert!(shell("iptables-legacy-save -t nat", "").contains(others));
+        // With the programs, all goes but what others use.
+        let output = kube_proxy(directory).arg("--cleanup").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let saved = shell("iptables-legacy-save -t nat", "");
+        assert!(saved.contains(others) && !saved.contains("KUBE-SVC"), "{saved}");
     });
 }
 

@@ -1,11 +1,12 @@
-//! Chains in the kernel's own iptables (not its nf_tables variant), which only the iptables programs can change.
+//! Chains in the kernel's own iptables (not its nf_tables variant). The iptables programs delete them; where
+//! they are missing or fail, the jumps to the chains are undone without them, so that they have no effect.
 
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use sluice_core::net::Family;
-use sluice_sys::iptables::{has_chain, legacy_tables};
+use sluice_sys::iptables::{disconnect, has_chain, legacy_tables};
 
 use super::names::is_chain;
 use super::plan::TABLES;
@@ -37,6 +38,17 @@ fn tables(family: Family) -> std::io::Result<Vec<String>> {
 }
 
 fn remove_from(family: Family, tables: &[String]) -> Result<(), StepError> {
+    let deleted = delete(family, tables);
+    if deleted.is_err() {
+        for table in tables {
+            disconnect(family, table, is_chain)?;
+        }
+    }
+    deleted
+}
+
+/// Deletes jumps and chains with the iptables programs.
+fn delete(family: Family, tables: &[String]) -> Result<(), StepError> {
     let (plain, legacy) = match family {
         Family::V4 => ("iptables", "iptables-legacy"),
         Family::V6 => ("ip6tables", "ip6tables-legacy"),
