@@ -135,6 +135,8 @@ const TAKEN: &[(&[&str], Option<&str>)] = &[
     (&[], None),
     (&["--masquerade-all", "--iptables-sync-period=10s", "--ipvs-sync-period", "7s"], None),
     (&["--iptables-masquerade-bit=3", "--iptables-min-sync-period=2s"], None),
+    (&["--feature-gates=", "--vmodule", "", "--nodeport-addresses=", "--ipvs-exclude-cidrs="], None),
+    (&["--feature-gates=WatchList=true,", "--proxy-mode", "", "--hostname-override="], None),
     (&["--healthz-port=0"], None),
     (&["--metrics-port=9"], None),
     (&["--healthz-bind-address=", "--metrics-bind-address", ""], None),

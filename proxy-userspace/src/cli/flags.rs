@@ -262,7 +262,7 @@ pub struct LogArgs {
     pub log_json_info_buffer_size: Option<String>,
 }
 
-/// A feature gate, `Name=true`.
+/// A feature gate, `Name=true`; nameless for an empty part of a list, which Go skips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate(pub String, pub bool);
 
@@ -270,13 +270,16 @@ impl FromStr for Gate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Gate(String::new(), false));
+        }
         let (name, value) =
             text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form Name=true"))?;
         Ok(Gate(name.trim().to_owned(), go_bool(value.trim())?))
     }
 }
 
-/// A part of --vmodule, `pattern=2`.
+/// A part of --vmodule, `pattern=2`; nameless for an empty part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(pub String, pub u32);
 
@@ -284,6 +287,9 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Pattern(String::new(), 0));
+        }
         let parsed = text.split_once('=').and_then(|(name, level)| Some((name, level.parse().ok()?)));
         let (name, level) = parsed.ok_or_else(|| format!("{text:?} is not of the form pattern=2"))?;
         Ok(Pattern(name.to_owned(), level))

@@ -110,7 +110,7 @@ fn logging(args: &RunArgs, logging: &mut Logging) {
     if let Some(period) = log.log_flush_frequency {
         logging.flush_frequency = period.to_string().into();
     }
-    let patterns = log.vmodule.iter().flatten();
+    let patterns = log.vmodule.iter().flatten().filter(|pattern| !pattern.0.is_empty());
     let first = patterns.map(|p| VModule { file_pattern: p.0.clone(), verbosity: p.1 });
     logging.vmodule = first.chain(std::mem::take(&mut logging.vmodule)).collect();
     let options = &mut logging.options;
@@ -136,7 +136,8 @@ fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
     config.metrics_bind_address = or_default(&node.metrics_bind_address, "127.0.0.1:10249");
     config.enable_profiling = node.profiling.unwrap_or_default();
     config.show_hidden_metrics_for_version = text(&node.show_hidden_metrics_for_version);
-    config.feature_gates = node.feature_gates.iter().flatten().map(|gate| (gate.0.clone(), gate.1)).collect();
+    let gates = node.feature_gates.iter().flatten().filter(|gate| !gate.0.is_empty());
+    config.feature_gates = gates.map(|gate| (gate.0.clone(), gate.1)).collect();
     config.oom_score_adj = node.oom_score_adj;
     config.config_sync_period = client.config_sync_period;
     let connection = &mut config.client_connection;
@@ -163,6 +164,12 @@ fn or_default(value: &Option<String>, default: &str) -> String {
     value.as_deref().filter(|text| !text.is_empty()).unwrap_or(default).to_owned()
 }
 
+/// An empty text is an empty list.
+fn list(given: &Option<Vec<String>>) -> Option<Vec<String>> {
+    let given = given.as_ref()?;
+    Some(if given.iter().all(String::is_empty) { Vec::new() } else { given.clone() })
+}
+
 fn text(value: &Option<String>) -> String {
     value.clone().unwrap_or_default()
 }
@@ -175,7 +182,7 @@ fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     config.detect_local_mode = text(&given.detect_local_mode);
     config.detect_local.bridge_interface = text(&given.pod_bridge_interface);
     config.detect_local.interface_name_prefix = text(&given.pod_interface_name_prefix);
-    config.node_port_addresses.clone_from(&given.nodeport_addresses);
+    config.node_port_addresses = list(&given.nodeport_addresses);
     let (sync, min) = (given.iptables_sync_period, given.iptables_min_sync_period);
     let all = given.masquerade_all.unwrap_or_default();
     config.iptables.masquerade_bit = given.iptables_masquerade_bit;
@@ -189,7 +196,7 @@ fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     }
     let ipvs = &mut config.ipvs;
     ipvs.scheduler = text(&given.ipvs_scheduler);
-    ipvs.exclude_cidrs.clone_from(&given.ipvs_exclude_cidrs);
+    ipvs.exclude_cidrs = list(&given.ipvs_exclude_cidrs);
     ipvs.strict_arp = given.ipvs_strict_arp.unwrap_or_default();
     ipvs.tcp_timeout = given.ipvs_tcp_timeout;
     ipvs.tcp_fin_timeout = given.ipvs_tcpfin_timeout;
