@@ -12,7 +12,9 @@ mod watch;
 
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
-pub use resolve::{ConfigError, DetectLocal, Flags, NodePortSelection, Settings, Source, resolve};
+pub use resolve::{
+    ConfigError, ConfigFile, DetectLocal, Flags, NodePortSelection, Settings, Source, resolve,
+};
 pub use watch::changed;
 
 use std::path::Path;
@@ -24,6 +26,8 @@ use serde_saphyr::DuplicateKeyPolicy;
 /// A configuration file.
 #[derive(Debug, Default)]
 pub struct Loaded {
+    /// The file's text.
+    pub text: String,
     /// The configuration.
     pub config: KubeProxyConfiguration,
     /// What is odd about it: unknown fields, and fields given twice.
@@ -34,7 +38,8 @@ pub struct Loaded {
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    parse(&text).map_err(|reason| ConfigError::Parse { path: path.to_owned(), reason })
+    let loaded = parse(&text).map_err(|reason| ConfigError::Parse { path: path.to_owned(), reason })?;
+    Ok(Loaded { text, ..loaded })
 }
 
 fn parse(text: &str) -> Result<Loaded, String> {
@@ -54,7 +59,7 @@ fn parse(text: &str) -> Result<Loaded, String> {
     let config =
         serde_ignored::deserialize(value, |path| odd.push(format!("unknown field {path} is ignored")))
             .map_err(|error: serde_json::Error| error.to_string())?;
-    Ok(Loaded { config, odd })
+    Ok(Loaded { config, odd, ..Loaded::default() })
 }
 
 /// A field that is null counts as left out.

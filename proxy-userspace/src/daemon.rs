@@ -226,8 +226,9 @@ async fn pod_cidrs(
 
 /// Returns when the configuration file changes.
 async fn config_change(settings: &Settings) -> DaemonError {
-    if let Some(path) = &settings.config_file {
-        match config::changed(path).await {
+    if let Some(file) = &settings.config_file {
+        let path = &file.path;
+        match config::changed(file).await {
             Ok(()) => return DaemonError::ConfigChanged(path.clone()),
             Err(error) => {
                 warn!(%error, path = %path.display(), "cannot watch the configuration file for changes")

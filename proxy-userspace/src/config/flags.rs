@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::raw::{KubeProxyConfiguration, Logging, VModule};
-use super::resolve::{ConfigError, Flags, Settings, resolve};
+use super::resolve::{ConfigError, ConfigFile, Flags, Settings, resolve};
 use super::{GoDuration, load};
 use crate::cli::{Invocation, RunArgs};
 
@@ -31,7 +31,7 @@ const BESIDE_FILE: &[&str] = &[
 
 /// Settings from flags and file. `host_name` is what the system calls this machine.
 pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Result<Settings, ConfigError> {
-    let mut warnings = Vec::new();
+    let (mut warnings, mut config_file) = (Vec::new(), None);
     let mut config = match &args.config {
         Some(path) => {
             let loaded = load(path)?;
@@ -43,6 +43,7 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
                     without_say.join(" ")
                 ));
             }
+            config_file = Some(ConfigFile { path: path.clone(), text: loaded.text });
             loaded.config
         }
         None => from_flags(args),
@@ -65,7 +66,7 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
     };
     let mut settings = resolve(config, &flags, host_name)?;
     settings.warnings.extend(warnings);
-    settings.config_file.clone_from(&args.config);
+    settings.config_file = config_file;
     settings.flags.clone_from(&invocation.flags);
     Ok(settings)
 }

@@ -101,6 +101,15 @@ pub enum NodePortSelection {
     Networks(Vec<IpNet>),
 }
 
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub text: String,
+}
+
 /// What the program needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -135,7 +144,7 @@ pub struct Settings {
     /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
     pub cleanup_kube_proxy: bool,
     /// The configuration file, to be watched for changes.
-    pub config_file: Option<PathBuf>,
+    pub config_file: Option<ConfigFile>,
     /// All flags and their values, for /flagz.
     pub flags: BTreeMap<String, String>,
     /// The configuration in force, for /configz.
