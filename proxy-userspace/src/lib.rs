@@ -12,6 +12,7 @@ pub mod config;
 pub mod conntrack;
 pub mod daemon;
 pub mod health;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;

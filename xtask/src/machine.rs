@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Programs that labs and tests use, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
+    ("ipset", "ipset"),
     ("conntrack", "conntrack"),
     ("tcpdump", "tcpdump"),
     ("ip", "iproute2"),
-    // For the real kube-proxy.
-    ("iptables", "iptables"),
 ];
 
 /// The workspace's root directory.

@@ -55,18 +55,26 @@ pub enum KubernetesError {
 
 /// Makes a client from a kubeconfig, or from the pod's service account.
 pub async fn client(kubeconfig: Option<&PathBuf>, master: Option<&str>) -> Result<Client, KubernetesError> {
+    let master = master.map(|url| {
+        let wrong = |error| KubernetesError::Master { url: url.to_owned(), reason: format!("{error}") };
+        url.parse::<axum::http::Uri>().map_err(wrong)
+    });
+    let master = master.transpose()?;
     let mut config = match kubeconfig {
         Some(path) => {
             let fail = |source| KubernetesError::Kubeconfig { path: path.clone(), source: Box::new(source) };
             let file = Kubeconfig::read_from(path).map_err(fail)?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fail)?
         }
-        None => Config::incluster().map_err(|error| KubernetesError::InCluster(Box::new(error)))?,
+        None => match (Config::incluster(), &master) {
+            (Ok(config), _) => config,
+            // --master alone is enough where the API server asks for no credentials.
+            (Err(_), Some(url)) => Config::new(url.clone()),
+            (Err(error), None) => return Err(KubernetesError::InCluster(Box::new(error))),
+        },
     };
     if let Some(url) = master {
-        config.cluster_url = url
-            .parse()
-            .map_err(|error| KubernetesError::Master { url: url.to_owned(), reason: format!("{error}") })?;
+        config.cluster_url = url;
     }
     // A watch is a long silence: only a read timeout longer than the server's own would be harmless.
     config.read_timeout = None;
