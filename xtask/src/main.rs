@@ -3,6 +3,7 @@
 mod bench;
 mod conformance;
 mod demo;
+mod image;
 mod machine;
 mod passes;
 mod test;
@@ -28,6 +29,8 @@ enum Command {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Build the container image: an OCI archive with the static binary, without a container engine.
+    Image(image::Arguments),
     /// Check formatting and lints, warnings denied.
     Lint,
 }
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
         Command::Test => test::run(),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(command) => bench::run(&command),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Lint => test::lint(),
     }
 }
