@@ -4,6 +4,7 @@ mod bench;
 mod cluster_tools;
 mod conformance;
 mod demo;
+mod image;
 mod machine;
 mod passes;
 mod test;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
     ClusterTools,
+    /// Build the container image: an OCI archive with the static binary, without a container engine.
+    Image(image::Arguments),
     /// Check formatting and lints, warnings denied.
     Lint,
 }
@@ -44,6 +47,7 @@ fn main() -> Result<()> {
             println!("{}", cluster_tools::build()?.display());
             Ok(())
         }
+        Command::Image(arguments) => image::run(&arguments),
         Command::Lint => test::lint(),
     }
 }
