@@ -9,6 +9,7 @@ pub mod agent;
 pub mod capture;
 pub mod case;
 pub mod expect;
+pub mod fault_proxy;
 pub mod interrupt;
 pub mod lab;
 pub mod needs;
