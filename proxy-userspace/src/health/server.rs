@@ -15,7 +15,7 @@ use tracing::error;
 
 use super::{Health, Report};
 use crate::config::raw::KubeProxyConfiguration;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::reconcile::SyncLog;
 
 /// An address cannot be listened on.
@@ -124,8 +124,7 @@ pub fn debug_router(metrics: Metrics, config: KubeProxyConfiguration, log: SyncL
 }
 
 async fn metrics_page(State(debug): State<Arc<Debug>>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], debug.metrics.page()).into_response()
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], debug.metrics.page()).into_response()
 }
 
 async fn configz(State(debug): State<Arc<Debug>>) -> Response {
