@@ -51,9 +51,10 @@ fn cleanup() -> Outcome {
 }
 
 fn log_to_stderr(args: &RunArgs) {
+    // The client tells each failed request as an error; the watch tells of them too, but does not flood the log.
     let level = match args.verbosity {
-        0..=1 => "info",
-        2..=3 => "info,sluice=debug",
+        0..=1 => "info,kube_client=off",
+        2..=3 => "info,sluice=debug,kube_client=off",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

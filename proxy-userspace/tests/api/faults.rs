@@ -225,6 +225,14 @@ async fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failed_handshake_is_no_lost_connection() {
+    let cluster = FakeApi::start(Options::default()).await;
+    let observer = Observer::start(&cluster.url().replace("http:", "https:"), quick()).await;
+    observer.until_failed("tls").await;
+    assert_eq!(observer.failures("connect") + observer.failures("reset"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_account_without_the_right_is_told_apart() {
     let scene = scene().await;
     scene.proxy.inject(SERVICES, Fault::Status { code: 403, retry_after: None, requests: 3 });

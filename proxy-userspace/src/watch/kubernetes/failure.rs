@@ -151,14 +151,17 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// The kind of the innermost system error. One may wrap another, which `source` passes over.
 fn io_kind(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
-    let mut inner = Some(error);
+    let mut next = Some(error);
     let mut found = None;
-    while let Some(error) = inner {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            found = Some(io.kind());
-        }
-        inner = error.source();
+    while let Some(error) = next {
+        let io = error.downcast_ref::<std::io::Error>();
+        found = io.map(std::io::Error::kind).or(found);
+        next = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     found
 }
@@ -180,6 +183,13 @@ mod tests {
         assert_eq!(Failure::refused(429, Some(7), b"").retry_after, Some(Duration::from_secs(7)));
         let body = br#"{"details":{"retryAfterSeconds":3}}"#;
         assert_eq!(Failure::refused(429, None, body).retry_after, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn the_innermost_system_error_counts() {
+        let inner = std::io::Error::new(ErrorKind::InvalidData, "bad certificate");
+        assert_eq!(io_kind(&std::io::Error::other(inner)), Some(ErrorKind::InvalidData));
+        assert_eq!(io_kind(&std::fmt::Error), None);
     }
 
     #[test]

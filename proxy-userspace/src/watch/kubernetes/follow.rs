@@ -163,19 +163,22 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
 
     /// Decides how to go on after a failure, and when.
     fn failed(&mut self, failure: &Failure) -> Duration {
-        let (kind, reason) = (self.kind.name, failure.reason.label());
-        let labels = [("kind", kind.to_owned()), ("reason", reason.to_owned())];
+        let labels = [("kind", self.kind.name.to_owned()), ("reason", failure.reason.label().to_owned())];
         self.shared.metrics.watch_errors.get_or_create(&labels).inc();
-        if let Some(hidden) = self.failures.allow(Instant::now()) {
-            let error = &failure.message;
-            warn!(kind, reason, error, hidden, "watch failed; what is known stays in force, trying again");
-        }
-        self.failing = true;
-        let was = self.next;
+        let streamed_list = self.next == Next::List && self.streaming;
         match failure.reason {
+            Reason::Rejected if streamed_list => {
+                info!(kind = self.kind.name, "the server does not stream lists: getting them in one answer");
+                self.streaming = false;
+                return Duration::ZERO;
+            }
+            // Servers before 1.27 take such a request for a plain watch, and never say that the list is complete.
+            Reason::Timeout if streamed_list => self.streaming = false,
             Reason::Gone => {
                 self.next = Next::List;
                 self.list_version.clear();
+                // The server works; whatever the failures before, only the spread of lists is to be waited for.
+                self.backoff.reset();
             }
             Reason::Malformed => {
                 self.malformed += 1;
@@ -184,20 +187,22 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
                     self.next = Next::List;
                 }
             }
-            // Servers before 1.32 do not know streamed lists: they refuse them, or never say that one is complete.
-            Reason::Rejected | Reason::Timeout if was == Next::List && self.streaming => {
-                self.streaming = false;
-                if failure.reason == Reason::Rejected {
-                    return Duration::ZERO;
-                }
-            }
             _ => {}
         }
+        self.log(failure);
         let pause = self.backoff.pause(failure.retry_after, random_part());
         if self.next == Next::List && self.lists > 0 {
             return pause + self.shared.timing.relist_spread.mul_f64(random_part());
         }
         pause
+    }
+
+    fn log(&mut self, failure: &Failure) {
+        self.failing = true;
+        let (kind, reason, error) = (self.kind.name, failure.reason.label(), &failure.message);
+        if let Some(hidden) = self.failures.allow(Instant::now()) {
+            warn!(kind, reason, error, hidden, "watch failed; what is known stays in force, trying again");
+        }
     }
 
     /// Something came that shows that the connection works.
