@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Monitor, Nft, Notice};
 use sluice_sys::{capability, proc};
@@ -12,12 +13,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{ConfigError, DetectLocal, Settings, Source};
+use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, KubernetesError};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
 use crate::{addresses, cleanup, config, conntrack};
 
@@ -95,6 +97,8 @@ impl DaemonError {
 
 /// Objects on their way to the index.
 const EVENT_QUEUE: usize = 4096;
+/// How long the end of the process waits for the event that tells of it.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Checks that this process may and the kernel can do what is needed.
 fn preflight() -> Result<(), DaemonError> {
@@ -125,7 +129,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
     let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
-    let source = source(&settings, events, metrics.clone()).await?;
+    let (source, recorder) = source(&settings, events, metrics.clone()).await?;
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
@@ -155,12 +159,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(source);
     tokio::spawn(addresses::follow(address_sender));
     tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
-    tokio::spawn(run_service_health(
-        settings.clone(),
-        check_receiver,
-        facts_receiver.clone(),
-        health.clone(),
-    ));
+    let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
+    tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
     tokio::spawn(after_first_pass(started_receiver, notices, settings.cleanup_kube_proxy));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
     let hard = settings.bind_hard_fail;
@@ -174,6 +174,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let debug = debug_router(metrics, &settings, log);
     let metrics_page = serve(settings.metrics_bind, "metrics", "metricsBindAddress", hard, debug);
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
+    recorder.record(Event::starting());
     tokio::select! {
         signal = end_signal() => {
             info!(signal = signal?, "ending; rules stay in force");
@@ -181,8 +182,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
             let _ = reconciling.await;
             Ok(())
         }
-        result = healthz => result.map_err(DaemonError::from),
-        result = metrics_page => result.map_err(DaemonError::from),
+        result = healthz => last_words(result, &recorder, Event::no_health_server).await,
+        result = metrics_page => last_words(result, &recorder, Event::no_metrics_server).await,
         error = pod_cidrs => Err(error),
         error = config_change(&settings) => Err(error),
         _ = &mut reconciling => {
@@ -192,17 +193,39 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
 }
 
-/// Makes the source of objects, as a future to run.
+/// Tells the cluster why the process ends, if it can be told at once.
+async fn last_words(
+    result: Result<(), ServeError>,
+    recorder: &Recorder,
+    event: fn(String) -> Event,
+) -> Result<(), DaemonError> {
+    if let Err(error) = &result {
+        recorder.record(event(error.to_string()));
+        recorder.flush(LAST_WORDS).await;
+    }
+    result.map_err(DaemonError::from)
+}
+
+/// Makes the source of objects, as a future to run, and what takes events to where they come from.
 async fn source(
     settings: &Settings,
     events: mpsc::Sender<Received>,
     metrics: Metrics,
-) -> Result<futures::future::BoxFuture<'static, ()>, DaemonError> {
+) -> Result<(BoxFuture<'static, ()>, Recorder), DaemonError> {
     Ok(match &settings.source {
-        Source::Manifests(directory) => Box::pin(Manifests::new(directory.clone(), events, metrics)?.run()),
+        Source::Manifests(directory) => {
+            let manifests = Manifests::new(directory.clone(), events, metrics)?;
+            (Box::pin(manifests.run()), Recorder::default())
+        }
         Source::Kubernetes { kubeconfig, master } => {
-            let client = kubernetes::client(kubeconfig.as_ref(), master.as_deref()).await?;
-            Box::pin(kubernetes::run(client, settings.node_name.clone(), events, metrics))
+            let origin = Origin { kubeconfig: kubeconfig.clone(), master: master.clone() };
+            let access = Access::new(origin).await?;
+            let node_name = settings.node_name.clone();
+            let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let reporter =
+                Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
+            let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
+            (Box::pin(kubernetes::run(access, node_name, events, metrics, Timing::default())), recorder)
         }
     })
 }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod daemon;
+pub mod events;
 pub mod health;
 pub mod logging;
 pub mod metrics;

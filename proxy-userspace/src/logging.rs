@@ -36,6 +36,10 @@ pub fn start(logging: &Logging) {
 
 fn shows(logging: &Logging, metadata: &Metadata<'_>) -> bool {
     let is_ours = metadata.target().starts_with("sluice");
+    // The client tells each failed request as an error; the watch tells of them too, but does not flood the log.
+    if metadata.target().starts_with("kube_client") && verbosity(logging, metadata.file()) < 4 {
+        return false;
+    }
     *metadata.level() <= most(verbosity(logging, metadata.file()), is_ours)
 }
 

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice::cli::{Cli, Command};
 use sluice::metrics::Metrics;
-use sluice::watch::kubernetes;
+use sluice::watch::kubernetes::{self, Access, Origin, Timing};
 use tokio::sync::mpsc;
 
 fn directory() -> PathBuf {
@@ -56,7 +56,7 @@ fn parsed(container: &Container) -> Box<sluice::cli::RunArgs> {
     let arguments = container.args.clone().unwrap();
     match Cli::try_parse_from(std::iter::once("sluice".to_owned()).chain(arguments)).unwrap().command {
         Command::Run(run) => run,
-        Command::Cleanup => unreachable!("the DaemonSet runs the proxy"),
+        Command::Cleanup { .. } => unreachable!("the DaemonSet runs the proxy"),
     }
 }
 
@@ -104,10 +104,10 @@ fn the_pod_finds_its_configuration_and_the_daemon_accepts_it() {
     std::fs::write(&file, &data[&item.key]).unwrap();
     let loaded = sluice::config::load(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
-    assert!(loaded.unknown.is_empty(), "{:?}", loaded.unknown);
+    assert!(loaded.odd.is_empty(), "{:?}", loaded.odd);
     let settings = sluice::config::resolve(loaded.config, &sluice::config::Flags::default(), "host").unwrap();
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
-    let port = json!(settings.healthz_bind.port());
+    let port = json!(settings.healthz_bind.unwrap().port());
     for probe in [&container.startup_probe, &container.liveness_probe, &container.readiness_probe] {
         let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
         assert_eq!(serde_json::to_value(&get.port).unwrap(), port);
@@ -182,9 +182,9 @@ async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+    let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
     let (sender, _events) = mpsc::channel(256);
-    tokio::spawn(kubernetes::run(client, "node-a".into(), sender, Metrics::default()));
+    tokio::spawn(kubernetes::run(access, "node-a".into(), sender, Metrics::default(), Timing::default()));
 
     let mut granted = BTreeSet::new();
     for rule in object::<ClusterRole>("rbac.yaml", "ClusterRole").rules.unwrap() {

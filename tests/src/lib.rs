@@ -10,6 +10,7 @@ pub mod capture;
 pub mod case;
 pub mod cluster;
 pub mod expect;
+pub mod fault_proxy;
 pub mod interrupt;
 pub mod known;
 pub mod lab;

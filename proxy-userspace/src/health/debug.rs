@@ -15,7 +15,7 @@ use super::server::{JSON, TEXT, not_found};
 use super::zpages::{Page, flagz, statusz};
 use crate::config::Settings;
 use crate::config::raw::KubeProxyConfiguration;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::reconcile::SyncLog;
 
 struct Debug {
@@ -44,8 +44,7 @@ pub fn debug_router(metrics: Metrics, settings: &Settings, log: SyncLog) -> Rout
 }
 
 async fn metrics_page(State(debug): State<Arc<Debug>>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], debug.metrics.page()).into_response()
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], debug.metrics.page()).into_response()
 }
 
 /// kube-proxy registers no health check with this page, so all it has is the start of the process.
