@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use crate::fake_api::{FakeApi, ObjectWriter, Options};
 use crate::observer::{scratch_directory, service, write_kubeconfig};
 
+/// The address of the Node.
+const NODE: &str = "192.0.2.1";
+
 /// Runs a test in a thread with a network namespace of its own. Without root: a skip that says so.
 pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
@@ -20,8 +23,9 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
             println!("skip: needs root to make a network namespace ({error})");
             return;
         }
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-        assert!(up.success());
+        for arguments in [&["link", "set", "lo", "up"][..], &["address", "add", NODE, "dev", "lo"]] {
+            assert!(Command::new("ip").args(arguments).status().unwrap().success());
+        }
         // Its threads are children of this one, so they are in the namespace too.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.unwrap().block_on(test());
@@ -91,7 +95,7 @@ impl Proxy {
 pub(crate) async fn cluster() -> FakeApi {
     let api = FakeApi::start(Options::default()).await;
     api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
-        "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}}));
+        "status": {"addresses": [{"type": "InternalIP", "address": NODE}]}}));
     api.put(with_udp(service("web", 80)));
     api
 }

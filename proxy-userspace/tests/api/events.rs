@@ -10,8 +10,8 @@ use sluice::watch::kubernetes::{Access, Origin};
 use sluice_core::model::ObjectName;
 
 use crate::daemons::{Proxy, cluster, in_namespace};
-use crate::fake_api::{FakeApi, Options};
-use crate::observer::{scratch_directory, write_kubeconfig};
+use crate::fake_api::{FakeApi, ObjectWriter, Options};
+use crate::observer::{scratch_directory, service, write_kubeconfig};
 
 async fn recorder(url: &str, metrics: &Metrics) -> Recorder {
     let directory = scratch_directory();
@@ -84,5 +84,34 @@ fn a_starting_daemon_says_so_and_a_port_that_is_taken_is_the_last_it_says() {
             serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "node-a"})
         );
         assert!(event["note"].as_str().unwrap().contains("10249"), "{event}");
+    });
+}
+
+#[test]
+fn a_health_check_port_that_is_taken_is_told_of_the_service() {
+    in_namespace(|| async {
+        let api = cluster().await;
+        let _taken = TcpListener::bind("0.0.0.0:30000").unwrap();
+        let mut service = service("lb", 80);
+        service["spec"]["type"] = "LoadBalancer".into();
+        service["spec"]["clusterIP"] = "10.96.0.11".into();
+        service["spec"]["externalTrafficPolicy"] = "Local".into();
+        service["spec"]["healthCheckNodePort"] = 30000.into();
+        api.put(service);
+        let sluice = Proxy::sluice(&[], &api);
+        let told = || api.events().into_iter().find(|event| event["regarding"]["kind"] == "Service");
+        for _ in 0..250 {
+            if told().is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let event = told().unwrap_or_else(|| panic!("no event: {}", sluice.log()));
+        assert_eq!(
+            (&event["reason"], &event["action"]),
+            (&"FailedToStartServiceHealthcheck".into(), &"Listen".into())
+        );
+        assert_eq!((&event["type"], &event["metadata"]["namespace"]), (&"Warning".into(), &"default".into()));
+        assert_eq!(event["regarding"]["name"], "lb");
     });
 }

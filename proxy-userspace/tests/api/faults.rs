@@ -1,8 +1,9 @@
 //! The watch under fire: whatever happens between it and the API server, it ends in the right state, withdraws
 //! nothing meanwhile, and counts what happened.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use sluice::watch::kubernetes::Timing;
 use sluice_tests::fault_proxy::{Fault, FaultProxy, Options as ProxyOptions};
 
 use crate::fake_api::{FakeApi, ObjectWriter, Options};
@@ -126,6 +127,36 @@ async fn a_forgotten_version_leads_to_a_new_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn first_lists_come_at_once_and_later_ones_spread() {
+    let cluster = FakeApi::start(Options::default()).await;
+    let proxy = proxy_for(cluster.url());
+    cluster.put(service("web", 80));
+    let timing = Timing { relist_spread: Duration::from_secs(3), ..quick() };
+    let begun = Instant::now();
+    let mut nodes = Vec::new();
+    for _ in 0..8 {
+        nodes.push(Observer::start(&proxy.url(), timing.clone()).await);
+    }
+    for node in &nodes {
+        node.until_services(&[("web", 80)]).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+
+    proxy.inject(SERVICES, Fault::Status { code: 410, retry_after: None, requests: nodes.len() });
+    proxy.reset_connections();
+    let begun = Instant::now();
+    let listed = nodes.iter().map(|node| async {
+        node.until("listed again", |told| told.lists == 2).await;
+        begun.elapsed()
+    });
+    let times = futures::future::join_all(listed).await;
+    let (first, last) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+    // All eight within a tenth of the spread happen once in a million times.
+    assert!(*last - *first > Duration::from_millis(300), "{times:?}");
+    assert!(nodes.iter().all(|node| node.told().withdrawn.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forgotten_version_may_be_told_in_the_head_of_the_answer() {
     let scene = scene().await;
     scene.proxy.inject(SERVICES, Fault::Status { code: 410, retry_after: None, requests: 1 });
@@ -141,7 +172,7 @@ async fn a_throttling_server_is_left_alone_as_long_as_it_asks() {
     let asked = || scene.cluster.requests().iter().filter(|request| request.contains(SERVICES)).count();
     let before = asked();
     scene.proxy.inject(SERVICES, Fault::Status { code: 429, retry_after: Some(2), requests: 1 });
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     scene.proxy.reset_connections();
     scene.observer.until_failed("throttled").await;
     scene.ends_well().await;
