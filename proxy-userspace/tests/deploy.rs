@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::Uri;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use clap::Parser;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -155,7 +155,7 @@ fn the_init_container_of_the_component_shares_what_the_pod_has() {
 /// API group, resource and verb.
 type Request = (String, String, String);
 
-/// Answers every list with nothing and every watch with silence, and remembers them.
+/// A server that has no streamed lists: answers every list with nothing and every watch with silence, and remembers them.
 async fn serve(State(seen): State<Arc<Mutex<BTreeSet<Request>>>>, uri: Uri) -> Response {
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
     let (group, resource) = match parts[..] {
@@ -163,6 +163,9 @@ async fn serve(State(seen): State<Arc<Mutex<BTreeSet<Request>>>>, uri: Uri) -> R
         ["apis", group, "v1", resource] => (group, resource),
         _ => ("unexpected path", uri.path()),
     };
+    if uri.query().is_some_and(|query| query.contains("sendInitialEvents")) {
+        return StatusCode::UNPROCESSABLE_ENTITY.into_response();
+    }
     let watch = uri.query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
     let verb = if watch { "watch" } else { "list" };
     seen.lock().unwrap().insert((group.into(), resource.into(), verb.into()));
