@@ -169,7 +169,10 @@ impl Session<'_> {
             Work::Requests => 9002,
             Work::Stream => 9003,
         };
-        let address = if direct { world::direct(self.place) } else { world::cluster_ip(self.place) };
+        let (address, port) = match direct {
+            true => (world::direct(self.place), port + world::DIRECT),
+            false => (world::cluster_ip(self.place), port),
+        };
         let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
         let millis = self.arguments.load_seconds * 1000;
         self.client()?.load(LoadRequest { target, work, workers, millis, pause_micros: 0 })

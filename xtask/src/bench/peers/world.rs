@@ -9,6 +9,9 @@ use sluice_tests::objects::Key;
 use sluice_tests::target::From;
 use sluice_tests::topology::Topology;
 
+/// What is added to a port for loads that go straight to the pod: connections that differ in their way only would meet each
+/// other's remains there.
+pub(super) const DIRECT: u16 = 100;
 /// The ports of a node's measured pod, and what serves there.
 pub(super) const SERVERS: [(Service, u16); 3] =
     [(Service::Greet, 9001), (Service::Echo, 9002), (Service::Sink, 9003)];
@@ -61,6 +64,7 @@ pub(super) fn prepare(lab: &Lab, proxies: usize) -> Result<()> {
         let agent = lab.agent(&From::Pod(pod(place, "one")))?;
         for (service, port) in SERVERS {
             agent.serve(service, port)?;
+            agent.serve(service, port + DIRECT)?;
         }
         let mut ports = vec![json!({"name": "p8080", "port": 80, "targetPort": 8080, "protocol": "TCP"})];
         ports.extend(SERVERS.map(|(_, port)| {
