@@ -8,9 +8,9 @@ use super::raw::{FormatOptions, KubeProxyConfiguration};
 /// What the user asked for, where defaults would hide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Requested {
-    /// Mode nftables, or none.
+    /// Mode nftables.
     Nftables,
-    /// Mode iptables: its section counts.
+    /// Mode iptables, or none: its section counts.
     Iptables,
     /// Anything else, which validation reports.
     Other,
@@ -115,11 +115,12 @@ fn sections(config: &mut KubeProxyConfiguration) {
 }
 
 /// Only the section of the mode supplies sync periods and masqueradeAll; those of the others show as unset, as in
-/// kube-proxy. Mode iptables runs as nftables with the values of its own section.
+/// kube-proxy. Mode iptables, or none, runs as nftables with the values of its own section.
 fn mode(config: &mut KubeProxyConfiguration) -> Requested {
     let requested = match config.mode.as_str() {
-        "" | "nftables" => Requested::Nftables,
-        "iptables" => Requested::Iptables,
+        "nftables" => Requested::Nftables,
+        // kube-proxy's default, which the files of existing clusters count on.
+        "" | "iptables" => Requested::Iptables,
         _ => return Requested::Other,
     };
     let (iptables, nftables) = (&mut config.iptables, &mut config.nftables);

@@ -9,7 +9,7 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
     modes(config, &mut told);
     let beyond =
         |period: Option<GoDuration>| period.is_some_and(|period| period.value > GoDuration::seconds(1).value);
-    let min = if config.mode == "iptables" {
+    let min = if matches!(config.mode.as_str(), "" | "iptables") {
         &config.iptables.min_sync_period
     } else {
         &config.nftables.min_sync_period
@@ -82,22 +82,22 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
         "for mode ipvs only",
     );
     let iptables = &config.iptables;
-    if config.mode == "iptables" {
-        told.0.push(
-            "mode: \"iptables\" runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of section \
+    if matches!(config.mode.as_str(), "" | "iptables") {
+        let mode = if config.mode.is_empty() {
+            "none, and so kube-proxy's default iptables,"
+        } else {
+            "\"iptables\""
+        };
+        told.0.push(format!(
+            "mode: {mode} runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of section \
              iptables; node ports answer on all addresses unless nodePortAddresses is set, but not on loopback"
-                .into(),
-        );
+        ));
         told.no_effect(
             iptables.localhost_node_ports == Some(true),
             "iptables.localhostNodePorts",
             "node ports do not answer on loopback",
         );
         return;
-    }
-    if config.mode.is_empty() {
-        told.0.push("mode: none is set, so it is nftables, and node ports answer on the node's primary addresses unless \
-                     nodePortAddresses is set (kube-proxy takes iptables, and all addresses)".into());
     }
     let mut ours = iptables.clone();
     ours.localhost_node_ports = None;

@@ -338,15 +338,22 @@ mod tests {
         assert_eq!(settings.healthz_bind, Some("0.0.0.0:10256".parse().unwrap()));
         assert_eq!(settings.metrics_bind, Some("127.0.0.1:10249".parse().unwrap()));
         assert_eq!((settings.masquerade_bit, settings.sync_period.as_secs()), (14, 30));
-        assert_eq!(settings.node_port_addresses, NodePortSelection::Primary);
         assert_eq!(settings.detect_local, DetectLocal::ClusterCidr(vec![]));
         assert_eq!(settings.scheduler, Scheduler::Random);
     }
 
     #[test]
+    fn node_ports_answer_on_primary_addresses_in_mode_nftables_and_on_all_where_kube_proxy_would_run_iptables()
+     {
+        let of = |mode| settings(serde_json::json!({"mode": mode})).unwrap().node_port_addresses;
+        assert_eq!(of("nftables"), NodePortSelection::Primary);
+        assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(vec![]), of("")));
+    }
+
+    #[test]
     fn all_errors_are_told_at_once_with_their_fields() {
         let error = settings(serde_json::json!({
-            "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
+            "mode": "nftables", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
             "nftables": {"masqueradeBit": 32, "syncPeriod": "-1s"}, "detectLocalMode": "ClusterCIDR",
             "healthzBindAddress": "nowhere", "oomScoreAdj": 2000, "sluice": {"scheduler": "wrr"},
         }))
