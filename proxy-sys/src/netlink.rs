@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER};
 use netlink_sys::{Socket, SocketAddr};
 
 /// What went wrong between us and the kernel.
@@ -262,9 +262,18 @@ const SEND_BUFFER: i32 = 64 << 20;
 impl NetfilterSocket {
     /// Opens a socket.
     pub fn open() -> Result<Self, NetlinkError> {
+        Self::of_protocol(NETLINK_NETFILTER)
+    }
+
+    /// Opens a socket to generic netlink, whose messages are framed alike.
+    pub fn generic() -> Result<Self, NetlinkError> {
+        Self::of_protocol(NETLINK_GENERIC)
+    }
+
+    fn of_protocol(protocol: isize) -> Result<Self, NetlinkError> {
         let fail = |operation| move |source| NetlinkError::Socket { operation, source };
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail("open a netfilter netlink socket"))?;
-        let address = socket.bind_auto().map_err(fail("bind a netfilter netlink socket"))?;
+        let mut socket = Socket::new(protocol).map_err(fail("open a netlink socket"))?;
+        let address = socket.bind_auto().map_err(fail("bind a netlink socket"))?;
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);

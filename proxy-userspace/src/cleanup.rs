@@ -1,9 +1,83 @@
-//! `sluice cleanup`: removes what is ours from the kernel.
+//! Removes what is ours, and what kube-proxy left, from the kernel.
 
-use sluice_sys::netlink::NetlinkError;
+mod kube_proxy;
+mod legacy;
+mod names;
+mod plan;
+
 use sluice_sys::nft::Nft;
+use tracing::{info, warn};
 
-/// Deletes our table. Returns whether there was one.
-pub fn cleanup() -> Result<bool, NetlinkError> {
-    Nft::open()?.delete_table()
+use crate::daemon::DaemonError;
+
+/// Something that was found in the kernel, and whether it could be removed.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// What was found.
+    what: String,
+    /// Whether it is gone.
+    result: Result<(), StepError>,
+}
+
+/// Why something is still there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    /// The kernel refused, or could not be asked.
+    #[error(transparent)]
+    Netlink(#[from] sluice_sys::netlink::NetlinkError),
+    /// The kernel's answer to a request about interfaces.
+    #[error(transparent)]
+    Link(#[from] rtnetlink::Error),
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+    /// A program failed.
+    #[error("{program}: {message}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// No program is there that can do it.
+    #[error("nothing leads to them any more, but no program here can delete them; on the node, run: {0}")]
+    NoProgram(String),
+}
+
+/// `sluice cleanup`: removes our table and, when asked, kube-proxy's leftovers. A step that fails is told, and the
+/// others still run.
+pub fn cleanup(with_kube_proxy: bool) -> Result<(), DaemonError> {
+    let ours = Nft::open().and_then(|mut nft| nft.delete_table());
+    let mut steps = Vec::new();
+    match ours {
+        Ok(true) => println!("removed table inet sluice"),
+        Ok(false) => println!("nothing to remove: there is no table inet sluice"),
+        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
+        Err(error) => steps.push(Step { what: "table inet sluice".into(), result: Err(error.into()) }),
+    }
+    if with_kube_proxy {
+        let found = kube_proxy::remove();
+        if found.is_empty() {
+            println!("nothing to remove: kube-proxy left nothing");
+        }
+        steps.extend(found);
+    }
+    let mut failures = Vec::new();
+    for Step { what, result } in steps {
+        match result {
+            Ok(()) => println!("removed {what}"),
+            Err(error) => failures.push(format!("{what}: {error}")),
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(DaemonError::Cleanup(failures)) }
+}
+
+/// Removes kube-proxy's leftovers when the daemon has taken over from it.
+pub fn take_over() {
+    for Step { what, result } in kube_proxy::remove() {
+        match result {
+            Ok(()) => info!("removed what kube-proxy left: {what}"),
+            Err(error) => warn!(%error, "cannot remove what kube-proxy left: {what}"),
+        }
+    }
 }

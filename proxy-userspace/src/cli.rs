@@ -1,8 +1,15 @@
-//! The command line.
+//! The command line: `sluice COMMAND`, and that of kube-proxy, which has no commands.
 
-use std::path::PathBuf;
+mod flags;
 
-use clap::{Args, Parser, Subcommand};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use flags::{Gate, Pattern, RunArgs};
 
 /// Sluice: service proxy for Linux Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -13,9 +20,12 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes:
+const EXIT_CODES: &str =
+    "Without a command, or called by the name kube-proxy, flags are those of `sluice run`.
+
+Exit codes:
   0  done, or ended by SIGTERM or SIGINT (rules stay in force)
-  1  failed while running
+  1  failed while running; the configuration file changed
   2  wrong command line or configuration
   3  the machine lacks something: a capability, a kernel feature, a file";
 
@@ -25,62 +35,187 @@ pub enum Command {
     /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
     Run(Box<RunArgs>),
     /// Remove everything of Sluice from the kernel.
-    Cleanup,
+    Cleanup {
+        /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS, ipsets.
+        #[arg(long)]
+        kube_proxy: bool,
+    },
 }
 
-/// Flags of `sluice run`. With --config, settings come from the file, as in kube-proxy; only
-/// --hostname-override, --manifests, --kubeconfig, --master and -v keep their say.
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
-    /// Kubeconfig file; without it (and without --manifests) the pod's service account is used.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// URL of the API server, over that of the kubeconfig.
-    #[arg(long, value_name = "URL")]
-    pub master: Option<String>,
-    /// The node's name, if it is not the host's.
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
-    /// Dataplane: nftables.
-    #[arg(long, value_name = "MODE")]
-    pub proxy_mode: Option<String>,
-    /// How endpoints are picked: random or rr.
-    #[arg(long, value_name = "NAME")]
-    pub scheduler: Option<String>,
-    /// Pod networks, at most one for each family, comma-separated; tells pods from other clients.
-    #[arg(long, value_name = "CIDRS")]
-    pub cluster_cidr: Option<String>,
-    /// How pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
-    #[arg(long, value_name = "MODE")]
-    pub detect_local_mode: Option<String>,
-    /// The bridge for BridgeInterface.
-    #[arg(long, value_name = "NAME")]
-    pub pod_bridge_interface: Option<String>,
-    /// The prefix for InterfaceNamePrefix.
-    #[arg(long, value_name = "PREFIX")]
-    pub pod_interface_name_prefix: Option<String>,
-    /// Networks of the node addresses that node ports answer on, comma-separated, or "primary".
-    #[arg(long, value_name = "CIDRS")]
-    pub nodeport_addresses: Option<String>,
-    /// Masquerade all traffic to ClusterIPs.
-    #[arg(long)]
-    pub masquerade_all: bool,
-    /// Where /healthz and /livez are served, IP or IP:port.
-    #[arg(long, value_name = "ADDRESS")]
-    pub healthz_bind_address: Option<String>,
-    /// Where /metrics is served, IP or IP:port.
-    #[arg(long, value_name = "ADDRESS")]
-    pub metrics_bind_address: Option<String>,
-    /// Log more: 2 and above log each sync, 4 and above each object.
-    #[arg(short, long = "v", value_name = "LEVEL", default_value_t = 0)]
-    pub verbosity: u8,
-    /// Log format: text or json.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub logging_format: String,
+/// What was typed.
+#[derive(Debug)]
+pub struct Invocation {
+    /// The command with its flags.
+    pub command: Command,
+    /// Every flag of the command and its value as text.
+    pub flags: BTreeMap<String, String>,
+    /// Flags that were given.
+    pub given: Vec<String>,
+}
+
+/// Parses a command line.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(normalize(arguments.into_iter().collect()))?;
+    let command = Cli::from_arg_matches(&matches)?.command;
+    let (flags, given) =
+        matches.subcommand().map(|(name, matches)| values(name, matches)).unwrap_or_default();
+    Ok(Invocation { command, flags, given })
+}
+
+/// What --version prints; nothing if it is false.
+pub fn version(value: &str) -> Option<String> {
+    let version = env!("CARGO_PKG_VERSION");
+    match value {
+        // A version to report instead is accepted, and does nothing here.
+        set if set.starts_with('v') => None,
+        "raw" => Some(format!(
+            "sluice {version}, as kube-proxy {KUBE_PROXY}, {}-{}",
+            std::env::consts::OS,
+            std::env::consts::ARCH
+        )),
+        _ => flags::go_bool(value).unwrap_or(true).then(|| format!("sluice {version}")),
+    }
+}
+
+/// The version of kube-proxy whose configuration and behaviour this is.
+pub const KUBE_PROXY: &str = "1.36";
+
+/// kube-proxy's command line has no commands, and takes `_` for `-` in names of flags.
+fn normalize(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
+    let of_run = first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version");
+    if called == "kube-proxy" || of_run {
+        arguments.insert(1.min(arguments.len()), "run".into());
+    }
+    arguments.into_iter().map(with_hyphens).collect()
+}
+
+fn with_hyphens(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) if text.starts_with("--") && text.contains('_') => {
+            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            format!("{}{value}", name.replace('_', "-")).into()
+        }
+        _ => argument,
+    }
+}
+
+/// The flags of a command: all with their values, and the names of those that were given.
+fn values(name: &str, matches: &ArgMatches) -> (BTreeMap<String, String>, Vec<String>) {
+    let (mut all, mut given) = (BTreeMap::new(), Vec::new());
+    let command = Cli::command();
+    let arguments = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    for argument in arguments {
+        let (id, Some(long)) = (argument.get_id().as_str(), argument.get_long()) else { continue };
+        if matches.value_source(id) == Some(ValueSource::CommandLine) {
+            given.push(long.to_owned());
+        }
+        let typed = matches.get_raw(id).map(|values| {
+            let texts: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+            texts.join(",")
+        });
+        let default = || DEFAULTS.iter().find(|(flag, _)| *flag == long).map_or("", |(_, value)| value);
+        all.insert(long.to_owned(), typed.unwrap_or_else(|| default().to_owned()));
+    }
+    (all, given)
+}
+
+/// What a flag that is not given stands for, where that is not empty.
+pub const DEFAULTS: &[(&str, &str)] = &[
+    ("bind-address", "0.0.0.0"),
+    ("bind-address-hard-fail", "false"),
+    ("cleanup", "false"),
+    ("cleanup-kube-proxy", "true"),
+    ("config-sync-period", "15m0s"),
+    ("conntrack-max-per-core", "32768"),
+    ("conntrack-min", "131072"),
+    ("conntrack-tcp-be-liberal", "false"),
+    ("conntrack-tcp-timeout-close-wait", "1h0m0s"),
+    ("conntrack-tcp-timeout-established", "24h0m0s"),
+    ("conntrack-udp-timeout", "0s"),
+    ("conntrack-udp-timeout-stream", "0s"),
+    ("healthz-bind-address", "0.0.0.0:10256"),
+    ("healthz-port", "10256"),
+    ("init-only", "false"),
+    ("iptables-localhost-nodeports", "true"),
+    ("iptables-masquerade-bit", "14"),
+    ("iptables-min-sync-period", "1s"),
+    ("iptables-sync-period", "30s"),
+    ("ipvs-min-sync-period", "1s"),
+    ("ipvs-strict-arp", "false"),
+    ("ipvs-sync-period", "30s"),
+    ("ipvs-tcp-timeout", "0s"),
+    ("ipvs-tcpfin-timeout", "0s"),
+    ("ipvs-udp-timeout", "0s"),
+    ("kube-api-burst", "10"),
+    ("kube-api-content-type", "application/vnd.kubernetes.protobuf"),
+    ("kube-api-qps", "5"),
+    ("log-flush-frequency", "5s"),
+    ("log-json-info-buffer-size", "0"),
+    ("log-json-split-stream", "false"),
+    ("log-text-info-buffer-size", "0"),
+    ("log-text-split-stream", "false"),
+    ("logging-format", "text"),
+    ("masquerade-all", "false"),
+    ("metrics-bind-address", "127.0.0.1:10249"),
+    ("metrics-port", "10249"),
+    ("oom-score-adj", "-999"),
+    ("profiling", "false"),
+    ("v", "0"),
+    ("version", "false"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<(RunArgs, Invocation), clap::Error> {
+        let mut invocation = parse(arguments.iter().map(OsString::from))?;
+        let other = Command::Cleanup { kube_proxy: false };
+        match std::mem::replace(&mut invocation.command, other) {
+            Command::Run(args) => Ok((*args, invocation)),
+            Command::Cleanup { .. } => panic!("{arguments:?} is not run"),
+        }
+    }
+
+    #[test]
+    fn kube_proxys_command_line_is_that_of_run() {
+        let line =
+            ["--config=/c", "--hostname-override", "a", "-v=2", "--masquerade-all=false", "--init-only"];
+        for name in [&["/usr/local/bin/kube-proxy"][..], &["sluice"], &["sluice", "run"]] {
+            let (args, invocation) = run(&[name, &line].concat()).unwrap();
+            assert_eq!(args.config.unwrap().to_str(), Some("/c"));
+            assert_eq!(args.v, Some(2));
+            assert_eq!((args.dataplane.masquerade_all, args.actions.init_only), (Some(false), Some(true)));
+            assert_eq!(invocation.given, ["config", "v", "init-only", "hostname-override", "masquerade-all"]);
+            assert_eq!(invocation.flags["config-sync-period"], "15m0s");
+            assert_eq!(invocation.flags["hostname-override"], "a");
+        }
+        assert!(parse(["kube-proxy".into()]).is_ok());
+        assert!(parse(["sluice".into()]).is_err());
+        assert!(run(&["kube-proxy", "cleanup"]).is_err());
+    }
+
+    #[test]
+    fn flags_are_written_as_in_go() {
+        let (args, _) = run(&["kube-proxy", "-v", "3", "--oom_score_adj=-5", "--v=4", "--version"]).unwrap();
+        assert_eq!((args.v, args.node.oom_score_adj), (Some(4), Some(-5)));
+        assert_eq!(args.version.as_deref(), Some("true"));
+        let (args, _) = run(&[
+            "kube-proxy",
+            "--nodeport-addresses=10.0.0.0/8,fd00::/8",
+            "--nodeport-addresses",
+            "1.0.0.0/8",
+        ])
+        .unwrap();
+        assert_eq!(args.dataplane.nodeport_addresses.unwrap(), ["10.0.0.0/8", "fd00::/8", "1.0.0.0/8"]);
+        let (args, _) = run(&["kube-proxy", "--feature-gates=A=true,B=f", "--vmodule=a*=1,b=2"]).unwrap();
+        assert_eq!(args.node.feature_gates.unwrap(), [Gate("A".into(), true), Gate("B".into(), false)]);
+        assert_eq!(args.log.vmodule.unwrap(), [Pattern("a*".into(), 1), Pattern("b".into(), 2)]);
+        for bad in ["--masquerade-all=maybe", "--bogus", "extra", "--config-sync-period=5", "--vmodule=x"] {
+            assert!(run(&["kube-proxy", bad]).is_err(), "{bad}");
+        }
+        assert!(run(&["kube-proxy", "--masquerade-all", "false"]).is_err());
+    }
 }

@@ -1,24 +1,27 @@
 //! `sluice run`: puts the parts together and keeps them running.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use futures::future::BoxFuture;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Monitor, Nft, Notice};
 use sluice_sys::{capability, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::cli::RunArgs;
-use crate::config::raw::KubeProxyConfiguration;
-use crate::config::{ConfigError, Flags, Settings, Source, load, resolve};
+use crate::config::{ConfigError, DetectLocal, Settings, Source};
+use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
+use crate::node::NodeFacts;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, KubernetesError};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, conntrack};
+use crate::{addresses, cleanup, config, conntrack};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,9 @@ pub enum DaemonError {
          (modules nf_tables nft_numgen nft_fib_inet nft_masq nft_reject_inet nft_nat nft_ct)"
     )]
     Kernel(#[source] NetlinkError),
+    /// A sysctl cannot be written.
+    #[error(transparent)]
+    Sysctl(proc::ProcError),
     /// The manifest directory cannot be used.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
@@ -47,6 +53,17 @@ pub enum DaemonError {
     /// A listener could not bind, and bindAddressHardFail is set.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Something could not be removed.
+    #[error("not everything could be removed:\n  {}", .0.join("\n  "))]
+    Cleanup(Vec<String>),
+    /// The configuration file changed, which a restart takes up.
+    #[error("configuration file {} changed: ending, to be started again with the new configuration; rules stay in force", .0.display())]
+    ConfigChanged(PathBuf),
+    /// detectLocalMode is NodeCIDR, but the Node has none.
+    #[error(
+        "detectLocalMode is NodeCIDR, but Node {0} got no podCIDRs in five minutes; let the controller manager allocate them, or use another mode"
+    )]
+    NoPodCidrs(String),
     /// A system call failed.
     #[error("{operation}: {source}")]
     System {
@@ -62,83 +79,26 @@ impl DaemonError {
     /// The exit code, as `sluice --help` lists them.
     pub fn exit_code(&self) -> u8 {
         match self {
-            DaemonError::Config(ConfigError::Read { .. }) => 3,
+            DaemonError::Config(ConfigError::Read { .. } | ConfigError::Write { .. }) => 3,
             DaemonError::Config(_) => 2,
             DaemonError::Capability
             | DaemonError::Kernel(_)
+            | DaemonError::Sysctl(_)
             | DaemonError::Manifests(_)
             | DaemonError::Kubernetes(_) => 3,
-            DaemonError::Serve(_) | DaemonError::System { .. } => 1,
+            DaemonError::Serve(_)
+            | DaemonError::Cleanup(_)
+            | DaemonError::ConfigChanged(_)
+            | DaemonError::NoPodCidrs(_)
+            | DaemonError::System { .. } => 1,
         }
     }
 }
 
 /// Objects on their way to the index.
 const EVENT_QUEUE: usize = 4096;
-
-/// Settings from flags and file.
-pub fn settings(args: &RunArgs, host_name: &str) -> Result<Settings, DaemonError> {
-    let mut warnings = Vec::new();
-    let config = match &args.config {
-        Some(path) => {
-            let loaded = load(path)?;
-            let file = path.display();
-            let unknown = loaded.unknown.iter();
-            warnings.extend(unknown.map(|field| format!("{file}: unknown field {field} is ignored")));
-            let ignored = flags_without_say(args);
-            if !ignored.is_empty() {
-                warnings
-                    .push(format!("--config is given, so these flags have no effect: {}", ignored.join(" ")));
-            }
-            loaded.config
-        }
-        None => from_flags(args),
-    };
-    let flags = Flags {
-        hostname_override: args.hostname_override.clone(),
-        manifests: args.manifests.clone(),
-        kubeconfig: args.kubeconfig.clone(),
-        master: args.master.clone(),
-    };
-    let mut settings = resolve(config, &flags, host_name)?;
-    settings.warnings.extend(warnings);
-    Ok(settings)
-}
-
-fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let mut config = KubeProxyConfiguration {
-        mode: text(&args.proxy_mode),
-        cluster_cidr: text(&args.cluster_cidr),
-        detect_local_mode: text(&args.detect_local_mode),
-        healthz_bind_address: text(&args.healthz_bind_address),
-        metrics_bind_address: text(&args.metrics_bind_address),
-        ..KubeProxyConfiguration::default()
-    };
-    config.node_port_addresses =
-        args.nodeport_addresses.as_ref().map(|list| list.split(',').map(str::to_owned).collect());
-    config.nftables.masquerade_all = args.masquerade_all;
-    config.sluice.scheduler = text(&args.scheduler);
-    config.detect_local.bridge_interface = text(&args.pod_bridge_interface);
-    config.detect_local.interface_name_prefix = text(&args.pod_interface_name_prefix);
-    config
-}
-
-fn flags_without_say(args: &RunArgs) -> Vec<&'static str> {
-    let given = [
-        (args.proxy_mode.is_some(), "--proxy-mode"),
-        (args.scheduler.is_some(), "--scheduler"),
-        (args.cluster_cidr.is_some(), "--cluster-cidr"),
-        (args.detect_local_mode.is_some(), "--detect-local-mode"),
-        (args.pod_bridge_interface.is_some(), "--pod-bridge-interface"),
-        (args.pod_interface_name_prefix.is_some(), "--pod-interface-name-prefix"),
-        (args.nodeport_addresses.is_some(), "--nodeport-addresses"),
-        (args.masquerade_all, "--masquerade-all"),
-        (args.healthz_bind_address.is_some(), "--healthz-bind-address"),
-        (args.metrics_bind_address.is_some(), "--metrics-bind-address"),
-    ];
-    given.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag).collect()
-}
+/// How long the end of the process waits for the event that tells of it.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Checks that this process may and the kernel can do what is needed.
 fn preflight() -> Result<(), DaemonError> {
@@ -152,17 +112,24 @@ fn preflight() -> Result<(), DaemonError> {
     })
 }
 
+/// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
+pub fn init(settings: &Settings) -> Result<(), DaemonError> {
+    for (name, value) in conntrack_sysctls(settings, cpus()) {
+        let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());
+        set.map_err(DaemonError::Sysctl)?;
+    }
+    info!("the node is prepared");
+    Ok(())
+}
+
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
 pub async fn run(settings: Settings) -> Result<(), DaemonError> {
-    for warning in &settings.warnings {
-        warn!("{warning}");
-    }
     preflight()?;
     prepare_process(&settings);
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
     let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
-    let source = source(&settings, events, metrics.clone()).await?;
+    let (source, recorder) = source(&settings, events, metrics.clone()).await?;
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
@@ -192,8 +159,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tokio::spawn(source);
     tokio::spawn(addresses::follow(address_sender));
     tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
-    tokio::spawn(run_service_health(settings.clone(), check_receiver, facts_receiver, health.clone()));
-    tokio::spawn(monitor(started_receiver, notices));
+    let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
+    tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
+    tokio::spawn(after_first_pass(started_receiver, notices, settings.cleanup_kube_proxy));
+    let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
     let hard = settings.bind_hard_fail;
     let healthz = serve(
         settings.healthz_bind,
@@ -202,9 +171,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         hard,
         health_router(health, metrics.clone()),
     );
-    let debug = debug_router(metrics, settings.effective.clone(), log);
+    let debug = debug_router(metrics, &settings, log);
     let metrics_page = serve(settings.metrics_bind, "metrics", "metricsBindAddress", hard, debug);
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
+    recorder.record(Event::starting());
     tokio::select! {
         signal = end_signal() => {
             info!(signal = signal?, "ending; rules stay in force");
@@ -212,8 +182,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
             let _ = reconciling.await;
             Ok(())
         }
-        result = healthz => result.map_err(DaemonError::from),
-        result = metrics_page => result.map_err(DaemonError::from),
+        result = healthz => last_words(result, &recorder, Event::no_health_server).await,
+        result = metrics_page => last_words(result, &recorder, Event::no_metrics_server).await,
+        error = pod_cidrs => Err(error),
+        error = config_change(&settings) => Err(error),
         _ = &mut reconciling => {
             let source = std::io::Error::other("the reconcile loop ended");
             Err(DaemonError::System { operation: "reconcile", source })
@@ -221,25 +193,86 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
 }
 
-/// Makes the source of objects, as a future to run.
+/// Tells the cluster why the process ends, if it can be told at once.
+async fn last_words(
+    result: Result<(), ServeError>,
+    recorder: &Recorder,
+    event: fn(String) -> Event,
+) -> Result<(), DaemonError> {
+    if let Err(error) = &result {
+        recorder.record(event(error.to_string()));
+        recorder.flush(LAST_WORDS).await;
+    }
+    result.map_err(DaemonError::from)
+}
+
+/// Makes the source of objects, as a future to run, and what takes events to where they come from.
 async fn source(
     settings: &Settings,
     events: mpsc::Sender<Received>,
     metrics: Metrics,
-) -> Result<futures::future::BoxFuture<'static, ()>, DaemonError> {
+) -> Result<(BoxFuture<'static, ()>, Recorder), DaemonError> {
     Ok(match &settings.source {
-        Source::Manifests(directory) => Box::pin(Manifests::new(directory.clone(), events, metrics)?.run()),
+        Source::Manifests(directory) => {
+            let manifests = Manifests::new(directory.clone(), events, metrics)?;
+            (Box::pin(manifests.run()), Recorder::default())
+        }
         Source::Kubernetes { kubeconfig, master } => {
-            let client = kubernetes::client(kubeconfig.as_ref(), master.as_deref()).await?;
-            Box::pin(kubernetes::run(client, settings.node_name.clone(), events, metrics))
+            let origin = Origin { kubeconfig: kubeconfig.clone(), master: master.clone() };
+            let access = Access::new(origin).await?;
+            let node_name = settings.node_name.clone();
+            let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let reporter =
+                Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
+            let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
+            (Box::pin(kubernetes::run(access, node_name, events, metrics, Timing::default())), recorder)
         }
     })
 }
 
-/// Waits for the first pass, then reports what others do to our table. It starts late because the kernel would
-/// have to write a notification for each element of the first load.
-async fn monitor(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>) {
+const POD_CIDR_WAIT: Duration = Duration::from_secs(300);
+
+/// In mode NodeCIDR, returns when the Node has had no podCIDRs for too long since the start.
+async fn pod_cidrs(
+    settings: &Settings,
+    mut facts: watch::Receiver<NodeFacts>,
+    wait: Duration,
+) -> DaemonError {
+    let there = |facts: &NodeFacts| facts.node.as_ref().is_some_and(|node| !node.pod_cidrs.is_empty());
+    if settings.detect_local != DetectLocal::NodeCidr
+        || matches!(tokio::time::timeout(wait, facts.wait_for(there)).await, Ok(Ok(_)))
+    {
+        return std::future::pending().await;
+    }
+    DaemonError::NoPodCidrs(settings.node_name.clone())
+}
+
+/// Returns when the configuration file changes.
+async fn config_change(settings: &Settings) -> DaemonError {
+    if let Some(file) = &settings.config_file {
+        let path = &file.path;
+        match config::changed(file).await {
+            Ok(()) => return DaemonError::ConfigChanged(path.clone()),
+            Err(error) => {
+                warn!(%error, path = %path.display(), "cannot watch the configuration file for changes")
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Once our rules are in force, those of kube-proxy may go; connections keep the translation that they have.
+async fn after_first_pass(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>, cleanup: bool) {
     let Ok(port) = started.await else { return };
+    if cleanup {
+        tokio::task::spawn_blocking(cleanup::take_over);
+    }
+    monitor(port, notices);
+}
+
+/// Reports what others do to our table. It starts late because the kernel would have to write a notification for
+/// each element of the first load.
+fn monitor(port: u32, notices: mpsc::Sender<Notice>) {
     let thread = std::thread::Builder::new().name("nft-monitor".into());
     let spawned = thread.spawn(move || {
         let mut first = true;
@@ -261,7 +294,7 @@ async fn monitor(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>)
                 }
                 Err(error) => warn!(%error, "cannot listen for nf_tables changes; trying again"),
             }
-            std::thread::sleep(std::time::Duration::from_secs(1));
+            std::thread::sleep(Duration::from_secs(1));
         }
     });
     if let Err(error) = spawned {
@@ -328,4 +361,46 @@ fn conntrack_sysctls(settings: &Settings, cpus: i64) -> Vec<(&'static str, i64)>
         sysctls.push(("nf_conntrack_tcp_be_liberal", 1));
     }
     sysctls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_core::model::{Node, ObjectName};
+
+    fn settings(mode: &str) -> Settings {
+        let config =
+            config::raw::KubeProxyConfiguration { detect_local_mode: mode.into(), ..Default::default() };
+        config::resolve(config, &config::Flags::default(), "n1").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_without_pod_cidrs_is_given_up_in_mode_node_cidr_only() {
+        let soon = Duration::from_millis(20);
+        let (sender, facts) = watch::channel(NodeFacts::default());
+        let error = pod_cidrs(&settings("NodeCIDR"), facts.clone(), soon).await;
+        assert!(error.to_string().contains("Node n1 got no podCIDRs"), "{error}");
+        let ends = |settings: Settings, facts| async move {
+            tokio::time::timeout(5 * soon, pod_cidrs(&settings, facts, soon)).await.is_ok()
+        };
+        assert!(!ends(settings("ClusterCIDR"), facts.clone()).await);
+        let node = Node {
+            name: ObjectName::cluster_scoped("n1"),
+            addresses: vec![],
+            pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+            zone: None,
+            eligible: true,
+        };
+        sender.send_modify(|facts| facts.node = Some(node));
+        assert!(!ends(settings("NodeCIDR"), facts).await);
+    }
+
+    #[test]
+    fn conntrack_sysctls_follow_the_cores_and_leave_zeros_alone() {
+        let sysctls = |cpus| conntrack_sysctls(&settings("NodeCIDR"), cpus);
+        assert_eq!(sysctls(2)[0], ("nf_conntrack_max", 131_072));
+        assert_eq!(sysctls(8)[0], ("nf_conntrack_max", 262_144));
+        assert_eq!(sysctls(64)[0], ("nf_conntrack_max", 1 << 20));
+        assert_eq!(sysctls(2).len(), 3);
+    }
 }

@@ -1,9 +1,12 @@
 //! Health: the proxy's own (reference 5.1, 5.2) and that of Services (5.3).
 
+mod debug;
 mod server;
 mod service;
+mod zpages;
 
-pub use server::{ServeError, bind, debug_router, health_router, serve};
+pub use debug::debug_router;
+pub use server::{ServeError, bind, health_router, serve};
 pub use service::run as run_service_health;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,66 +2,50 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use sluice::cli::{Cli, Command, RunArgs};
+use sluice::cli::{self, Command, Invocation, RunArgs};
+use sluice::config::{settings, write_effective};
 use sluice::daemon::{self, DaemonError};
-use tracing_subscriber::EnvFilter;
+use sluice::{cleanup, logging};
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(args) => run(&args),
-        Command::Cleanup => cleanup(),
+    let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let result = match &invocation.command {
+        Command::Run(args) => run(args, &invocation),
+        Command::Cleanup { kube_proxy } => cleanup::cleanup(*kube_proxy),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, message)) => {
-            eprintln!("sluice: {message}");
-            ExitCode::from(code)
+        Err(error) => {
+            eprintln!("sluice: {error}");
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
-type Outcome = Result<(), (u8, String)>;
-
-fn run(args: &RunArgs) -> Outcome {
-    let fail = |error: DaemonError| (error.exit_code(), error.to_string());
-    log_to_stderr(args);
+fn run(args: &RunArgs, invocation: &Invocation) -> Result<(), DaemonError> {
+    if let Some(version) = args.version.as_deref().and_then(cli::version) {
+        println!("{version}");
+        return Ok(());
+    }
+    if args.actions.cleanup == Some(true) {
+        return cleanup::cleanup(true);
+    }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let settings = daemon::settings(args, &host_name).map_err(fail)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| (1, format!("cannot start the runtime: {error}")))?;
-    let result = runtime.block_on(daemon::run(settings)).map_err(fail);
+    let settings = settings(args, invocation, &host_name)?;
+    logging::start(&settings.effective.logging);
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(file) = &args.actions.write_config_to {
+        return Ok(write_effective(&settings, file)?);
+    }
+    if args.actions.init_only == Some(true) {
+        return daemon::init(&settings);
+    }
+    let system = |source| DaemonError::System { operation: "start the runtime", source };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(system)?;
+    let result = runtime.block_on(daemon::run(settings));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     result
-}
-
-fn cleanup() -> Outcome {
-    match sluice::cleanup::cleanup() {
-        Ok(true) => println!("removed table inet sluice"),
-        Ok(false) => println!("nothing to remove: there is no table inet sluice"),
-        Err(error) if error.errno() == Some(libc::EPERM) => {
-            return Err((3, DaemonError::Capability.to_string()));
-        }
-        Err(error) => return Err((1, error.to_string())),
-    }
-    Ok(())
-}
-
-fn log_to_stderr(args: &RunArgs) {
-    let level = match args.verbosity {
-        0..=1 => "info",
-        2..=3 => "info,sluice=debug",
-        _ => "debug",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if args.logging_format == "json" {
-        builder.json().init();
-    } else {
-        let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        builder.with_ansi(is_terminal).init();
-    }
 }

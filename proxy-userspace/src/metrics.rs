@@ -1,20 +1,28 @@
-//! Metrics: kube-proxy's names (reference 5.6), and our own with the prefix `sluice_`.
+//! Metrics: kube-proxy's names (reference 5.6), and our own with the prefix `sluice_`. docs/metrics.md lists them.
+
+mod process;
+mod text;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family as Labelled;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use sluice_core::net::Family;
 
-/// Labels of one pair.
-type Label = [(&'static str, String); 1];
-type Histograms = Labelled<Label, Histogram, fn() -> Histogram>;
-type FloatGauges = Labelled<Label, Gauge<f64, std::sync::atomic::AtomicU64>>;
+/// `N` labels of a metric.
+type Labels<const N: usize> = [(&'static str, String); N];
+type Labelled<const N: usize, M> = prometheus_client::metrics::family::Family<Labels<N>, M>;
+type Histograms<const N: usize> =
+    prometheus_client::metrics::family::Family<Labels<N>, Histogram, fn() -> Histogram>;
+type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// The content type of [`Metrics::page`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// 1 ms doubled, 15 buckets, as kube-proxy has them.
 fn doubling() -> Histogram {
@@ -23,7 +31,7 @@ fn doubling() -> Histogram {
 
 /// kube-proxy's buckets of the network programming latency.
 fn programming() -> Histogram {
-    let seconds = [0.25, 0.5]
+    let seconds = [0.0, 0.25, 0.5]
         .into_iter()
         .chain((1..60).map(f64::from))
         .chain((60..120).step_by(5).map(f64::from))
@@ -31,183 +39,131 @@ fn programming() -> Histogram {
     Histogram::new(seconds)
 }
 
-/// All metrics; clones share the values.
-#[derive(Clone)]
-#[expect(missing_docs, reason = "each metric's help text stands where it is registered")]
-pub struct Metrics {
-    registry: Arc<Registry>,
-    pub sync_duration: Histograms,
-    pub sync_full_duration: Histograms,
-    pub sync_partial_duration: Histograms,
-    pub sync_last: FloatGauges,
-    pub sync_last_queued: FloatGauges,
-    pub network_programming: Histograms,
-    pub endpoint_changes_pending: Gauge,
-    pub endpoint_changes: Counter,
-    pub service_changes_pending: Gauge,
-    pub service_changes: Counter,
-    pub no_local_endpoints: Labelled<[(&'static str, String); 2], Gauge>,
-    pub healthz: Labelled<Label, Counter>,
-    pub livez: Labelled<Label, Counter>,
-    pub sync_failures: Labelled<Label, Counter>,
-    pub cleanup_failures: Labelled<Label, Counter>,
-    pub conntrack_duration: Histograms,
-    pub conntrack_deleted: Labelled<Label, Counter>,
-    pub services: Gauge,
-    pub endpoint_slices: Gauge,
-    pub operations: Counter,
-    pub repairs: Counter,
-    pub repaired_objects: Counter,
-    pub manifest_errors: Counter,
-    pub object_problems: Counter,
-    pub watch_errors: Labelled<Label, Counter>,
-    pub lists: Labelled<Label, Counter>,
-    resident_memory: Gauge,
+/// The buckets that Kubernetes clients have for requests.
+fn requests() -> Histogram {
+    Histogram::new([0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0])
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut registry = Registry::default();
-        let kube = registry.sub_registry_with_prefix("kubeproxy");
-        let histograms = |make: fn() -> Histogram| Histograms::new_with_constructor(make);
-        macro_rules! add {
-            ($name:literal, $help:literal, $metric:expr) => {{
-                let metric = $metric;
-                kube.register($name, $help, metric.clone());
-                metric
-            }};
+fn histograms<const N: usize>(make: fn() -> Histogram) -> Histograms<N> {
+    Histograms::new_with_constructor(make)
+}
+
+/// Makes the struct of all metrics and the function that registers them: `field: Type = value, "name", "help";`.
+/// The name of a counter goes without its `_total`.
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $value:expr, $name:literal, $help:literal;)*) => {
+        /// All metrics; clones share the values.
+        #[derive(Clone)]
+        #[expect(missing_docs, reason = "each metric's help text stands where it is registered")]
+        pub struct Metrics {
+            registry: Arc<Registry>,
+            $(pub $field: $type,)*
         }
-        let sync_duration =
-            add!("sync_proxy_rules_duration_seconds", "Duration of every sync", histograms(doubling));
-        let sync_full_duration =
-            add!("sync_full_proxy_rules_duration_seconds", "Duration of full syncs", histograms(doubling));
-        let sync_partial_duration = add!(
-            "sync_partial_proxy_rules_duration_seconds",
-            "Duration of incremental syncs",
-            histograms(doubling)
-        );
-        let sync_last = add!(
-            "sync_proxy_rules_last_timestamp_seconds",
-            "Unix time of the last successful sync",
-            FloatGauges::default()
-        );
-        let sync_last_queued = add!(
-            "sync_proxy_rules_last_queued_timestamp_seconds",
-            "Unix time when a sync was last asked for",
-            FloatGauges::default()
-        );
-        let network_programming = add!(
-            "network_programming_duration_seconds",
-            "From the change of an endpoint in the cluster to its rules in place here",
-            histograms(programming)
-        );
-        let endpoint_changes_pending = add!(
-            "sync_proxy_rules_endpoint_changes_pending",
-            "Services with endpoint changes that are not in the kernel yet",
-            Gauge::default()
-        );
-        let endpoint_changes =
-            add!("sync_proxy_rules_endpoint_changes", "EndpointSlice notifications", Counter::default());
-        let service_changes_pending = add!(
-            "sync_proxy_rules_service_changes_pending",
-            "Services with changes that are not in the kernel yet",
-            Gauge::default()
-        );
-        let service_changes =
-            add!("sync_proxy_rules_service_changes", "Service notifications", Counter::default());
-        let no_local_endpoints = add!(
-            "sync_proxy_rules_no_local_endpoints_total",
-            "Service ports with a Local policy that have endpoints, but none here",
-            Labelled::default()
-        );
-        let healthz = add!("proxy_healthz", "Answers of /healthz", Labelled::default());
-        let livez = add!("proxy_livez", "Answers of /livez", Labelled::default());
-        let sync_failures =
-            add!("sync_proxy_rules_nftables_sync_failures", "Failed transactions", Labelled::default());
-        let cleanup_failures = add!(
-            "sync_proxy_rules_nftables_cleanup_failures",
-            "Failed deletions of unused chains",
-            Labelled::default()
-        );
-        let conntrack_duration = add!(
-            "conntrack_reconciler_sync_duration_seconds",
-            "Duration of one pass over the UDP flows",
-            histograms(doubling)
-        );
-        let conntrack_deleted =
-            add!("conntrack_reconciler_deleted_entries", "Stale UDP flows deleted", Labelled::default());
-        let kube = registry.sub_registry_with_prefix("sluice");
-        macro_rules! add {
-            ($name:literal, $help:literal, $metric:expr) => {{
-                let metric = $metric;
-                kube.register($name, $help, metric.clone());
-                metric
-            }};
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::default();
+                $(
+                    let $field: $type = $value;
+                    registry.register($name, $help, $field.clone());
+                )*
+                registry.register("kubernetes_build", "The version of this program", build());
+                registry.register_collector(Box::new(process::Process));
+                Metrics { registry: Arc::new(registry), $($field,)* }
+            }
         }
-        let services = add!("services", "Services in the index", Gauge::default());
-        let endpoint_slices = add!("endpoint_slices", "EndpointSlices in the index", Gauge::default());
-        let operations = add!("kernel_operations", "Operations committed to the kernel", Counter::default());
-        let repairs = add!("repairs", "Full passes after others changed our table", Counter::default());
-        let repaired_objects =
-            add!("repaired_operations", "Operations that such passes needed", Counter::default());
-        let manifest_errors = add!("manifest_errors", "Reports about manifest files", Counter::default());
-        let object_problems =
-            add!("object_problems", "Parts of API objects that were left out", Counter::default());
-        let watch_errors = add!("watch_errors", "Failed lists and watches", Labelled::default());
-        let lists = add!("lists", "Complete lists begun", Labelled::default());
-        let resident_memory = Gauge::default();
-        registry.register(
-            "process_resident_memory_bytes",
-            "Resident memory size in bytes",
-            resident_memory.clone(),
-        );
-        Metrics {
-            registry: Arc::new(registry),
-            sync_duration,
-            sync_full_duration,
-            sync_partial_duration,
-            sync_last,
-            sync_last_queued,
-            network_programming,
-            endpoint_changes_pending,
-            endpoint_changes,
-            service_changes_pending,
-            service_changes,
-            no_local_endpoints,
-            healthz,
-            livez,
-            sync_failures,
-            cleanup_failures,
-            conntrack_duration,
-            conntrack_deleted,
-            services,
-            endpoint_slices,
-            operations,
-            repairs,
-            repaired_objects,
-            manifest_errors,
-            object_problems,
-            watch_errors,
-            lists,
-            resident_memory,
-        }
-    }
+    };
+}
+
+metrics! {
+    sync_duration: Histograms<1> = histograms(doubling),
+        "kubeproxy_sync_proxy_rules_duration_seconds", "Duration of every sync";
+    sync_full_duration: Histograms<1> = histograms(doubling),
+        "kubeproxy_sync_full_proxy_rules_duration_seconds", "Duration of full syncs";
+    sync_partial_duration: Histograms<1> = histograms(doubling),
+        "kubeproxy_sync_partial_proxy_rules_duration_seconds", "Duration of incremental syncs";
+    sync_last: Labelled<1, FloatGauge> = Labelled::default(),
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Unix time of the last successful sync";
+    sync_last_queued: Labelled<1, FloatGauge> = Labelled::default(),
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Unix time when a sync was last asked for";
+    network_programming: Histograms<1> = histograms(programming),
+        "kubeproxy_network_programming_duration_seconds",
+        "From the change of an endpoint in the cluster to its rules in place here";
+    endpoint_changes_pending: Gauge = Gauge::default(),
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+        "Services with endpoint changes that are not in the kernel yet";
+    endpoint_changes: Counter = Counter::default(),
+        "kubeproxy_sync_proxy_rules_endpoint_changes", "EndpointSlice notifications";
+    service_changes_pending: Gauge = Gauge::default(),
+        "kubeproxy_sync_proxy_rules_service_changes_pending",
+        "Services with changes that are not in the kernel yet";
+    service_changes: Counter = Counter::default(),
+        "kubeproxy_sync_proxy_rules_service_changes", "Service notifications";
+    no_local_endpoints: Labelled<2, Gauge> = Labelled::default(),
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+        "Service ports with a Local policy that have endpoints, but none here";
+    healthz: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_healthz", "Answers of /healthz";
+    livez: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_livez", "Answers of /livez";
+    sync_failures: Labelled<1, Counter> = Labelled::default(),
+        "kubeproxy_sync_proxy_rules_nftables_sync_failures", "Failed transactions";
+    cleanup_failures: Labelled<1, Counter> = Labelled::default(),
+        "kubeproxy_sync_proxy_rules_nftables_cleanup_failures", "Failed deletions of unused chains";
+    conntrack_duration: Histograms<1> = histograms(doubling),
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds", "Duration of one pass over the UDP flows";
+    conntrack_deleted: Labelled<1, Counter> = Labelled::default(),
+        "kubeproxy_conntrack_reconciler_deleted_entries", "Stale UDP flows deleted";
+    rest_requests: Labelled<3, Counter> = Labelled::default(),
+        "rest_client_requests", "Requests to the API server, by answer; <error> where none came";
+    rest_duration: Histograms<2> = histograms(requests),
+        "rest_client_request_duration_seconds", "From a request to the head of its answer";
+    services: Gauge = Gauge::default(), "sluice_services", "Services in the index";
+    endpoint_slices: Gauge = Gauge::default(), "sluice_endpoint_slices", "EndpointSlices in the index";
+    operations: Counter = Counter::default(),
+        "sluice_kernel_operations", "Operations committed to the kernel";
+    repairs: Counter = Counter::default(), "sluice_repairs", "Full passes after others changed our table";
+    repaired_objects: Counter = Counter::default(),
+        "sluice_repaired_operations", "Operations that such passes needed";
+    manifest_errors: Counter = Counter::default(), "sluice_manifest_errors", "Reports about manifest files";
+    object_problems: Counter = Counter::default(),
+        "sluice_object_problems", "Parts of API objects that were left out";
+    watch_errors: Labelled<2, Counter> = Labelled::default(),
+        "sluice_watch_errors", "Failed lists and watches, by kind of object and reason";
+    lists: Labelled<1, Counter> = Labelled::default(), "sluice_lists", "Lists of all objects of a kind begun";
+    events: Labelled<1, Counter> = Labelled::default(),
+        "sluice_events", "Events for the API, by what became of them: sent, failed, dropped";
+}
+
+/// The labels that Kubernetes programs give.
+fn build() -> Info<Vec<(&'static str, String)>> {
+    let platform = match std::env::consts::ARCH {
+        "x86_64" => "linux/amd64".to_owned(),
+        "aarch64" => "linux/arm64".to_owned(),
+        other => format!("linux/{other}"),
+    };
+    Info::new(vec![
+        ("build_date", String::new()),
+        ("compiler", "rustc".into()),
+        ("git_commit", String::new()),
+        ("git_tree_state", String::new()),
+        ("git_version", concat!("v", env!("CARGO_PKG_VERSION")).into()),
+        ("go_version", String::new()),
+        ("major", env!("CARGO_PKG_VERSION_MAJOR").into()),
+        ("minor", env!("CARGO_PKG_VERSION_MINOR").into()),
+        ("platform", platform),
+    ])
 }
 
 impl Metrics {
-    /// The text page.
+    /// The page, in the text format that kube-proxy answers with.
     pub fn page(&self) -> String {
-        if let Some(bytes) = sluice_sys::proc::resident_bytes() {
-            self.resident_memory.set(bytes as i64);
-        }
-        let mut text = String::new();
+        let mut page = String::new();
         // Writing into a String cannot fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+        let _ = encode(&mut page, &self.registry);
+        text::classic(&page)
     }
 
     /// Does something once for each IP family: both are always programmed together.
-    pub fn for_families(each: impl Fn(&Label)) {
+    pub fn for_families(each: impl Fn(&Labels<1>)) {
         for family in Family::BOTH {
             each(&family_label(family));
         }
@@ -215,7 +171,7 @@ impl Metrics {
 }
 
 /// The label of a family.
-pub fn family_label(family: Family) -> Label {
+pub fn family_label(family: Family) -> Labels<1> {
     [("ip_family", family.name().to_owned())]
 }
 

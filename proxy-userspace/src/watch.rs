@@ -4,8 +4,8 @@ mod convert;
 mod decode;
 pub mod kubernetes;
 pub mod manifests;
+mod objects;
 
-pub use convert::{Converted, convert_endpoint_slice, convert_node, convert_service, convert_service_cidr};
 pub use decode::{Document, DocumentError, decode, split_documents};
 
 use std::time::Instant;

@@ -2,6 +2,7 @@
 //!
 //! Requests and replies are JSON lines with ids, so that several can be under way. The child's end is [`serve`].
 
+pub mod bench;
 pub mod dial;
 pub mod echo;
 pub mod hold;
@@ -24,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use crate::interrupt;
 use crate::process::Namespace;
 use crate::target::{Listen, Target};
+use bench::{BenchReport, BenchRequest, Service};
 use protocol::{
     Attempt, HoldStatus, HttpAnswer, LoadRequest, LoadStatus, ProbeRequest, Reply, ReplyLine, Request,
     RequestLine,
@@ -137,6 +139,30 @@ impl Agent {
     pub fn loaded(&self, id: &str, stop: bool) -> Result<LoadStatus> {
         match self.call(Request::Loaded { id: id.to_owned(), stop }, Duration::from_secs(10))? {
             Reply::Load(status) => Ok(status),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Starts a server for benchmarks.
+    pub fn serve(&self, service: Service, port: u16) -> Result<()> {
+        self.call(Request::Serve { service, port }, Duration::from_secs(10)).map(drop)
+    }
+
+    /// Keeps a benchmark server busy and measures.
+    pub fn bench(&self, request: BenchRequest) -> Result<BenchReport> {
+        let timeout = Duration::from_millis(request.millis) + Duration::from_secs(20);
+        match self.call(Request::Bench(request), timeout)? {
+            Reply::Bench(report) => Ok(report),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Waits until `pod` answers at `target`; the Unix time at which the first such connection began.
+    pub fn await_answer(&self, target: Target, pod: &str, limit: Duration) -> Result<f64> {
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::AwaitAnswer { target, pod: pod.to_owned(), limit_ms };
+        match self.call(request, limit + Duration::from_secs(10))? {
+            Reply::Moment(moment) => Ok(moment),
             other => bail!("an unexpected reply: {other:?}"),
         }
     }

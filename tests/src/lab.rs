@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub struct Lab {
     // Fields are dropped in this order: processes first, then what they live in.
     /// By node and program
     proxies: BTreeMap<(String, String), Proxy>,
-    agents: BTreeMap<From, Agent>,
+    agents: BTreeMap<From, Arc<Agent>>,
     objects: Objects,
     options: LabOptions,
     topology: Topology,
@@ -160,7 +161,7 @@ impl Lab {
                     agent.sysctl(network::FORWARDING6)?;
                 }
             }
-            self.agents.insert(place, agent);
+            self.agents.insert(place, Arc::new(agent));
         }
         Ok(())
     }
@@ -214,7 +215,12 @@ impl Lab {
 
     /// The agent at a place.
     pub fn agent(&self, place: &From) -> Result<&Agent> {
-        self.agents.get(place).ok_or_else(|| anyhow!("the lab has no {place}"))
+        Ok(self.agents.get(place).ok_or_else(|| anyhow!("the lab has no {place}"))?)
+    }
+
+    /// The same, to be used by another thread while this one changes the lab.
+    pub fn shared_agent(&self, place: &From) -> Result<Arc<Agent>> {
+        self.agents.get(place).map(Arc::clone).ok_or_else(|| anyhow!("the lab has no {place}"))
     }
 
     /// The namespace of a place.
@@ -360,6 +366,18 @@ impl Lab {
         self.check_proxies()?;
         let key = (node.to_owned(), program.name.clone());
         self.proxies.remove(&key).ok_or_else(|| anyhow!("no {} runs on {node}", program.name))
+    }
+
+    /// Kills a proxy that [`Self::start_program`] started.
+    pub fn kill_program(&mut self, node: &str, program: &ProxyProgram) -> Result<()> {
+        self.take_proxy(node, program)?.kill();
+        Ok(())
+    }
+
+    /// The process of a proxy in a node.
+    pub fn program_pid(&self, node: &str, program: &ProxyProgram) -> Result<u32> {
+        let key = (node.to_owned(), program.name.clone());
+        self.proxies.get(&key).map(Proxy::pid).ok_or_else(|| anyhow!("no {} runs on {node}", program.name))
     }
 
     /// Fails if a proxy ended by itself.

@@ -11,9 +11,14 @@ use crate::lab::cgroup;
 use crate::process;
 use crate::target::Proto;
 
+/// What a case needs whose objects only files can hold: no API server takes them.
+pub const MANIFESTS: &str = "manifests";
+
 /// Why `need` is missing on this machine; `None` when it is there. An unknown name is an error.
 pub fn missing(need: &str) -> Result<Option<String>> {
     let (there, what) = match need {
+        // The source of objects decides, not the machine.
+        MANIFESTS => (true, ""),
         "sctp" => (stream_socket(Proto::Sctp, false).is_ok(), "the kernel has no SCTP"),
         "ipv6" => (has_ipv6(), "the kernel has no IPv6"),
         "conntrack" | "tcpdump" | "nft" => (in_path(need), "the program is not installed"),
@@ -30,8 +35,18 @@ pub fn missing(need: &str) -> Result<Option<String>> {
 
 /// Refuses names of features that nobody knows.
 pub fn check_name(need: &str) -> Result<()> {
-    let known =
-        ["sctp", "ipv6", "conntrack", "tcpdump", "nft", "cgroup2", "iptables-legacy", "ipvs", "dummy"];
+    let known = [
+        "sctp",
+        "ipv6",
+        "conntrack",
+        "tcpdump",
+        "nft",
+        "cgroup2",
+        "iptables-legacy",
+        "ipvs",
+        "dummy",
+        MANIFESTS,
+    ];
     if !known.contains(&need) {
         bail!("needs: unknown feature {need:?} (known: {})", known.join(", "));
     }

@@ -205,6 +205,12 @@ impl Proxy {
         }
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it.
     pub fn kill(mut self) {
         process::kill(&mut self.child);

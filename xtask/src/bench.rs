@@ -1,19 +1,31 @@
 //! `cargo xtask bench`: figures, each printed by a command that anyone can run again.
 
+mod peers;
 mod scale;
 
 use anyhow::Result;
 
 /// What to measure.
+#[derive(Debug, clap::Args)]
+#[group(id = "bench")]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    peers: peers::Arguments,
+}
+
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// Load and change times, memory and kernel objects by number of services.
+enum Command {
+    /// Sluice alone, without an API server: load and change times, memory and kernel objects by number of services.
     Scale(scale::Arguments),
 }
 
 /// Runs a benchmark.
-pub(crate) fn run(command: &Command) -> Result<()> {
-    match command {
-        Command::Scale(arguments) => scale::run(arguments),
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Some(Command::Scale(arguments)) => scale::run(arguments),
+        None => peers::run(&arguments.peers),
     }
 }

@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Programs that labs and tests use, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
+    ("ipset", "ipset"),
     ("conntrack", "conntrack"),
     ("tcpdump", "tcpdump"),
     ("ip", "iproute2"),
-    // For the real kube-proxy.
-    ("iptables", "iptables"),
 ];
 
 /// The workspace's root directory.
@@ -26,17 +26,23 @@ pub(crate) fn prepare() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this needs root, because it makes network namespaces: run it as root, or with sudo -E");
     }
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|(_, p)| *p).collect();
+    install(&PROGRAMS)
+}
+
+/// Installs those of the programs or files (given by their paths) that are missing, from Debian's packages.
+pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted.iter().filter(|(program, _)| !has(program)).map(|(_, p)| *p).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    println!("installing with apt-get: {}", missing.join(" "));
+    let list = missing.join(" ");
     if !has("apt-get") {
-        bail!(
-            "there is no apt-get here: install the equivalents of these Debian packages: {}",
-            missing.join(" ")
-        );
+        bail!("there is no apt-get here: install the equivalents of these Debian packages: {list}");
     }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("as root, run: apt-get install {list}");
+    }
+    println!("installing with apt-get: {list}");
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
@@ -48,6 +54,7 @@ pub(crate) fn prepare() -> Result<()> {
     apt(&arguments)
 }
 
+/// Whether a program is in the path; an absolute path is looked for as it is.
 pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -87,6 +94,7 @@ pub(crate) fn build() -> Result<Programs> {
     Ok(Programs { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") })
 }
 
+/// Where cargo builds.
 pub(crate) fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

@@ -4,6 +4,7 @@ mod bench;
 mod cluster_tools;
 mod conformance;
 mod demo;
+mod image;
 mod machine;
 mod passes;
 mod scenarios;
@@ -29,11 +30,12 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Run scenarios against a real API server: controllers, faults, migration, restarts.
     Scenarios(scenarios::Arguments),
-    /// Measure.
-    #[command(subcommand)]
-    Bench(bench::Command),
+    /// Measure Sluice against kube-proxy, or alone.
+    Bench(bench::Arguments),
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
     ClusterTools,
+    /// Build the container image: an OCI archive with the static binary, without a container engine.
+    Image(image::Arguments),
     /// Check formatting and lints, warnings denied.
     Lint,
 }
@@ -44,11 +46,12 @@ fn main() -> Result<()> {
         Command::Test => test::run(),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Scenarios(arguments) => scenarios::run(&arguments),
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::ClusterTools => {
             println!("{}", cluster_tools::build()?.display());
             Ok(())
         }
+        Command::Image(arguments) => image::run(&arguments),
         Command::Lint => test::lint(),
     }
 }

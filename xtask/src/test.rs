@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::cluster_tools;
 use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
 
@@ -15,15 +16,25 @@ pub(crate) fn run() -> Result<()> {
     let programs = machine::build()?;
     println!("self-test of the conformance runner");
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
-    println!("conformance: nftables, objects from manifests");
-    let arguments = conformance::Arguments {
-        proxy: "nftables".into(),
-        source: "manifests".into(),
+    conformance::run(&cases("nftables", "manifests"))?;
+    if !cluster_tools::has_go() {
+        println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
+        return Ok(());
+    }
+    conformance::run(&cases("nftables", "api"))?;
+    conformance::run(&cases("kube-proxy-nftables", "api"))
+}
+
+/// All cases with a proxy and a source of objects.
+fn cases(proxy: &str, source: &str) -> conformance::Arguments {
+    println!("conformance: {proxy}, objects from {source}");
+    conformance::Arguments {
+        proxy: proxy.to_owned(),
+        source: source.to_owned(),
         cases: Vec::new(),
         json: None,
         jobs: None,
-    };
-    conformance::run(&arguments)
+    }
 }
 
 /// Checks formatting and lints.

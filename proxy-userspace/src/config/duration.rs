@@ -20,6 +20,11 @@ impl GoDuration {
         GoDuration { value: Duration::from_secs(seconds), negative: false }
     }
 
+    /// Whether it is zero.
+    pub const fn is_zero(self) -> bool {
+        self.value.is_zero()
+    }
+
     /// Parses Go's format.
     pub fn parse(text: &str) -> Option<Self> {
         let (negative, mut rest) = match text.strip_prefix('-') {
@@ -74,11 +79,18 @@ impl std::fmt::Display for GoDuration {
     }
 }
 
+impl std::str::FromStr for GoDuration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        GoDuration::parse(text).ok_or_else(|| format!("{text:?} is no duration such as 30s or 1h30m"))
+    }
+}
+
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        GoDuration::parse(&text)
-            .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no duration such as 30s or 1h30m")))
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

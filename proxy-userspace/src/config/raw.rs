@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
 use super::duration::GoDuration;
 
@@ -25,6 +26,7 @@ section! {
     KubeProxyConfiguration {
         api_version: String,
         kind: String,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         feature_gates: BTreeMap<String, bool>,
         client_connection: ClientConnection,
         logging: Logging,
@@ -39,7 +41,7 @@ section! {
         iptables: Iptables,
         ipvs: Ipvs,
         nftables: Nftables,
-        winkernel: serde_json::Value,
+        winkernel: Winkernel,
         detect_local_mode: String,
         detect_local: DetectLocalSection,
         #[serde(rename = "clusterCIDR")]
@@ -49,6 +51,7 @@ section! {
         conntrack: Conntrack,
         config_sync_period: Option<GoDuration>,
         port_range: String,
+        #[serde(skip_serializing_if = "is_false")]
         windows_run_as_service: bool,
         sluice: Sluice,
     }
@@ -59,6 +62,7 @@ section! {
         kubeconfig: String,
         accept_content_types: String,
         content_type: String,
+        #[serde(serialize_with = "go_float")]
         qps: f32,
         burst: i32,
     }
@@ -67,10 +71,37 @@ section! {
     /// Logging.
     Logging {
         format: String,
-        flush_frequency: serde_json::Value,
+        /// A duration, or nanoseconds as a number.
+        flush_frequency: Value,
         verbosity: u32,
-        vmodule: serde_json::Value,
-        options: serde_json::Value,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        vmodule: Vec<VModule>,
+        options: LoggingOptions,
+    }
+}
+section! {
+    /// The verbosity of some source files.
+    VModule {
+        /// The file's name without its extension; `*` and `?` stand for other characters.
+        file_pattern: String,
+        verbosity: u32,
+    }
+}
+section! {
+    /// Settings of the log formats.
+    LoggingOptions {
+        text: FormatOptions,
+        json: FormatOptions,
+    }
+}
+section! {
+    /// Settings of one log format.
+    FormatOptions {
+        /// Errors and warnings to stderr, the rest to stdout.
+        #[serde(skip_serializing_if = "is_false")]
+        split_stream: bool,
+        /// A number of bytes, such as `512` or `1Ki`.
+        info_buffer_size: Value,
     }
 }
 section! {
@@ -127,9 +158,36 @@ section! {
     }
 }
 section! {
+    /// Settings of the Windows mode.
+    Winkernel {
+        network_name: String,
+        source_vip: String,
+        #[serde(rename = "enableDSR")]
+        enable_dsr: bool,
+        root_hns_endpoint_name: String,
+        forward_health_check_vip: bool,
+    }
+}
+section! {
     /// Our own settings.
     Sluice {
         /// `random` or `rr`.
         scheduler: String,
+        /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
+        cleanup_kube_proxy: Option<bool>,
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Go writes whole numbers without a fraction.
+fn go_float<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        serializer.serialize_i64(*value as i64)
+    } else {
+        serializer.serialize_f32(*value)
     }
 }

@@ -1,5 +1,6 @@
 //! From flags and file to what the program needs; all errors are collected and told at once.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,8 +9,10 @@ use ipnet::IpNet;
 use sluice_core::net::{Family, parse_cidr, parse_ip};
 use sluice_core::nft::Scheduler;
 
-use super::duration::GoDuration;
+use super::defaults::fill_in;
+use super::ignored;
 use super::raw::{Conntrack, KubeProxyConfiguration};
+use super::validate::{Errors, validate};
 
 /// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,15 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// The file to write cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// Values are wrong.
     #[error("invalid configuration:\n  {}", .0.join("\n  "))]
     Invalid(Vec<String>),
@@ -47,6 +59,10 @@ pub struct Flags {
     pub kubeconfig: Option<PathBuf>,
     /// `--master`: the API server's URL, over that of the kubeconfig.
     pub master: Option<String>,
+    /// `--healthz-port=0`: no health server.
+    pub no_health: bool,
+    /// `--metrics-port=0`: no metrics server.
+    pub no_metrics: bool,
 }
 
 /// Where objects come from.
@@ -85,6 +101,15 @@ pub enum NodePortSelection {
     Networks(Vec<IpNet>),
 }
 
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub text: String,
+}
+
 /// What the program needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -107,15 +132,21 @@ pub struct Settings {
     /// Overrides the Node object's address, if specified.
     pub bind_address: Option<IpAddr>,
     /// Where /healthz and /livez are served.
-    pub healthz_bind: SocketAddr,
+    pub healthz_bind: Option<SocketAddr>,
     /// Where /metrics is served.
-    pub metrics_bind: SocketAddr,
+    pub metrics_bind: Option<SocketAddr>,
     /// A listener that cannot bind ends the program.
     pub bind_hard_fail: bool,
     /// `oom_score_adj` of this process.
     pub oom_score_adj: i32,
     /// Connection tracking sysctls.
     pub conntrack: Conntrack,
+    /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
+    pub cleanup_kube_proxy: bool,
+    /// The configuration file, to be watched for changes.
+    pub config_file: Option<ConfigFile>,
+    /// All flags and their values, for /flagz.
+    pub flags: BTreeMap<String, String>,
     /// The configuration in force, for /configz.
     pub effective: KubeProxyConfiguration,
     /// What was accepted but has no meaning here, for the log.
@@ -129,133 +160,45 @@ pub fn resolve(
     host_name: &str,
 ) -> Result<Settings, ConfigError> {
     let mut errors = Errors::default();
-    let mut warnings = Vec::new();
-    default_fields(&mut config);
-    let node_name = node_name(&config, flags, host_name, &mut errors);
-    check_mode(&config, &mut errors);
-    check_ignored(&config, &mut warnings);
-    let masquerade_bit = config.nftables.masquerade_bit.unwrap_or(14);
-    errors.check((0..=31).contains(&masquerade_bit), || {
-        format!("nftables.masqueradeBit: {masquerade_bit} is not between 0 and 31")
-    });
-    let sync_period = period("nftables.syncPeriod", config.nftables.sync_period, 30, &mut errors);
-    errors.check(!sync_period.is_zero(), || "nftables.syncPeriod: must be greater than 0".into());
-    let min_sync = period("nftables.minSyncPeriod", config.nftables.min_sync_period, 1, &mut errors);
-    errors.check(min_sync <= sync_period, || {
-        "nftables.minSyncPeriod: must not be greater than nftables.syncPeriod".into()
-    });
-    let bind_address = parse_ip(&config.bind_address);
-    errors
-        .check(bind_address.is_some(), || format!("bindAddress: {:?} is no IP address", config.bind_address));
-    let oom_score_adj = config.oom_score_adj.unwrap_or(-999);
-    errors.check((-1000..=1000).contains(&oom_score_adj), || {
-        format!("oomScoreAdj: {oom_score_adj} is not between -1000 and 1000")
-    });
+    let mut warnings = ignored::told(&config);
+    let requested = fill_in(&mut config);
+    validate(&config, requested, &mut errors);
+    if let Some(name) = &flags.hostname_override {
+        config.hostname_override = name.trim().to_lowercase();
+    }
+    let node_name = node_name(&config, host_name, &mut errors);
+    let nftables = &config.nftables;
+    let health = listen("healthzBindAddress", &config.healthz_bind_address, &mut errors);
+    let metrics = listen("metricsBindAddress", &config.metrics_bind_address, &mut errors);
     let settings = Settings {
         node_name,
         source: source(&config, flags),
-        masquerade_bit: masquerade_bit as u8,
-        masquerade_all: config.nftables.masquerade_all,
+        masquerade_bit: nftables.masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
+        masquerade_all: nftables.masquerade_all,
         detect_local: detect_local(&config, &mut errors),
         node_port_addresses: node_port_addresses(&config, &mut errors, &mut warnings),
         scheduler: scheduler(&config, &mut errors),
-        sync_period,
-        bind_address: bind_address.filter(|ip| !ip.is_unspecified()),
-        healthz_bind: listen("healthzBindAddress", &config.healthz_bind_address, 10256, &mut errors),
-        metrics_bind: listen("metricsBindAddress", &config.metrics_bind_address, 10249, &mut errors),
+        sync_period: nftables.sync_period.unwrap_or_default().value,
+        bind_address: parse_ip(&config.bind_address).filter(|ip| !ip.is_unspecified()),
+        healthz_bind: health.filter(|_| !flags.no_health),
+        metrics_bind: metrics.filter(|_| !flags.no_metrics),
         bind_hard_fail: config.bind_address_hard_fail,
-        oom_score_adj,
+        oom_score_adj: config.oom_score_adj.unwrap_or_default(),
         conntrack: config.conntrack.clone(),
+        cleanup_kube_proxy: config.sluice.cleanup_kube_proxy.unwrap_or(true),
+        config_file: None,
+        flags: BTreeMap::new(),
         effective: config,
         warnings,
     };
     errors.finish(settings)
 }
 
-#[derive(Default)]
-struct Errors(Vec<String>);
-
-impl Errors {
-    fn check(&mut self, fine: bool, message: impl FnOnce() -> String) {
-        if !fine {
-            self.0.push(message());
-        }
-    }
-
-    fn finish<T>(self, value: T) -> Result<T, ConfigError> {
-        if self.0.is_empty() { Ok(value) } else { Err(ConfigError::Invalid(self.0)) }
-    }
-}
-
-fn default_fields(config: &mut KubeProxyConfiguration) {
-    let default = |field: &mut String, value: &str| {
-        if field.is_empty() {
-            value.clone_into(field);
-        }
-    };
-    default(&mut config.api_version, "kubeproxy.config.k8s.io/v1alpha1");
-    default(&mut config.kind, "KubeProxyConfiguration");
-    default(&mut config.mode, "nftables");
-    default(&mut config.bind_address, "0.0.0.0");
-    let v6 = config.bind_address.contains(':');
-    default(&mut config.healthz_bind_address, if v6 { "[::]:10256" } else { "0.0.0.0:10256" });
-    default(&mut config.metrics_bind_address, if v6 { "[::1]:10249" } else { "127.0.0.1:10249" });
-    default(&mut config.detect_local_mode, "ClusterCIDR");
-    default(&mut config.sluice.scheduler, "random");
-    config.nftables.masquerade_bit.get_or_insert(14);
-    config.nftables.sync_period.get_or_insert(GoDuration::seconds(30));
-    config.nftables.min_sync_period.get_or_insert(GoDuration::seconds(1));
-    config.node_port_addresses.get_or_insert_with(|| vec!["primary".into()]);
-    config.oom_score_adj.get_or_insert(-999);
-    let conntrack = &mut config.conntrack;
-    conntrack.max_per_core.get_or_insert(32768);
-    conntrack.min.get_or_insert(131_072);
-    conntrack.tcp_established_timeout.get_or_insert(GoDuration::seconds(86_400));
-    conntrack.tcp_close_wait_timeout.get_or_insert(GoDuration::seconds(3600));
-    config.config_sync_period.get_or_insert(GoDuration::seconds(900));
-}
-
-fn node_name(config: &KubeProxyConfiguration, flags: &Flags, host_name: &str, errors: &mut Errors) -> String {
-    let overridden = flags.hostname_override.as_deref().unwrap_or(&config.hostname_override).trim();
+fn node_name(config: &KubeProxyConfiguration, host_name: &str, errors: &mut Errors) -> String {
+    let overridden = config.hostname_override.trim();
     let name = if overridden.is_empty() { host_name.trim() } else { overridden };
     errors.check(!name.is_empty(), || "the host has no name: set one with --hostname-override".into());
     name.to_lowercase()
-}
-
-fn check_mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
-    match config.mode.as_str() {
-        "nftables" => {}
-        known @ ("iptables" | "ipvs" | "ebpf") => errors.check(false, || {
-            format!(
-                "mode: {known:?} is not available in this version; set it to \"nftables\" or leave it out"
-            )
-        }),
-        unknown => errors.check(false, || format!("mode: {unknown:?} is unknown; known is \"nftables\"")),
-    }
-}
-
-/// Fields that are accepted for the sake of existing files and mean nothing here.
-fn check_ignored(config: &KubeProxyConfiguration, warnings: &mut Vec<String>) {
-    let mut ignored = |is_set: bool, field: &str, why: &str| {
-        if is_set {
-            warnings.push(format!("{field}: has no effect here ({why})"));
-        }
-    };
-    ignored(!config.port_range.is_empty(), "portRange", "unused by kube-proxy too");
-    ignored(!config.winkernel.is_null(), "winkernel", "Windows only");
-    ignored(config.windows_run_as_service, "windowsRunAsService", "Windows only");
-    ignored(config.enable_profiling, "enableProfiling", "there are no Go profiles to serve");
-    ignored(
-        !config.show_hidden_metrics_for_version.is_empty(),
-        "showHiddenMetricsForVersion",
-        "no metric is hidden",
-    );
-}
-
-fn period(field: &str, value: Option<GoDuration>, default: u64, errors: &mut Errors) -> Duration {
-    let duration = value.unwrap_or(GoDuration::seconds(default));
-    errors.check(!duration.negative, || format!("{field}: must not be negative"));
-    duration.value
 }
 
 fn source(config: &KubeProxyConfiguration, flags: &Flags) -> Source {
@@ -371,17 +314,12 @@ fn is_loopback(net: &IpNet) -> bool {
     net.addr().is_loopback() && net.prefix_len() > 0
 }
 
-fn listen(field: &str, text: &str, default_port: u16, errors: &mut Errors) -> SocketAddr {
-    let address = match parse_ip(text.trim_start_matches('[').trim_end_matches(']')) {
-        Some(ip) => Some(SocketAddr::new(ip, default_port)),
-        None => text.parse().ok(),
-    };
-    address.filter(|address| address.port() != 0).unwrap_or_else(|| {
-        errors.check(false, || {
-            format!("{field}: {text:?} is neither an IP address nor IP:port with a port from 1")
-        });
-        SocketAddr::from(([127, 0, 0, 1], default_port))
-    })
+fn listen(field: &str, text: &str, errors: &mut Errors) -> Option<SocketAddr> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    errors.check(address.is_some(), || {
+        format!("{field}: {text:?} is neither an IP address nor IP:port with a port from 1")
+    });
+    address
 }
 
 #[cfg(test)]
@@ -397,25 +335,31 @@ mod tests {
     fn defaults_are_kube_proxys() {
         let settings = settings(serde_json::json!({})).unwrap();
         assert_eq!(settings.node_name, "host-1");
-        assert_eq!(settings.healthz_bind, "0.0.0.0:10256".parse().unwrap());
-        assert_eq!(settings.metrics_bind, "127.0.0.1:10249".parse().unwrap());
+        assert_eq!(settings.healthz_bind, Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!(settings.metrics_bind, Some("127.0.0.1:10249".parse().unwrap()));
         assert_eq!((settings.masquerade_bit, settings.sync_period.as_secs()), (14, 30));
-        assert_eq!(settings.node_port_addresses, NodePortSelection::Primary);
         assert_eq!(settings.detect_local, DetectLocal::ClusterCidr(vec![]));
         assert_eq!(settings.scheduler, Scheduler::Random);
     }
 
     #[test]
+    fn node_ports_answer_on_primary_addresses_in_mode_nftables_and_on_all_where_kube_proxy_would_run_iptables()
+     {
+        let of = |mode| settings(serde_json::json!({"mode": mode})).unwrap().node_port_addresses;
+        assert_eq!(of("nftables"), NodePortSelection::Primary);
+        assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(vec![]), of("")));
+    }
+
+    #[test]
     fn all_errors_are_told_at_once_with_their_fields() {
         let error = settings(serde_json::json!({
-            "mode": "ipvs", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
+            "mode": "nftables", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
             "nftables": {"masqueradeBit": 32, "syncPeriod": "-1s"}, "detectLocalMode": "ClusterCIDR",
             "healthzBindAddress": "nowhere", "oomScoreAdj": 2000, "sluice": {"scheduler": "wrr"},
         }))
         .unwrap_err()
         .to_string();
         for field in [
-            "mode:",
             "clusterCIDR: \"x\"",
             "clusterCIDR: give",
             "nodePortAddresses[0]",
@@ -453,7 +397,7 @@ mod tests {
             "healthzBindAddress": "10.0.0.1", "metricsBindAddress": "[::]:9000"
         }))
         .unwrap();
-        assert_eq!(settings.healthz_bind, "10.0.0.1:10256".parse().unwrap());
-        assert_eq!(settings.metrics_bind, "[::]:9000".parse().unwrap());
+        assert_eq!(settings.healthz_bind, Some("10.0.0.1:10256".parse().unwrap()));
+        assert_eq!(settings.metrics_bind, Some("[::]:9000".parse().unwrap()));
     }
 }

@@ -1,7 +1,6 @@
-//! The HTTP servers: health, and metrics with debug pages.
+//! The HTTP servers, and the pages of the health server.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Router;
@@ -9,14 +8,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::any;
 use tokio::net::{TcpListener, TcpSocket};
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Health, Report};
-use crate::config::raw::KubeProxyConfiguration;
 use crate::metrics::Metrics;
-use crate::reconcile::SyncLog;
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +30,9 @@ pub struct ServeError {
     pub source: std::io::Error,
 }
 
-const JSON: [(HeaderName, &str); 2] =
+pub(super) const JSON: [(HeaderName, &str); 2] =
     [(CONTENT_TYPE, "application/json"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
-const TEXT: [(HeaderName, &str); 2] =
+pub(super) const TEXT: [(HeaderName, &str); 2] =
     [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
 
 /// Listens. The IPv4 wildcard listens on both families, as in kube-proxy (reference 5.2).
@@ -53,14 +50,18 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     listen(address)
 }
 
-/// Serves a router on an address. A failure to bind is retried, or returned when `hard_fail` is set.
+/// Serves a router on an address, or nothing without one. A failure to bind is retried, or returned when `hard_fail` is set.
 pub async fn serve(
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     what: &'static str,
     field: &'static str,
     hard_fail: bool,
     router: Router,
 ) -> Result<(), ServeError> {
+    let Some(address) = address else {
+        info!(what, "not served");
+        return std::future::pending().await;
+    };
     loop {
         match bind(address) {
             Ok(listener) => {
@@ -92,7 +93,8 @@ pub fn health_router(health: Health, metrics: Metrics) -> Router {
         metrics.livez.get_or_create(&[("code", code(&report).as_str().to_owned())]).inc();
         answer(&report)
     };
-    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state((health, metrics))
+    let routes = Router::new().route("/healthz", any(healthz)).route("/livez", any(livez));
+    routes.fallback(not_found).with_state((health, metrics))
 }
 
 fn code(report: &Report) -> StatusCode {
@@ -103,37 +105,7 @@ fn answer(report: &Report) -> Response {
     (code(report), JSON, report.body.to_string()).into_response()
 }
 
-struct Debug {
-    metrics: Metrics,
-    config: KubeProxyConfiguration,
-    log: SyncLog,
-}
-
-/// /metrics, /healthz (a ping), /proxyMode, /configz and /debug/syncs.
-pub fn debug_router(metrics: Metrics, config: KubeProxyConfiguration, log: SyncLog) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics_page))
-        .route("/healthz", get(|| async { (TEXT, "ok") }))
-        .route(
-            "/proxyMode",
-            get(|State(debug): State<Arc<Debug>>| async move { (TEXT, debug.config.mode.clone()) }),
-        )
-        .route("/configz", get(configz))
-        .route("/debug/syncs", get(syncs))
-        .with_state(Arc::new(Debug { metrics, config, log }))
-}
-
-async fn metrics_page(State(debug): State<Arc<Debug>>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], debug.metrics.page()).into_response()
-}
-
-async fn configz(State(debug): State<Arc<Debug>>) -> Response {
-    let body = serde_json::json!({"kubeproxy.config.k8s.io": debug.config});
-    (JSON, body.to_string()).into_response()
-}
-
-async fn syncs(State(debug): State<Arc<Debug>>) -> Response {
-    let log = debug.log.lock().map(|log| log.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    (JSON, serde_json::to_string(&log).unwrap_or_default()).into_response()
+/// What Go's server says of paths that it does not know.
+pub(super) async fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, TEXT, "404 page not found\n").into_response()
 }

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::Health;
 use crate::config::Settings;
+use crate::events::{Event, Recorder};
 use crate::node::{NodeFacts, health_check_addresses};
 
 type Checks = BTreeMap<ObjectName, HealthCheck>;
@@ -42,10 +43,9 @@ struct Context {
 /// Keeps listeners in step with Services until nobody publishes any more. A listener that cannot be opened is
 /// tried again later; others do not suffer from it.
 pub async fn run(
-    settings: Settings,
-    mut checks: watch::Receiver<Checks>,
-    mut facts: watch::Receiver<NodeFacts>,
+    (settings, mut checks, mut facts): (Settings, watch::Receiver<Checks>, watch::Receiver<NodeFacts>),
     health: Health,
+    recorder: Recorder,
 ) {
     let mut open: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
     loop {
@@ -76,6 +76,8 @@ pub async fn run(
                 Err(error) => {
                     failed = true;
                     warn!(%service, %address, %error, "cannot open the healthCheckNodePort; trying again");
+                    let note = format!("{} cannot listen on {address}: {error}", settings.node_name);
+                    recorder.record(Event::no_service_health(service.clone(), note));
                 }
             }
         }

@@ -2,10 +2,6 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sluice_core::event::Change;
 use sluice_core::model::{
     Conditions, EndpointSlice, Hints, Node, ObjectName, Service, ServiceCidr, ServicePort, ServiceType,
@@ -13,39 +9,33 @@ use sluice_core::model::{
 };
 use sluice_core::net::{Family, Protocol, parse_cidr, parse_ip};
 
+use super::objects::{self, Metadata};
+
 /// A converted object.
 #[derive(Debug, PartialEq)]
-pub struct Converted<T> {
+pub(super) struct Converted<T> {
     /// To apply it, or to delete it because it is not ours to serve.
-    pub change: Change<T>,
+    pub(super) change: Change<T>,
     /// Parts that were left out, each with its field and the reason.
-    pub problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 /// The API's limit, one day.
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
-const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const HEADLESS: &str = "service.kubernetes.io/headless";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const ZONE: &str = "topology.kubernetes.io/zone";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-fn object_name(metadata: &ObjectMeta) -> ObjectName {
-    let namespace = metadata.namespace.as_deref().unwrap_or("default");
-    ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default())
-}
-
-fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
-    metadata.labels.as_ref()?.get(name).map(String::as_str)
+fn object_name(metadata: &Metadata) -> ObjectName {
+    ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), &metadata.name)
 }
 
 /// Converts a Service; one that this proxy must leave alone (reference 1.1, 1.2) becomes a deletion.
-pub fn convert_service(object: &core::Service) -> Converted<Service> {
+pub(super) fn convert_service(object: &objects::Service) -> Converted<Service> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
-    let spec = object.spec.clone().unwrap_or_default();
+    let spec = &object.spec;
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let service_type = match spec.type_.as_deref() {
         Some("NodePort") => Some(ServiceType::NodePort),
@@ -57,16 +47,16 @@ pub fn convert_service(object: &core::Service) -> Converted<Service> {
             None
         }
     };
-    let delegated = label(&object.metadata, SERVICE_PROXY_NAME).is_some();
+    let delegated = object.metadata.labels.service_proxy_name.is_some();
     let (Some(service_type), false, false) =
         (service_type, delegated, cluster_ip.is_empty() || cluster_ip == "None")
     else {
         return Converted { change: Change::Delete(name), problems };
     };
-    let ports = service_ports(&spec, &mut problems);
+    let ports = service_ports(spec, &mut problems);
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-        let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
+        let configured = spec.session_affinity_config.client_ip.timeout_seconds;
+        let seconds = configured.unwrap_or(DEFAULT_AFFINITY_SECONDS);
         if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) {
             problems.push(format!(
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not between 1 and \
@@ -76,20 +66,25 @@ pub fn convert_service(object: &core::Service) -> Converted<Service> {
         seconds.clamp(1, MAX_AFFINITY_SECONDS).unsigned_abs()
     });
     let service = Service {
-        created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.as_deref().and_then(unix_seconds),
         service_type,
-        cluster_ips: cluster_ips(&spec, cluster_ip, &mut problems),
+        cluster_ips: cluster_ips(spec, cluster_ip, &mut problems),
         ports,
-        external_ips: external_ips(&spec, &mut problems),
+        external_ips: external_ips(spec, &mut problems),
         load_balancer_ips: load_balancer_ips(object, &mut problems),
-        source_ranges: source_ranges(&spec, &mut problems),
+        source_ranges: source_ranges(spec, &mut problems),
         affinity,
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
-        health_check_node_port: health_check_node_port(&spec, &mut problems),
+        health_check_node_port: health_check_node_port(spec, &mut problems),
         name,
     };
     Converted { change: Change::Apply(service), problems }
+}
+
+/// A time that does not parse only loses a conflict between Services.
+fn unix_seconds(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
 fn policy(text: Option<&str>) -> TrafficPolicy {
@@ -100,9 +95,9 @@ fn port(number: i32) -> Option<u16> {
     u16::try_from(number).ok()
 }
 
-fn service_ports(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
+fn service_ports(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
     let mut ports = Vec::new();
-    for (i, entry) in spec.ports.iter().flatten().enumerate() {
+    for (i, entry) in spec.ports.iter().enumerate() {
         let protocol = entry.protocol.as_deref().unwrap_or("TCP");
         let Some(protocol) = Protocol::parse(protocol) else {
             problems.push(format!(
@@ -110,16 +105,14 @@ fn service_ports(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<Se
             ));
             continue;
         };
-        let (Some(number @ 1..), Some(node_port)) = (port(entry.port), port(entry.node_port.unwrap_or(0)))
-        else {
+        let (Some(number @ 1..), Some(node_port)) = (port(entry.port), port(entry.node_port)) else {
             problems.push(format!(
                 "spec.ports[{i}]: port {} or nodePort {} is out of range; this port is not served",
-                entry.port,
-                entry.node_port.unwrap_or(0)
+                entry.port, entry.node_port
             ));
             continue;
         };
-        let name = entry.name.as_deref().unwrap_or_default().into();
+        let name = entry.name.as_str().into();
         ports.push(ServicePort { name, protocol, port: number, node_port });
     }
     ports
@@ -127,12 +120,12 @@ fn service_ports(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<Se
 
 /// One ClusterIP for each family: where `ipFamilies` are given, the one that stands at the same place.
 fn cluster_ips(
-    spec: &core::ServiceSpec,
+    spec: &objects::ServiceSpec,
     cluster_ip: &str,
     problems: &mut Vec<String>,
 ) -> Vec<std::net::IpAddr> {
-    let families = spec.ip_families.as_deref().unwrap_or_default();
-    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
+    let families = &spec.ip_families;
+    let listed = &spec.cluster_ips;
     let single = [cluster_ip.to_owned()];
     let candidates = if families.is_empty() || listed.is_empty() { &single[..] } else { listed };
     let mut ips = Vec::new();
@@ -161,13 +154,13 @@ fn address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::n
     ip
 }
 
-fn external_ips(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
-    let listed = spec.external_ips.iter().flatten().enumerate();
+fn external_ips(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
+    let listed = spec.external_ips.iter().enumerate();
     listed.filter_map(|(i, text)| address(&format!("spec.externalIPs[{i}]"), text, problems)).collect()
 }
 
 /// The port, 0 when there is none.
-fn health_check_node_port(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> u16 {
+fn health_check_node_port(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> u16 {
     let number = spec.health_check_node_port.unwrap_or(0);
     port(number).unwrap_or_else(|| {
         problems.push(format!("spec.healthCheckNodePort: {number} is out of range; it is left out"));
@@ -175,11 +168,9 @@ fn health_check_node_port(spec: &core::ServiceSpec, problems: &mut Vec<String>) 
     })
 }
 
-fn load_balancer_ips(object: &core::Service, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
-    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+fn load_balancer_ips(object: &objects::Service, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
     let mut found = Vec::new();
-    for (i, entry) in ingress.iter().enumerate() {
+    for (i, entry) in object.status.load_balancer.ingress.iter().enumerate() {
         let served = entry.ip_mode.as_deref().is_none_or(|mode| mode == "VIP");
         if let Some(text) = entry.ip.as_deref().filter(|_| served) {
             found.extend(address(&format!("status.loadBalancer.ingress[{i}].ip"), text, problems));
@@ -188,9 +179,9 @@ fn load_balancer_ips(object: &core::Service, problems: &mut Vec<String>) -> Vec<
     found
 }
 
-fn source_ranges(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ipnet::IpNet> {
+fn source_ranges(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<ipnet::IpNet> {
     let mut found = Vec::new();
-    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+    for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
         match parse_cidr(text) {
             Some(net) => found.push(net),
             None if text.trim().is_empty() => {}
@@ -204,14 +195,14 @@ fn source_ranges(spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ip
 }
 
 /// Converts an EndpointSlice; one that belongs to no Service, or that is marked headless, becomes a deletion.
-pub fn convert_endpoint_slice(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
+pub(super) fn convert_endpoint_slice(object: &objects::EndpointSlice) -> Converted<EndpointSlice> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
     let skip = |problems| Converted { change: Change::Delete(name.clone()), problems };
-    if label(&object.metadata, HEADLESS).is_some() {
+    if object.metadata.labels.headless.is_some() {
         return skip(problems);
     }
-    let service = label(&object.metadata, SERVICE_NAME).unwrap_or_default();
+    let service = object.metadata.labels.service_name.as_deref().unwrap_or_default();
     if service.is_empty() {
         problems
             .push(format!("metadata.labels: there is no {SERVICE_NAME}; the slice belongs to no Service"));
@@ -227,7 +218,7 @@ pub fn convert_endpoint_slice(object: &discovery::EndpointSlice) -> Converted<En
     };
     let ports = slice_ports(object, &mut problems);
     let endpoints = slice_endpoints(object, family, &mut problems);
-    let trigger = object.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER_TIME));
+    let trigger = object.metadata.annotations.trigger_time.as_deref();
     let triggered = trigger.and_then(|text| match text.parse::<jiff::Timestamp>() {
         Ok(time) => Some(time.as_nanosecond()),
         Err(error) => {
@@ -246,9 +237,9 @@ pub fn convert_endpoint_slice(object: &discovery::EndpointSlice) -> Converted<En
     Converted { change: Change::Apply(slice), problems }
 }
 
-fn slice_ports(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Vec<SlicePort> {
+fn slice_ports(object: &objects::EndpointSlice, problems: &mut Vec<String>) -> Vec<SlicePort> {
     let mut found = Vec::new();
-    for (i, entry) in object.ports.iter().flatten().enumerate() {
+    for (i, entry) in object.ports.iter().enumerate() {
         let protocol = entry.protocol.as_deref().unwrap_or("TCP");
         let number = entry.port.and_then(port).filter(|number| *number != 0);
         match (entry.name.as_deref(), number, Protocol::parse(protocol)) {
@@ -268,12 +259,12 @@ fn slice_ports(object: &discovery::EndpointSlice, problems: &mut Vec<String>) ->
 }
 
 fn slice_endpoints(
-    object: &discovery::EndpointSlice,
+    object: &objects::EndpointSlice,
     family: Family,
     problems: &mut Vec<String>,
 ) -> Vec<SliceEndpoint> {
     let mut found = Vec::new();
-    for (i, entry) in object.endpoints.iter().flatten().enumerate() {
+    for (i, entry) in object.endpoints.iter().enumerate() {
         let Some(text) = entry.addresses.first() else {
             problems.push(format!("endpoints[{i}].addresses: is empty; this endpoint is left out"));
             continue;
@@ -284,30 +275,29 @@ fn slice_endpoints(
             ));
             continue;
         };
-        let conditions = entry.conditions.as_ref().map_or_else(Conditions::default, |c| Conditions {
-            ready: c.ready.unwrap_or(true),
-            serving: c.serving.unwrap_or(true),
-            terminating: c.terminating.unwrap_or(false),
-        });
+        let conditions = Conditions {
+            ready: entry.conditions.ready.unwrap_or(true),
+            serving: entry.conditions.serving.unwrap_or(true),
+            terminating: entry.conditions.terminating.unwrap_or(false),
+        };
         let node = entry.node_name.as_deref().map(Arc::from);
         found.push(SliceEndpoint { address, node, conditions, hints: hints(entry) });
     }
     found
 }
 
-fn hints(entry: &discovery::Endpoint) -> Option<Box<Hints>> {
+fn hints(entry: &objects::Endpoint) -> Option<Box<Hints>> {
     let hints = entry.hints.as_ref()?;
-    let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();
-    let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
+    let zones = hints.for_zones.iter().map(|zone| zone.name.as_str().into()).collect();
+    let nodes = hints.for_nodes.iter().map(|node| node.name.as_str().into()).collect();
     Some(Box::new(Hints { zones, nodes }))
 }
 
 /// Converts a Node.
-pub fn convert_node(object: &core::Node) -> Converted<Node> {
+pub(super) fn convert_node(object: &objects::Node) -> Converted<Node> {
     let mut problems = Vec::new();
-    let name = ObjectName::cluster_scoped(object.metadata.name.as_deref().unwrap_or_default());
-    let status = object.status.clone().unwrap_or_default();
-    let listed = status.addresses.unwrap_or_default();
+    let name = ObjectName::cluster_scoped(&object.metadata.name);
+    let listed = &object.status.addresses;
     let mut addresses = Vec::new();
     for kind in ["InternalIP", "ExternalIP"] {
         for (i, entry) in listed.iter().enumerate().filter(|(_, entry)| entry.type_ == kind) {
@@ -315,11 +305,8 @@ pub fn convert_node(object: &core::Node) -> Converted<Node> {
             addresses.extend(address(&field, &entry.address, &mut problems));
         }
     }
-    let spec = object.spec.clone().unwrap_or_default();
-    let mut cidrs = spec.pod_cidrs.unwrap_or_default();
-    if cidrs.is_empty() {
-        cidrs.extend(spec.pod_cidr);
-    }
+    let spec = &object.spec;
+    let cidrs = if spec.pod_cidrs.is_empty() { spec.pod_cidr.as_slice() } else { &spec.pod_cidrs };
     let mut pod_cidrs = Vec::new();
     for (i, text) in cidrs.iter().enumerate() {
         match parse_cidr(text) {
@@ -327,24 +314,23 @@ pub fn convert_node(object: &core::Node) -> Converted<Node> {
             None => problems.push(format!("spec.podCIDRs[{i}]: {text:?} is no CIDR; it is left out")),
         }
     }
-    let doomed = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+    let doomed = spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED);
     let node = Node {
         name,
         addresses,
         pod_cidrs,
-        zone: label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).map(Arc::from),
+        zone: object.metadata.labels.zone.as_deref().filter(|zone| !zone.is_empty()).map(Arc::from),
         eligible: object.metadata.deletion_timestamp.is_none() && !doomed,
     };
     Converted { change: Change::Apply(node), problems }
 }
 
 /// Converts a ServiceCIDR.
-pub fn convert_service_cidr(object: &networking::ServiceCIDR) -> Converted<ServiceCidr> {
+pub(super) fn convert_service_cidr(object: &objects::ServiceCidr) -> Converted<ServiceCidr> {
     let mut problems = Vec::new();
-    let name = ObjectName::cluster_scoped(object.metadata.name.as_deref().unwrap_or_default());
+    let name = ObjectName::cluster_scoped(&object.metadata.name);
     let mut cidrs = Vec::new();
-    let listed = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
-    for (i, text) in listed.iter().enumerate() {
+    for (i, text) in object.spec.cidrs.iter().enumerate() {
         match parse_cidr(text) {
             Some(net) => cidrs.push(net),
             None => problems.push(format!("spec.cidrs[{i}]: {text:?} is no CIDR; it is left out")),

@@ -1,14 +1,12 @@
 //! From the text of a manifest to objects: documents are split first, so that a broken one spoils no other.
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use sluice_core::event::Event;
 
 use super::convert::{
     Converted, convert_endpoint_slice, convert_node, convert_service, convert_service_cidr,
 };
+use super::objects;
 
 /// What one document of a manifest holds.
 #[derive(Debug, Default)]
@@ -69,7 +67,7 @@ fn yaml(text: &str) -> Result<serde_json::Value, DocumentError> {
     })
 }
 
-fn object(value: serde_json::Value, document: &mut Document) -> Result<(), DocumentError> {
+fn object(mut value: serde_json::Value, document: &mut Document) -> Result<(), DocumentError> {
     let field = |name: &str| value.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
     let (version, kind) = (field("apiVersion"), field("kind"));
     if kind.is_empty() || version.is_empty() {
@@ -79,14 +77,14 @@ fn object(value: serde_json::Value, document: &mut Document) -> Result<(), Docum
         return list(value, document);
     }
     match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => add::<core::Service, _>(value, document, convert_service, Event::Service),
+        ("v1", "Service") => add::<objects::Service, _>(value, document, convert_service, Event::Service),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            let convert = |slice: &discovery::EndpointSlice| convert_endpoint_slice(&with_defaults(slice));
-            add::<discovery::EndpointSlice, _>(value, document, convert, Event::Slice)
+            with_defaults(&mut value);
+            add::<objects::EndpointSlice, _>(value, document, convert_endpoint_slice, Event::Slice)
         }
-        ("v1", "Node") => add::<core::Node, _>(value, document, convert_node, Event::Node),
+        ("v1", "Node") => add::<objects::Node, _>(value, document, convert_node, Event::Node),
         ("networking.k8s.io/v1", "ServiceCIDR") => {
-            add::<networking::ServiceCIDR, _>(value, document, convert_service_cidr, Event::ServiceCidr)
+            add::<objects::ServiceCidr, _>(value, document, convert_service_cidr, Event::ServiceCidr)
         }
         // Directories hold other kinds too; they are no business of ours.
         _ => Ok(()),
@@ -94,12 +92,14 @@ fn object(value: serde_json::Value, document: &mut Document) -> Result<(), Docum
 }
 
 /// Sets what an API server sets in a slice: a port that is not named has the empty name.
-fn with_defaults(slice: &discovery::EndpointSlice) -> discovery::EndpointSlice {
-    let mut slice = slice.clone();
-    for port in slice.ports.iter_mut().flatten() {
-        port.name.get_or_insert_default();
+fn with_defaults(slice: &mut serde_json::Value) {
+    let ports = slice.get_mut("ports").and_then(|ports| ports.as_array_mut());
+    for port in ports.into_iter().flatten().filter_map(|port| port.as_object_mut()) {
+        let name = port.entry("name").or_insert_with(|| "".into());
+        if name.is_null() {
+            *name = "".into();
+        }
     }
-    slice
 }
 
 /// The items of a List, each for itself. An item may leave out what the List's own kind says.

@@ -56,8 +56,14 @@ pub fn probe(request: &ProbeRequest) -> Vec<Attempt> {
 /// One connection, its answer awaited.
 #[must_use]
 pub fn attempt(target: Target) -> Outcome {
+    attempt_within(target, PATIENCE)
+}
+
+/// The same with a patience of one's own for stream connections.
+#[must_use]
+pub fn attempt_within(target: Target, patience: Duration) -> Outcome {
     let answer = match target.proto {
-        Proto::Tcp | Proto::Sctp => stream(target),
+        Proto::Tcp | Proto::Sctp => stream(target, patience),
         Proto::Udp => datagram(target),
         Proto::Icmp => echo_request(target.addr),
     };
@@ -96,8 +102,8 @@ pub fn stream_socket(proto: Proto, v6: bool) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, protocol)?)
 }
 
-fn stream(target: Target) -> io::Result<Answer> {
-    let mut stream = open_stream(target, PATIENCE)?;
+fn stream(target: Target, patience: Duration) -> io::Result<Answer> {
+    let mut stream = open_stream(target, patience)?;
     let answer = exchange(&mut stream);
     answer.map_err(|error| match error.kind() {
         // A connection that was made is not "nothing came back".

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::bench::{BenchReport, BenchRequest, Service};
 use crate::target::{Listen, Target};
 
 /// One request with the id that its reply will carry.
@@ -69,6 +70,24 @@ pub enum Request {
         id: String,
         /// Open no more
         stop: bool,
+    },
+    /// Start a server for benchmarks
+    Serve {
+        /// What it does
+        service: Service,
+        /// Its TCP port
+        port: u16,
+    },
+    /// Keep a benchmark server busy
+    Bench(BenchRequest),
+    /// Wait until a certain endpoint answers
+    AwaitAnswer {
+        /// Where to
+        target: Target,
+        /// Who is to answer
+        pod: String,
+        /// How long at most
+        limit_ms: u64,
     },
     /// HTTP GET
     HttpGet {
@@ -197,6 +216,10 @@ pub enum Reply {
     Held(HoldStatus),
     /// A load
     Load(LoadStatus),
+    /// What a benchmark came to
+    Bench(BenchReport),
+    /// A moment, as Unix seconds
+    Moment(f64),
     /// An HTTP answer
     Http(HttpAnswer),
     /// It could not be done

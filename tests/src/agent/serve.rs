@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
 use super::hold::Held;
 use super::load::Load;
 use super::protocol::{Reply, ReplyLine, Request, RequestLine};
-use super::{dial, echo, hold, http, lock};
+use super::{bench, dial, echo, hold, http, lock};
 
 /// What runs until the agent ends, by name.
 #[derive(Default)]
@@ -72,6 +73,14 @@ fn serve(request: Request, running: &Running) -> Result<Reply> {
                 load.stop();
             }
             Ok(Reply::Load(load.status()))
+        }
+        Request::Serve { service, port } => {
+            bench::serve(service, port).with_context(|| format!("listening on {port}"))?;
+            Ok(Reply::Done)
+        }
+        Request::Bench(request) => Ok(Reply::Bench(bench::run(&request))),
+        Request::AwaitAnswer { target, pod, limit_ms } => {
+            Ok(Reply::Moment(bench::await_answer(target, &pod, Duration::from_millis(limit_ms))?))
         }
         Request::HttpGet { url } => Ok(Reply::Http(http::get(&url)?)),
     }

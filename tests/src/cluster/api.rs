@@ -99,17 +99,6 @@ impl ApiClient {
         self.run(|client| async move { put(&client, &key, &object).await })
     }
 
-    /// Creates or replaces many objects, `parallel` at a time.
-    pub fn put_all(&self, objects: Vec<(Key, Value)>, parallel: usize) -> Result<()> {
-        self.run(move |client| async move {
-            let puts = objects.into_iter().map(|(key, object)| {
-                let client = client.clone();
-                async move { put(&client, &key, &object).await }
-            });
-            stream::iter(puts).buffer_unordered(parallel).try_collect::<()>().await
-        })
-    }
-
     /// Creates many objects that are not there yet, `parallel` at a time.
     pub fn create_all(&self, objects: Vec<(Key, Value)>, parallel: usize) -> Result<()> {
         self.run(move |client| async move {

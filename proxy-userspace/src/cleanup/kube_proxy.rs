@@ -1,0 +1,106 @@
+//! What kube-proxy leaves in the kernel in any of its modes (reference 7.4): looked for, and removed if there.
+
+use futures::TryStreamExt;
+use sluice_core::net::Family;
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::{FAMILIES, Nft};
+use sluice_sys::{ipset, ipvs};
+
+use super::plan::{TablePlan, plan};
+use super::{Step, StepError, legacy, names};
+
+/// Removes all of it. Each step is tried, whatever became of those before.
+pub(super) fn remove() -> Vec<Step> {
+    let mut steps = Vec::new();
+    collect(&mut steps, "nftables tables of kube-proxy", tables());
+    collect(&mut steps, "iptables chains of kube-proxy", chains());
+    steps.extend(Family::BOTH.into_iter().filter_map(legacy::remove));
+    collect(&mut steps, "IPVS of kube-proxy", virtual_servers());
+    // Rules use sets, so the rules are gone first.
+    collect(&mut steps, "ipsets of kube-proxy", sets());
+    steps
+}
+
+/// What cannot even be looked for counts as found and not removed.
+fn collect(steps: &mut Vec<Step>, what: &str, found: Result<Vec<Step>, StepError>) {
+    match found {
+        Ok(found) => steps.extend(found),
+        Err(error) => steps.push(Step { what: what.to_owned(), result: Err(error) }),
+    }
+}
+
+fn family_name(family: u8) -> &'static str {
+    if family == FAMILIES[0] { "ip" } else { "ip6" }
+}
+
+fn tables() -> Result<Vec<Step>, StepError> {
+    let mut nft = Nft::open()?;
+    let steps = FAMILIES.into_iter().filter_map(|family| {
+        let what = format!("table {} {}", family_name(family), names::TABLE);
+        match nft.delete_foreign_table(family, names::TABLE) {
+            Ok(false) => None,
+            Ok(true) => Some(Step { what, result: Ok(()) }),
+            Err(error) => Some(Step { what, result: Err(error.into()) }),
+        }
+    });
+    Ok(steps.collect())
+}
+
+fn chains() -> Result<Vec<Step>, StepError> {
+    let mut nft = Nft::open()?;
+    let chains = settled(|| nft.foreign_chains())?;
+    let jumps = settled(|| nft.foreign_jumps())?;
+    let steps =
+        plan(&chains, &jumps).into_iter().map(|((family, table), TablePlan { removals, gone, kept })| {
+            let mut what = format!("{gone} iptables chains in table {} {table}", family_name(family));
+            if !kept.is_empty() {
+                let kept: Vec<String> = kept.into_iter().collect();
+                what += &format!(" (rules of others lead to {}, which stay)", kept.join(", "));
+            }
+            Step { what, result: nft.remove_foreign(&removals).map_err(StepError::from) }
+        });
+    Ok(steps.collect())
+}
+
+/// Asks again when somebody changed the ruleset while it was listed.
+fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
+    for _ in 0..4 {
+        match ask() {
+            Err(error) if error.errno() == Some(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+    ask()
+}
+
+/// The interface tells that the virtual servers are kube-proxy's. Like kube-proxy, this deletes them all.
+fn virtual_servers() -> Result<Vec<Step>, StepError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let mut links = handle.link().get().match_name(names::INTERFACE.to_owned()).execute();
+        let index = match links.try_next().await {
+            Ok(link) => link.map(|link| link.header.index),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(index) = index else { return Ok(Vec::new()) };
+        let servers = ipvs::flush().map(|_| ()).map_err(StepError::from);
+        let interface = handle.link().del(index).execute().await.map_err(StepError::from);
+        connection.abort();
+        Ok(vec![
+            Step { what: "IPVS virtual servers".into(), result: servers },
+            Step { what: format!("interface {}", names::INTERFACE), result: interface },
+        ])
+    })
+}
+
+fn sets() -> Result<Vec<Step>, StepError> {
+    let theirs = ipset::names()?.into_iter().filter(|name| names::is_set(name));
+    let steps = theirs.map(|name| {
+        let result = ipset::destroy(&name).map_err(StepError::from);
+        Step { what: format!("ipset {name}"), result }
+    });
+    Ok(steps.collect())
+}

@@ -1,0 +1,153 @@
+//! Chains in the kernel's own iptables (not its nf_tables variant). The iptables programs delete them; where
+//! they are missing or fail, the jumps to the chains are undone without them, so that they have no effect.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use sluice_core::net::Family;
+use sluice_sys::iptables::{disconnect, has_chain, legacy_tables};
+
+use super::names::is_chain;
+use super::plan::TABLES;
+use super::{Step, StepError};
+
+/// Removes kube-proxy's chains, if the kernel has any.
+pub(super) fn remove(family: Family) -> Option<Step> {
+    let tables = match tables(family) {
+        Ok(tables) if tables.is_empty() => return None,
+        Ok(tables) => tables,
+        Err(error) => {
+            return Some(Step { what: format!("{family} iptables chains"), result: Err(error.into()) });
+        }
+    };
+    let what =
+        format!("{family} iptables chains of kube-proxy (legacy variant, tables {})", tables.join(", "));
+    Some(Step { what, result: remove_from(family, &tables) })
+}
+
+/// The tables with chains of kube-proxy.
+fn tables(family: Family) -> std::io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for table in legacy_tables(family)?.into_iter().filter(|table| TABLES.contains(&table.as_str())) {
+        if has_chain(family, &table, is_chain)? {
+            found.push(table);
+        }
+    }
+    Ok(found)
+}
+
+fn remove_from(family: Family, tables: &[String]) -> Result<(), StepError> {
+    let deleted = delete(family, tables);
+    if deleted.is_err() {
+        for table in tables {
+            disconnect(family, table, is_chain)?;
+        }
+    }
+    deleted
+}
+
+/// Deletes jumps and chains with the iptables programs.
+fn delete(family: Family, tables: &[String]) -> Result<(), StepError> {
+    let (plain, legacy) = match family {
+        Family::V4 => ("iptables", "iptables-legacy"),
+        Family::V6 => ("ip6tables", "ip6tables-legacy"),
+    };
+    let Some(program) = [legacy, plain].into_iter().find(|program| is_legacy(program)) else {
+        return Err(StepError::NoProgram(format!(
+            "{legacy}-save | grep -v KUBE- | {legacy}-restore (this also removes the kubelet's chains, which it \
+             writes again)"
+        )));
+    };
+    for table in tables {
+        let saved = run(&format!("{program}-save"), &["-t", table], "")?;
+        run(&format!("{program}-restore"), &["--noflush", "-w", "5"], &restore_input(&saved))?;
+    }
+    if self::tables(family)?.is_empty() {
+        return Ok(());
+    }
+    let message = "some of kube-proxy's chains stay, because rules of others lead to them".to_owned();
+    Err(StepError::Program { program: program.to_owned(), message })
+}
+
+fn is_legacy(program: &str) -> bool {
+    run(&format!("{program}-save"), &["--version"], "").is_ok_and(|version| !version.contains("nf_tables"))
+}
+
+/// Runs a program and returns what it writes.
+fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, StepError> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(StepError::Program { program: program.to_owned(), message })
+}
+
+/// From what iptables-save wrote to what iptables-restore has to read: the jumps from the built-in chains to
+/// kube-proxy's go, then its rules, then its chains. Chains that rules of others lead to are emptied and stay.
+fn restore_input(saved: &str) -> String {
+    let (mut theirs, mut built_in) = (BTreeSet::new(), BTreeSet::new());
+    for line in saved.lines() {
+        let Some((name, policy)) = line.strip_prefix(':').and_then(|line| line.split_once(' ')) else {
+            continue;
+        };
+        if !policy.starts_with('-') {
+            built_in.insert(name);
+        } else if is_chain(name) {
+            theirs.insert(name);
+        }
+    }
+    let (mut jumps, mut stay) = (Vec::new(), BTreeSet::new());
+    for rule in saved.lines().filter_map(|line| line.strip_prefix("-A ")) {
+        let chain = rule.split(' ').next().unwrap_or_default();
+        let Some(target) = target(rule).filter(|target| theirs.contains(target)) else { continue };
+        if built_in.contains(chain) {
+            jumps.push(format!("-D {rule}\n"));
+        } else if !theirs.contains(chain) {
+            stay.insert(target);
+        }
+    }
+    let table = saved.lines().find(|line| line.starts_with('*')).unwrap_or_default();
+    let mut input = format!("{table}\n");
+    input.extend(theirs.iter().map(|name| format!(":{name} - [0:0]\n")));
+    input.extend(jumps);
+    input.extend(theirs.difference(&stay).map(|name| format!("-X {name}\n")));
+    input + "COMMIT\n"
+}
+
+/// Where a rule jumps or goes to.
+fn target(rule: &str) -> Option<&str> {
+    let (_, rest) = rule.split_once(" -j ").or_else(|| rule.split_once(" -g "))?;
+    rest.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_kube_proxys_is_in_the_input() {
+        let saved = "# Generated\n*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-SERVICES - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n\
+            :KUBE-KUBELET-CANARY - [0:0]\n:CNI-A - [0:0]\n\
+            -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+            -A PREROUTING -j CNI-A\n-A CNI-A -j KUBE-MARK-MASQ\n-A KUBE-SERVICES -j KUBE-MARK-MASQ\nCOMMIT\n";
+        assert_eq!(
+            restore_input(saved),
+            "*nat\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+             -D PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+             -X KUBE-SERVICES\nCOMMIT\n"
+        );
+    }
+}

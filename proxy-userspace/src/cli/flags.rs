@@ -1,0 +1,311 @@
+//! The flags of `sluice run`: those of kube-proxy on Linux (reference 6.2), and a few of our own.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+
+use crate::config::GoDuration;
+
+/// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file; only
+/// --hostname-override, the logging flags, --master, --kubeconfig and the flags that name an action keep their
+/// say.
+#[derive(Debug, Default, Args)]
+#[command(args_override_self = true)]
+pub struct RunArgs {
+    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; a change of it ends the program.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the version and end; `raw` prints it in detail.
+    #[arg(long, value_name = "BOOL|raw", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = version_value)]
+    pub version: Option<String>,
+    /// Log more: 2 and above log each sync, 4 and above each object.
+    #[arg(short, long = "v", value_name = "LEVEL")]
+    pub v: Option<u32>,
+    /// What to do instead of running.
+    #[command(flatten)]
+    pub actions: ActionsArgs,
+    /// Flags that kube-proxy does not have.
+    #[command(flatten)]
+    pub own: OwnArgs,
+    /// How to reach the API server.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Node and listeners.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// How traffic is handled.
+    #[command(flatten)]
+    pub dataplane: DataplaneArgs,
+    /// Connection tracking sysctls.
+    #[command(flatten)]
+    pub tracking: TrackingArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Actions")]
+pub struct ActionsArgs {
+    /// Write the configuration that would be in force to this file, and end.
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Do only what needs full privileges (sysctls), and end; then CAP_NET_ADMIN is enough.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub init_only: Option<bool>,
+    /// Remove everything of Sluice and of kube-proxy from the kernel, and end.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub cleanup: Option<bool>,
+}
+
+/// Flags that kube-proxy does not have.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Flags of Sluice")]
+pub struct OwnArgs {
+    /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// How endpoints are picked: random or rr.
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub cleanup_kube_proxy: Option<bool>,
+}
+
+/// How to reach the API server.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "API server")]
+pub struct ClientArgs {
+    /// Kubeconfig file; without it (and without --manifests) the pod's service account is used.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the API server, over that of the kubeconfig.
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
+    /// No meaning here: objects are always read as JSON.
+    #[arg(long, value_name = "TYPE")]
+    pub kube_api_content_type: Option<String>,
+    /// No meaning here: there is one list and one watch of each kind.
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub kube_api_qps: Option<f32>,
+    /// No meaning here, as --kube-api-qps.
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub kube_api_burst: Option<i32>,
+    /// No meaning here: state is compared with the kernel, not delivered again.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub config_sync_period: Option<GoDuration>,
+}
+
+/// Node and listeners.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Node and listeners")]
+pub struct NodeArgs {
+    /// The node's name, if it is not the host's.
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Overrides the node's primary address; nothing is bound to it.
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<String>,
+    /// A listener that cannot bind ends the program.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub bind_address_hard_fail: Option<bool>,
+    /// Where /healthz and /livez are served, IP or IP:port [default: 0.0.0.0:10256].
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<String>,
+    /// Deprecated: 0 switches the health server off, if --healthz-bind-address is not given.
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// Where /metrics is served, IP or IP:port [default: 127.0.0.1:10249].
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_bind_address: Option<String>,
+    /// Deprecated: 0 switches the metrics server off, if --metrics-bind-address is not given.
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
+    /// No meaning here: there are no Go profiles.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub profiling: Option<bool>,
+    /// No meaning here: no metric is hidden.
+    #[arg(long, value_name = "VERSION")]
+    pub show_hidden_metrics_for_version: Option<String>,
+    /// Feature gates of kube-proxy 1.36; only LoggingAlphaOptions has a meaning here.
+    #[arg(long, value_name = "GATE=BOOL", value_delimiter = ',')]
+    pub feature_gates: Option<Vec<Gate>>,
+    /// oom_score_adj of this process, -1000 to 1000 [default: -999].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i32>,
+    /// No meaning here.
+    #[arg(long, value_name = "FILES")]
+    pub boot_id_file: Option<String>,
+    /// No meaning here.
+    #[arg(long, value_name = "FILES")]
+    pub machine_id_file: Option<String>,
+}
+
+/// How traffic is handled.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Dataplane")]
+pub struct DataplaneArgs {
+    /// Dataplane: nftables; iptables runs as nftables too.
+    #[arg(long, value_name = "MODE")]
+    pub proxy_mode: Option<String>,
+    /// Masquerade all traffic to ClusterIPs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub masquerade_all: Option<bool>,
+    /// How pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+    #[arg(long, value_name = "MODE")]
+    pub detect_local_mode: Option<String>,
+    /// Pod networks, at most one for each family, comma-separated; tells pods from other clients.
+    #[arg(long, value_name = "CIDRS")]
+    pub cluster_cidr: Option<String>,
+    /// The bridge for BridgeInterface.
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+    /// The prefix for InterfaceNamePrefix.
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Networks of the node addresses that node ports answer on, comma-separated, or "primary".
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub nodeport_addresses: Option<Vec<String>>,
+    /// Bit of the packet mark that asks for masquerading, in --proxy-mode iptables.
+    #[arg(long, value_name = "BIT", allow_negative_numbers = true)]
+    pub iptables_masquerade_bit: Option<i32>,
+    /// No meaning here: node ports do not answer on loopback.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub iptables_localhost_nodeports: Option<bool>,
+    /// A failed change is retried after this time at the latest [default: 30s].
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub iptables_sync_period: Option<GoDuration>,
+    /// No meaning here: changes go to the kernel at once.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub iptables_min_sync_period: Option<GoDuration>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ipvs_sync_period: Option<GoDuration>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ipvs_min_sync_period: Option<GoDuration>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "NAME")]
+    pub ipvs_scheduler: Option<String>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub ipvs_exclude_cidrs: Option<Vec<String>>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub ipvs_strict_arp: Option<bool>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ipvs_tcp_timeout: Option<GoDuration>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ipvs_tcpfin_timeout: Option<GoDuration>,
+    /// For mode ipvs.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub ipvs_udp_timeout: Option<GoDuration>,
+}
+
+/// Connection tracking sysctls.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Connection tracking")]
+pub struct TrackingArgs {
+    /// Connections for each core; 0 leaves the limit as it is [default: 32768].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub conntrack_max_per_core: Option<i32>,
+    /// The least limit [default: 131072].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub conntrack_min: Option<i32>,
+    /// Timeout of idle TCP connections; 0 leaves it [default: 24h].
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub conntrack_tcp_timeout_established: Option<GoDuration>,
+    /// Timeout of TCP connections in CLOSE_WAIT; 0 leaves it [default: 1h].
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
+    /// Do not take TCP packets out of window for invalid.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+    /// Timeout of UDP flows without an answer; 0 leaves it.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub conntrack_udp_timeout: Option<GoDuration>,
+    /// Timeout of answered UDP flows; 0 leaves it.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub conntrack_udp_timeout_stream: Option<GoDuration>,
+}
+
+/// Logging.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LogArgs {
+    /// Log format: text or json [default: text].
+    #[arg(long, value_name = "FORMAT")]
+    pub logging_format: Option<String>,
+    /// Log level of source files, by name without .rs; * and ? stand for other characters.
+    #[arg(long, value_name = "PATTERN=LEVEL", value_delimiter = ',')]
+    pub vmodule: Option<Vec<Pattern>>,
+    /// No meaning here: every line is written at once.
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub log_flush_frequency: Option<GoDuration>,
+    /// Text format: warnings and errors to stderr, the rest to stdout.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub log_text_split_stream: Option<bool>,
+    /// No meaning here: every line is written at once.
+    #[arg(long, value_name = "SIZE")]
+    pub log_text_info_buffer_size: Option<String>,
+    /// JSON format: warnings and errors to stderr, the rest to stdout.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub log_json_split_stream: Option<bool>,
+    /// No meaning here: every line is written at once.
+    #[arg(long, value_name = "SIZE")]
+    pub log_json_info_buffer_size: Option<String>,
+}
+
+/// A feature gate, `Name=true`; nameless for an empty part of a list, which Go skips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate(pub String, pub bool);
+
+impl FromStr for Gate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Gate(String::new(), false));
+        }
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form Name=true"))?;
+        Ok(Gate(name.trim().to_owned(), go_bool(value.trim())?))
+    }
+}
+
+/// A part of --vmodule, `pattern=2`; nameless for an empty part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(pub String, pub u32);
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Pattern(String::new(), 0));
+        }
+        let parsed = text.split_once('=').and_then(|(name, level)| Some((name, level.parse().ok()?)));
+        let (name, level) = parsed.ok_or_else(|| format!("{text:?} is not of the form pattern=2"))?;
+        Ok(Pattern(name.to_owned(), level))
+    }
+}
+
+/// A truth value as Go writes them.
+pub(super) fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+fn version_value(text: &str) -> Result<String, String> {
+    let fine = text == "raw" || text.starts_with('v') || go_bool(text).is_ok();
+    if fine { Ok(text.to_owned()) } else { Err("use true, false, raw or vX.Y.Z".into()) }
+}

@@ -1,0 +1,126 @@
+//! Fields that are accepted for the sake of existing files and mean nothing here, with the reason.
+
+use super::duration::GoDuration;
+use super::raw::{Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
+
+/// What to tell about a configuration as it was written, before defaults.
+pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
+    let mut told = Told(Vec::new());
+    modes(config, &mut told);
+    let beyond =
+        |period: Option<GoDuration>| period.is_some_and(|period| period.value > GoDuration::seconds(1).value);
+    let min = if matches!(config.mode.as_str(), "" | "iptables") {
+        &config.iptables.min_sync_period
+    } else {
+        &config.nftables.min_sync_period
+    };
+    told.no_effect(
+        beyond(*min),
+        "minSyncPeriod",
+        "a change goes to the kernel at once, because it costs the same however many Services there are",
+    );
+    let client = &config.client_connection;
+    told.no_effect(
+        (client.qps != 0.0 && client.qps != 5.0) || !matches!(client.burst, 0 | 10),
+        "clientConnection.qps, burst",
+        "there is one list and one watch of each kind, and failed ones are spaced out",
+    );
+    told.no_effect(
+        !client.accept_content_types.is_empty()
+            || !matches!(
+                client.content_type.as_str(),
+                "" | "application/json" | "application/vnd.kubernetes.protobuf"
+            ),
+        "clientConnection.acceptContentTypes, contentType",
+        "objects are always read as JSON",
+    );
+    told.no_effect(!config.port_range.is_empty(), "portRange", "unused by kube-proxy too");
+    told.no_effect(config.winkernel != Winkernel::default(), "winkernel", "Windows only");
+    told.no_effect(config.windows_run_as_service, "windowsRunAsService", "Windows only");
+    told.no_effect(
+        config.enable_profiling,
+        "enableProfiling",
+        "there are no Go profiles: /debug/pprof is not served",
+    );
+    let hidden = !config.show_hidden_metrics_for_version.is_empty();
+    told.no_effect(hidden, "showHiddenMetricsForVersion", "no metric is hidden");
+    let period = config
+        .config_sync_period
+        .is_some_and(|period| !period.is_zero() && period != GoDuration::seconds(900));
+    told.no_effect(
+        period,
+        "configSyncPeriod",
+        "state is compared with the kernel, not delivered again from memory",
+    );
+    for gate in config.feature_gates.keys().filter(|gate| *gate != super::gates::LOGGING_ALPHA_OPTIONS) {
+        told.no_effect(true, &format!("featureGates.{gate}"), "no behaviour depends on it");
+    }
+    let flush = &config.logging.flush_frequency;
+    let flushes = !flush.is_null() && flush != "5s" && flush != "0s" && flush.as_i64() != Some(0);
+    told.no_effect(flushes, "logging.flushFrequency", "every line is written at once");
+    let buffered = |size: &serde_json::Value| !matches!(size.as_str(), None | Some("0"));
+    let options = &config.logging.options;
+    let buffers = buffered(&options.text.info_buffer_size) || buffered(&options.json.info_buffer_size);
+    told.no_effect(buffers, "logging.options.*.infoBufferSize", "every line is written at once");
+    told.0
+}
+
+struct Told(Vec<String>);
+
+impl Told {
+    fn no_effect(&mut self, is_set: bool, field: &str, why: &str) {
+        if is_set {
+            self.0.push(format!("{field}: has no effect here ({why})"));
+        }
+    }
+}
+
+fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
+    told.no_effect(
+        config.ipvs != Ipvs::default() && config.ipvs != unset_ipvs(),
+        "ipvs",
+        "for mode ipvs only",
+    );
+    let iptables = &config.iptables;
+    if matches!(config.mode.as_str(), "" | "iptables") {
+        let mode = if config.mode.is_empty() {
+            "none, and so kube-proxy's default iptables,"
+        } else {
+            "\"iptables\""
+        };
+        told.0.push(format!(
+            "mode: {mode} runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of section \
+             iptables; node ports answer on all addresses unless nodePortAddresses is set, but not on loopback"
+        ));
+        told.no_effect(
+            iptables.localhost_node_ports == Some(true),
+            "iptables.localhostNodePorts",
+            "node ports do not answer on loopback",
+        );
+        return;
+    }
+    let mut ours = iptables.clone();
+    ours.localhost_node_ports = None;
+    let preset = Iptables {
+        masquerade_bit: ours.masquerade_bit.filter(|bit| *bit == 14),
+        sync_period: ours.sync_period.filter(|period| period.is_zero() || *period == GoDuration::seconds(30)),
+        min_sync_period: ours
+            .min_sync_period
+            .filter(|period| period.is_zero() || *period == GoDuration::seconds(1)),
+        ..Iptables::default()
+    };
+    told.no_effect(ours != preset, "iptables", "for mode iptables only");
+}
+
+/// The section as kubeadm writes it: present, with nothing set.
+fn unset_ipvs() -> Ipvs {
+    let zero = Some(GoDuration::default());
+    Ipvs {
+        sync_period: zero,
+        min_sync_period: zero,
+        tcp_timeout: zero,
+        tcp_fin_timeout: zero,
+        udp_timeout: zero,
+        ..Ipvs::default()
+    }
+}

@@ -1,0 +1,149 @@
+//! What kube-proxy 1.36 refuses in a configuration. Messages begin with the path of the field.
+
+use sluice_core::net::{parse_cidr, parse_ip};
+
+use super::defaults::Requested;
+use super::duration::GoDuration;
+use super::gates;
+use super::raw::KubeProxyConfiguration;
+use super::resolve::ConfigError;
+
+/// Errors, collected to be told at once.
+#[derive(Default)]
+pub(super) struct Errors(Vec<String>);
+
+impl Errors {
+    /// Notes an error unless all is fine.
+    pub(super) fn check(&mut self, fine: bool, message: impl FnOnce() -> String) {
+        if !fine {
+            self.0.push(message());
+        }
+    }
+
+    /// The value, if there was no error.
+    pub(super) fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.0.is_empty() { Ok(value) } else { Err(ConfigError::Invalid(self.0)) }
+    }
+
+    fn not_negative(&mut self, field: &str, value: Option<GoDuration>) {
+        let negative = value.is_some_and(|value| value.negative && !value.is_zero());
+        self.check(!negative, || format!("{field}: must not be negative"));
+    }
+
+    fn within(&mut self, field: &str, value: Option<i32>, range: std::ops::RangeInclusive<i32>) {
+        let (value, least, most) = (value.unwrap_or(*range.start()), *range.start(), *range.end());
+        self.check(range.contains(&value), || match most {
+            i32::MAX => format!("{field}: {value} is less than {least}"),
+            _ => format!("{field}: {value} is not between {least} and {most}"),
+        });
+    }
+}
+
+/// Checks a configuration with its defaults filled in.
+pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, errors: &mut Errors) {
+    kind(config, errors);
+    if requested == Requested::Other {
+        mode(config, errors);
+    }
+    errors.within("iptables.masqueradeBit", config.iptables.masquerade_bit, 0..=31);
+    let section = if requested == Requested::Iptables { "iptables" } else { "nftables" };
+    if requested == Requested::Nftables {
+        errors.within("nftables.masqueradeBit", config.nftables.masquerade_bit, 0..=31);
+    }
+    periods(config, section, errors);
+    errors.check(parse_ip(&config.bind_address).is_some(), || {
+        format!("bindAddress: {:?} is no IP address", config.bind_address)
+    });
+    errors.within("oomScoreAdj", config.oom_score_adj, -1000..=1000);
+    errors.within("clientConnection.burst", Some(config.client_connection.burst), 0..=i32::MAX);
+    conntrack(config, errors);
+    let period = config.config_sync_period.unwrap_or_default();
+    errors.check(!period.negative && !period.is_zero(), || "configSyncPeriod: must be greater than 0".into());
+    let version = config.show_hidden_metrics_for_version.as_str();
+    errors.check(matches!(version, "" | "1.35"), || {
+        format!("showHiddenMetricsForVersion: {version:?} is not \"1.35\", the only version with a meaning")
+    });
+    for gate in config.feature_gates.keys() {
+        errors.check(gates::is_known(gate), || {
+            format!("featureGates.{gate}: kube-proxy 1.36 knows no such gate")
+        });
+    }
+    logging(config, errors);
+}
+
+fn kind(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    errors.check(config.api_version == "kubeproxy.config.k8s.io/v1alpha1", || {
+        format!("apiVersion: {:?} is not \"kubeproxy.config.k8s.io/v1alpha1\"", config.api_version)
+    });
+    errors.check(config.kind == "KubeProxyConfiguration", || {
+        format!("kind: {:?} is not \"KubeProxyConfiguration\"", config.kind)
+    });
+}
+
+fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    let mode = &config.mode;
+    errors.check(false, || match mode.as_str() {
+        "ipvs" | "ebpf" => {
+            format!("mode: {mode:?} is not available in this version; set it to \"nftables\" or leave it out")
+        }
+        _ => format!(
+            "mode: {mode:?} is unknown; known are \"nftables\" and, as another name for it, \"iptables\""
+        ),
+    });
+    if mode != "ipvs" {
+        return;
+    }
+    let ipvs = &config.ipvs;
+    errors.not_negative("ipvs.tcpTimeout", ipvs.tcp_timeout);
+    errors.not_negative("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout);
+    errors.not_negative("ipvs.udpTimeout", ipvs.udp_timeout);
+    for (i, entry) in ipvs.exclude_cidrs.iter().flatten().enumerate() {
+        errors.check(parse_cidr(entry).is_some(), || format!("ipvs.excludeCIDRs[{i}]: {entry:?} is no CIDR"));
+    }
+}
+
+/// `section` is where the user wrote what now stands in section nftables.
+fn periods(config: &KubeProxyConfiguration, section: &str, errors: &mut Errors) {
+    let (sync, min) = (config.nftables.sync_period, config.nftables.min_sync_period);
+    errors.not_negative(&format!("{section}.syncPeriod"), sync);
+    errors.not_negative(&format!("{section}.minSyncPeriod"), min);
+    errors.check(min.unwrap_or_default().value <= sync.unwrap_or_default().value, || {
+        format!("{section}.minSyncPeriod: must not be greater than {section}.syncPeriod")
+    });
+}
+
+fn conntrack(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    let conntrack = &config.conntrack;
+    errors.within("conntrack.maxPerCore", conntrack.max_per_core, 0..=i32::MAX);
+    errors.within("conntrack.min", conntrack.min, 0..=i32::MAX);
+    errors.not_negative("conntrack.tcpEstablishedTimeout", conntrack.tcp_established_timeout);
+    errors.not_negative("conntrack.tcpCloseWaitTimeout", conntrack.tcp_close_wait_timeout);
+    errors.not_negative("conntrack.udpTimeout", conntrack.udp_timeout);
+    errors.not_negative("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout);
+}
+
+fn logging(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    let logging = &config.logging;
+    let format = &logging.format;
+    errors.check(matches!(format.as_str(), "text" | "json"), || {
+        format!("logging.format: {format:?} is unknown; use \"text\" or \"json\"")
+    });
+    errors.check(format == "text" || logging.vmodule.is_empty(), || {
+        "logging.vmodule: is for logging.format text only".into()
+    });
+    let flush = &logging.flush_frequency;
+    let is_duration = flush.is_i64() || flush.as_str().is_some_and(|text| GoDuration::parse(text).is_some());
+    errors.check(is_duration, || format!("logging.flushFrequency: {flush} is no duration such as 5s"));
+    let allowed = ["AllAlpha", gates::LOGGING_ALPHA_OPTIONS]
+        .iter()
+        .any(|gate| config.feature_gates.get(*gate) == Some(&true));
+    for (name, options) in [("text", &logging.options.text), ("json", &logging.options.json)] {
+        let mut needs_gate = |set: bool, field: &str| {
+            errors.check(allowed || !set, || {
+                format!("logging.options.{name}.{field}: needs featureGates.{}", gates::LOGGING_ALPHA_OPTIONS)
+            });
+        };
+        needs_gate(options.split_stream, "splitStream");
+        needs_gate(options.info_buffer_size != "0", "infoBufferSize");
+    }
+}

@@ -1,0 +1,99 @@
+//! Log output: format, streams and verbosity as `logging` of the configuration says.
+
+use std::path::Path;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::config::raw::Logging;
+
+/// Starts logging. The environment variable RUST_LOG counts more than the configuration.
+pub fn start(logging: &Logging) {
+    let is_json = logging.format == "json";
+    let options = if is_json { &logging.options.json } else { &logging.options.text };
+    let (writer, is_terminal) = if options.split_stream {
+        (BoxMakeWriter::new(std::io::stderr.with_max_level(Level::WARN).or_else(std::io::stdout)), false)
+    } else {
+        (BoxMakeWriter::new(std::io::stderr), std::io::IsTerminal::is_terminal(&std::io::stderr()))
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(is_terminal);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> =
+        if is_json { lines.json().boxed() } else { lines.boxed() };
+    let lines = match EnvFilter::try_from_default_env() {
+        Ok(filter) => lines.with_filter(filter).boxed(),
+        Err(_) => {
+            let logging = logging.clone();
+            lines.with_filter(filter_fn(move |metadata| shows(&logging, metadata))).boxed()
+        }
+    };
+    tracing_subscriber::registry().with(lines).init();
+}
+
+fn shows(logging: &Logging, metadata: &Metadata<'_>) -> bool {
+    let is_ours = metadata.target().starts_with("sluice");
+    // The client tells each failed request as an error; the watch tells of them too, but does not flood the log.
+    if metadata.target().starts_with("kube_client") && verbosity(logging, metadata.file()) < 4 {
+        return false;
+    }
+    *metadata.level() <= most(verbosity(logging, metadata.file()), is_ours)
+}
+
+/// The most detailed level of a verbosity as kube-proxy counts: up to 1 what is worth to know, from 2 what we do
+/// and why, from 4 what the libraries do.
+fn most(verbosity: u32, is_ours: bool) -> LevelFilter {
+    match verbosity {
+        0..=1 => LevelFilter::INFO,
+        2..=3 if !is_ours => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    }
+}
+
+/// The verbosity of a source file: of the first pattern that matches its name, else that of the whole.
+fn verbosity(logging: &Logging, file: Option<&str>) -> u32 {
+    let name = file.and_then(|file| Path::new(file).file_stem()?.to_str());
+    let matching = |name| logging.vmodule.iter().find(|part| glob(part.file_pattern.as_bytes(), name));
+    name.and_then(|name: &str| matching(name.as_bytes())).map_or(logging.verbosity, |part| part.verbosity)
+}
+
+/// Whether a name matches a pattern, in which `*` stands for any characters and `?` for one.
+fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => (0..=name.len()).any(|skipped| glob(rest, &name[skipped..])),
+        (Some((b'?', pattern)), Some((_, name))) => glob(pattern, name),
+        (Some((a, pattern)), Some((b, name))) => a == b && glob(pattern, name),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::raw::VModule;
+
+    #[test]
+    fn the_first_pattern_that_matches_the_file_decides() {
+        let part = |pattern: &str, verbosity| VModule { file_pattern: pattern.into(), verbosity };
+        let logging = Logging {
+            verbosity: 1,
+            vmodule: vec![part("kube*s", 4), part("kubernetes", 0), part("nod?", 2)],
+            ..Logging::default()
+        };
+        assert_eq!(verbosity(&logging, Some("src/watch/kubernetes.rs")), 4);
+        assert_eq!(verbosity(&logging, Some("src/node.rs")), 2);
+        assert_eq!(verbosity(&logging, Some("src/nodes.rs")), 1);
+        assert_eq!(verbosity(&logging, None), 1);
+    }
+
+    #[test]
+    fn verbosity_two_is_about_us_and_four_about_everything() {
+        assert_eq!(most(1, true), LevelFilter::INFO);
+        assert_eq!((most(3, true), most(3, false)), (LevelFilter::DEBUG, LevelFilter::INFO));
+        assert_eq!(most(4, false), LevelFilter::DEBUG);
+    }
+}

@@ -1,0 +1,11 @@
+//! The Kubernetes API as a source: against a small API server in this process, and through a proxy that makes
+//! faults.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
+
+mod daemons;
+mod events;
+mod fake_api;
+mod faults;
+mod metrics_page;
+mod observer;
+mod watch;

@@ -1,0 +1,176 @@
+//! The metrics page against that of kube-proxy.
+//!
+//! `metrics.txt` says what kube-proxy's page holds. It cannot rot: where there is a kube-proxy, it is run and
+//! its page is compared with the table; and ours is compared with the table always.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use sluice::metrics::{Metrics, family_label};
+use sluice_core::net::Family;
+
+use crate::daemons::{Proxy, cluster, in_namespace, kube_proxy, page, slice};
+use crate::fake_api::ObjectWriter;
+
+/// Type, label names and bucket bounds of a metric.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Shape {
+    kind: String,
+    labels: BTreeSet<String>,
+    buckets: Vec<String>,
+}
+
+type Shapes = BTreeMap<String, Shape>;
+
+/// Whose metrics are compared.
+const COMPARED: [&str; 5] = [
+    "kubeproxy_",
+    "kubernetes_build_info",
+    "rest_client_requests_total",
+    "rest_client_request_duration_seconds",
+    "process_",
+];
+
+/// Reads a page of the text format.
+fn shapes(page: &str) -> Shapes {
+    let mut shapes = Shapes::new();
+    for line in page.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            shapes.entry(name.to_owned()).or_default().kind = kind.to_owned();
+        }
+    }
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (sample, labels) =
+            line.split_once('{').unwrap_or((line.split(' ').next().unwrap_or_default(), ""));
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| sample.strip_suffix(suffix));
+        let base = base.filter(|base| shapes.get(*base).is_some_and(|shape| shape.kind == "histogram"));
+        let Some(shape) = shapes.get_mut(base.unwrap_or(sample)) else { continue };
+        for label in labels.rsplit_once('}').map_or("", |(labels, _)| labels).split("\",") {
+            let Some((name, value)) = label.split_once("=\"") else { continue };
+            let bound = if name == "le" { value.trim_end_matches('"').parse::<f64>().ok() } else { None };
+            match bound.map(|bound| bound.to_string()) {
+                Some(bound) if shape.buckets.contains(&bound) => {}
+                Some(bound) => shape.buckets.push(bound),
+                None => drop(shape.labels.insert(name.to_owned())),
+            }
+        }
+    }
+    // What is declared and has no sample cannot be compared.
+    let sampled = |name: &String| page.lines().any(|line| line.starts_with(name.as_str()));
+    shapes.retain(|name, _| COMPARED.iter().any(|prefix| name.starts_with(prefix)) && sampled(name));
+    shapes
+}
+
+/// The table: shapes, and when each is on the page: `always`, on `failure`, or in another `mode`.
+fn table() -> BTreeMap<String, (Shape, String)> {
+    let rows = include_str!("metrics.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let row = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let list = |text: &str| text.split(',').filter(|part| *part != "-").map(str::to_owned).collect();
+        let labels: Vec<String> = list(columns[3]);
+        let labels = labels.into_iter().collect();
+        let shape = Shape { kind: columns[2].into(), labels, buckets: list(columns[4]) };
+        (columns[0].to_owned(), (shape, columns[1].to_owned()))
+    };
+    rows.map(row).collect()
+}
+
+fn expected(when: &[&str]) -> Shapes {
+    let rows = table().into_iter().filter(|(_, (_, at))| when.contains(&at.as_str()));
+    rows.map(|(name, (shape, _))| (name, shape)).collect()
+}
+
+/// Both as rows of the table, so that the difference can be read and copied.
+fn assert_same(found: &Shapes, wanted: &Shapes, log: &str) {
+    let mut difference = String::new();
+    for name in found.keys().chain(wanted.keys()).collect::<BTreeSet<_>>() {
+        if found.get(name) != wanted.get(name) {
+            for (side, shape) in [("found ", found.get(name)), ("wanted", wanted.get(name))] {
+                let row = shape.map(|shape| {
+                    let list = |parts: Vec<&str>| if parts.is_empty() { "-".into() } else { parts.join(",") };
+                    let labels = list(shape.labels.iter().map(String::as_str).collect());
+                    let buckets = list(shape.buckets.iter().map(String::as_str).collect());
+                    format!("{} {labels} {buckets}", shape.kind)
+                });
+                let _ = writeln!(difference, "{side} {name} {}", row.unwrap_or_else(|| "(none)".into()));
+            }
+        }
+    }
+    assert!(difference.is_empty(), "{difference}\n{log}");
+}
+
+/// Runs a proxy through all that leaves a trace on its page.
+async fn page_of(program: Option<&Path>, arguments: &[&str]) -> (String, String) {
+    let api = cluster().await;
+    let proxy = match program {
+        Some(program) => Proxy::spawn(program, arguments, &api),
+        None => Proxy::sluice(arguments, &api),
+    };
+    let wait = || tokio::time::sleep(Duration::from_millis(200));
+    let mut text = String::new();
+    for round in 0..100 {
+        wait().await;
+        // Endpoints that come and go: syncs, latencies and flows to look for.
+        api.put(slice(&format!("10.0.0.{}", 1 + round % 200)));
+        let answers = [page("127.0.0.1:10256", "/healthz").await, page("127.0.0.1:10256", "/livez").await];
+        text = page("127.0.0.1:10249", "/metrics").await.unwrap_or_default();
+        if answers.iter().all(Option::is_some) && text.contains("kubeproxy_network_programming") && round > 25
+        {
+            break;
+        }
+    }
+    assert!(text.contains("kubeproxy_network_programming"), "no metrics: {text}\n{}", proxy.log());
+    (text, proxy.log())
+}
+
+#[test]
+fn the_table_agrees_with_a_real_kube_proxy() {
+    let Some(program) = kube_proxy() else { return };
+    in_namespace(move || async move {
+        let arguments = [
+            "--proxy-mode=nftables",
+            "--conntrack-max-per-core=0",
+            "--conntrack-min=0",
+            "--cluster-cidr=10.0.0.0/8",
+        ];
+        let (text, log) = page_of(Some(&program), &arguments).await;
+        assert_same(&shapes(&text), &expected(&["always"]), &log);
+    });
+}
+
+#[test]
+fn our_page_holds_what_kube_proxys_does() {
+    in_namespace(|| async {
+        let (text, log) = page_of(None, &[]).await;
+        assert!(text.contains("# TYPE sluice_services gauge\nsluice_services 1\n"), "{text}\n{log}");
+        assert_same(&shapes(&text), &expected(&["always"]), &log);
+    });
+}
+
+#[test]
+fn failures_are_shown_as_kube_proxy_shows_them() {
+    let metrics = Metrics::default();
+    for family in Family::BOTH {
+        metrics.sync_failures.get_or_create(&family_label(family)).inc();
+        metrics.cleanup_failures.get_or_create(&family_label(family)).inc();
+    }
+    let mut found = shapes(&metrics.page());
+    let wanted = expected(&["failure"]);
+    found.retain(|name, _| wanted.contains_key(name));
+    assert_same(&found, &wanted, "");
+}
+
+#[test]
+fn every_metric_is_in_the_documentation_and_no_other() {
+    let document = include_str!("../../../docs/metrics.md");
+    let written = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let written: BTreeSet<&str> = written.map(|(name, _)| name.trim_end_matches("_total")).collect();
+    // A metric without a value yet is not on the page, so the names are taken from where they stand.
+    let literals = include_str!("../../src/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
+    let table = table();
+    let known: BTreeSet<&str> =
+        table.keys().map(|name| name.trim_end_matches("_total")).chain(literals).collect();
+    assert_eq!(written.symmetric_difference(&known).collect::<Vec<_>>(), [&""; 0]);
+}

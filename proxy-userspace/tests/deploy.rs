@@ -1,0 +1,215 @@
+//! The manifests of `deploy/`: they are what the API server would read, fit each other, and grant what the daemon asks for.
+#![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use clap::Parser;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sluice::cli::{Cli, Command};
+use sluice::metrics::Metrics;
+use sluice::watch::kubernetes::{self, Access, Origin, Timing};
+use tokio::sync::mpsc;
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn text(file: &str) -> String {
+    std::fs::read_to_string(directory().join(file)).unwrap()
+}
+
+/// The only object of a kind in a file. Nothing of it may be unknown to the API.
+fn object<T: DeserializeOwned + Serialize>(file: &str, kind: &str) -> T {
+    let text = text(file);
+    let documents = text.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
+    let mut of_kind: Vec<Value> = documents.filter(|document| document["kind"] == kind).collect();
+    assert_eq!(of_kind.len(), 1, "{kind} in {file}");
+    let value = of_kind.remove(0);
+    let typed: T = serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&typed).unwrap(), value, "what the API knows of {kind}, and the file");
+    typed
+}
+
+fn pod() -> PodSpec {
+    object::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap()
+}
+
+fn config_map() -> ConfigMap {
+    object("configmap.yaml", "ConfigMap")
+}
+
+/// The arguments as the daemon would see them.
+fn parsed(container: &Container) -> Box<sluice::cli::RunArgs> {
+    let arguments = container.args.clone().unwrap();
+    match Cli::try_parse_from(std::iter::once("sluice".to_owned()).chain(arguments)).unwrap().command {
+        Command::Run(run) => run,
+        Command::Cleanup { .. } => unreachable!("the DaemonSet runs the proxy"),
+    }
+}
+
+#[test]
+fn the_account_that_the_pods_use_is_the_one_with_the_role() {
+    let account: ServiceAccount = object("rbac.yaml", "ServiceAccount");
+    let role: ClusterRole = object("rbac.yaml", "ClusterRole");
+    let binding: ClusterRoleBinding = object("rbac.yaml", "ClusterRoleBinding");
+    let daemon_set: DaemonSet = object("daemonset.yaml", "DaemonSet");
+    assert_eq!(Some(binding.role_ref.name), role.metadata.name);
+    let subjects = binding.subjects.unwrap();
+    assert_eq!(subjects.len(), 1);
+    assert_eq!(
+        (&subjects[0].kind[..], Some(&subjects[0].name)),
+        ("ServiceAccount", account.metadata.name.as_ref())
+    );
+    assert_eq!(subjects[0].namespace, account.metadata.namespace);
+    assert_eq!(pod().service_account_name, account.metadata.name);
+    for namespace in [daemon_set.metadata.namespace, config_map().metadata.namespace] {
+        assert_eq!(namespace, account.metadata.namespace);
+    }
+    let spec = daemon_set.spec.unwrap();
+    assert_eq!(spec.selector.match_labels, spec.template.metadata.unwrap().labels);
+}
+
+#[test]
+fn the_pod_finds_its_configuration_and_the_daemon_accepts_it() {
+    let (pod, map) = (pod(), config_map());
+    let data = map.data.unwrap();
+    let container = &pod.containers[0];
+    let volume = pod.volumes.unwrap()[0].config_map.clone().unwrap();
+    assert_eq!(Some(volume.name), map.metadata.name);
+    let item = &volume.items.unwrap()[0];
+    let mount = &container.volume_mounts.as_ref().unwrap()[0];
+    assert_eq!(parsed(container).config.unwrap(), Path::new(&mount.mount_path).join(&item.path));
+    for variable in container.env.iter().flatten() {
+        let source = variable.value_from.as_ref().unwrap();
+        if let Some(reference) = &source.config_map_key_ref {
+            assert_eq!(Some(&reference.name), map.metadata.name.as_ref());
+            assert!(data.contains_key(&reference.key), "{}", reference.key);
+        }
+    }
+
+    let file = std::env::temp_dir().join(format!("sluice-deploy-{}.conf", std::process::id()));
+    std::fs::write(&file, &data[&item.key]).unwrap();
+    let loaded = sluice::config::load(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(loaded.odd.is_empty(), "{:?}", loaded.odd);
+    let settings = sluice::config::resolve(loaded.config, &sluice::config::Flags::default(), "host").unwrap();
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    let port = json!(settings.healthz_bind.unwrap().port());
+    for probe in [&container.startup_probe, &container.liveness_probe, &container.readiness_probe] {
+        let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
+        assert_eq!(serde_json::to_value(&get.port).unwrap(), port);
+    }
+}
+
+#[test]
+fn the_container_has_one_capability_and_the_image_of_this_version() {
+    let container = pod().containers.remove(0);
+    assert_eq!(container.image.as_deref(), Some(concat!("sluice:", env!("CARGO_PKG_VERSION"))));
+    let security = container.security_context.unwrap();
+    let capabilities = security.capabilities.unwrap();
+    assert_eq!(capabilities.drop.unwrap(), ["ALL"]);
+    assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN"]);
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    assert_eq!(security.allow_privilege_escalation, Some(false));
+    assert_eq!(security.privileged, None);
+}
+
+#[test]
+fn kustomize_is_given_every_manifest() {
+    let list: Value = serde_saphyr::from_str(&text("kustomization.yaml")).unwrap();
+    let listed: BTreeSet<String> = serde_json::from_value(list["resources"].clone()).unwrap();
+    let entries = std::fs::read_dir(directory()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let there: BTreeSet<String> =
+        names.filter(|name| name.ends_with(".yaml") && name != "kustomization.yaml").collect();
+    assert_eq!(listed, there);
+}
+
+#[test]
+fn the_init_container_of_the_component_shares_what_the_pod_has() {
+    let patch: Value = serde_saphyr::from_str(&text("components/node-sysctls/init-container.yaml")).unwrap();
+    let daemon_set: DaemonSet = object("daemonset.yaml", "DaemonSet");
+    assert_eq!(patch["metadata"]["name"], json!(daemon_set.metadata.name));
+    let init: Container =
+        serde_json::from_value(patch["spec"]["template"]["spec"]["initContainers"][0].clone()).unwrap();
+    let main = pod().containers.remove(0);
+    assert_eq!(init.image, main.image);
+    assert_eq!(init.volume_mounts, main.volume_mounts);
+    let (init_arguments, main_arguments) = (init.args.unwrap(), main.args.unwrap());
+    assert_eq!(init_arguments[..main_arguments.len()], main_arguments);
+}
+
+/// API group, resource and verb.
+type Request = (String, String, String);
+
+/// A server that has no streamed lists: answers every list with nothing and every watch with silence, and remembers them.
+async fn serve(State(seen): State<Arc<Mutex<BTreeSet<Request>>>>, uri: Uri) -> Response {
+    let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+    let (group, resource) = match parts[..] {
+        ["api", "v1", resource] => ("", resource),
+        ["apis", group, "v1", resource] => (group, resource),
+        _ => ("unexpected path", uri.path()),
+    };
+    if uri.query().is_some_and(|query| query.contains("sendInitialEvents")) {
+        return StatusCode::UNPROCESSABLE_ENTITY.into_response();
+    }
+    let watch = uri.query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+    let verb = if watch { "watch" } else { "list" };
+    seen.lock().unwrap().insert((group.into(), resource.into(), verb.into()));
+    if watch {
+        return Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())
+            .into_response();
+    }
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []})
+        .to_string()
+        .into_response()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
+    let seen = Arc::<Mutex<BTreeSet<Request>>>::default();
+    let router = Router::new().fallback(serve).with_state(seen.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
+    let (sender, _events) = mpsc::channel(256);
+    tokio::spawn(kubernetes::run(access, "node-a".into(), sender, Metrics::default(), Timing::default()));
+
+    let mut granted = BTreeSet::new();
+    for rule in object::<ClusterRole>("rbac.yaml", "ClusterRole").rules.unwrap() {
+        for group in rule.api_groups.unwrap().iter().filter(|group| *group != "events.k8s.io") {
+            for resource in rule.resources.iter().flatten() {
+                for verb in &rule.verbs {
+                    granted.insert((group.clone(), resource.clone(), verb.clone()));
+                }
+            }
+        }
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while *seen.lock().unwrap() != granted && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // A request that is not granted would come right after the lists.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let by_resource = |requests: &BTreeSet<Request>| -> BTreeMap<String, Vec<String>> {
+        requests.iter().fold(BTreeMap::new(), |mut map, (group, resource, verb)| {
+            map.entry(format!("{group}/{resource}")).or_insert_with(Vec::new).push(verb.clone());
+            map
+        })
+    };
+    assert_eq!(by_resource(&seen.lock().unwrap()), by_resource(&granted));
+}

@@ -1,0 +1,121 @@
+//! Sluice against kube-proxy: the same API server, the same machine, in turns.
+
+mod document;
+mod figures;
+mod plot;
+mod session;
+mod world;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use sluice_tests::cluster::Cluster;
+use sluice_tests::cluster::tools::Tools;
+use sluice_tests::lab::{Lab, LabOptions, prune};
+use sluice_tests::proxy::ProxyProgram;
+
+use crate::cluster_tools;
+use crate::machine;
+use figures::Figures;
+use session::Session;
+
+#[derive(Debug, Clone, clap::Args)]
+#[group(id = "peers")]
+pub(crate) struct Arguments {
+    /// Numbers of Services to measure with, comma-separated, ascending.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000, 10_000, 50_000])]
+    services: Vec<usize>,
+    /// Endpoints of each Service.
+    #[arg(long, default_value_t = 10)]
+    endpoints: usize,
+    /// Proxies, in the order of their turns: nftables, kube-proxy-nftables, kube-proxy-iptables.
+    #[arg(long, value_delimiter = ',',
+        default_values_t = ["nftables", "kube-proxy-nftables", "kube-proxy-iptables"].map(str::to_owned))]
+    proxies: Vec<String>,
+    /// Turns of each proxy at each number of Services.
+    #[arg(long, default_value_t = 3)]
+    repetitions: usize,
+    /// Turns at numbers of Services above --large, where a turn of a peer takes minutes.
+    #[arg(long, default_value_t = 1)]
+    large_repetitions: usize,
+    /// From this number of Services on, fewer turns, and no traffic is measured.
+    #[arg(long, default_value_t = 20_000)]
+    large: usize,
+    /// Changes measured in each turn.
+    #[arg(long, default_value_t = 5)]
+    changes: usize,
+    /// Seconds of each load of traffic.
+    #[arg(long, default_value_t = 2)]
+    load_seconds: u64,
+    /// A proxy that needs longer for anything is given up on at that number of Services, seconds.
+    #[arg(long, default_value_t = 600)]
+    limit: u64,
+    /// Write every figure there.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write docs/benchmarks.md and its plots from the figures of this run.
+    #[arg(long)]
+    docs: bool,
+}
+
+/// Measures and prints; writes what was asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    machine::prepare()?;
+    let tools = Tools::of(&cluster_tools::build()?)?;
+    let programs = machine::build()?;
+    sluice_tests::interrupt::install()?;
+    prune::stale();
+    let proxies = proxies(arguments, &tools, &programs)?;
+    let first = proxies.first().context("--proxies names none")?;
+    let options = LabOptions { agent: programs.conformance.clone(), proxy: first.clone() };
+    let cluster = Rc::new(Cluster::start(&tools)?);
+    let mut lab = Lab::create_with(&world::topology(proxies.len())?, options, Rc::clone(&cluster))?;
+    world::prepare(&lab, proxies.len())?;
+    let mut figures = Figures::new(arguments.endpoints)?;
+    let mut filled = 0;
+    let mut given_up: Vec<String> = Vec::new();
+    for &services in &arguments.services {
+        world::fill(&cluster, filled, services, arguments.endpoints)?;
+        filled = services.max(filled);
+        let turns =
+            if services >= arguments.large { arguments.large_repetitions } else { arguments.repetitions };
+        for turn in 0..turns {
+            for (place, program) in proxies.iter().enumerate() {
+                if given_up.contains(&program.name) {
+                    continue;
+                }
+                println!("{services} services, turn {} of {turns}: {}", turn + 1, program.name);
+                let mut session =
+                    Session { arguments, lab: &mut lab, program, place, services, figures: &mut figures };
+                if let Err(error) = session.run() {
+                    sluice_tests::interrupt::sleep(std::time::Duration::ZERO)?;
+                    println!("  gave up on {} from {services} services on: {error:#}", program.name);
+                    figures.give_up(&program.name, services, &format!("{error:#}"));
+                    given_up.push(program.name.clone());
+                }
+                session::clean_up(&mut lab, program, place)?;
+            }
+        }
+    }
+    print!("{}", document::summary(&figures));
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, figures.json()? + "\n")
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if arguments.docs {
+        document::write(&figures)?;
+    }
+    if given_up.contains(&"nftables".to_owned()) {
+        bail!("sluice itself did not finish");
+    }
+    Ok(())
+}
+
+fn proxies(arguments: &Arguments, tools: &Tools, programs: &machine::Programs) -> Result<Vec<ProxyProgram>> {
+    let of = |name: &String| match name.strip_prefix("kube-proxy-") {
+        Some(mode) => ProxyProgram::kube_proxy(&tools.kube_proxy, mode, &programs.sluice),
+        None => ProxyProgram::sluice(&programs.sluice, name),
+    };
+    arguments.proxies.iter().map(of).collect()
+}

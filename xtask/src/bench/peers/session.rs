@@ -1,0 +1,273 @@
+//! One turn of one proxy: start, load, changes, memory, traffic, restart.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sluice_tests::agent::bench::{BenchReport, BenchRequest, Work, unix_now};
+use sluice_tests::lab::Lab;
+use sluice_tests::proxy::ProxyProgram;
+use sluice_tests::target::{From, Target};
+
+use super::Arguments;
+use super::figures::Figures;
+use super::world::{self, node, pod};
+use crate::passes::get;
+
+/// Connections of the load during a restart, each worker's pause between two.
+const PAUSE_MICROS: u64 = 1000;
+
+/// A turn.
+pub(super) struct Session<'a> {
+    pub(super) arguments: &'a Arguments,
+    pub(super) lab: &'a mut Lab,
+    pub(super) program: &'a ProxyProgram,
+    pub(super) place: usize,
+    pub(super) services: usize,
+    pub(super) figures: &'a mut Figures,
+}
+
+impl Session<'_> {
+    /// Runs the turn. The proxy is left running.
+    pub(super) fn run(&mut self) -> Result<()> {
+        let started = self.start()?;
+        let synced = self.await_sync(started)?;
+        self.record("load_seconds", synced - started);
+        let sum = metric(&self.metrics()?, "kubeproxy_sync_full_proxy_rules_duration_seconds_sum");
+        self.record("load_rules_seconds", sum.context("no duration of the full sync")?);
+        let target = self.target(80)?;
+        self.client()?.await_answer(target, &pod(self.place, "one"), Duration::from_secs(10))?;
+        self.record("memory_after_load_bytes", self.memory("VmRSS")?);
+        for turn in 0..self.arguments.changes {
+            self.change(if turn % 2 == 0 { "two" } else { "one" })?;
+        }
+        self.change_back()?;
+        self.record("memory_bytes", self.memory("VmRSS")?);
+        self.record("memory_peak_bytes", self.memory("VmHWM")?);
+        if self.services < self.arguments.large {
+            self.traffic()?;
+            self.restart()?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, metric: &str, value: f64) {
+        self.figures.add(&self.program.name, self.services, metric, value);
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.arguments.limit)
+    }
+
+    fn node(&self) -> String {
+        node(self.place)
+    }
+
+    fn client(&self) -> Result<&sluice_tests::agent::Agent> {
+        self.lab.agent(&From::Pod(pod(self.place, "client")))
+    }
+
+    fn target(&self, port: u16) -> Result<Target> {
+        let text = format!("tcp://{}:{port}", world::cluster_ip(self.place));
+        text.parse().map_err(anyhow::Error::msg)
+    }
+
+    fn metrics(&self) -> Result<String> {
+        get(self.lab, &self.node(), "/metrics")
+    }
+
+    /// Starts the proxy and tells when.
+    fn start(&mut self) -> Result<f64> {
+        let started = unix_now();
+        let node = self.node();
+        self.lab.start_program(&node, self.program, &json!({}))?;
+        Ok(started)
+    }
+
+    /// When the first sync of IPv4 after `since` was done, by the proxy's own word.
+    fn await_sync(&mut self, since: f64) -> Result<f64> {
+        let end = Instant::now() + self.limit();
+        loop {
+            self.lab.check_proxies()?;
+            // The page is not there before the proxy listens.
+            let page = self.metrics().unwrap_or_default();
+            match metric(&page, "kubeproxy_sync_proxy_rules_last_timestamp_seconds") {
+                Some(at) if at > since => return Ok(at),
+                _ => {}
+            }
+            if Instant::now() > end {
+                bail!("no sync within {} s", self.arguments.limit);
+            }
+            sluice_tests::interrupt::sleep(Duration::from_millis(50))?;
+        }
+    }
+
+    /// One change of endpoints: from the request to the API until the new endpoint answers.
+    fn change(&mut self, endpoint: &str) -> Result<()> {
+        let (key, slice) = world::own_slice(self.place, endpoint);
+        let (target, wanted, limit) = (self.target(80)?, pod(self.place, endpoint), self.limit());
+        // Changes come at arbitrary moments; a proxy may wait between syncs.
+        sluice_tests::interrupt::sleep(Duration::from_millis(1200))?;
+        let client = self.client()?;
+        let lab: &Lab = self.lab;
+        let (asked, answered) = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| client.await_answer(target, &wanted, limit));
+            std::thread::sleep(Duration::from_millis(20));
+            let asked = unix_now();
+            lab.apply_object(&key, &slice)?;
+            let answered = waiting.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            Ok::<_, anyhow::Error>((asked, answered))
+        })?;
+        self.record("change_seconds", (answered - asked).max(0.0));
+        Ok(())
+    }
+
+    /// Back to the endpoint that serves loads.
+    fn change_back(&mut self) -> Result<()> {
+        let (key, slice) = world::own_slice(self.place, "one");
+        self.lab.apply_object(&key, &slice)?;
+        let target = self.target(80)?;
+        self.client()?.await_answer(target, &pod(self.place, "one"), self.limit())?;
+        Ok(())
+    }
+
+    fn memory(&self, field: &str) -> Result<f64> {
+        let pid = self.lab.program_pid(&self.node(), self.program)?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()).context("no such field")?;
+        Ok(kilobytes.parse::<f64>()? * 1024.0)
+    }
+
+    /// Loads through the ClusterIP and straight to the pod, in turns.
+    fn traffic(&mut self) -> Result<()> {
+        for (name, work, workers) in [
+            ("connections", Work::Connections, 2),
+            ("requests", Work::Requests, 1),
+            ("stream", Work::Stream, 1),
+        ] {
+            for direct in [false, true] {
+                self.forget_connections()?;
+                let report = self.load(work, workers, direct)?;
+                let way = if direct { "direct" } else { "service" };
+                let rate = report.done as f64 / report.seconds;
+                self.record(&format!("{name}_per_second_{way}"), rate);
+                if work != Work::Stream {
+                    self.record(&format!("{name}_p50_seconds_{way}"), report.p50);
+                    self.record(&format!("{name}_p99_seconds_{way}"), report.p99);
+                }
+                self.record(&format!("{name}_failed_{way}"), report.failed as f64);
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, work: Work, workers: usize, direct: bool) -> Result<BenchReport> {
+        let port = match work {
+            Work::Connections => 9001,
+            Work::Requests => 9002,
+            Work::Stream => 9003,
+        };
+        let (address, port) = match direct {
+            true => (world::direct(self.place), port + world::DIRECT),
+            false => (world::cluster_ip(self.place), port),
+        };
+        let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
+        let millis = self.arguments.load_seconds * 1000;
+        self.client()?.bench(BenchRequest { target, work, workers, millis, pause_micros: 0 })
+    }
+
+    /// Thousands of finished connections stay tracked for two minutes; the next load starts without them.
+    fn forget_connections(&self) -> Result<()> {
+        self.lab.run(&self.node(), &["conntrack", "-F"].map(str::to_owned)).map(drop)
+    }
+
+    /// SIGKILL and a new start under a steady load of new connections, until the new process has synced.
+    fn restart(&mut self) -> Result<()> {
+        self.forget_connections()?;
+        let request = BenchRequest {
+            target: self.target(9001)?,
+            work: Work::Connections,
+            workers: 2,
+            millis: 250,
+            pause_micros: PAUSE_MICROS,
+        };
+        let client = self.lab.shared_agent(&From::Pod(pod(self.place, "client")))?;
+        let over = AtomicBool::new(false);
+        let (seconds, reports) = std::thread::scope(|scope| {
+            // The lab stays with this thread, whose end would kill its processes.
+            let loading = scope.spawn(|| {
+                let mut reports = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    reports.push(client.bench(request.clone())?);
+                }
+                Ok::<_, anyhow::Error>(reports)
+            });
+            let seconds = self.restarted();
+            over.store(true, Ordering::Relaxed);
+            let reports = loading.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            Ok::<_, anyhow::Error>((seconds?, reports))
+        })?;
+        self.record("restart_seconds", seconds);
+        self.record("restart_failed_connections", reports.iter().map(|report| report.failed as f64).sum());
+        self.record("restart_connections", reports.iter().map(|report| report.done as f64).sum());
+        Ok(())
+    }
+
+    fn restarted(&mut self) -> Result<f64> {
+        let node = self.node();
+        sluice_tests::interrupt::sleep(Duration::from_millis(500))?;
+        self.lab.kill_program(&node, self.program)?;
+        let started = self.start()?;
+        let synced = self.await_sync(started)?;
+        sluice_tests::interrupt::sleep(Duration::from_millis(500))?;
+        Ok(synced - started)
+    }
+}
+
+/// A sample of IPv4, or one without labels, on a metrics page.
+fn metric(page: &str, name: &str) -> Option<f64> {
+    let line = page.lines().find(|line| {
+        line.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with(' ') || rest.starts_with("{ip_family=\"IPv4\"}"))
+    })?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// Ends the proxy of a turn and removes its rules, for the next turn.
+pub(super) fn clean_up(lab: &mut Lab, program: &ProxyProgram, place: usize) -> Result<()> {
+    let node = node(place);
+    // A proxy that ended by itself was reported; what it left goes all the same.
+    drop(lab.kill_program(&node, program));
+    let mut commands = vec!["nft flush ruleset".to_owned(), "conntrack -F".to_owned()];
+    if program.name == "kube-proxy-iptables" {
+        for table in ["nat", "filter", "mangle"] {
+            for action in ["-F", "-X"] {
+                commands.push(format!("iptables-legacy -w -t {table} {action}"));
+                commands.push(format!("ip6tables-legacy -w -t {table} {action}"));
+            }
+        }
+    }
+    for command in commands {
+        let argv: Vec<String> = command.split(' ').map(str::to_owned).collect();
+        let finished = lab.run(&node, &argv)?;
+        if !finished.status.success() {
+            bail!("{command} on {node}: {}", finished.stderr.trim());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_found_by_name_and_family() {
+        let page = "# TYPE a gauge\na{ip_family=\"IPv6\"} 1\na{ip_family=\"IPv4\"} 1.5e+09\nb 3\nab 4\n";
+        assert_eq!(metric(page, "a"), Some(1.5e9));
+        assert_eq!(metric(page, "b"), Some(3.0));
+        assert_eq!(metric(page, "c"), None);
+    }
+}
