@@ -34,8 +34,8 @@ impl Session<'_> {
         let started = self.start()?;
         let synced = self.await_sync(started)?;
         self.record("load_seconds", synced - started);
-        let sum = metric(&self.metrics()?, "kubeproxy_sync_full_proxy_rules_duration_seconds_sum");
-        self.record("load_rules_seconds", sum.context("no duration of the full sync")?);
+        let rules = self.await_metric("kubeproxy_sync_full_proxy_rules_duration_seconds_sum", 0.0)?;
+        self.record("load_rules_seconds", rules);
         let target = self.target(80)?;
         self.client()?.await_answer(target, &pod(self.place, "one"), Duration::from_secs(10))?;
         self.record("memory_after_load_bytes", self.memory("VmRSS")?);
@@ -87,17 +87,22 @@ impl Session<'_> {
 
     /// When the first sync of IPv4 after `since` was done, by the proxy's own word.
     fn await_sync(&mut self, since: f64) -> Result<f64> {
+        self.await_metric("kubeproxy_sync_proxy_rules_last_timestamp_seconds", since)
+    }
+
+    /// The first value above `floor` of a metric.
+    fn await_metric(&mut self, name: &str, floor: f64) -> Result<f64> {
         let end = Instant::now() + self.limit();
         loop {
             self.lab.check_proxies()?;
             // The page is not there before the proxy listens.
             let page = self.metrics().unwrap_or_default();
-            match metric(&page, "kubeproxy_sync_proxy_rules_last_timestamp_seconds") {
-                Some(at) if at > since => return Ok(at),
+            match metric(&page, name) {
+                Some(value) if value > floor => return Ok(value),
                 _ => {}
             }
             if Instant::now() > end {
-                bail!("no sync within {} s", self.arguments.limit);
+                bail!("no {name} above {floor} within {} s", self.arguments.limit);
             }
             sluice_tests::interrupt::sleep(Duration::from_millis(50))?;
         }
