@@ -7,22 +7,30 @@ use anyhow::Result;
 use crate::cluster_tools;
 use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
+use crate::scenarios;
 
 /// Runs everything that this machine can run.
 pub(crate) fn run() -> Result<()> {
     machine::prepare()?;
+    let has_go = cluster_tools::has_go();
+    if has_go {
+        // First, because some unit tests compare with the real kube-proxy where it is there.
+        cluster_tools::build()?;
+    }
     println!("unit, property and kernel tests");
     run_command(&mut cargo(&["test", "--workspace", "--quiet"]))?;
     let programs = machine::build()?;
     println!("self-test of the conformance runner");
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
     conformance::run(&cases("nftables", "manifests"))?;
-    if !cluster_tools::has_go() {
+    if !has_go {
         println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
         return Ok(());
     }
     conformance::run(&cases("nftables", "api"))?;
-    conformance::run(&cases("kube-proxy-nftables", "api"))
+    conformance::run(&cases("kube-proxy-nftables", "api"))?;
+    println!("scenarios");
+    scenarios::run(&scenarios::Arguments { only: Vec::new(), long: false, json: None })
 }
 
 /// All cases with a proxy and a source of objects.
