@@ -52,19 +52,23 @@ pub fn disconnect(family: Family, table: &str, wanted: impl Fn(&str) -> bool) ->
     const ATTEMPTS: u32 = 5;
     let mut attempt = 1;
     loop {
-        let port = Port::open(family)?;
-        let info = port.info(table)?;
-        let mut entries = port.entries(table, &info)?;
-        let changed = fall_through(&mut entries, Layout::of(family), &wanted);
-        if changed == 0 {
-            return Ok(0);
-        }
-        match port.replace(&info, &entries) {
+        match try_disconnect(family, table, &wanted) {
             // The table changed meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempt < ATTEMPTS => attempt += 1,
-            other => return other.map(|()| changed),
+            other => return other,
         }
     }
+}
+
+fn try_disconnect(family: Family, table: &str, wanted: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let port = Port::open(family)?;
+    let info = port.info(table)?;
+    let mut entries = port.entries(table, &info)?;
+    let changed = fall_through(&mut entries, Layout::of(family), wanted);
+    if changed > 0 {
+        port.replace(&info, &entries)?;
+    }
+    Ok(changed)
 }
 
 /// Where in an entry its parts are: `struct ipt_entry`, `struct ip6t_entry`.

@@ -64,6 +64,9 @@ pub enum DaemonError {
         "detectLocalMode is NodeCIDR, but Node {0} got no podCIDRs in five minutes; let the controller manager allocate them, or use another mode"
     )]
     NoPodCidrs(String),
+    /// A part that runs as long as the process has ended.
+    #[error("the {0} ended: this is a fault of sluice; it has to be started again")]
+    Ended(&'static str),
     /// A system call failed.
     #[error("{operation}: {source}")]
     System {
@@ -87,6 +90,7 @@ impl DaemonError {
             | DaemonError::Manifests(_)
             | DaemonError::Kubernetes(_) => 3,
             DaemonError::Serve(_)
+            | DaemonError::Ended(_)
             | DaemonError::Cleanup(_)
             | DaemonError::ConfigChanged(_)
             | DaemonError::NoPodCidrs(_)
@@ -114,6 +118,8 @@ fn preflight() -> Result<(), DaemonError> {
 
 /// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
 pub fn init(settings: &Settings) -> Result<(), DaemonError> {
+    // This loads the modules too, without which there are no sysctls of connection tracking.
+    preflight()?;
     for (name, value) in conntrack_sysctls(settings, cpus()) {
         let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());
         set.map_err(DaemonError::Sysctl)?;
@@ -156,7 +162,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         addresses: address_receiver,
         shutdown: shutdown_receiver,
     };
-    tokio::spawn(source);
+    let mut source = tokio::spawn(source);
     tokio::spawn(addresses::follow(address_sender));
     tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
@@ -186,10 +192,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         result = metrics_page => last_words(result, &recorder, Event::no_metrics_server).await,
         error = pod_cidrs => Err(error),
         error = config_change(&settings) => Err(error),
-        _ = &mut reconciling => {
-            let source = std::io::Error::other("the reconcile loop ended");
-            Err(DaemonError::System { operation: "reconcile", source })
-        }
+        _ = &mut reconciling => Err(DaemonError::Ended("reconcile loop")),
+        _ = &mut source => Err(DaemonError::Ended("source of objects")),
     }
 }
 

@@ -44,11 +44,12 @@ fn shows(logging: &Logging, metadata: &Metadata<'_>) -> bool {
 }
 
 /// The most detailed level of a verbosity as kube-proxy counts: up to 1 what is worth to know, from 2 what we do
-/// and why, from 4 what the libraries do.
+/// and why, from 4 each object and what the libraries do.
 fn most(verbosity: u32, is_ours: bool) -> LevelFilter {
     match verbosity {
         0..=1 => LevelFilter::INFO,
         2..=3 if !is_ours => LevelFilter::INFO,
+        4.. if is_ours => LevelFilter::TRACE,
         _ => LevelFilter::DEBUG,
     }
 }

@@ -67,7 +67,8 @@ fn effective(program: &Path, flags: &[&str], file: Option<&str>) -> Result<Value
     command.arg("--write-config-to").arg(&written).args(flags).env_remove("RUST_LOG");
     if let Some(file) = file {
         let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-        let text = if file.contains("kind:") { file.to_owned() } else { format!("{head}{file}\n") };
+        let is_whole = file.contains("kind:") || file.contains("\"kind\":");
+        let text = if is_whole { file.to_owned() } else { format!("{head}{file}\n") };
         std::fs::write(scratch.0.join("config.yaml"), text).unwrap();
         command.arg("--config").arg(scratch.0.join("config.yaml"));
     }
@@ -391,10 +392,25 @@ fn mode_iptables_runs_as_nftables_with_the_values_of_its_section() {
         json!({"masqueradeBit": 7, "masqueradeAll": true, "syncPeriod": "20s", "minSyncPeriod": "1s"})
     );
     // Node ports answer on all addresses, as they did.
-    assert_eq!(value["nodePortAddresses"], Value::Null);
+    assert_eq!(value["nodePortAddresses"], json!(["0.0.0.0/0", "::/0"]));
+    // What was written means the same when it is read.
+    assert_eq!(ours(&[], Some(&value.to_string())), value);
     // No mode is the same to kube-proxy.
     assert_eq!(ours(&[], Some(&file.replace("mode: iptables\n", ""))), value);
     assert_eq!(ours(&[], Some("mode: nftables"))["nodePortAddresses"], json!(["primary"]));
+}
+
+#[test]
+fn flags_of_every_mode_count_without_a_mode_too() {
+    let flags = ["--masquerade-all", "--iptables-sync-period=40s", "--iptables-min-sync-period=2s"];
+    for mode in [&[][..], &["--proxy-mode=iptables"], &["--proxy-mode=nftables"]] {
+        let value = ours(&[&flags[..], mode].concat(), None);
+        assert_eq!(
+            value["nftables"],
+            json!({"masqueradeBit": 14, "masqueradeAll": true, "syncPeriod": "40s", "minSyncPeriod": "2s"}),
+            "{mode:?}"
+        );
+    }
 }
 
 #[test]

@@ -166,6 +166,32 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_else() {
 }
 
 #[test]
+fn rules_of_others_that_use_a_chain_of_kube_proxy_keep_working() {
+    in_netns("users", |directory| {
+        let mine = "-A PREROUTING -s 10.9.0.0/16 -m comment --comment mine -j KUBE-MARK-MASQ";
+        let marks = "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000";
+        let variants: Vec<&str> =
+            ["iptables-legacy", "iptables-nft"].into_iter().filter(|variant| has(variant)).collect();
+        for variant in &variants {
+            shell(&format!("{variant}-restore --noflush"), IPTABLES_NAT);
+            for rule in [mine, marks] {
+                shell(&format!("{variant} -t nat {rule}"), "");
+            }
+        }
+        let output = kube_proxy(directory).arg("--cleanup").output().unwrap();
+        let told = format!("{output:?}");
+        for variant in variants {
+            let saved = shell(&format!("{variant}-save -t nat"), "");
+            assert!(saved.contains(mine) && saved.contains(marks), "{variant}: {saved}{told}");
+            assert!(
+                !saved.contains("KUBE-SERVICES") && !saved.contains("KUBE-SVC"),
+                "{variant}: {saved}{told}"
+            );
+        }
+    });
+}
+
+#[test]
 fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
     in_netns("failing", |directory| {
         if !has("iptables-legacy") {

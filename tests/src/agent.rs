@@ -150,7 +150,8 @@ impl Agent {
 
     /// Keeps a benchmark server busy and measures.
     pub fn bench(&self, request: BenchRequest) -> Result<BenchReport> {
-        let timeout = Duration::from_millis(request.millis) + Duration::from_secs(20);
+        // A kernel that is busy with rules may not let a thread go on for many seconds.
+        let timeout = Duration::from_millis(request.millis) + Duration::from_secs(120);
         match self.call(Request::Bench(request), timeout)? {
             Reply::Bench(report) => Ok(report),
             other => bail!("an unexpected reply: {other:?}"),

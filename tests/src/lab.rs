@@ -355,13 +355,6 @@ impl Lab {
         self.take_proxy(node, program)?.stop()
     }
 
-    /// Runs kube-proxy's own removal of everything that it left in a node.
-    pub fn clean_up_program(&self, node: &str, program: &ProxyProgram) -> Result<Finished> {
-        let namespace = self.namespace(&From::Host(node.to_owned()));
-        let command = program.cleanup(&namespace, &self.program_dir(node, &program.name)?)?;
-        process::run(command, None, Duration::from_secs(60))
-    }
-
     fn take_proxy(&mut self, node: &str, program: &ProxyProgram) -> Result<Proxy> {
         self.check_proxies()?;
         let key = (node.to_owned(), program.name.clone());

@@ -86,15 +86,6 @@ impl ProxyProgram {
         Ok(path)
     }
 
-    /// The command that removes everything which kube-proxy left behind.
-    pub(crate) fn cleanup(&self, namespace: &Namespace, dir: &Path) -> Result<Command> {
-        let kube_proxy =
-            self.kube_proxy.as_ref().with_context(|| format!("{} is not kube-proxy", self.name))?;
-        let mut command = namespace.command(kube_proxy)?;
-        command.arg("--cleanup").env("PATH", self.kube_proxy_path(dir)?).current_dir(dir);
-        Ok(command)
-    }
-
     fn command(&self, namespace: &Namespace, dir: &Path, node: &str, source: &Source) -> Result<Command> {
         let mut path = self.path_variable();
         let mut command = match (&self.kube_proxy, source) {

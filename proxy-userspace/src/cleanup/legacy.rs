@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use sluice_core::net::Family;
 use sluice_sys::iptables::{disconnect, has_chain, legacy_tables};
 
-use super::names::is_chain;
+use super::names::{is_chain, is_entry};
 use super::plan::TABLES;
 use super::{Step, StepError};
 
@@ -41,7 +41,7 @@ fn remove_from(family: Family, tables: &[String]) -> Result<(), StepError> {
     let deleted = delete(family, tables);
     if deleted.is_err() {
         for table in tables {
-            disconnect(family, table, is_chain)?;
+            disconnect(family, table, is_entry)?;
         }
     }
     deleted
@@ -96,7 +96,8 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, StepErr
 }
 
 /// From what iptables-save wrote to what iptables-restore has to read: the jumps from the built-in chains to
-/// kube-proxy's go, then its rules, then its chains. Chains that rules of others lead to are emptied and stay.
+/// kube-proxy's go, then its rules, then its chains. Chains that rules of others lead to stay as they are, with all
+/// that they lead to.
 fn restore_input(saved: &str) -> String {
     let (mut theirs, mut built_in) = (BTreeSet::new(), BTreeSet::new());
     for line in saved.lines() {
@@ -109,21 +110,34 @@ fn restore_input(saved: &str) -> String {
             theirs.insert(name);
         }
     }
-    let (mut jumps, mut stay) = (Vec::new(), BTreeSet::new());
-    for rule in saved.lines().filter_map(|line| line.strip_prefix("-A ")) {
-        let chain = rule.split(' ').next().unwrap_or_default();
-        let Some(target) = target(rule).filter(|target| theirs.contains(target)) else { continue };
-        if built_in.contains(chain) {
-            jumps.push(format!("-D {rule}\n"));
-        } else if !theirs.contains(chain) {
-            stay.insert(target);
+    let rules: Vec<(&str, &str, &str)> = saved
+        .lines()
+        .filter_map(|line| line.strip_prefix("-A "))
+        .filter_map(|rule| Some((rule, rule.split(' ').next()?, target(rule)?)))
+        .filter(|(.., target)| theirs.contains(target))
+        .collect();
+    let is_theirs = |chain: &str, target: &str| match built_in.contains(chain) {
+        true => is_entry(target),
+        false => theirs.contains(chain),
+    };
+    let mut keep: Vec<&str> = rules
+        .iter()
+        .filter(|(_, chain, target)| !is_theirs(chain, target))
+        .map(|(.., target)| *target)
+        .collect();
+    let mut kept = BTreeSet::new();
+    while let Some(name) = keep.pop() {
+        if kept.insert(name) {
+            keep.extend(rules.iter().filter(|(_, chain, _)| *chain == name).map(|(.., target)| *target));
         }
     }
     let table = saved.lines().find(|line| line.starts_with('*')).unwrap_or_default();
+    let go: Vec<&&str> = theirs.difference(&kept).collect();
+    let jumps = rules.iter().filter(|(_, chain, target)| built_in.contains(chain) && is_entry(target));
     let mut input = format!("{table}\n");
-    input.extend(theirs.iter().map(|name| format!(":{name} - [0:0]\n")));
-    input.extend(jumps);
-    input.extend(theirs.difference(&stay).map(|name| format!("-X {name}\n")));
+    input.extend(go.iter().map(|name| format!(":{name} - [0:0]\n")));
+    input.extend(jumps.map(|(rule, ..)| format!("-D {rule}\n")));
+    input.extend(go.iter().map(|name| format!("-X {name}\n")));
     input + "COMMIT\n"
 }
 
@@ -142,10 +156,11 @@ mod tests {
         let saved = "# Generated\n*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-SERVICES - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n\
             :KUBE-KUBELET-CANARY - [0:0]\n:CNI-A - [0:0]\n\
             -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
-            -A PREROUTING -j CNI-A\n-A CNI-A -j KUBE-MARK-MASQ\n-A KUBE-SERVICES -j KUBE-MARK-MASQ\nCOMMIT\n";
+            -A PREROUTING -j CNI-A\n-A CNI-A -j KUBE-MARK-MASQ\n-A PREROUTING -s 10.9.0.0/16 -j KUBE-MARK-MASQ\n\
+            -A KUBE-SERVICES -j KUBE-MARK-MASQ\nCOMMIT\n";
         assert_eq!(
             restore_input(saved),
-            "*nat\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+            "*nat\n:KUBE-SERVICES - [0:0]\n\
              -D PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
              -X KUBE-SERVICES\nCOMMIT\n"
         );

@@ -18,6 +18,19 @@ const CHAINS: [&str; 13] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
+/// Those that kube-proxy leads to from built-in chains. A rule there that leads to another is somebody else's, who uses it.
+const ENTRIES: [&str; 9] = [
+    "KUBE-SERVICES",
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-NODEPORTS",
+    "KUBE-POSTROUTING",
+    "KUBE-FORWARD",
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-NODE-PORT",
+    "KUBE-IPVS-FILTER",
+    "KUBE-IPVS-OUT-FILTER",
+];
+
 /// How chains of single Services and endpoints begin.
 const CHAIN_PREFIXES: [&str; 6] =
     ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
@@ -42,6 +55,11 @@ pub(super) const TABLE: &str = "kube-proxy";
 /// Whether a chain of iptables is kube-proxy's.
 pub(super) fn is_chain(name: &str) -> bool {
     CHAINS.contains(&name) || CHAIN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether a rule of a built-in chain that leads to this chain is kube-proxy's.
+pub(super) fn is_entry(name: &str) -> bool {
+    ENTRIES.contains(&name)
 }
 
 /// Whether an ipset is kube-proxy's.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_sys::nft::{ForeignChain, ForeignJump, Removal};
 
-use super::names::is_chain;
+use super::names::{is_chain, is_entry};
 
 /// The tables that kube-proxy writes to.
 pub(super) const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
@@ -43,7 +43,7 @@ fn table(family: u8, table: &str, chains: &[ForeignChain], jumps: &[ForeignJump]
     let mut plan = TablePlan::default();
     let mut keep = Vec::new();
     for jump in jumps.iter().filter(|jump| theirs.contains(jump.target.as_str())) {
-        if bases.contains(jump.chain.as_str()) {
+        if bases.contains(jump.chain.as_str()) && is_entry(&jump.target) {
             let (table, chain) = (table.to_owned(), jump.chain.clone());
             plan.removals.push(Removal::Rule { family, table, chain, handle: jump.handle });
         } else if !theirs.contains(jump.chain.as_str()) {
@@ -96,6 +96,7 @@ mod tests {
             jump("KUBE-SERVICES", 7, "KUBE-SVC-A"),
             jump("KUBE-SVC-A", 8, "KUBE-MARK-MASQ"),
             jump("CNI-HOSTPORT", 9, "KUBE-MARK-MASQ"),
+            jump("OUTPUT", 10, "KUBE-MARK-MASQ"),
         ];
         let plans = plan(&chains, &jumps);
         let plan = &plans[&(2, "nat".to_owned())];

@@ -129,6 +129,10 @@ fn mode(config: &mut KubeProxyConfiguration) -> Requested {
         nftables.masquerade_all = iptables.masquerade_all;
         nftables.sync_period = iptables.sync_period;
         nftables.min_sync_period = iptables.min_sync_period;
+        if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
+            // Said, because in mode nftables, which is what this configuration becomes, nothing said means "primary".
+            config.node_port_addresses = Some(vec!["0.0.0.0/0".into(), "::/0".into()]);
+        }
     } else if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
         config.node_port_addresses = Some(vec!["primary".into()]);
     }

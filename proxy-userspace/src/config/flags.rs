@@ -188,7 +188,8 @@ fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     let all = given.masquerade_all.unwrap_or_default();
     config.iptables.masquerade_bit = given.iptables_masquerade_bit;
     config.iptables.localhost_node_ports = given.iptables_localhost_nodeports;
-    if config.mode == "iptables" {
+    // No mode is mode iptables.
+    if matches!(config.mode.as_str(), "" | "iptables") {
         let iptables = &mut config.iptables;
         (iptables.sync_period, iptables.min_sync_period, iptables.masquerade_all) = (sync, min, all);
     } else {

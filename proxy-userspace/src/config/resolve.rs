@@ -198,6 +198,11 @@ fn node_name(config: &KubeProxyConfiguration, host_name: &str, errors: &mut Erro
     let overridden = config.hostname_override.trim();
     let name = if overridden.is_empty() { host_name.trim() } else { overridden };
     errors.check(!name.is_empty(), || "the host has no name: set one with --hostname-override".into());
+    // What the API takes for the name of a Node (RFC 1123 subdomain); it becomes a part of requests.
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
+    errors.check(is_plain, || {
+        format!("hostnameOverride: {name:?} is no name of a Node: letters, digits, \"-\" and \".\" only")
+    });
     name.to_lowercase()
 }
 
@@ -347,7 +352,8 @@ mod tests {
      {
         let of = |mode| settings(serde_json::json!({"mode": mode})).unwrap().node_port_addresses;
         assert_eq!(of("nftables"), NodePortSelection::Primary);
-        assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(vec![]), of("")));
+        let all = ["0.0.0.0/0", "::/0"].map(|network| network.parse().unwrap()).to_vec();
+        assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(all.clone()), of("")));
     }
 
     #[test]

@@ -101,5 +101,6 @@ pub async fn run(access: Access, node_name: String, events: Events, metrics: Met
     tasks.spawn(Follower::new(slices, shared.clone()).run());
     tasks.spawn(Follower::new(node, shared.clone()).run());
     tasks.spawn(Follower::new(cidrs, shared).run());
-    while tasks.join_next().await.is_some() {}
+    // Each ends only when nobody listens any more, or by a panic: the others alone would follow half of the cluster.
+    tasks.join_next().await;
 }

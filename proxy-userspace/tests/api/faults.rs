@@ -181,6 +181,15 @@ async fn a_throttling_server_is_left_alone_as_long_as_it_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refused_watch_leads_to_a_new_list() {
+    let scene = scene().await;
+    scene.proxy.inject(SERVICES, Fault::Status { code: 400, retry_after: None, requests: 1 });
+    scene.proxy.reset_connections();
+    scene.observer.until_failed("rejected").await;
+    assert_eq!(scene.ends_well().await.lists, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failing_server_is_tried_again() {
     let scene = scene().await;
     scene.proxy.inject("", Fault::Status { code: 500, retry_after: None, requests: usize::MAX });
@@ -261,6 +270,10 @@ async fn a_failed_handshake_is_no_lost_connection() {
     let observer = Observer::start(&cluster.url().replace("http:", "https:"), quick()).await;
     observer.until_failed("tls").await;
     assert_eq!(observer.failures("connect") + observer.failures("reset"), 0);
+    // What makes the next one succeed, a new CA or here a new address, is on disk.
+    cluster.put(service("web", 80));
+    write_kubeconfig(&observer.directory, cluster.url(), "secret");
+    observer.until_services(&[("web", 80)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
@@ -50,36 +50,32 @@ fn migration(stage: &mut Stage, mode: &str) -> Result<()> {
     stage.end_traffic()
 }
 
+/// In the order of docs/migration.md: both want the same ports, so the old one ends first.
 fn to_sluice(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
-    stage.step("sluice starts beside kube-proxy")?;
-    // One of two in a node has to listen elsewhere.
-    let ports = json!({"healthzBindAddress": "0.0.0.0:10356", "metricsBindAddress": "127.0.0.1:10349"});
-    stage.lab.start_proxy(NODE, &ports)?;
-    stage.eventually(SYNC, |stage| Ok(serves(&sluices(&rules(stage)?), "sluice")))?;
-    stage.traffic_goes_on(Duration::from_secs(2))?;
-    stage.step("kube-proxy ends, and what it left is removed")?;
+    stage.step("kube-proxy ends, its rules stay")?;
     stage.lab.stop_program(NODE, kube_proxy)?;
     stage.traffic_goes_on(Duration::from_secs(1))?;
-    let left = kube_proxys(&rules(stage)?);
-    if !left.is_empty() {
-        let finished = stage.lab.clean_up_program(NODE, kube_proxy)?;
-        ensure!(finished.status.success(), "kube-proxy --cleanup: {}", finished.stderr);
-    }
-    let left = kube_proxys(&rules(stage)?);
-    met(left.is_empty(), "nothing of kube-proxy is left", || left)?;
+    stage.step("sluice starts, and removes what kube-proxy left")?;
+    stage.lab.start_proxy(NODE, &Value::Null)?;
+    stage.eventually(SYNC, |stage| Ok(serves(&sluices(&rules(stage)?), "sluice")))?;
+    stage.eventually(SYNC, |stage| {
+        let left = kube_proxys(&rules(stage)?);
+        Ok(met(left.is_empty(), "nothing of kube-proxy is left", || left))
+    })?;
     stage.step("sluice alone")?;
     stage.traffic_goes_on(Duration::from_secs(2))?;
     change_and_change_back(stage)
 }
 
 fn back(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
-    stage.step("kube-proxy starts beside sluice")?;
-    stage.lab.start_program(NODE, kube_proxy, &Value::Null)?;
-    stage.eventually(SYNC, |stage| Ok(serves(&kube_proxys(&rules(stage)?), "kube-proxy")))?;
-    stage.traffic_goes_on(Duration::from_secs(2))?;
-    stage.step("sluice ends, and its rules are removed")?;
+    stage.step("sluice ends, its rules stay")?;
     stage.lab.stop_proxy(NODE)?;
     stage.traffic_goes_on(Duration::from_secs(1))?;
+    stage.step("kube-proxy starts")?;
+    stage.lab.start_program(NODE, kube_proxy, &Value::Null)?;
+    stage.eventually(SYNC, |stage| Ok(serves(&kube_proxys(&rules(stage)?), "kube-proxy")))?;
+    stage.traffic_goes_on(Duration::from_secs(1))?;
+    stage.step("the rules of sluice are removed")?;
     let finished = stage.run(NODE, &["sluice", "cleanup"])?;
     ensure!(finished.status.success(), "sluice cleanup: {}", finished.stderr);
     let left = sluices(&rules(stage)?);

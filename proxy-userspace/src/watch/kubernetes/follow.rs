@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sluice_core::event::{Change, Event};
 use sluice_core::model::ObjectName;
-use tracing::{debug, info, warn};
+use tracing::{info, trace, warn};
 
 use super::failure::{Failure, Reason};
 use super::frames::{Items, Lines, TooLong};
@@ -174,11 +174,19 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
             }
             // Servers before 1.27 take such a request for a plain watch, and never say that the list is complete.
             Reason::Timeout if streamed_list => self.streaming = false,
-            Reason::Gone => {
+            // A version that the server does not want to hear of, for whatever reason.
+            Reason::Rejected if self.next == Next::Watch => {
                 self.next = Next::List;
                 self.list_version.clear();
-                // The server works; whatever the failures before, only the spread of lists is to be waited for.
-                self.backoff.reset();
+            }
+            Reason::Gone => {
+                // The server works; whatever the failures before, only the spread of lists is to be waited for. A
+                // list that is gone is another matter.
+                if self.next == Next::Watch {
+                    self.backoff.reset();
+                }
+                self.next = Next::List;
+                self.list_version.clear();
             }
             Reason::Malformed => {
                 self.malformed += 1;
@@ -358,7 +366,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
                 for problem in converted.problems {
                     self.problem(&name, &version, &problem);
                 }
-                debug!(kind, object = %name, version, "received");
+                trace!(kind, object = %name, version, "received");
                 Ok((converted.change, version))
             }
             Err(error) => {

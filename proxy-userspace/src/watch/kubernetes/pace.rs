@@ -43,6 +43,9 @@ pub(super) fn random_part() -> f64 {
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// What is honoured of a Retry-After. API servers ask for seconds; whatever stands before one may ask for a day.
+const LONGEST_WISH: Duration = Duration::from_secs(120);
+
 /// Growing pauses between failures.
 #[derive(Debug)]
 pub(super) struct Backoff {
@@ -60,12 +63,13 @@ impl Backoff {
         self.next = self.first;
     }
 
-    /// The next pause: half to all of the present step, or the server's own wish and up to half more.
+    /// The next pause: half to all of the present step, or the server's own wish, as far as it is one that a
+    /// server may have, and up to half more.
     pub(super) fn pause(&mut self, wish: Option<Duration>, part: f64) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.last);
         let own = step.mul_f64(0.5 + part / 2.0);
-        own.max(wish.unwrap_or_default().mul_f64(1.0 + part / 2.0))
+        own.max(wish.unwrap_or_default().min(LONGEST_WISH).mul_f64(1.0 + part / 2.0))
     }
 }
 
@@ -131,5 +135,13 @@ mod tests {
         let shown: Vec<Option<u32>> = (0..5).map(|_| limit.allow(begun)).collect();
         assert_eq!(shown, [Some(0), Some(0), None, None, None]);
         assert_eq!(limit.allow(begun + Duration::from_secs(61)), Some(3));
+    }
+
+    #[test]
+    fn no_wish_of_a_server_stops_a_watch_for_long() {
+        let mut backoff = Backoff::new(&Timing::default());
+        for seconds in [u64::MAX, 86_400] {
+            assert!(backoff.pause(Some(Duration::from_secs(seconds)), 0.99) <= LONGEST_WISH * 3 / 2);
+        }
     }
 }

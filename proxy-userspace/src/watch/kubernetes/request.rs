@@ -80,7 +80,13 @@ impl Requests {
         match result {
             Ok(response) if response.status().is_success() => Ok(Answer { body: response.into_body() }),
             Ok(response) => Err(self.refused(&current, response).await),
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                // The CA or the means to get credentials may have changed on disk.
+                if matches!(failure.reason, Reason::Tls | Reason::Unauthorized) {
+                    self.access.renew(current.generation).await;
+                }
+                Err(failure)
+            }
         }
     }
 
