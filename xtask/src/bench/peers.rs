@@ -24,7 +24,7 @@ use session::Session;
 #[group(id = "peers")]
 pub(crate) struct Arguments {
     /// Numbers of Services to measure with, comma-separated, ascending.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000, 10_000, 50_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000, 10_000])]
     services: Vec<usize>,
     /// Endpoints of each Service.
     #[arg(long, default_value_t = 10)]
@@ -57,10 +57,28 @@ pub(crate) struct Arguments {
     /// Write docs/benchmarks.md and its plots from the figures of this run.
     #[arg(long)]
     docs: bool,
+    /// Measure nothing: take the figures that an earlier run wrote with --json.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
 }
 
 /// Measures and prints; writes what was asked for.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let figures = match &arguments.from {
+        Some(file) => Figures::read(file)?,
+        None => measure(arguments)?,
+    };
+    print!("{}", document::summary(&figures));
+    if arguments.docs {
+        document::write(&figures)?;
+    }
+    if figures.given_up.iter().any(|given_up| given_up.proxy == "nftables") {
+        bail!("sluice itself did not finish");
+    }
+    Ok(())
+}
+
+fn measure(arguments: &Arguments) -> Result<Figures> {
     machine::prepare()?;
     let tools = Tools::of(&cluster_tools::build()?)?;
     let programs = machine::build()?;
@@ -95,21 +113,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                     given_up.push(program.name.clone());
                 }
                 session::clean_up(&mut lab, program, place)?;
+                if let Some(file) = &arguments.json {
+                    // After each turn: hours of measuring must not be lost with the last one.
+                    figures.write(file)?;
+                }
             }
         }
     }
-    print!("{}", document::summary(&figures));
-    if let Some(file) = &arguments.json {
-        std::fs::write(file, figures.json()? + "\n")
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if arguments.docs {
-        document::write(&figures)?;
-    }
-    if given_up.contains(&"nftables".to_owned()) {
-        bail!("sluice itself did not finish");
-    }
-    Ok(())
+    Ok(figures)
 }
 
 fn proxies(arguments: &Arguments, tools: &Tools, programs: &machine::Programs) -> Result<Vec<ProxyProgram>> {

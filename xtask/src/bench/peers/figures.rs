@@ -1,12 +1,13 @@
 //! Samples by proxy, number of Services and metric; medians and spread; stable names for `--json`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::Result;
-use serde::Serialize;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 /// All samples of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Figures {
     /// The machine that it ran on
     pub(super) machine: Machine,
@@ -15,14 +16,14 @@ pub(super) struct Figures {
     /// Endpoints of each Service
     pub(super) endpoints: usize,
     /// One for each proxy, number of Services and metric
-    #[serde(serialize_with = "as_list")]
+    #[serde(with = "list")]
     pub(super) results: BTreeMap<Key, Vec<f64>>,
     /// Proxies that did not finish, and why
     pub(super) given_up: Vec<GivenUp>,
 }
 
 /// What a series of samples is about.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Key {
     pub(super) metric: String,
     pub(super) services: usize,
@@ -30,7 +31,7 @@ pub(super) struct Key {
 }
 
 /// A proxy that was given up on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct GivenUp {
     pub(super) proxy: String,
     pub(super) services: usize,
@@ -38,7 +39,7 @@ pub(super) struct GivenUp {
 }
 
 /// The machine.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) cores: usize,
@@ -99,8 +100,17 @@ impl Figures {
         sizes
     }
 
-    pub(super) fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)?)
+    /// Reads what an earlier run wrote.
+    pub(super) fn read(file: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: not written by --json", file.display()))
+    }
+
+    /// Writes every sample.
+    pub(super) fn write(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
@@ -118,10 +128,14 @@ pub(super) fn spread(samples: &[f64]) -> Option<Spread> {
     Some(Spread { median, min, max })
 }
 
-fn as_list<S: serde::Serializer>(
-    results: &BTreeMap<Key, Vec<f64>>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+/// Series as a list of rows, each with its key, its median and range, and its samples.
+mod list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Key, Spread, spread};
+
     #[derive(Serialize)]
     struct Row<'a> {
         #[serde(flatten)]
@@ -130,7 +144,31 @@ fn as_list<S: serde::Serializer>(
         spread: Option<Spread>,
         samples: &'a [f64],
     }
-    serializer.collect_seq(results.iter().map(|(key, samples)| Row { key, spread: spread(samples), samples }))
+
+    #[derive(Deserialize)]
+    struct Read {
+        #[serde(flatten)]
+        key: Key,
+        samples: Vec<f64>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        results: &BTreeMap<Key, Vec<f64>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(results.iter().map(|(key, samples)| Row {
+            key,
+            spread: spread(samples),
+            samples,
+        }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<Key, Vec<f64>>, D::Error> {
+        let rows = Vec::<Read>::deserialize(deserializer)?;
+        Ok(rows.into_iter().map(|row| (row.key, row.samples)).collect())
+    }
 }
 
 impl Machine {
@@ -163,5 +201,19 @@ mod tests {
         assert_eq!(of(&[3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)));
         assert_eq!(of(&[4.0, 1.0]), Some((2.5, 1.0, 4.0)));
         assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn what_was_written_can_be_read() {
+        let mut figures = Figures::new(10).unwrap();
+        figures.add("nftables", 1000, "change_seconds", 0.25);
+        figures.add("nftables", 1000, "change_seconds", 0.5);
+        figures.give_up("kube-proxy-iptables", 1000, "no patience");
+        let file = std::env::temp_dir().join(format!("sluice-figures-{}.json", std::process::id()));
+        figures.write(&file).unwrap();
+        let read = Figures::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(read.results, figures.results);
+        assert_eq!((read.command, read.given_up.len()), (figures.command, 1));
     }
 }
