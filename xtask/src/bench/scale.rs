@@ -134,7 +134,9 @@ fn measure(
 fn resident(lab: &Lab) -> Result<u64> {
     let page = get(lab, NODE, "/metrics")?;
     let line = page.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-    line.context("no process_resident_memory_bytes among the metrics")?.trim().parse().context("no number")
+    let bytes = line.context("no process_resident_memory_bytes among the metrics")?.trim();
+    // Numbers of this page may have an exponent.
+    Ok(bytes.parse::<f64>().with_context(|| format!("process_resident_memory_bytes {bytes}"))? as u64)
 }
 
 /// Counts the elements that the kernel holds.
