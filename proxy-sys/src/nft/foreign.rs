@@ -70,50 +70,42 @@ pub enum Removal {
     },
 }
 
+/// A text among attributes; empty without one.
+fn text(attributes: &[u8], kind: u16) -> String {
+    find(attributes, kind).map(|attribute| attribute.text().to_owned()).unwrap_or_default()
+}
+
 impl Nft {
     /// The chains of all `ip` and `ip6` tables.
     pub fn foreign_chains(&mut self) -> Result<Vec<ForeignChain>, NetlinkError> {
-        let mut found = Vec::new();
-        for family in FAMILIES {
-            let kind = Command::GetChain.message_type();
-            self.socket.dump(
-                "list chains",
-                kind,
-                family,
-                |_| {},
-                |message| {
-                    let attributes = message.attributes();
-                    let text = |kind| find(attributes, kind).map(|a| a.text().to_owned()).unwrap_or_default();
-                    let is_base = find(attributes, 4).is_some();
-                    found.push(ForeignChain { family, table: text(1), name: text(3), is_base });
-                },
-            )?;
-        }
-        Ok(found)
+        self.foreign("list chains", Command::GetChain, |family, attributes| {
+            let is_base = find(attributes, 4).is_some();
+            Some(ForeignChain { family, table: text(attributes, 1), name: text(attributes, 3), is_base })
+        })
     }
 
     /// The rules of all `ip` and `ip6` tables that lead to other chains.
     pub fn foreign_jumps(&mut self) -> Result<Vec<ForeignJump>, NetlinkError> {
+        self.foreign("list rules", Command::GetRule, |family, attributes| {
+            let target = find(attributes, 4).and_then(|list| target(list.value))?;
+            let handle = find(attributes, 3).and_then(|a| Some(u64::from_be_bytes(a.value.try_into().ok()?)));
+            let (table, chain) = (text(attributes, 1), text(attributes, 2));
+            Some(ForeignJump { family, table, chain, handle: handle.unwrap_or_default(), target })
+        })
+    }
+
+    /// What `read` makes of each object of a kind, in tables of both families.
+    fn foreign<T>(
+        &mut self,
+        operation: &'static str,
+        command: Command,
+        read: impl Fn(u8, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut found = Vec::new();
+        let kind = command.message_type();
         for family in FAMILIES {
-            let kind = Command::GetRule.message_type();
-            self.socket.dump(
-                "list rules",
-                kind,
-                family,
-                |_| {},
-                |message| {
-                    let attributes = message.attributes();
-                    let text = |kind| find(attributes, kind).map(|a| a.text().to_owned()).unwrap_or_default();
-                    let Some(target) = find(attributes, 4).and_then(|list| target(list.value)) else {
-                        return;
-                    };
-                    let handle =
-                        find(attributes, 3).and_then(|a| Some(u64::from_be_bytes(a.value.try_into().ok()?)));
-                    let handle = handle.unwrap_or_default();
-                    found.push(ForeignJump { family, table: text(1), chain: text(2), handle, target });
-                },
-            )?;
+            let mut keep = |attributes: &[u8]| found.extend(read(family, attributes));
+            self.socket.dump(operation, kind, family, |_| {}, |message| keep(message.attributes()))?;
         }
         Ok(found)
     }
