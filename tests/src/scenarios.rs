@@ -46,6 +46,13 @@ pub struct Scenario {
     body: fn(&mut Stage) -> Result<()>,
 }
 
+impl Scenario {
+    /// What scenarios under traffic have in common: its topology, and nothing else that is special.
+    const fn under_traffic(file: &'static str) -> Self {
+        Self { name: "", file, needs: &[], topology: traffic::TOPOLOGY, long: false, body: |_| Ok(()) }
+    }
+}
+
 /// What a run needs.
 #[derive(Debug)]
 pub struct Options {

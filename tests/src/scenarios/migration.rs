@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::{self, ADDRESSES, WEB};
+use super::traffic::{ADDRESSES, WEB};
 use crate::expect::Verdict;
 use crate::needs;
 use crate::proxy::ProxyProgram;
@@ -22,14 +22,7 @@ pub(super) const ALL: &[Scenario] = &[
     },
 ];
 
-const TEMPLATE: Scenario = Scenario {
-    name: "",
-    file: file!(),
-    needs: &["nft"],
-    topology: traffic::TOPOLOGY,
-    long: false,
-    body: |_| Ok(()),
-};
+const TEMPLATE: Scenario = Scenario { needs: &["nft"], ..Scenario::under_traffic(file!()) };
 
 /// Connections in a second, from inside and from outside each.
 const PER_SECOND: u64 = 200;

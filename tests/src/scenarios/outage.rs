@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::{self, single};
+use super::traffic::single;
 use super::watch::{PER_SECOND, RECOVERY, SLOW_RECOVERY};
 use crate::cluster::Account;
 use crate::fault_proxy::Fault;
@@ -32,14 +32,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "list-of-20000", needs: &["nft"], body: list_of_20000, ..TEMPLATE },
 ];
 
-const TEMPLATE: Scenario = Scenario {
-    name: "",
-    file: file!(),
-    needs: &[],
-    topology: traffic::TOPOLOGY,
-    long: false,
-    body: |_| Ok(()),
-};
+const TEMPLATE: Scenario = Scenario::under_traffic(file!());
 
 /// The API server is killed for a time.
 fn restart(stage: &mut Stage, time: Duration) -> Result<()> {

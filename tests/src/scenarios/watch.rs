@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::{self, WEB, single};
+use super::traffic::{WEB, single};
 use crate::case::Fails;
 use crate::cluster::{ADDRESSES, Account, PORT};
 use crate::expect::Verdict;
@@ -37,14 +37,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "watch-bookmarks-only", body: bookmarks_only, ..TEMPLATE },
 ];
 
-const TEMPLATE: Scenario = Scenario {
-    name: "",
-    file: file!(),
-    needs: &[],
-    topology: traffic::TOPOLOGY,
-    long: false,
-    body: |_| Ok(()),
-};
+const TEMPLATE: Scenario = Scenario::under_traffic(file!());
 
 /// Where the fault proxy listens, in the control plane's namespace.
 const FAULTY_PORT: u16 = 6444;
