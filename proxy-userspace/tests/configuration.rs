@@ -2,11 +2,15 @@
 //! where there is one: `SLUICE_KUBE_PROXY`, or `target/cluster-tools/bin/kube-proxy`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
+#[path = "support/kube_proxy.rs"]
+mod kube_proxy;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kube_proxy::kube_proxy;
 use serde_json::{Value, json};
 
 /// kube-proxy's flags on Linux.
@@ -20,21 +24,6 @@ const FLAGS: &str = "bind-address bind-address-hard-fail boot-id-file cleanup cl
     log-json-split-stream log-text-info-buffer-size log-text-split-stream logging-format machine-id-file
     masquerade-all master metrics-bind-address metrics-port nodeport-addresses oom-score-adj pod-bridge-interface
     pod-interface-name-prefix profiling proxy-mode show-hidden-metrics-for-version v version vmodule write-config-to";
-
-/// The real program, or a word about its absence.
-fn kube_proxy() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let built = root.join("target/cluster-tools/bin/kube-proxy");
-    let program = std::env::var_os("SLUICE_KUBE_PROXY").map_or(built, PathBuf::from);
-    if program.is_file() {
-        return Some(program);
-    }
-    eprintln!(
-        "skip: no kube-proxy at {}, so only the checked-in facts are compared (set SLUICE_KUBE_PROXY)",
-        program.display()
-    );
-    None
-}
 
 fn sluice() -> PathBuf {
     env!("CARGO_BIN_EXE_sluice").into()

@@ -33,18 +33,6 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
     thread.join().unwrap();
 }
 
-/// kube-proxy, if this machine has it.
-pub(crate) fn kube_proxy() -> Option<PathBuf> {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cluster-tools/bin/kube-proxy");
-    let named = std::env::var_os("SLUICE_KUBE_PROXY").map(PathBuf::from);
-    let found = named.unwrap_or(built);
-    if found.is_file() {
-        return Some(found);
-    }
-    println!("skip: no kube-proxy; run `cargo xtask cluster-tools`, or name one with SLUICE_KUBE_PROXY");
-    None
-}
-
 /// A proxy that runs until this is dropped.
 pub(crate) struct Proxy {
     child: Child,

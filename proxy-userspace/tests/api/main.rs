@@ -6,6 +6,8 @@ mod daemons;
 mod events;
 mod fake_api;
 mod faults;
+#[path = "../support/kube_proxy.rs"]
+mod kube_proxy;
 mod metrics_page;
 mod observer;
 mod watch;

@@ -11,8 +11,9 @@ use std::time::Duration;
 use sluice::metrics::{Metrics, family_label};
 use sluice_core::net::Family;
 
-use crate::daemons::{Proxy, cluster, in_namespace, kube_proxy, page, slice};
+use crate::daemons::{Proxy, cluster, in_namespace, page, slice};
 use crate::fake_api::ObjectWriter;
+use crate::kube_proxy::kube_proxy;
 
 /// Type, label names and bucket bounds of a metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
