@@ -56,3 +56,25 @@ pub(crate) fn await_sync(
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// A sample of IPv4, or one without labels, on a metrics page.
+pub(crate) fn metric(page: &str, name: &str) -> Option<f64> {
+    let line = page.lines().find(|line| {
+        line.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with(' ') || rest.starts_with("{ip_family=\"IPv4\"}"))
+    })?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_found_by_name_and_family() {
+        let page = "# TYPE a gauge\na{ip_family=\"IPv6\"} 1\na{ip_family=\"IPv4\"} 1.5e+09\nb 3\nab 4\n";
+        assert_eq!(metric(page, "a"), Some(1.5e9));
+        assert_eq!(metric(page, "b"), Some(3.0));
+        assert_eq!(metric(page, "c"), None);
+    }
+}

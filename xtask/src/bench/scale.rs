@@ -16,7 +16,7 @@ use sluice_tests::target::From;
 use sluice_tests::topology::Topology;
 
 use crate::machine;
-use crate::passes::{await_sync, get, syncs};
+use crate::passes::{await_sync, get, metric, syncs};
 
 /// Arguments of `bench scale`.
 #[derive(Debug, clap::Args)]
@@ -132,11 +132,8 @@ fn measure(
 }
 
 fn resident(lab: &Lab) -> Result<u64> {
-    let page = get(lab, NODE, "/metrics")?;
-    let line = page.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-    let bytes = line.context("no process_resident_memory_bytes among the metrics")?.trim();
-    // Numbers of this page may have an exponent.
-    Ok(bytes.parse::<f64>().with_context(|| format!("process_resident_memory_bytes {bytes}"))? as u64)
+    let bytes = metric(&get(lab, NODE, "/metrics")?, "process_resident_memory_bytes");
+    Ok(bytes.context("no process_resident_memory_bytes among the metrics")? as u64)
 }
 
 /// Counts the elements that the kernel holds.

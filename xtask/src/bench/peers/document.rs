@@ -184,8 +184,9 @@ fn machine(figures: &Figures) -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Sluice and the real kube-proxy v1.36.3 follow the same kube-apiserver on the same machine, in turns. Everything below, the plots
-too, was written by the command that is named; `--json FILE` has every sample.
+Sluice and the real kube-proxy v1.36.3 follow the same kube-apiserver on the same machine, in turns. Every figure
+below was printed by the command that is named; its `--json FILE` has every sample, and `cargo xtask bench --from FILE --docs` makes this
+page of it.
 
 How it is measured:
 

@@ -13,7 +13,7 @@ use sluice_tests::target::{From, Target};
 use super::Arguments;
 use super::figures::Figures;
 use super::world::{self, node, pod};
-use crate::passes::get;
+use crate::passes::{get, metric};
 
 /// Connections of the load during a restart, each worker's pause between two.
 const PAUSE_MICROS: u64 = 1000;
@@ -231,15 +231,6 @@ impl Session<'_> {
     }
 }
 
-/// A sample of IPv4, or one without labels, on a metrics page.
-fn metric(page: &str, name: &str) -> Option<f64> {
-    let line = page.lines().find(|line| {
-        line.strip_prefix(name)
-            .is_some_and(|rest| rest.starts_with(' ') || rest.starts_with("{ip_family=\"IPv4\"}"))
-    })?;
-    line.rsplit(' ').next()?.parse().ok()
-}
-
 /// Ends the proxy of a turn and removes its rules, for the next turn.
 pub(super) fn clean_up(lab: &mut Lab, program: &ProxyProgram, place: usize) -> Result<()> {
     let node = node(place);
@@ -262,17 +253,4 @@ pub(super) fn clean_up(lab: &mut Lab, program: &ProxyProgram, place: usize) -> R
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_are_found_by_name_and_family() {
-        let page = "# TYPE a gauge\na{ip_family=\"IPv6\"} 1\na{ip_family=\"IPv4\"} 1.5e+09\nb 3\nab 4\n";
-        assert_eq!(metric(page, "a"), Some(1.5e9));
-        assert_eq!(metric(page, "b"), Some(3.0));
-        assert_eq!(metric(page, "c"), None);
-    }
 }
