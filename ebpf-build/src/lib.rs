@@ -14,6 +14,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use object::build::elf::{Builder, SectionData};
+
 pub use compiler::{Compiler, DEBIANS_COMPILER, NIGHTLY_COMMAND};
 pub use environment::{clean, own_target_directory};
 pub use linker::{DEBIANS_LLVM, LINKER_VERSION, install_command};
@@ -38,6 +40,14 @@ pub enum Error {
     /// The compiler or the linker refused.
     #[error("{0} failed: see above")]
     Failed(String),
+    /// What was built is no object file.
+    #[error("{}: {source}", .path.display())]
+    Object {
+        /// The file
+        path: PathBuf,
+        /// What is wrong with it
+        source: object::build::Error,
+    },
     /// A file could not be read or written.
     #[error("{}: {source}", .path.display())]
     File {
@@ -46,6 +56,13 @@ pub enum Error {
         /// What the system says
         source: std::io::Error,
     },
+}
+
+impl Error {
+    fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::File { path, source }
+    }
 }
 
 /// What there is to build with.
@@ -109,7 +126,9 @@ pub fn build(root: &Path, search: &Search) -> Result<PathBuf, Error> {
     run(&mut command)?;
     let built = directory.join(TARGET).join("release/sluice-ebpf");
     let object = object(root);
-    publish(&built, &object)?;
+    let bytes = std::fs::read(&built).map_err(Error::file(&built))?;
+    let bytes = stripped(&bytes).map_err(|source| Error::Object { path: built, source })?;
+    publish(&bytes, &object)?;
     Ok(object)
 }
 
@@ -146,19 +165,34 @@ fn run(command: &mut Command) -> Result<(), Error> {
     }
 }
 
+/// Without the debugging information that BTF was made of, which is most of the file and which nothing here reads.
+fn stripped(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
+    let mut file = Builder::read(object)?;
+    for section in &mut file.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // Symbols of sections that are gone.
+    file.delete_orphans();
+    // LLVM keeps names of symbols and of sections in one section, which the writer cannot.
+    let names = file.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut bytes = Vec::new();
+    file.write(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Puts a file in its place at once, and only when it differs: others may be reading it, or look at its time.
-fn publish(from: &Path, to: &Path) -> Result<(), Error> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| Error::File { path, source }
-    };
-    let bytes = std::fs::read(from).map_err(failed(from))?;
+fn publish(bytes: &[u8], to: &Path) -> Result<(), Error> {
     if std::fs::read(to).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
     let next = to.with_extension(format!("{}.new", std::process::id()));
-    std::fs::write(&next, bytes).map_err(failed(&next))?;
-    std::fs::rename(&next, to).map_err(failed(to))
+    std::fs::write(&next, bytes).map_err(Error::file(&next))?;
+    std::fs::rename(&next, to).map_err(Error::file(to))
 }
 
 #[cfg(test)]
@@ -169,17 +203,15 @@ mod tests {
     fn a_file_is_published_once() {
         let directory = std::env::temp_dir().join(format!("sluice-ebpf-build-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let (from, to) = (directory.join("from"), directory.join("to.o"));
-        std::fs::write(&from, "one").unwrap();
-        publish(&from, &to).unwrap();
+        let to = directory.join("to.o");
+        publish(b"one", &to).unwrap();
         let time = || std::fs::metadata(&to).unwrap().modified().unwrap();
         let first = time();
-        publish(&from, &to).unwrap();
+        publish(b"one", &to).unwrap();
         assert_eq!(time(), first);
-        std::fs::write(&from, "two").unwrap();
-        publish(&from, &to).unwrap();
+        publish(b"two", &to).unwrap();
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "two");
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
         std::fs::remove_dir_all(&directory).unwrap();
     }
 
