@@ -9,6 +9,7 @@ use sluice_common::node::{Config, address, interface, network, option};
 use sluice_common::service::{Frontend, FrontendKey, action};
 
 use crate::Hook;
+use crate::debug::{tell, tell_flow};
 use crate::flow::{self, Entered};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
@@ -88,6 +89,7 @@ fn leaving(packet: &Packet, config: &Config) -> i32 {
         return NEXT;
     }
     if networks_of(&packet.key.destination) & network::SERVICES != 0 {
+        tell(packet, "dropped: no Service has this address");
         count(Counter::DropUnallocated);
         return DROP;
     }
@@ -117,19 +119,23 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, config, own_process) } else { None };
     let Some(frontend) = found else {
         if is_cluster_ip(&mut scratch.frontend) {
+            tell(&scratch.packet, "refused: no such port of a ClusterIP");
             return refuse::<L2>(context, scratch);
         }
         return if own_process { leaving(&scratch.packet, config) } else { NEXT };
     };
     if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
+        tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
         count(Counter::DropSourceRange);
         return DROP;
     }
     let what = action_for(context, frontend, &scratch.packet);
     if what == action::REJECT {
+        tell(&scratch.packet, "refused: no endpoints");
         return refuse::<L2>(context, scratch);
     }
     if !forwards(what) {
+        tell(&scratch.packet, "dropped: no local endpoints");
         count(Counter::DropNoLocalEndpoints);
         return DROP;
     }
@@ -211,6 +217,7 @@ fn forward<const L2: u32>(
     if (what & action::MASQUERADE != 0 || hairpin) && !stays {
         let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
         else {
+            tell(&scratch.packet, "dropped: no address to masquerade with");
             count(Counter::DropNoAddress);
             return DROP;
         };
@@ -226,8 +233,12 @@ fn forward<const L2: u32>(
         context.config,
     );
     match entered {
-        Entered::Done => count(Counter::FlowsBegun),
+        Entered::Done => {
+            tell_flow(&scratch.packet, &scratch.flow);
+            count(Counter::FlowsBegun);
+        }
         Entered::NoPort => {
+            tell(&scratch.packet, "dropped: no port to masquerade with");
             count(Counter::DropNoPort);
             return DROP;
         }
@@ -276,6 +287,7 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
             answer::<L2>(context, scratch, Error::TooBig(mtu))
         }
         Route::None => {
+            tell(&scratch.packet, "dropped: no route");
             count(Counter::DropNoRoute);
             DROP
         }
