@@ -44,8 +44,8 @@ pub struct Pick {
     pub group: u64,
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// Zero.
-    pub reserved: u32,
+    /// When the socket last sent there: seconds of `CLOCK_MONOTONIC`.
+    pub used: u32,
 }
 
 sizes!(SocketKey = 32, Peer = 32, Pick = 32);

@@ -11,6 +11,8 @@ pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod daemon;
+#[cfg(feature = "ebpf")]
+pub mod ebpf_object;
 pub mod events;
 pub mod health;
 pub mod logging;

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let result = match &invocation.command {
         Command::Run(args) => run(args, &invocation),
-        Command::Cleanup { kube_proxy } => cleanup::cleanup(*kube_proxy),
+        Command::Cleanup { kube_proxy, .. } => cleanup::cleanup(*kube_proxy),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice_core::model::Node;
 use sluice_core::net::Family;
-use sluice_core::nft::{NftConfig, NodeView};
+use sluice_core::nft::{self, NftConfig, NodeView};
 use sluice_core::plan::{Detector, PlanConfig};
 
-use crate::config::{DetectLocal, NodePortSelection, Settings};
+use crate::config::{DetectLocal, NodePortSelection, Scheduler, Settings};
 
 /// What is known of the node at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,11 @@ pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
     NftConfig {
         masquerade_bit: settings.masquerade_bit,
         detectors: Family::BOTH.map(|family| detector(settings, facts, family)),
-        scheduler: settings.scheduler,
+        scheduler: match settings.scheduler {
+            // Maglev is refused without mode ebpf.
+            Scheduler::Random | Scheduler::Maglev => nft::Scheduler::Random,
+            Scheduler::RoundRobin => nft::Scheduler::RoundRobin,
+        },
         match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
     }
 }

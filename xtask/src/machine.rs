@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build_ebpf;
+
 /// Programs that labs and tests use, and Debian's packages that have them.
 const PROGRAMS: [(&str, &str); 6] = [
     ("nft", "nftables"),
@@ -32,6 +34,11 @@ pub(crate) fn prepare() -> Result<()> {
 /// Installs those of the programs or files (given by their paths) that are missing, from Debian's packages.
 pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = wanted.iter().filter(|(program, _)| !has(program)).map(|(_, p)| *p).collect();
+    install_packages(&missing)
+}
+
+/// Installs Debian's packages.
+pub(crate) fn install_packages(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -50,7 +57,7 @@ pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
     };
     apt(&["update", "-qq"])?;
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    arguments.extend(&missing);
+    arguments.extend(missing);
     apt(&arguments)
 }
 
@@ -96,6 +103,7 @@ pub(crate) struct Programs {
 
 /// Builds the programs.
 pub(crate) fn build() -> Result<Programs> {
+    build_ebpf::prepare()?;
     println!("building sluice (release)");
     run(&mut cargo(&["build", "--release", "--quiet", "--package", "sluice", "--package", "sluice-tests"]))?;
     let directory = target_directory().join("release");

@@ -1,6 +1,7 @@
 //! `cargo xtask`: every developer command. CI calls nothing else.
 
 mod bench;
+mod build_ebpf;
 mod cluster_tools;
 mod conformance;
 mod demo;
@@ -32,6 +33,8 @@ enum Command {
     Scenarios(scenarios::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
     Bench(bench::Arguments),
+    /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
+    BuildEbpf,
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
     ClusterTools,
     /// Build the container image: an OCI archive with the static binary, without a container engine.
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Scenarios(arguments) => scenarios::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::BuildEbpf => build_ebpf::run(),
         Command::ClusterTools => {
             println!("{}", cluster_tools::build()?.display());
             Ok(())

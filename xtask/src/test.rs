@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::build_ebpf;
 use crate::cluster_tools;
 use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
@@ -12,6 +13,7 @@ use crate::scenarios;
 /// Runs everything that this machine can run.
 pub(crate) fn run() -> Result<()> {
     machine::prepare()?;
+    build_ebpf::prepare()?;
     let has_go = cluster_tools::has_go();
     let mut tests = cargo(&["test", "--workspace", "--quiet"]);
     if has_go {
@@ -49,5 +51,9 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
 /// Checks formatting and lints.
 pub(crate) fn lint() -> Result<()> {
     run_command(&mut cargo(&["fmt", "--all", "--check"]))?;
-    run_command(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+    run_command(&mut cargo(&["fmt", "--manifest-path", "proxy-ebpf/Cargo.toml", "--check"]))?;
+    build_ebpf::prepare()?;
+    run_command(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    // Nothing else builds this.
+    run_command(&mut cargo(&["check", "--package", "sluice", "--no-default-features", "--quiet"]))
 }

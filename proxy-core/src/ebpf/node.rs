@@ -58,8 +58,6 @@ pub struct NodeView {
     pub scheduler: Scheduler,
     /// Whether node ports of the loopback address answer to this node's processes.
     pub localhost_node_ports: bool,
-    /// Whether every decision on a packet is told.
-    pub debug: bool,
     /// Whether new connections are left alone.
     pub draining: bool,
 }
@@ -79,7 +77,6 @@ impl Default for NodeView {
             timeouts: Timeouts::default(),
             scheduler: Scheduler::Random,
             localhost_node_ports: false,
-            debug: false,
             draining: false,
         }
     }
@@ -137,7 +134,6 @@ impl NodeView {
             (option::DETECTS6, detects(Family::V6)),
             (option::BY_INTERFACE, self.detectors.iter().any(by_interface)),
             (option::LOCALHOST_NODE_PORTS, self.localhost_node_ports),
-            (option::DEBUG, self.debug),
             (option::DRAINING, self.draining),
         ]
         .into_iter()
@@ -349,8 +345,7 @@ mod tests {
         assert!(!interface_is_pod(&[bridge.clone(), Detector::None], "cni01"));
         assert!(interface_is_pod(&[Detector::None, prefix], "veth12"));
         assert!(!interface_is_pod(&[Detector::None, Detector::Cidr(nets("10.0.0.0/8")[0])], "veth12"));
-        let view = NodeView { detectors: [bridge, Detector::None], debug: true, ..NodeView::default() };
-        assert_eq!(view.config().options, option::DETECTS4 | option::BY_INTERFACE | option::DEBUG);
+        let view = NodeView { detectors: [bridge, Detector::None], ..NodeView::default() };
     }
 
     #[test]

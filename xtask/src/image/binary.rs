@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::build_ebpf;
 use crate::machine::{self, cargo, run};
 
 /// For the C code of the cryptography library, and what Debian's toolchain links with.
@@ -21,6 +22,7 @@ const LIBUNWIND: (&str, &str) = ("/usr/lib/llvm-22/lib/libunwind.a", "libunwind-
 pub(super) fn build() -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     machine::install(&[MUSL])?;
+    build_ebpf::prepare()?;
     let own = has_library(&target) || fetch_library(&target);
     println!("building sluice for {target}, {}", if own { "optimized" } else { "with Debian's Rust" });
     let mut command = if own { cargo(&[]) } else { debians(&target)? };

@@ -1,0 +1,365 @@
+//! The packet path: what becomes of each packet.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::maps::lpm_trie::Key;
+use sluice_common::Address;
+use sluice_common::counters::Counter;
+use sluice_common::flow::{Flow, flag};
+use sluice_common::node::{Config, address, interface, network, option};
+use sluice_common::service::{Frontend, FrontendKey, action};
+
+use crate::Hook;
+use crate::debug::{tell, tell_flow};
+use crate::flow::{self, Entered};
+use crate::icmp::{self, Error};
+use crate::maps::{INTERFACES, NETWORKS, config, count};
+use crate::packet::{ETH_IPV4, ETH_IPV6, Packet, Scratch, is, parse, protocol, remember_fragment, scratch};
+use crate::rewrite;
+use crate::route::{self, Route};
+use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, own_address, pick};
+
+/// The next program, or the stack.
+const NEXT: i32 = -1;
+const DROP: i32 = 2;
+
+/// Packet types, of include/uapi/linux/if_packet.h.
+const TO_THIS_HOST: u32 = 0;
+const TO_ANOTHER_HOST: u32 = 3;
+
+/// What the packet is by itself.
+struct Context<'a> {
+    skb: *mut __sk_buff,
+    config: &'a Config,
+    hook: Hook,
+    /// It is a bridge's business where the packet goes.
+    bridged: bool,
+}
+
+/// A packet's whole way.
+#[inline(always)]
+pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    // SAFETY: the context is valid, and plain fields of it are read.
+    let (ether_type, kind, from) =
+        unsafe { ((*skb).protocol as u16, (*skb).pkt_type, (*skb).ingress_ifindex) };
+    if ether_type != ETH_IPV4 && ether_type != ETH_IPV6 {
+        return NEXT;
+    }
+    if hook == Hook::Ingress && kind != TO_THIS_HOST && kind != TO_ANOTHER_HOST {
+        return NEXT;
+    }
+    let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
+    if !parse(skb, L2, ether_type == ETH_IPV4, &mut scratch.bytes, &mut scratch.packet) {
+        return NEXT;
+    }
+    let bridged = hook == Hook::Ingress && kind == TO_ANOTHER_HOST;
+    let context = Context { skb, config, hook, bridged };
+    if hook == Hook::Egress && from != 0 {
+        return leaving(&scratch.packet, config);
+    }
+    if scratch.packet.is(is::ICMP_ERROR) {
+        return error_about::<L2>(&context, scratch);
+    }
+    if scratch.packet.is(is::PORTS)
+        && let Some(flow) = flow::find(&scratch.packet.key)
+    {
+        let now = flow::now();
+        if flow::goes_on(flow, &scratch.packet, config, now) {
+            flow::note(flow, &scratch.packet, now);
+            scratch.flow = *flow;
+            return translate::<L2>(&context, scratch);
+        }
+    }
+    if bridged || (scratch.packet.key.protocol == protocol::TCP && !scratch.packet.is_syn()) {
+        return NEXT;
+    }
+    begin::<L2>(&context, scratch)
+}
+
+/// Whether a packet could be the first of a connection.
+#[inline(always)]
+fn may_begin(packet: &Packet) -> bool {
+    packet.key.protocol != protocol::TCP || packet.is_syn()
+}
+
+/// Addresses out of the service networks that no Service has lead nowhere: on the way out, after other proxies had their
+/// turn.
+#[inline(always)]
+fn leaving(packet: &Packet, config: &Config) -> i32 {
+    if !may_begin(packet) || config.options & option::DRAINING != 0 {
+        return NEXT;
+    }
+    if networks_of(&packet.key.destination) & network::SERVICES != 0 {
+        tell(packet, "dropped: no Service has this address");
+        count(Counter::DropUnallocated);
+        return DROP;
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn networks_of(address: &Address) -> u32 {
+    NETWORKS.get(Key::new(128, *address)).copied().unwrap_or(0)
+}
+
+/// A packet that belongs to no flow yet.
+#[inline(always)]
+fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    let config = context.config;
+    if config.options & option::DRAINING != 0 || scratch.packet.is(is::LATER_FRAGMENT) {
+        return NEXT;
+    }
+    let packet = &scratch.packet;
+    scratch.frontend = FrontendKey {
+        address: packet.key.destination,
+        port: packet.key.destination_port,
+        protocol: packet.key.protocol as u8,
+        kind: 0,
+    };
+    let own_process = context.hook == Hook::Egress;
+    let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, config, own_process) } else { None };
+    let Some(frontend) = found else {
+        if is_cluster_ip(&mut scratch.frontend) {
+            tell(&scratch.packet, "refused: no such port of a ClusterIP");
+            return refuse::<L2>(context, scratch);
+        }
+        return if own_process { leaving(&scratch.packet, config) } else { NEXT };
+    };
+    if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
+        tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
+        count(Counter::DropSourceRange);
+        return DROP;
+    }
+    let what = action_for(context, frontend, &scratch.packet);
+    if what == action::REJECT {
+        tell(&scratch.packet, "refused: no endpoints");
+        return refuse::<L2>(context, scratch);
+    }
+    if !forwards(what) {
+        tell(&scratch.packet, "dropped: no local endpoints");
+        count(Counter::DropNoLocalEndpoints);
+        return DROP;
+    }
+    forward::<L2>(context, scratch, frontend, what)
+}
+
+/// What a packet's sender gets (the order is that of the reference, 2.1).
+#[inline(always)]
+fn action_for(context: &Context<'_>, frontend: &Frontend, packet: &Packet) -> u8 {
+    if context.hook == Hook::Egress {
+        return frontend.host;
+    }
+    if is_pod(context, packet) {
+        frontend.pod
+    } else if own_address(&packet.key.source) & address::OWN != 0 {
+        frontend.host
+    } else {
+        frontend.other
+    }
+}
+
+#[inline(always)]
+fn is_pod(context: &Context<'_>, packet: &Packet) -> bool {
+    let detects = if packet.is(is::V4) { option::DETECTS4 } else { option::DETECTS6 };
+    if context.config.options & detects == 0 {
+        return false;
+    }
+    if context.config.options & option::BY_INTERFACE == 0 {
+        return networks_of(&packet.key.source) & network::PODS != 0;
+    }
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    unsafe { INTERFACES.get((*context.skb).ifindex) }.is_some_and(|i| i.flags & interface::PODS != 0)
+}
+
+/// Refuses a packet.
+#[inline(always)]
+fn refuse<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    count(Counter::Rejected);
+    answer::<L2>(context, scratch, Error::Port)
+}
+
+#[inline(always)]
+fn answer<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, error: Error) -> i32 {
+    // A process of this node has had its answer from the socket path; one that did not go that way gets none.
+    if context.hook == Hook::Egress {
+        return DROP;
+    }
+    icmp::answer::<L2>(context.skb, scratch, context.config, error)
+}
+
+/// Begins a flow to an endpoint.
+#[inline(always)]
+fn forward<const L2: u32>(
+    context: &Context<'_>,
+    scratch: &mut Scratch,
+    frontend: &Frontend,
+    what: u8,
+) -> i32 {
+    let key = scratch.packet.key;
+    let hash = hash(&key.source, key.source_port, &scratch.frontend);
+    let Some(endpoint) = pick(frontend, what, &key.source, hash, context.config) else {
+        count(Counter::DropNoEndpoint);
+        return DROP;
+    };
+    scratch.flow = Flow {
+        source: key.source,
+        destination: endpoint.address,
+        source_port: key.source_port,
+        destination_port: endpoint.port,
+        seen: flow::seen_in(&scratch.packet),
+        flags: 0,
+        used: flow::now(),
+        group: frontend.group,
+    };
+    let hairpin = endpoint.address == key.source;
+    // The way decides by which address of the node the endpoint sees the connection.
+    let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
+    let stays = way == Route::Stack;
+    if (what & action::MASQUERADE != 0 || hairpin) && !stays {
+        let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
+        else {
+            tell(&scratch.packet, "dropped: no address to masquerade with");
+            count(Counter::DropNoAddress);
+            return DROP;
+        };
+        scratch.flow.source = own;
+        scratch.flow.flags = flag::MASQUERADED;
+    }
+    let entered = flow::enter(
+        context.skb,
+        &scratch.packet.key,
+        &mut scratch.flow,
+        &mut scratch.reply,
+        &mut scratch.key,
+        context.config,
+    );
+    match entered {
+        Entered::Done => {
+            tell_flow(&scratch.packet, &scratch.flow);
+            count(Counter::FlowsBegun);
+        }
+        Entered::NoPort => {
+            tell(&scratch.packet, "dropped: no port to masquerade with");
+            count(Counter::DropNoPort);
+            return DROP;
+        }
+        Entered::Refused => {
+            count(Counter::DropFlowTable);
+            return DROP;
+        }
+    }
+    translate::<L2>(context, scratch)
+}
+
+#[inline(always)]
+fn masquerade_address(ifindex: u32, v4: bool, config: &Config) -> Option<Address> {
+    // SAFETY: elements of a map without preallocation are freed after a grace period.
+    let out = unsafe { INTERFACES.get(ifindex) };
+    let none = Address::default();
+    let (own, common) = if v4 {
+        (out.map_or(none, |i| i.address4), config.address4)
+    } else {
+        (out.map_or(none, |i| i.address6), config.address6)
+    };
+    let address = if own == none { common } else { own };
+    (address != none).then_some(address)
+}
+
+/// Translates the packet as `scratch.flow` says and sends it on.
+#[inline(always)]
+fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    if scratch.packet.is(is::FIRST_FRAGMENT) {
+        remember_fragment(&scratch.packet);
+    }
+    let same_way = scratch.flow.destination == scratch.packet.key.destination;
+    // A reply that a process of this node sends, and one between two ports of a bridge, is on its way already.
+    if same_way && (context.bridged || context.hook == Hook::Egress) {
+        return rewritten::<L2>(context, scratch, NEXT);
+    }
+    if context.bridged {
+        return NEXT;
+    }
+    match route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib) {
+        Route::Stack => rewritten::<L2>(context, scratch, NEXT),
+        Route::TooBig => {
+            count(Counter::TooBig);
+            // SAFETY: the helper has written the smaller of the two fields of the same size.
+            let mtu = u32::from(unsafe { scratch.fib.__bindgen_anon_1.mtu_result });
+            answer::<L2>(context, scratch, Error::TooBig(mtu))
+        }
+        Route::None => {
+            tell(&scratch.packet, "dropped: no route");
+            count(Counter::DropNoRoute);
+            DROP
+        }
+        way => {
+            if context.hook == Hook::Ingress && scratch.packet.ttl <= 1 {
+                count(Counter::TimeExceeded);
+                return answer::<L2>(context, scratch, Error::Time);
+            }
+            let v4 = scratch.packet.is(is::V4);
+            let aged = context.hook == Hook::Egress || rewrite::age(context.skb, L2, v4);
+            if !aged || rewritten::<L2>(context, scratch, NEXT) == DROP {
+                count(Counter::DropMalformed);
+                return DROP;
+            }
+            route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)
+        }
+    }
+}
+
+#[inline(always)]
+fn rewritten<const L2: u32>(context: &Context<'_>, scratch: &Scratch, then: i32) -> i32 {
+    if rewrite::translate(context.skb, L2, &scratch.packet, &scratch.flow) { then } else { DROP }
+}
+
+/// An ICMP error about a packet that was translated: it is about the other direction of its flow.
+#[inline(always)]
+fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    let quoted = scratch.packet.transport + 8;
+    let v4 = scratch.packet.is(is::V4);
+    if !parse(context.skb, quoted, v4, &mut scratch.bytes, &mut scratch.inner)
+        || !scratch.inner.is(is::PORTS)
+        || scratch.inner.is(is::LATER_FRAGMENT)
+    {
+        return NEXT;
+    }
+    let inner = &scratch.inner.key;
+    scratch.key.source = inner.destination;
+    scratch.key.destination = inner.source;
+    scratch.key.source_port = inner.destination_port;
+    scratch.key.destination_port = inner.source_port;
+    scratch.key.protocol = inner.protocol;
+    let Some(flow) = flow::find(&scratch.key) else { return NEXT };
+    // Its receiver sent the quoted packet, as it was before it was translated: the flow's end, turned round.
+    scratch.flow = *flow;
+    scratch.reply = Flow {
+        source: flow.destination,
+        destination: flow.source,
+        source_port: flow.destination_port,
+        destination_port: flow.source_port,
+        ..*flow
+    };
+    let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
+    let same_way = scratch.flow.destination == scratch.packet.key.destination;
+    let outer = [&scratch.flow.source, &scratch.flow.destination];
+    let done = rewrite::translate_error(
+        context.skb,
+        L2,
+        &scratch.packet,
+        quoted,
+        &scratch.inner,
+        &scratch.reply,
+        outer,
+    );
+    if !done {
+        count(Counter::DropMalformed);
+        return DROP;
+    }
+    if same_way || !matches!(way, Route::Forward | Route::Resolve) {
+        return NEXT;
+    }
+    if !rewrite::age(context.skb, L2, v4) {
+        return DROP;
+    }
+    route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)
+}

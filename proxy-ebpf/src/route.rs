@@ -1,0 +1,102 @@
+//! Sending a translated packet on, past the node's own stack.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
+use sluice_common::flow::Flow;
+use sluice_common::node::interface;
+
+use crate::Hook;
+use crate::maps::INTERFACES;
+use crate::packet::{Packet, is};
+use crate::rewrite::store;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// By the interface in `fib`.
+    Forward,
+    /// The same, but the neighbour's Ethernet address is not known yet.
+    Resolve,
+    /// To this node itself, or where the stack decides.
+    Stack,
+    /// It is too big for the way.
+    TooBig,
+    /// Nowhere.
+    None,
+}
+
+/// Looks the way of a translated packet up; leaves it in `fib`.
+#[inline(always)]
+pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup) -> Route {
+    let v4 = packet.is(is::V4);
+    // SAFETY: the context is valid, and plain fields of it are read.
+    let (ifindex, gso) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
+    fib.family = if v4 { AF_INET } else { AF_INET6 };
+    fib.l4_protocol = packet.key.protocol as u8;
+    fib.sport = to.source_port;
+    fib.dport = to.destination_port;
+    // What will be cut up on the way out has no size to compare with.
+    fib.__bindgen_anon_1.tot_len = if gso == 0 { packet.length as u16 } else { 0 };
+    fib.__bindgen_anon_2.flowinfo = 0;
+    if v4 {
+        fib.__bindgen_anon_2.tos = packet.tos as u8 & 0xfc;
+        fib.__bindgen_anon_3.ipv4_src = to.source.word4();
+        fib.__bindgen_anon_4.ipv4_dst = to.destination.word4();
+    } else {
+        fib.__bindgen_anon_3.ipv6_src = to.source.words;
+        fib.__bindgen_anon_4.ipv6_dst = to.destination.words;
+    }
+    fib.__bindgen_anon_5.tbid = 0;
+    fib.ifindex = ifindex;
+    // On the way out too: BPF_FIB_LOOKUP_OUTPUT would look for routes by this interface only.
+    // SAFETY: `fib` is the structure that the helper asks for.
+    let result = unsafe { fib_lookup(skb.cast(), fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Route::Forward,
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve,
+        BPF_FIB_LKUP_RET_NOT_FWDED | BPF_FIB_LKUP_RET_FWD_DISABLED => Route::Stack,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
+        _ => Route::None,
+    }
+}
+
+/// Sends the packet by the way found.
+#[inline(always)]
+pub fn send<const L2: u32>(skb: *mut __sk_buff, route: Route, fib: &mut bpf_fib_lookup, hook: Hook) -> i32 {
+    let out = fib.ifindex;
+    if L2 != 0 && route == Route::Forward {
+        let (destination, source) = (fib.dmac, fib.smac);
+        if store(skb, 0, &destination) && store(skb, 6, &source) {
+            // SAFETY: elements of a map without preallocation are freed after a grace period.
+            let flags = unsafe { INTERFACES.get(out) }.map_or(0, |interface| interface.flags);
+            // SAFETY: these tell the kernel where to send the packet when the program has ended.
+            return unsafe {
+                if hook == Hook::Ingress && flags & interface::PEER != 0 {
+                    bpf_redirect_peer(out, 0) as i32
+                } else {
+                    bpf_redirect(out, 0) as i32
+                }
+            };
+        }
+    }
+    let family = u32::from(fib.family);
+    // SAFETY: all zeros is an address.
+    let mut next = bpf_redir_neigh { nh_family: family, __bindgen_anon_1: unsafe { core::mem::zeroed() } };
+    // SAFETY: plain words, of the family that `fib` says.
+    unsafe {
+        if family == u32::from(AF_INET) {
+            next.__bindgen_anon_1.ipv4_nh = fib.__bindgen_anon_4.ipv4_dst;
+        } else {
+            next.__bindgen_anon_1.ipv6_nh = fib.__bindgen_anon_4.ipv6_dst;
+        }
+        bpf_redirect_neigh(out, &mut next, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
+}
