@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
 /// What went wrong between us and the kernel.
@@ -108,6 +108,11 @@ impl Writer {
     /// The length of the message that is being written, in bytes.
     pub fn message_len(&self) -> usize {
         self.buffer.len() - self.message
+    }
+
+    /// Writes bytes as they are: what a message has between its first word and its attributes.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.buffer.extend(bytes);
     }
 
     /// Writes an attribute.
@@ -268,6 +273,11 @@ impl NetfilterSocket {
     /// Opens a socket to generic netlink, whose messages are framed alike.
     pub fn generic() -> Result<Self, NetlinkError> {
         Self::of_protocol(NETLINK_GENERIC)
+    }
+
+    /// Opens a socket to rtnetlink, whose messages are framed alike.
+    pub fn route() -> Result<Self, NetlinkError> {
+        Self::of_protocol(NETLINK_ROUTE)
     }
 
     fn of_protocol(protocol: isize) -> Result<Self, NetlinkError> {
