@@ -8,7 +8,7 @@ use sluice_common::node::Config;
 use crate::flow::now;
 use crate::maps::INTERFACES;
 use crate::packet::{Scratch, is, load};
-use crate::rewrite::store;
+use crate::rewrite::{store, store_summed};
 use crate::service::own_address;
 
 /// What is wrong with a packet.
@@ -168,7 +168,7 @@ fn write4(
     ];
     let check = fold(sum(header.as_mut_ptr(), 20, 0));
     header[2] |= check << 16;
-    store(skb, network, &header) && store(skb, network + 20, &icmp)
+    store_summed(skb, network, &header) && store_summed(skb, network + 20, &icmp)
 }
 
 #[inline(always)]
@@ -190,9 +190,9 @@ fn write6(
     let check = fold(sum(icmp.as_mut_ptr(), 8, check));
     icmp[0] = kind | check << 16;
     let header = [0x6000_0000_u32.to_be(), halves(length, 58 << 8 | TTL)];
-    store(skb, network, &header)
-        && store(skb, network + 8, &[source.words, target.words])
-        && store(skb, network + 40, &icmp)
+    store_summed(skb, network, &header)
+        && store_summed(skb, network + 8, &[source.words, target.words])
+        && store_summed(skb, network + 40, &icmp)
 }
 
 #[inline(always)]
