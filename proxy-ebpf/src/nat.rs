@@ -179,11 +179,7 @@ fn refuse<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
 
 #[inline(always)]
 fn answer<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, error: Error) -> i32 {
-    // A process of this node has had its answer from the socket path; one that did not go that way gets none.
-    if context.hook == Hook::Egress {
-        return DROP;
-    }
-    icmp::answer::<L2>(context.skb, scratch, context.config, error)
+    icmp::answer::<L2>(context.skb, scratch, context.config, error, context.hook)
 }
 
 /// Begins a flow to an endpoint.
