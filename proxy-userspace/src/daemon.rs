@@ -12,7 +12,8 @@ use sluice_sys::{capability, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::config::{ConfigError, DetectLocal, Settings, Source};
+use crate::backend::{BackendError, ebpf};
+use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
@@ -41,6 +42,9 @@ pub enum DaemonError {
          (modules nf_tables nft_numgen nft_fib_inet nft_masq nft_reject_inet nft_nat nft_ct)"
     )]
     Kernel(#[source] NetlinkError),
+    /// The backend cannot be used.
+    #[error(transparent)]
+    Backend(BackendError),
     /// A sysctl cannot be written.
     #[error(transparent)]
     Sysctl(proc::ProcError),
@@ -86,6 +90,7 @@ impl DaemonError {
             DaemonError::Config(_) => 2,
             DaemonError::Capability
             | DaemonError::Kernel(_)
+            | DaemonError::Backend(_)
             | DaemonError::Sysctl(_)
             | DaemonError::Manifests(_)
             | DaemonError::Kubernetes(_) => 3,
@@ -104,10 +109,30 @@ const EVENT_QUEUE: usize = 4096;
 /// How long the end of the process waits for the event that tells of it.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Checks that this process may and the kernel can do what is needed.
-fn preflight() -> Result<(), DaemonError> {
+/// Checks that this process may and the kernel can do what is needed; decides what is left to be decided.
+fn preflight(settings: &mut Settings) -> Result<(), DaemonError> {
     if capability::has_net_admin() == Some(false) {
         return Err(DaemonError::Capability);
+    }
+    if settings.backend != BackendKind::Nftables {
+        let missing = ebpf::missing(settings).map_err(DaemonError::Backend)?;
+        match settings.backend {
+            BackendKind::Ebpf if missing.is_empty() => return Ok(()),
+            BackendKind::Ebpf => return Err(DaemonError::Backend(BackendError::Missing(missing))),
+            _ if missing.is_empty() => {
+                info!("mode auto: the kernel has all that eBPF takes, so the backend is ebpf");
+                settings.backend = BackendKind::Ebpf;
+                return Ok(());
+            }
+            _ => {
+                let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                info!(
+                    "mode auto: the backend is nftables, because for eBPF there is missing: {}",
+                    missing.join("; ")
+                );
+                settings.backend = BackendKind::Nftables;
+            }
+        }
     }
     let probe = || Nft::open()?.probe();
     probe().map_err(|error| match error.errno() {
@@ -117,10 +142,10 @@ fn preflight() -> Result<(), DaemonError> {
 }
 
 /// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
-pub fn init(settings: &Settings) -> Result<(), DaemonError> {
+pub fn init(mut settings: Settings) -> Result<(), DaemonError> {
     // This loads the modules too, without which there are no sysctls of connection tracking.
-    preflight()?;
-    for (name, value) in conntrack_sysctls(settings, cpus()) {
+    preflight(&mut settings)?;
+    for (name, value) in conntrack_sysctls(&settings, cpus()) {
         let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());
         set.map_err(DaemonError::Sysctl)?;
     }
@@ -129,8 +154,8 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
 }
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
-pub async fn run(settings: Settings) -> Result<(), DaemonError> {
-    preflight()?;
+pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
+    preflight(&mut settings)?;
     prepare_process(&settings);
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
@@ -139,7 +164,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
-    let (address_sender, address_receiver) = watch::channel(None);
+    let (network_sender, network_receiver) = watch::channel(None);
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
@@ -155,15 +180,15 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         log: log.clone(),
         started,
     };
-    let reconciler = Reconciler::new(settings.clone(), outputs).map_err(DaemonError::Kernel)?;
+    let reconciler = Reconciler::new(settings.clone(), outputs).map_err(DaemonError::Backend)?;
     let inputs = Inputs {
         events: event_receiver,
         notices: notice_receiver,
-        addresses: address_receiver,
+        network: network_receiver,
         shutdown: shutdown_receiver,
     };
     let mut source = tokio::spawn(source);
-    tokio::spawn(addresses::follow(address_sender));
+    tokio::spawn(addresses::follow(network_sender));
     tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
     tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
@@ -266,12 +291,18 @@ async fn config_change(settings: &Settings) -> DaemonError {
 }
 
 /// Once our rules are in force, those of kube-proxy may go; connections keep the translation that they have.
-async fn after_first_pass(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>, cleanup: bool) {
+async fn after_first_pass(
+    started: oneshot::Receiver<Option<u32>>,
+    notices: mpsc::Sender<Notice>,
+    cleanup: bool,
+) {
     let Ok(port) = started.await else { return };
     if cleanup {
         tokio::task::spawn_blocking(cleanup::take_over);
     }
-    monitor(port, notices);
+    if let Some(port) = port {
+        monitor(port, notices);
+    }
 }
 
 /// Reports what others do to our table. It starts late because the kernel would have to write a notification for

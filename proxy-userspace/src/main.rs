@@ -40,7 +40,7 @@ fn run(args: &RunArgs, invocation: &Invocation) -> Result<(), DaemonError> {
         return Ok(write_effective(&settings, file)?);
     }
     if args.actions.init_only == Some(true) {
-        return daemon::init(&settings);
+        return daemon::init(settings);
     }
     let system = |source| DaemonError::System { operation: "start the runtime", source };
     let runtime =

@@ -31,6 +31,12 @@ impl Cgroup {
         Ok(Cgroup { directory, path: path.to_owned(), id })
     }
 
+    /// Where the machine's cgroup2 filesystem is mounted.
+    pub fn root() -> PathBuf {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounted(&mounts).unwrap_or_else(|| "/sys/fs/cgroup".into())
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -48,5 +54,26 @@ impl Cgroup {
 
     pub(super) fn fd(&self) -> u32 {
         self.directory.as_raw_fd() as u32
+    }
+}
+
+/// The first cgroup2 filesystem of a list of mounts.
+fn mounted(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (path, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found_beside_others() {
+        let mounts = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\nnone /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mounted(mounts), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mounted("x y z\n"), None);
     }
 }

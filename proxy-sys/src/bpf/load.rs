@@ -74,6 +74,10 @@ pub(super) fn load(
 ) -> Result<Programs, BpfError> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    // Read by the verifier, which leaves out what only tells.
+    if !keep {
+        loader.override_global("AYA_LOG_LEVEL", &0u8, false);
+    }
     for name in sluice_common::maps::NAMES {
         if let Some(path) = pins(name) {
             loader.map_pin_path(name, path);
