@@ -62,7 +62,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
         let now = flow::now();
-        if flow::goes_on(flow, &scratch.packet, config, now) {
+        if flow::goes_on(flow, &scratch.packet, &mut scratch.key, config, now) {
             flow::note(flow, &scratch.packet, now);
             scratch.flow = *flow;
             return translate::<L2>(&context, scratch);

@@ -15,7 +15,7 @@ use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use sluice_common::node::{Config, Interface, address, network as prefix, option};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
-    SOURCE_PREFIX, SourceKey, kind,
+    SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
 };
 
 use crate::network::{self, FAMILIES, Family, INTERFACES, SMALL_MTU, index};
@@ -136,8 +136,8 @@ pub(crate) struct At<'a> {
     pub(crate) from: Option<&'a str>,
     /// Size of the segments that the packet stands for.
     pub(crate) segment: u32,
-    /// The packet comes without a sum over all of it. A packet that becomes longer loses its sum, which the kernel's check
-    /// does not know.
+    /// The packet comes without a sum over all of it. A packet that is made longer or shorter loses its sum, which the
+    /// kernel's check does not know.
     pub(crate) unsummed: bool,
 }
 
@@ -184,8 +184,14 @@ const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 const CONTEXT: usize = 192;
 
-/// A key of the group of endpoints that most tests use.
+/// The group of endpoints that most tests use.
 pub(crate) const GROUP: u64 = 0x40;
+/// The service's port.
+pub(crate) const PORT: u16 = 80;
+/// Its node port.
+pub(crate) const NODE_PORT: u16 = 30_080;
+/// The endpoints' port.
+pub(crate) const TARGET: u16 = 8_080;
 
 impl World {
     fn ebpf(&mut self) -> &mut Ebpf {
@@ -381,9 +387,28 @@ impl World {
         self.put("FRONTENDS", key, frontend);
     }
 
+    /// Writes a service whose clients all get the same, on all of its addresses and for both protocols: ports are [`PORT`]
+    /// and [`NODE_PORT`], and both lists are the same.
+    pub(crate) fn service(&mut self, family: Family, what: u8, endpoints: &[IpAddr]) {
+        let frontend = Frontend { group: GROUP, affinity: 0, pod: what, host: what, other: what, flags: 0 };
+        for protocol in [6, 17] {
+            self.frontend(address_key(family.cluster_ip(), PORT, protocol), frontend);
+            self.frontend(address_key(family.load_balancer(), PORT, protocol), frontend);
+            self.frontend(node_port_key(family, NODE_PORT, protocol), frontend);
+        }
+        let marker = Frontend { group: 0, flags: frontend_flag::CLUSTER_IP, ..frontend };
+        self.frontend(address_key(family.cluster_ip(), 0, 0), marker);
+        let endpoints: Vec<_> = endpoints.iter().map(|ip| (*ip, TARGET)).collect();
+        self.endpoints(GROUP | list::CLUSTER, &endpoints);
+        self.endpoints(GROUP | list::LOCAL, &endpoints);
+    }
+
     /// Writes a list of endpoints, as members too.
     pub(crate) fn endpoints(&mut self, group: u64, endpoints: &[(IpAddr, u16)]) {
-        self.clear::<MemberKey, u32>("MEMBERS");
+        let members: Vec<_> = self.hash::<MemberKey, u32>("MEMBERS").keys().map(Result::unwrap).collect();
+        for key in members.into_iter().filter(|key| key.0.group == group) {
+            self.hash::<MemberKey, u32>("MEMBERS").remove(&key).unwrap();
+        }
         self.put("GROUPS", group, Group { count: endpoints.len() as u32, reserved: 0 });
         for (slot, (ip, port)) in endpoints.iter().enumerate() {
             let (address, port) = (address_of(*ip), port.to_be());
@@ -492,7 +517,7 @@ pub(crate) fn expect_answer(
     error.dont_fragment = false;
     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
     if let Body::Icmp(_, quote) = &mut error.body {
-        at.unsummed = quote.len() < quoted;
+        at.unsummed = packet.bytes().len() != 14 + quoted;
         quote.resize(quoted, 0);
     }
     world.expect(at, packet, REDIRECT, &error.bytes());
