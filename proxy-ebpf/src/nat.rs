@@ -207,8 +207,15 @@ fn forward<const L2: u32>(
     let hairpin = endpoint.address == key.source;
     // The way decides by which address of the node the endpoint sees the connection.
     let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
-    let stays = way == Route::Stack;
-    if (what & action::MASQUERADE != 0 || hairpin) && !stays {
+    let masquerade = (what & action::MASQUERADE != 0 || hairpin) && way != Route::Stack;
+    if way == Route::TooBig && !stack_cuts(context, &scratch.packet, masquerade) {
+        return too_big::<L2>(context, scratch);
+    }
+    if way == Route::None {
+        count(Counter::DropNoRoute);
+        return DROP;
+    }
+    if masquerade {
         let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
         else {
             count(Counter::DropNoAddress);
@@ -253,6 +260,21 @@ fn masquerade_address(ifindex: u32, v4: bool, config: &Config) -> Option<Address
     (address != none).then_some(address)
 }
 
+/// Whether the stack may have a packet that is too big, to send it on in fragments. Not one that has the node's own source
+/// address, which the stack takes from nobody but itself.
+#[inline(always)]
+fn stack_cuts(context: &Context<'_>, packet: &Packet, masquerade: bool) -> bool {
+    packet.is(is::MAY_FRAGMENT) && !masquerade && context.hook == Hook::Ingress
+}
+
+#[inline(always)]
+fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    count(Counter::TooBig);
+    // SAFETY: the route lookup has written the smaller of the two fields of the same size.
+    let mtu = u32::from(unsafe { scratch.fib.__bindgen_anon_1.mtu_result });
+    answer::<L2>(context, scratch, Error::TooBig(mtu))
+}
+
 /// Translates the packet as `scratch.flow` says and sends it on.
 #[inline(always)]
 fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
@@ -270,10 +292,11 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
     match route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib) {
         Route::Stack => rewritten::<L2>(context, scratch, NEXT),
         Route::TooBig => {
-            count(Counter::TooBig);
-            // SAFETY: the helper has written the smaller of the two fields of the same size.
-            let mtu = u32::from(unsafe { scratch.fib.__bindgen_anon_1.mtu_result });
-            answer::<L2>(context, scratch, Error::TooBig(mtu))
+            let masquerade = scratch.flow.flags & (flag::MASQUERADED | flag::REPLY) == flag::MASQUERADED;
+            if stack_cuts(context, &scratch.packet, masquerade) {
+                return rewritten::<L2>(context, scratch, NEXT);
+            }
+            too_big::<L2>(context, scratch)
         }
         Route::None => {
             count(Counter::DropNoRoute);
