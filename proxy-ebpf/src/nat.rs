@@ -350,8 +350,25 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
         destination_port: flow.source_port,
         ..*flow
     };
-    let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
     let same_way = scratch.flow.destination == scratch.packet.key.destination;
+    if context.bridged && !same_way {
+        return NEXT;
+    }
+    // A router's own address stays where the flow keeps its source's.
+    if scratch.key.source == scratch.flow.source {
+        scratch.flow.source = scratch.packet.key.source;
+    }
+    let way = if same_way && (context.bridged || context.hook == Hook::Egress) {
+        Route::Stack
+    } else {
+        route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
+    };
+    let ages = context.hook == Hook::Ingress && way != Route::Stack;
+    // There are no errors about errors.
+    if matches!(way, Route::TooBig | Route::None) || (ages && scratch.packet.ttl <= 1) {
+        count(Counter::DropNoRoute);
+        return DROP;
+    }
     let outer = [&scratch.flow.source, &scratch.flow.destination];
     let done = rewrite::translate_error(
         context.skb,
@@ -366,10 +383,10 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
         count(Counter::DropMalformed);
         return DROP;
     }
-    if same_way || !matches!(way, Route::Forward | Route::Resolve) {
+    if way == Route::Stack {
         return NEXT;
     }
-    if !rewrite::age(context.skb, L2, v4) {
+    if ages && !rewrite::age(context.skb, L2, v4) {
         return DROP;
     }
     route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)

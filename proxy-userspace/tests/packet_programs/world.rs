@@ -173,6 +173,7 @@ struct TestRun {
     reserved: u32,
 }
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 /// The packet comes with a sum over all of it, as from a card that computes it; the kernel checks afterwards that the sum is
 /// still right.
@@ -206,7 +207,7 @@ impl World {
         }
         .unwrap_or_else(|errno| {
             let errno = std::io::Error::from_raw_os_error(errno);
-            panic!("BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{packet:02x?}")
+            panic!("BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{}", show(packet))
         })
     }
 
@@ -263,14 +264,12 @@ impl World {
     #[track_caller]
     pub(crate) fn expect_bytes(&mut self, at: At<'_>, packet: &[u8], code: i32, out: &[u8]) {
         let (returned, became) = self.run(at, packet);
-        assert_eq!(returned, code, "{packet:02x?}");
+        assert_eq!(returned, code, "{}", show(packet));
         if became != out {
-            let differ: Vec<_> = became.iter().zip(out).enumerate().filter(|(_, (a, b))| a != b).collect();
-            panic!(
-                "in       {packet:02x?}\nout      {became:02x?}\nexpected {out:02x?}\nlengths {} and {}, differ at {differ:02x?}",
-                became.len(),
-                out.len()
-            );
+            let differ: Vec<_> =
+                became.iter().zip(out).enumerate().filter(|(_, (a, b))| a != b).take(20).collect();
+            let [packet, became, out] = [packet, &became, out].map(show);
+            panic!("in       {packet}\nout      {became}\nexpected {out}\ndiffer at {differ:02x?}");
         }
     }
 
@@ -307,6 +306,7 @@ impl World {
 
     /// Empties all maps and tells the programs about the node of [`network`].
     pub(crate) fn reset(&mut self) {
+        self.wipe();
         self.forget();
         self.clear::<FrontendKey, Frontend>("FRONTENDS");
         self.clear::<u64, Group>("GROUPS");
@@ -360,6 +360,19 @@ impl World {
         for counter in Counter::ALL {
             counters.set(*counter as u32, PerCpuValues::try_from(zeros.clone()).unwrap(), 0).unwrap();
         }
+    }
+
+    /// Empties the memory that the programs have for a packet's way, where they count the errors that they make.
+    fn wipe(&mut self) {
+        let Some(aya::maps::Map::PerCpuArray(map)) = self.ebpf().map("SCRATCH") else { panic!("a map of each CPU") };
+        let size = map.info().unwrap().value_size().next_multiple_of(8) as usize;
+        let zeros = vec![0_u64; size / 8 * aya::util::nr_cpus().unwrap()];
+        let key = 0_u32;
+        let attr = [map.fd().as_fd().as_raw_fd() as u64, &raw const key as u64, zeros.as_ptr() as u64, 0];
+        // SAFETY: the attributes of BPF_MAP_UPDATE_ELEM, whose buffers live until the call returns.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attr.as_ptr(), size_of_val(&attr) as u32) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// Writes the configuration: a usual one that is changed.
@@ -481,6 +494,12 @@ impl World {
         let map: PerCpuArray<_, u64> = self.ebpf().map_mut("COUNTERS").unwrap().try_into().unwrap();
         map.get(&(counter as u32), 0).unwrap().iter().sum()
     }
+}
+
+/// A packet for an error message.
+fn show(packet: &[u8]) -> String {
+    let shown: String = packet.iter().take(120).map(|byte| format!("{byte:02x} ")).collect();
+    format!("({} bytes) {shown}", packet.len())
 }
 
 /// The key of a frontend of an address.
