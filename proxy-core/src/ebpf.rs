@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - Each [`Op`] is one update of one map, and packets pass between any two of them. There are no transactions, so
-//!   the order of operations is what keeps every lookup right; [`ledger`] says how.
+//!   the order of operations is what keeps every lookup right; [`Ledger`] says how.
 //! - Group ids are hashes of the service port's identity, so the same plan gives the same entries in every run:
 //!   nothing has to be remembered over a restart but the order of slots, which the maps tell.
 

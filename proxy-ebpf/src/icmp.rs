@@ -5,10 +5,11 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_adjust_r
 use sluice_common::Address;
 use sluice_common::node::Config;
 
+use crate::Hook;
 use crate::flow::now;
 use crate::maps::INTERFACES;
 use crate::packet::{Scratch, is, load};
-use crate::rewrite::store;
+use crate::rewrite::{store, store_summed};
 use crate::service::own_address;
 
 /// What is wrong with a packet.
@@ -44,18 +45,22 @@ const PER_SECOND: u64 = 1_000;
 const QUOTED: u32 = 28;
 /// Between Ethernet and IP header, of include/uapi/linux/bpf.h.
 const ROOM_MAC: u32 = 1;
+/// Of include/uapi/linux/bpf.h: BPF_F_INGRESS.
+const INWARDS: u64 = 1;
 const TTL: u32 = 64;
 /// Internetwork control (RFC 1812, 4.3.2.5).
 const PRECEDENCE: u32 = 0xc0;
 const DROP: i32 = 2;
 
-/// Turns the packet into an ICMP error about itself and sends it back where it came from.
+/// Turns the packet into an ICMP error about itself and sends it back where it came from: out by the interface that it came
+/// in by, or, if a process of this node sent it, in by the one that it was to leave by.
 #[inline(always)]
 pub fn answer<const L2: u32>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch,
     config: &Config,
     error: Error,
+    hook: Hook,
 ) -> i32 {
     let v4 = scratch.packet.is(is::V4);
     let header = if v4 { 20 } else { 40 };
@@ -65,7 +70,11 @@ pub fn answer<const L2: u32>(
     }
     // SAFETY: the context is valid, and a plain field of it is read.
     let ifindex = unsafe { (*skb).ifindex };
-    let source = source(scratch, config, ifindex, v4);
+    // The stack takes nothing from outside that claims to be its own.
+    let source = match hook {
+        Hook::Ingress => source(scratch, config, ifindex, v4),
+        Hook::Egress => scratch.packet.key.destination,
+    };
     let target = scratch.packet.key.source;
     let quoted = header + QUOTED;
     // SAFETY: the helpers check what they do with the packet.
@@ -87,7 +96,7 @@ pub fn answer<const L2: u32>(
         return DROP;
     }
     // SAFETY: tells the kernel where to send the packet when the program has ended.
-    unsafe { bpf_redirect(ifindex, 0) as i32 }
+    unsafe { bpf_redirect(ifindex, if hook == Hook::Egress { INWARDS } else { 0 }) as i32 }
 }
 
 #[inline(always)]
@@ -168,7 +177,7 @@ fn write4(
     ];
     let check = fold(sum(header.as_mut_ptr(), 20, 0));
     header[2] |= check << 16;
-    store(skb, network, &header) && store(skb, network + 20, &icmp)
+    store_summed(skb, network, &header) && store_summed(skb, network + 20, &icmp)
 }
 
 #[inline(always)]
@@ -190,9 +199,9 @@ fn write6(
     let check = fold(sum(icmp.as_mut_ptr(), 8, check));
     icmp[0] = kind | check << 16;
     let header = [0x6000_0000_u32.to_be(), halves(length, 58 << 8 | TTL)];
-    store(skb, network, &header)
-        && store(skb, network + 8, &[source.words, target.words])
-        && store(skb, network + 40, &icmp)
+    store_summed(skb, network, &header)
+        && store_summed(skb, network + 8, &[source.words, target.words])
+        && store_summed(skb, network + 40, &icmp)
 }
 
 #[inline(always)]

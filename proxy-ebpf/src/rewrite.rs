@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
@@ -13,7 +13,7 @@ use crate::packet::{Packet, is, protocol};
 
 /// Of include/uapi/linux/bpf.h: the value replaced is part of the pseudo header.
 const PSEUDO_HEADER: u64 = 0x10;
-/// A UDP checksum of 0 means none: it stays, and none becomes 0.
+/// A UDP checksum of 0 means none: none becomes 0.
 const MANGLED_0: u64 = 0x20;
 /// The packet is IPv6, whose addresses are in no other checksum (Linux 6.16; older ones do not know it).
 const IPV6: u64 = 0x80;
@@ -24,11 +24,22 @@ fn addresses_at(v4: bool) -> u32 {
     if v4 { 12 } else { 8 }
 }
 
-/// Writes bytes.
+/// Writes bytes that are in no sum, or that a checksum in the packet makes up for.
 #[inline(always)]
 pub fn store<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
+    store_with(skb, offset, from, 0)
+}
+
+/// Writes bytes that no checksum in the packet makes up for: the sum over all of it that the card has made is mended.
+#[inline(always)]
+pub fn store_summed<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
+    store_with(skb, offset, from, u64::from(BPF_F_RECOMPUTE_CSUM))
+}
+
+#[inline(always)]
+fn store_with<T>(skb: *mut __sk_buff, offset: u32, from: &T, flags: u64) -> bool {
     // SAFETY: `from` has its size in bytes, and the helper checks the packet's.
-    unsafe { bpf_skb_store_bytes(skb, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, 0) == 0 }
+    unsafe { bpf_skb_store_bytes(skb, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
 }
 
 /// The one's complement difference of source and destination together.
@@ -45,13 +56,26 @@ fn difference(from: [&Address; 2], to: [&Address; 2]) -> i64 {
 pub fn translate(skb: *mut __sk_buff, network: u32, packet: &Packet, to: &Flow) -> bool {
     let v4 = packet.is(is::V4);
     let diff = difference([&packet.key.source, &packet.key.destination], [&to.source, &to.destination]);
-    if !packet.is(is::LATER_FRAGMENT) && !translate_transport(skb, packet, to, diff as u64) {
+    let bare = packet.is(is::LATER_FRAGMENT) || has_no_checksum(skb, packet);
+    if !packet.is(is::LATER_FRAGMENT) && !translate_transport(skb, packet, to, diff as u64, bare) {
         return false;
     }
-    write_addresses(skb, network, v4, &to.source, &to.destination, diff as u64)
+    write_addresses(skb, network, v4, &to.source, &to.destination, diff as u64, bare)
 }
 
-/// Writes both addresses and mends the IP header's checksum.
+/// Whether a datagram's sender left its checksum out.
+#[inline(always)]
+fn has_no_checksum(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    let mut checksum = 1_u16;
+    // SAFETY: two bytes; the helper checks the packet's.
+    packet.key.protocol == protocol::UDP
+        && unsafe {
+            let to = ptr::from_mut(&mut checksum).cast();
+            bpf_skb_load_bytes(skb.cast(), packet.transport + 6, to, 2) == 0 && checksum == 0
+        }
+}
+
+/// Writes both addresses and mends the IP header's checksum. `bare`: there is no transport checksum that they are part of.
 #[inline(always)]
 fn write_addresses(
     skb: *mut __sk_buff,
@@ -60,10 +84,12 @@ fn write_addresses(
     source: &Address,
     destination: &Address,
     diff: u64,
+    bare: bool,
 ) -> bool {
     let at = network + addresses_at(v4);
     if !v4 {
-        return store(skb, at, &[source.words, destination.words]);
+        let both = [source.words, destination.words];
+        return if bare { store_summed(skb, at, &both) } else { store(skb, at, &both) };
     }
     // SAFETY: the helper checks the offset.
     let mended = unsafe { bpf_l3_csum_replace(skb, network + 10, 0, diff, 0) };
@@ -76,7 +102,7 @@ fn ports(source: u16, destination: u16) -> u32 {
 }
 
 #[inline(always)]
-fn translate_transport(skb: *mut __sk_buff, packet: &Packet, to: &Flow, diff: u64) -> bool {
+fn translate_transport(skb: *mut __sk_buff, packet: &Packet, to: &Flow, diff: u64, bare: bool) -> bool {
     let (checksum, flags) = match packet.key.protocol {
         protocol::TCP => (packet.transport + 16, 0),
         protocol::UDP => (packet.transport + 6, MANGLED_0),
@@ -84,6 +110,9 @@ fn translate_transport(skb: *mut __sk_buff, packet: &Packet, to: &Flow, diff: u6
     };
     let old = ports(packet.key.source_port, packet.key.destination_port);
     let new = ports(to.source_port, to.destination_port);
+    if bare {
+        return store_summed(skb, packet.transport, &new);
+    }
     // SAFETY: the helper checks the offset.
     unsafe {
         let family = if packet.is(is::V4) { 0 } else { IPV6 };
@@ -108,7 +137,7 @@ pub fn age(skb: *mut __sk_buff, network: u32, v4: bool) -> bool {
         // SAFETY: one byte; the helper checks the packet's.
         let read =
             unsafe { bpf_skb_load_bytes(skb.cast(), network + 7, ptr::from_mut(&mut hop_limit).cast(), 1) };
-        return read == 0 && store(skb, network + 7, &hop_limit.wrapping_sub(1));
+        return read == 0 && store_summed(skb, network + 7, &hop_limit.wrapping_sub(1));
     }
     let mut word = 0_u16;
     // SAFETY: two bytes (TTL and protocol); the helpers check the packet's.
@@ -162,6 +191,6 @@ pub fn translate_error(
         }
     }
     store(skb, quote.transport, &new)
-        && write_addresses(skb, quoted, v4, &inner.source, &inner.destination, inner_diff as u64)
-        && write_addresses(skb, network, v4, outer[0], outer[1], outer_diff as u64)
+        && write_addresses(skb, quoted, v4, &inner.source, &inner.destination, inner_diff as u64, false)
+        && write_addresses(skb, network, v4, outer[0], outer[1], outer_diff as u64, false)
 }

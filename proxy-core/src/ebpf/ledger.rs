@@ -25,7 +25,8 @@ use crate::diff::{Delta, diff};
 use crate::group::{GroupId, Member, Slots};
 use crate::plan::{Group, PlanChange, Scheduler, ServicePlan};
 
-/// What the maps should hold of Services.
+/// What the maps should hold of Services. Operations that it returns are applied in their order, one by one; the
+/// comment at the head of the file tells why they have that order.
 pub struct Ledger {
     scheduler: Scheduler,
     slots: Slots,

@@ -342,10 +342,9 @@ mod tests {
         let bridge = Detector::Interface("cni0".into());
         let prefix = Detector::InterfacePrefix("veth".into());
         assert!(interface_is_pod(&[bridge.clone(), Detector::None], "cni0"));
-        assert!(!interface_is_pod(&[bridge.clone(), Detector::None], "cni01"));
+        assert!(!interface_is_pod(&[bridge, Detector::None], "cni01"));
         assert!(interface_is_pod(&[Detector::None, prefix], "veth12"));
         assert!(!interface_is_pod(&[Detector::None, Detector::Cidr(nets("10.0.0.0/8")[0])], "veth12"));
-        let view = NodeView { detectors: [bridge, Detector::None], ..NodeView::default() };
     }
 
     #[test]
