@@ -48,15 +48,19 @@ pub fn probe() -> Vec<Op> {
     ops
 }
 
-/// Operations that leave nothing of the table but empty chains at the NAT hooks.
+/// Operations that make a table of nothing but what connections that were translated in this machine before need to go on.
 ///
-/// When another backend takes over, connections that were translated here go on: conntrack knows their translation, but
-/// applies it only as long as some NAT chain is registered.
+/// conntrack knows their translation, but applies it only as long as some NAT chain is there; and it tracks only as long as
+/// some rule asks it for something.
 pub fn remnant() -> Vec<Op> {
     let chains = chains(&NftConfig::default(), &NodeView::default(), &[]).into_iter();
     let nat = chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat"));
-    let mut ops = vec![Op::DeleteTable, Op::AddTable];
-    ops.extend(nat.map(|chain| Op::AddChain(chain.name, chain.hook)));
+    let mut ops = vec![Op::AddTable];
+    for chain in nat {
+        ops.push(Op::AddChain(chain.name, chain.hook));
+        let keep = Rule { about: "keep connections tracked", exprs: vec![Expr::CtState { dreg: 0 }] };
+        ops.push(Op::SetRules(chain.name, vec![keep]));
+    }
     ops
 }
 

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::backend::{Backend, BackendError, ebpf};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
+use crate::handover::Held;
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
@@ -328,15 +329,24 @@ async fn after_first_pass(
     settings: Settings,
 ) {
     let Ok(port) = started.await else { return };
-    if settings.cleanup_kube_proxy {
-        tokio::task::spawn_blocking(cleanup::take_over);
-    }
+    let cleanup = || {
+        if settings.cleanup_kube_proxy {
+            tokio::task::spawn_blocking(cleanup::take_over);
+        }
+    };
     match port {
         Some(port) => {
+            cleanup();
             monitor(port, notices);
             handover::from_ebpf(&settings.ebpf.bpffs).await;
         }
-        None => handover::from_nftables().await,
+        None => {
+            let held = tokio::task::block_in_place(handover::hold_translations);
+            cleanup();
+            if held == Held::Table {
+                handover::release_translations().await;
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sluice_common::node::{Config, option};
-use sluice_core::nft;
+use sluice_core::nft::{self, Op};
 use sluice_sys::bpf::{BpfError, Directory, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
@@ -64,26 +64,48 @@ fn remove(directory: &Directory) {
     }
 }
 
-/// After the eBPF backend has taken over: the rules of the nftables backend go, and the empty table when no connection is
-/// translated any more.
-pub async fn from_nftables() {
-    let replaced = tokio::task::block_in_place(|| {
+/// What [`hold_translations`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// There is a table that has to go.
+    Table,
+    /// There is nothing to do.
+    Nothing,
+}
+
+/// After the eBPF backend has taken over, and before what others left is removed: our rules of nf_tables go. Where
+/// connections are translated, by us or by kube-proxy, a table stays that keeps the kernel doing it.
+pub fn hold_translations() -> Held {
+    let replace = || {
         let mut nft = Nft::open()?;
-        if !nft.has_table()? {
-            return Ok(false);
+        let had_table = nft.has_table()?;
+        if !had_table && !Conntrack::open()?.has_translated()? {
+            return Ok(Held::Nothing);
         }
-        nft.commit(&nft::remnant())?;
-        Ok::<_, NetlinkError>(true)
-    });
-    match replaced {
-        Ok(false) => return,
-        Ok(true) => info!(
-            "the rules of table inet sluice are gone; the table goes when the last connection that it translated has ended"
-        ),
+        let mut ops = nft::remnant();
+        if had_table {
+            ops.insert(0, Op::DeleteTable);
+        }
+        nft.commit(&ops)?;
+        Ok::<_, NetlinkError>(Held::Table)
+    };
+    match replace() {
+        Ok(Held::Nothing) => Held::Nothing,
+        Ok(Held::Table) => {
+            info!(
+                "table inet sluice keeps connections translated that were so before, and goes when the last one has ended"
+            );
+            Held::Table
+        }
         Err(error) => {
-            return warn!(%error, "cannot remove the rules of table inet sluice: run sluice cleanup");
+            warn!(%error, "cannot keep connections translated that were so before the eBPF backend was here");
+            Held::Nothing
         }
     }
+}
+
+/// Waits until no connection is translated by conntrack any more, and removes the table.
+pub async fn release_translations() {
     loop {
         let ended = tokio::task::block_in_place(|| {
             if Conntrack::open()?.has_translated()? {
