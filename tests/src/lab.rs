@@ -336,6 +336,10 @@ impl Lab {
         };
         let config = match program.mode() {
             "ebpf" => &proxy::merged(self.of_the_node(node)?, config),
+            // It removes what the other backend left, and must not look for that where the machine has it.
+            _ if program.is_sluice() => {
+                &proxy::merged(json!({"sluice": {"ebpf": {"bpffs": self.places.pins.of(node)}}}), config)
+            }
             _ => config,
         };
         let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;

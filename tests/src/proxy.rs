@@ -62,10 +62,16 @@ impl ProxyProgram {
         self.name.strip_prefix("kube-proxy-").unwrap_or(&self.name)
     }
 
+    /// Whether it is sluice, in whatever mode.
+    #[must_use]
+    pub fn is_sluice(&self) -> bool {
+        self.kube_proxy.is_none()
+    }
+
     /// Its account at the API server.
     #[must_use]
     pub fn account(&self) -> Account {
-        if self.kube_proxy.is_some() { Account::KubeProxy } else { Account::Sluice }
+        if self.is_sluice() { Account::Sluice } else { Account::KubeProxy }
     }
 
     /// PATH for programs in a node: sluice's directory comes first.

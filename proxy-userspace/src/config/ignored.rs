@@ -82,7 +82,9 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
         "for mode ipvs only",
     );
     let is_ebpf = matches!(config.mode.as_str(), "ebpf" | "auto");
-    let preset = config.sluice.ebpf == Ebpf::default() || config.sluice.ebpf == preset_ebpf();
+    // Where the programs are counts in any mode: what another mode left is removed.
+    let elsewhere = Ebpf { bpffs: config.sluice.ebpf.bpffs.clone(), ..Ebpf::default() };
+    let preset = config.sluice.ebpf == elsewhere || config.sluice.ebpf == preset_ebpf();
     told.no_effect(!is_ebpf && !preset, "sluice.ebpf", "for modes ebpf and auto only");
     let iptables = &config.iptables;
     if matches!(config.mode.as_str(), "" | "iptables") {
