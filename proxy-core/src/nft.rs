@@ -48,6 +48,18 @@ pub fn probe() -> Vec<Op> {
     ops
 }
 
+/// Operations that leave nothing of the table but empty chains at the NAT hooks.
+///
+/// When another backend takes over, connections that were translated here go on: conntrack knows their translation, but
+/// applies it only as long as some NAT chain is registered.
+pub fn remnant() -> Vec<Op> {
+    let chains = chains(&NftConfig::default(), &NodeView::default(), &[]).into_iter();
+    let nat = chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat"));
+    let mut ops = vec![Op::DeleteTable, Op::AddTable];
+    ops.extend(nat.map(|chain| Op::AddChain(chain.name, chain.hook)));
+    ops
+}
+
 /// The table that Sluice owns; it reads and writes nothing outside of it.
 pub const TABLE: &str = "sluice";
 

@@ -29,7 +29,7 @@ pub use map::{Map, Usage};
 pub use maps::Maps;
 pub use plain::Plain;
 pub use probe::{Missing, probe};
-pub use view::{LinkState, Place, View, counters};
+pub use view::{LinkState, Place, View, counters, interface_name};
 
 use std::io;
 use std::os::fd::AsRawFd;

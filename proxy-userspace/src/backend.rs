@@ -6,7 +6,7 @@ pub mod nftables;
 use std::sync::Arc;
 
 use sluice_core::plan::{PlanChange, ServicePlan};
-use sluice_sys::bpf::{BpfError, Maps, Missing};
+use sluice_sys::bpf::{BpfError, Maps, Missing, Usage};
 use sluice_sys::netlink::NetlinkError;
 
 use crate::config::{BackendKind, Settings};
@@ -139,6 +139,14 @@ impl Backend {
         match self {
             Backend::Nftables(backend) => Some(backend.port()),
             Backend::Ebpf(_) => None,
+        }
+    }
+
+    /// How full the maps are that the backend fills.
+    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
+        match self {
+            Backend::Nftables(_) => Vec::new(),
+            Backend::Ebpf(backend) => backend.usage(),
         }
     }
 

@@ -34,6 +34,12 @@ Exit codes:
 pub enum Command {
     /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
     Run(Box<RunArgs>),
+    /// Show what of Sluice is in the kernel: the backend, maps, counters, programs by interface. No daemon is needed.
+    Status {
+        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        bpffs: PathBuf,
+    },
     /// Remove everything of Sluice from the kernel.
     Cleanup {
         /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS, ipsets.
@@ -178,7 +184,7 @@ mod tests {
         let other = Command::Cleanup { kube_proxy: false, bpffs: PathBuf::new() };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
-            Command::Cleanup { .. } => panic!("{arguments:?} is not run"),
+            Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
         }
     }
 
@@ -204,7 +210,7 @@ mod tests {
     fn cleanup_looks_where_the_configuration_says_unless_told() {
         let bpffs = |arguments: &[&str]| match parse(arguments.iter().map(OsString::from)).unwrap().command {
             Command::Cleanup { bpffs, .. } => bpffs,
-            Command::Run(_) => panic!("{arguments:?} is not cleanup"),
+            Command::Run(_) | Command::Status { .. } => panic!("{arguments:?} is not cleanup"),
         };
         assert_eq!(bpffs(&["sluice", "cleanup"]), Path::new("/sys/fs/bpf/sluice"));
         assert_eq!(bpffs(&["sluice", "cleanup", "--bpffs", "/b"]), Path::new("/b"));

@@ -13,7 +13,6 @@ use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::model::ObjectName;
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
-use sluice_sys::bpf::Maps;
 use sluice_sys::nft::Notice;
 use sluice_sys::proc;
 use tokio::sync::{mpsc, watch};
@@ -134,13 +133,12 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// A loop that has done nothing yet.
-    pub fn new(settings: Settings, mut outputs: Outputs) -> Result<Self, BackendError> {
+    pub fn new(settings: Settings, backend: Backend, mut outputs: Outputs) -> Self {
         let facts = NodeFacts::default();
-        let backend = Backend::open(&settings, &facts)?;
         let planner = Planner::new(node::plan_config(&settings, &facts));
         let (unused, _) = tokio::sync::oneshot::channel();
         let started = Some(std::mem::replace(&mut outputs.started, unused));
-        Ok(Reconciler {
+        Reconciler {
             settings,
             index: Index::default(),
             planner,
@@ -162,12 +160,7 @@ impl Reconciler {
             audit_at: Instant::now() + AUDIT_PERIOD,
             check_at: Instant::now() + CHECK_PERIOD,
             begun_at_unix_nanos: (unix_now() * 1e9) as i128,
-        })
-    }
-
-    /// The maps of the eBPF backend, if that is the one.
-    pub fn maps(&self) -> Option<Maps> {
-        self.backend.maps()
+        }
     }
 
     /// Runs until told to end. Rules stay.
@@ -362,7 +355,7 @@ impl Reconciler {
             operations = applied.operations,
             transactions = applied.transactions,
             seconds = begun.elapsed().as_secs_f64(),
-            "ruleset in place"
+            "the kernel holds what it should"
         );
         if kind != "full" {
             self.outputs.metrics.repairs.inc();
@@ -390,6 +383,9 @@ impl Reconciler {
         metrics.service_changes_pending.set(0);
         metrics.services.set(self.planner.plans().len() as i64);
         metrics.endpoint_slices.set(self.index.slice_count() as i64);
+        for (map, usage) in self.backend.usage() {
+            metrics.map_usage(map, usage);
+        }
         Metrics::for_families(|family| {
             metrics.sync_duration.get_or_create(family).observe(seconds);
             let by_kind = if kind == "incremental" {

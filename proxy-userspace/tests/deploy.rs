@@ -56,7 +56,7 @@ fn parsed(container: &Container) -> Box<sluice::cli::RunArgs> {
     let arguments = container.args.clone().unwrap();
     match Cli::try_parse_from(std::iter::once("sluice".to_owned()).chain(arguments)).unwrap().command {
         Command::Run(run) => run,
-        Command::Cleanup { .. } => unreachable!("the DaemonSet runs the proxy"),
+        Command::Cleanup { .. } | Command::Status { .. } => unreachable!("the DaemonSet runs the proxy"),
     }
 }
 

@@ -76,6 +76,18 @@ fn link_state(path: &Path) -> Result<Option<LinkState>, BpfError> {
     Ok(Some(LinkState { place, program: program.to_owned(), program_id }))
 }
 
+/// The name of an interface of this network namespace.
+pub fn interface_name(index: u32) -> Option<String> {
+    let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the call asks for; what it returns is the buffer or nothing.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the call has ended the text in the buffer with a zero.
+    Some(unsafe { std::ffi::CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
+}
+
 /// What the programs have counted, over all CPUs.
 pub fn counters(maps: &Maps) -> Result<Vec<(Counter, u64)>, BpfError> {
     let map = maps.get("COUNTERS")?;

@@ -14,8 +14,8 @@ use sluice_common::node::Interface;
 use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{
-    BpfError, Cgroup, Directory, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, netns_cookie,
-    probe,
+    BpfError, Cgroup, Directory, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
+    netns_cookie, probe,
 };
 use sluice_sys::proc;
 use tracing::{info, warn};
@@ -100,6 +100,19 @@ impl Backend {
     /// The maps.
     pub fn maps(&self) -> Maps {
         self.instance.maps().clone()
+    }
+
+    /// How full the maps are that are filled here.
+    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
+        let mut entries = self.of_node;
+        for (kind, count) in self.ledger.counts() {
+            entries[kind as usize] = count;
+        }
+        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.name(), entries[kind as usize]));
+        let all =
+            of_kinds.chain([("INTERFACES", self.interfaces.len())]).filter(|(name, _)| *name != "CONFIG");
+        let capacity = |name| self.instance.maps().get(name).map_or(0, |map| map.max_entries() as usize);
+        all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
     }
 
     /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they belong.
