@@ -24,5 +24,7 @@ mod picks;
 mod robustness;
 #[path = "packet_programs/verdicts.rs"]
 mod verdicts;
+#[path = "packet_programs/wire.rs"]
+mod wire;
 #[path = "packet_programs/world.rs"]
 mod world;

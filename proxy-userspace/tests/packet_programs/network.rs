@@ -209,14 +209,18 @@ pub(crate) fn enter() -> Result<(), String> {
     ] {
         std::fs::write(format!("/proc/sys/net/{path}"), value).map_err(|error| format!("{path}: {error}"))?;
     }
-    let mut ip = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("needs the program ip of iproute2 ({error})"))?;
-    ip.stdin.take().unwrap().write_all(commands().as_bytes()).unwrap();
-    assert!(ip.wait().unwrap().success());
+    if let Err(error) = Command::new("ip").arg("-V").output() {
+        return Err(format!("needs the program ip of iproute2 ({error})"));
+    }
+    ip_batch(&commands());
     Ok(())
+}
+
+/// Runs commands of ip(8) in the calling thread's network namespace.
+pub(crate) fn ip_batch(commands: &str) {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
 }
 
 /// Index of an interface.

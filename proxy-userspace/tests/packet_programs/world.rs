@@ -195,7 +195,7 @@ pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TARGET: u16 = 8_080;
 
 impl World {
-    fn ebpf(&mut self) -> &mut Ebpf {
+    pub(crate) fn ebpf(&mut self) -> &mut Ebpf {
         self.ebpf.as_mut().unwrap()
     }
 
@@ -536,13 +536,13 @@ pub(crate) fn expect_answer(
     from: IpAddr,
     message: Message,
 ) {
+    at.unsummed = true;
     let quoted = family.header() + 28;
     let mut error = packet.error(from, message, quoted).by(packet.to, packet.from);
     error.identification = 0;
     error.dont_fragment = false;
     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
     if let Body::Icmp(_, quote) = &mut error.body {
-        at.unsummed = packet.bytes().len() != 14 + quoted;
         quote.resize(quoted, 0);
     }
     world.expect(at, packet, REDIRECT, &error.bytes());
