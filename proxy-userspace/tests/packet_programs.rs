@@ -1,17 +1,30 @@
 //! The packet programs, run by the kernel on built packets, each test on a node of its own (a network namespace), so that the
 //! programs' route lookups have answers: what they return, what becomes of the packet byte for byte, what is in the maps.
 #![cfg(feature = "ebpf")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "integration tests fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "integration tests fail by panicking"
+)]
 
 #[path = "packet_programs/errors.rs"]
 mod errors;
 #[path = "packet_programs/flows.rs"]
 mod flows;
+#[path = "packet_programs/fragments.rs"]
+mod fragments;
 #[path = "packet_programs/network.rs"]
 mod network;
 #[path = "packet_programs/packets.rs"]
 mod packets;
+#[path = "packet_programs/picks.rs"]
+mod picks;
+#[path = "packet_programs/robustness.rs"]
+mod robustness;
 #[path = "packet_programs/verdicts.rs"]
 mod verdicts;
+#[path = "packet_programs/wire.rs"]
+mod wire;
 #[path = "packet_programs/world.rs"]
 mod world;

@@ -80,10 +80,10 @@ fn a_refusal_by_the_nodes_own_stack_reaches_the_client_as_the_services() {
             let first = from_client(family, 17);
             let (code, _) = world.run(ingress("uplink"), &first.bytes());
             assert_eq!(code, NEXT);
-            let arrived = first.clone().between(family.far_client(), family.node()).with_ports(40_000, TARGET);
-            let error = arrived
-                .error(family.node(), Message::PortUnreachable, MUCH)
-                .by(mac("uplink"), GATEWAY);
+            let arrived =
+                first.clone().between(family.far_client(), family.node()).with_ports(40_000, TARGET);
+            let error =
+                arrived.error(family.node(), Message::PortUnreachable, MUCH).by(mac("uplink"), GATEWAY);
             let told = translated(&error, &first, &arrived).between(family.cluster_ip(), family.far_client());
             world.expect(egress("uplink"), &error, NEXT, &told.bytes());
             world.reset();
@@ -163,10 +163,10 @@ fn errors_about_replies_to_a_masqueraded_connection_reach_the_endpoint_from_the_
             let first = from_client(family, 17);
             let arrived = begin(world, &first, family.endpoint());
             let sent = arrived.reply().sized(1_200).aged(1);
-            let on_wire = sent.clone().between(family.cluster_ip(), family.far_client()).with_ports(PORT, 40_000);
-            let error = on_wire
-                .error(family.router(), Message::TooBig(1_300), MUCH)
-                .by(GATEWAY, mac("uplink"));
+            let on_wire =
+                sent.clone().between(family.cluster_ip(), family.far_client()).with_ports(PORT, 40_000);
+            let error =
+                on_wire.error(family.router(), Message::TooBig(1_300), MUCH).by(GATEWAY, mac("uplink"));
             let told = translated(&error, &sent, &on_wire)
                 .between(family.node(), family.endpoint())
                 .by(mac("pod-b"), peer("pod-b"))
@@ -183,7 +183,8 @@ fn errors_about_what_is_no_flows_pass_and_those_whose_time_is_up_do_not_go_on() 
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
             let first = from_client(family, 17);
-            let arrived = first.clone().between(family.far_client(), family.endpoint()).with_ports(40_000, TARGET);
+            let arrived =
+                first.clone().between(family.far_client(), family.endpoint()).with_ports(40_000, TARGET);
             let mut error = arrived
                 .error(family.endpoint(), Message::PortUnreachable, MUCH)
                 .by(peer("pod-b"), mac("pod-b"));
@@ -242,7 +243,8 @@ fn the_last_hop_may_be_the_nodes_own_stack() {
             world.service(family, action::CLUSTER, &[family.node()]);
             let mut first = from_client(family, 17);
             first.ttl = 1;
-            let arrived = first.clone().between(family.far_client(), family.node()).with_ports(40_000, TARGET);
+            let arrived =
+                first.clone().between(family.far_client(), family.node()).with_ports(40_000, TARGET);
             world.expect(ingress("uplink"), &first, NEXT, &arrived.bytes());
         }
     });
@@ -332,8 +334,9 @@ fn errors_are_not_made_without_limit() {
         let family = Family::V4;
         world.service(family, action::REJECT, &[]);
         let sent = udp(family.client(), 40_000, family.cluster_ip(), PORT).by(peer("uplink"), mac("uplink"));
+        let at = At { unsummed: true, ..ingress("uplink") };
         let begin = std::time::Instant::now();
-        let answers = (0..5_000).filter(|_| world.run(ingress("uplink"), &sent.bytes()).0 == REDIRECT).count();
+        let answers = (0..5_000).filter(|_| world.run(at, &sent.bytes()).0 == REDIRECT).count();
         // So many in a second on each CPU.
         let cpus = aya::util::nr_cpus().unwrap();
         let most = 1_000 * cpus * (begin.elapsed().as_secs() as usize + 2);

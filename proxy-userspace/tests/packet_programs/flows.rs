@@ -49,7 +49,9 @@ fn packets_follow_their_flow_in_both_directions_whatever_becomes_of_the_service(
                 let reply = arrived.reply().by(peer("pod-b"), mac("pod-b"));
                 let back = first.reply().by(mac("uplink"), peer("uplink")).aged(1);
                 world.expect(ingress("pod-b"), &reply, REDIRECT, &back.bytes());
-                let after = |flags| (first.clone().flagged(flags).sized(100), arrived.clone().flagged(flags).sized(100));
+                let after = |flags| {
+                    (first.clone().flagged(flags).sized(100), arrived.clone().flagged(flags).sized(100))
+                };
                 let (more, more_arrives) = after(ACK);
                 world.expect(ingress("uplink"), &more, REDIRECT, &more_arrives.bytes());
                 let (end, end_arrives) = after(FIN | ACK);
@@ -125,7 +127,8 @@ fn an_endpoint_on_the_nodes_own_address_is_the_stacks_business_and_never_masquer
             for protocol in [6, 17] {
                 world.service(family, action::CLUSTER | action::MASQUERADE, &[family.node()]);
                 let first = from_client(family, protocol);
-                let arrived = first.clone().between(family.client(), family.node()).with_ports(40_000, TARGET);
+                let arrived =
+                    first.clone().between(family.client(), family.node()).with_ports(40_000, TARGET);
                 world.expect(ingress("uplink"), &first, NEXT, &arrived.bytes());
                 assert_eq!(world.flow(&first).unwrap().flags, 0);
                 let reply = arrived.reply();
@@ -326,7 +329,11 @@ fn frames_for_all_or_for_many_are_ignored() {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
             for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
-                world.expect_untouched(ingress("uplink"), &from_client(family, 17).by(peer("uplink"), to), NEXT);
+                world.expect_untouched(
+                    ingress("uplink"),
+                    &from_client(family, 17).by(peer("uplink"), to),
+                    NEXT,
+                );
             }
             assert_eq!(world.flows(), 0);
         }
@@ -436,7 +443,8 @@ fn connections_of_other_processes_take_their_way_over_this_node_untouched() {
                 let sent = tcp(family.pod(), 40_000, to, PORT, SYN).by(mac("uplink"), GATEWAY);
                 world.expect_untouched(passing, &sent, NEXT);
             }
-            let direct = tcp(family.client(), 40_000, family.endpoint(), TARGET, SYN).by(peer("uplink"), mac("uplink"));
+            let direct = tcp(family.client(), 40_000, family.endpoint(), TARGET, SYN)
+                .by(peer("uplink"), mac("uplink"));
             world.expect_untouched(ingress("uplink"), &direct, NEXT);
             assert_eq!(world.flows(), 0);
         }

@@ -152,7 +152,9 @@ fn commands() -> String {
     for name in INTERFACES {
         let mtu = if name == "pod-s" { SMALL_MTU } else { 1500 };
         let (own, other) = (show(mac(name)), show(peer(name)));
-        add(format!("link add {name} address {own} mtu {mtu} type veth peer name {name}-x address {other} mtu {mtu}"));
+        add(format!(
+            "link add {name} address {own} mtu {mtu} type veth peer name {name}-x address {other} mtu {mtu}"
+        ));
         add(format!("link set {name} up"));
         add(format!("link set {name}-x up"));
     }
@@ -161,11 +163,8 @@ fn commands() -> String {
         let (bits, host) = if v6 { ("64", "128") } else { ("24", "32") };
         let nodad = if v6 { "nodad" } else { "" };
         add(format!("address add {}/{bits} dev uplink {nodad}", family.node()));
-        let (gateway, other_node) = if v6 {
-            ("2001:db8:1::fe", "2001:db8:1::20")
-        } else {
-            ("192.0.2.254", "192.0.2.20")
-        };
+        let (gateway, other_node) =
+            if v6 { ("2001:db8:1::fe", "2001:db8:1::20") } else { ("192.0.2.254", "192.0.2.20") };
         let mut neighbour = |address: &str, mac: Mac, interface: &str| {
             add(format!("neighbour add {address} lladdr {} nud permanent dev {interface}", show(mac)));
         };
@@ -186,7 +185,8 @@ fn commands() -> String {
         for (address, interface) in pods {
             add(format!("route add {address}/{host} dev {interface}"));
         }
-        let net = if v6 { ["fd00:244:1::/64", "fd00:244:2::/64"] } else { ["10.244.1.0/24", "10.244.2.0/24"] };
+        let net =
+            if v6 { ["fd00:244:1::/64", "fd00:244:2::/64"] } else { ["10.244.1.0/24", "10.244.2.0/24"] };
         add(format!("route add {} via {other_node} dev uplink", net[0]));
         // bpf_fib_lookup heeds no other MTU of an IPv4 route (ip_mtu_from_fib_result of net/ipv4/route.c).
         add(format!("route add {} via {other_node} dev uplink mtu lock {NARROW_MTU}", net[1]));
@@ -207,17 +207,20 @@ pub(crate) fn enter() -> Result<(), String> {
         ("ipv6/conf/all/forwarding", "1"),
         ("ipv6/conf/default/accept_dad", "0"),
     ] {
-        std::fs::write(format!("/proc/sys/net/{path}"), value)
-            .map_err(|error| format!("{path}: {error}"))?;
+        std::fs::write(format!("/proc/sys/net/{path}"), value).map_err(|error| format!("{path}: {error}"))?;
     }
-    let mut ip = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("needs the program ip of iproute2 ({error})"))?;
-    ip.stdin.take().unwrap().write_all(commands().as_bytes()).unwrap();
-    assert!(ip.wait().unwrap().success());
+    if let Err(error) = Command::new("ip").arg("-V").output() {
+        return Err(format!("needs the program ip of iproute2 ({error})"));
+    }
+    ip_batch(&commands());
     Ok(())
+}
+
+/// Runs commands of ip(8) in the calling thread's network namespace.
+pub(crate) fn ip_batch(commands: &str) {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
 }
 
 /// Index of an interface.

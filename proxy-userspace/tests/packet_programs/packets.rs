@@ -165,7 +165,8 @@ impl Packet {
                 bytes.extend_from_slice(payload);
             }
             Body::Udp { ports: [source, destination], checksum, payload } => {
-                let mut header = UdpHeader::without_ipv4_checksum(*source, *destination, payload.len()).unwrap();
+                let mut header =
+                    UdpHeader::without_ipv4_checksum(*source, *destination, payload.len()).unwrap();
                 if *checksum {
                     header.checksum = match (self.source, self.destination) {
                         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -205,7 +206,9 @@ impl Packet {
                                 Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port)
                             }
                             Message::TooBig(mtu) => Icmpv4Type::DestinationUnreachable(
-                                icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu as u16 },
+                                icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                                    next_hop_mtu: mtu as u16,
+                                },
                             ),
                             Message::TimeExceeded => {
                                 Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)

@@ -10,8 +10,8 @@ use sluice_common::service::{Frontend, FrontendKey, action, flag as frontend_fla
 use crate::network::{FAMILIES, Family, GATEWAY, mac, peer};
 use crate::packets::{Message, Packet, SYN, echo, tcp, udp};
 use crate::world::{
-    At, DROP, GROUP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, egress, expect_answer, ingress,
-    node_port_key, on_a_node,
+    At, DROP, GROUP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, egress,
+    expect_answer, ingress, node_port_key, on_a_node,
 };
 
 /// Kinds of clients.
@@ -45,11 +45,9 @@ struct Sender {
 impl Client {
     fn sender(self) -> Sender {
         match self {
-            Client::Pod => Sender {
-                address: Family::pod,
-                at: ingress("pod-a"),
-                macs: [peer("pod-a"), mac("pod-a")],
-            },
+            Client::Pod => {
+                Sender { address: Family::pod, at: ingress("pod-a"), macs: [peer("pod-a"), mac("pod-a")] }
+            }
             Client::Other => Sender {
                 address: Family::client,
                 at: ingress("uplink"),
@@ -131,7 +129,8 @@ fn first_packet(world: &mut World, family: Family, protocol: u8, kind: Kind, cli
     let client_address = (sender.address)(family);
     let (frontend, port) = kind.address(family);
     // One list on this node, and another one elsewhere, so that it shows which was used.
-    let endpoint = if what & !action::MASQUERADE == action::LOCAL { family.endpoint() } else { family.remote() };
+    let endpoint =
+        if what & !action::MASQUERADE == action::LOCAL { family.endpoint() } else { family.remote() };
     let (out, next_hop) = if endpoint == family.endpoint() {
         ("pod-b", peer("pod-b"))
     } else {
@@ -140,7 +139,8 @@ fn first_packet(world: &mut World, family: Family, protocol: u8, kind: Kind, cli
     world.endpoints(GROUP | list::LOCAL, &[(family.endpoint(), TARGET)]);
     world.endpoints(GROUP | list::CLUSTER, &[(family.remote(), TARGET)]);
     world.frontend(kind.key(family, protocol), client.gets(what));
-    let sent = packet(protocol, (client_address, 40_001), (frontend, port)).by(sender.macs[0], sender.macs[1]);
+    let sent =
+        packet(protocol, (client_address, 40_001), (frontend, port)).by(sender.macs[0], sender.macs[1]);
     match what {
         action::REJECT => {
             if client == Client::Host {
@@ -181,7 +181,10 @@ fn first_packet(world: &mut World, family: Family, protocol: u8, kind: Kind, cli
             let back = world.flow(&expected.reply()).expect("an entry of replies");
             assert_eq!(back.flags, flag::REPLY | flow.flags);
             assert_eq!((back.source, back.source_port), (address_of(frontend), port.to_be()));
-            assert_eq!((back.destination, back.destination_port), (address_of(client_address), 40_001_u16.to_be()));
+            assert_eq!(
+                (back.destination, back.destination_port),
+                (address_of(client_address), 40_001_u16.to_be())
+            );
             assert_eq!((back.seen, back.group, back.used), (0, GROUP, flow.used));
             assert_eq!(world.counter(Counter::FlowsBegun), 1);
             assert_eq!(world.flows(), 2);
@@ -196,7 +199,8 @@ fn only_allowed_sources_use_a_filtered_frontend() {
             for protocol in [6, 17] {
                 let key = address_key(family.load_balancer(), PORT, protocol);
                 world.service(family, action::CLUSTER, &[family.endpoint()]);
-                let frontend = Frontend { flags: frontend_flag::FILTERED, ..Client::Other.gets(action::CLUSTER) };
+                let frontend =
+                    Frontend { flags: frontend_flag::FILTERED, ..Client::Other.gets(action::CLUSTER) };
                 world.frontend(key, frontend);
                 let network = if family == Family::V4 { 24 } else { 64 };
                 world.allow(key, (family.client(), network));
@@ -226,7 +230,9 @@ fn undefined_ports_of_a_cluster_ip_and_echo_requests_to_it_are_refused() {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
             let ip = family.cluster_ip();
-            for (sender, from) in [(Client::Pod.sender(), family.pod()), (Client::Other.sender(), family.client())] {
+            for (sender, from) in
+                [(Client::Pod.sender(), family.pod()), (Client::Other.sender(), family.client())]
+            {
                 for sent in [tcp(from, 40_000, ip, 81, SYN), udp(from, 40_000, ip, 81), echo(from, ip)] {
                     let sent = sent.by(sender.macs[0], sender.macs[1]);
                     expect_answer(world, family, sender.at, &sent, family.node(), Message::PortUnreachable);
@@ -254,7 +260,11 @@ fn addresses_of_no_service_out_of_a_service_network_are_dropped_on_the_way_out()
         for family in FAMILIES {
             let ip = family.unallocated();
             let forwarded = At { from: Some("pod-a"), ..egress("uplink") };
-            let pod = [tcp(family.pod(), 40_000, ip, 80, SYN), udp(family.pod(), 40_000, ip, 80), echo(family.pod(), ip)];
+            let pod = [
+                tcp(family.pod(), 40_000, ip, 80, SYN),
+                udp(family.pod(), 40_000, ip, 80),
+                echo(family.pod(), ip),
+            ];
             for sent in pod {
                 let sent = sent.by(mac("uplink"), GATEWAY);
                 // On the way in, another proxy may still translate it.
@@ -306,8 +316,9 @@ fn pods_are_told_by_their_interface_or_by_nothing_at_all() {
 fn what_cannot_be_forwarded_is_dropped_and_counted() {
     on_a_node(|world| {
         for family in FAMILIES {
-            let sent = udp(family.client(), 40_000, family.cluster_ip(), PORT).by(peer("uplink"), mac("uplink"));
-            let mut dropped = |world: &mut World, counter| {
+            let sent =
+                udp(family.client(), 40_000, family.cluster_ip(), PORT).by(peer("uplink"), mac("uplink"));
+            let dropped = |world: &mut World, counter| {
                 world.expect_untouched(ingress("uplink"), &sent, DROP);
                 assert_eq!(world.counter(counter), 1, "{counter:?}");
                 assert_eq!(world.flows(), 0, "{counter:?}");

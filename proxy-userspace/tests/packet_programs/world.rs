@@ -142,12 +142,12 @@ pub(crate) struct At<'a> {
 }
 
 /// Where packets come in.
-pub(crate) fn ingress(interface: &str) -> At<'_> {
+pub(crate) const fn ingress(interface: &str) -> At<'_> {
     At { program: "ingress", interface, from: Some(interface), segment: 0, unsummed: false }
 }
 
 /// Where packets of the node's own go out.
-pub(crate) fn egress(interface: &str) -> At<'_> {
+pub(crate) const fn egress(interface: &str) -> At<'_> {
     At { program: "egress", interface, from: None, segment: 0, unsummed: false }
 }
 
@@ -195,7 +195,7 @@ pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TARGET: u16 = 8_080;
 
 impl World {
-    fn ebpf(&mut self) -> &mut Ebpf {
+    pub(crate) fn ebpf(&mut self) -> &mut Ebpf {
         self.ebpf.as_mut().unwrap()
     }
 
@@ -207,7 +207,10 @@ impl World {
         }
         .unwrap_or_else(|errno| {
             let errno = std::io::Error::from_raw_os_error(errno);
-            panic!("BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{}", show(packet))
+            panic!(
+                "BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{}",
+                show(packet)
+            )
         })
     }
 
@@ -364,14 +367,17 @@ impl World {
 
     /// Empties the memory that the programs have for a packet's way, where they count the errors that they make.
     fn wipe(&mut self) {
-        let Some(aya::maps::Map::PerCpuArray(map)) = self.ebpf().map("SCRATCH") else { panic!("a map of each CPU") };
+        let Some(aya::maps::Map::PerCpuArray(map)) = self.ebpf().map("SCRATCH") else {
+            panic!("a map of each CPU")
+        };
         let size = map.info().unwrap().value_size().next_multiple_of(8) as usize;
         let zeros = vec![0_u64; size / 8 * aya::util::nr_cpus().unwrap()];
         let key = 0_u32;
         let attr = [map.fd().as_fd().as_raw_fd() as u64, &raw const key as u64, zeros.as_ptr() as u64, 0];
         // SAFETY: the attributes of BPF_MAP_UPDATE_ELEM, whose buffers live until the call returns.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attr.as_ptr(), size_of_val(&attr) as u32) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attr.as_ptr(), size_of_val(&attr) as u32)
+        };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
@@ -530,13 +536,13 @@ pub(crate) fn expect_answer(
     from: IpAddr,
     message: Message,
 ) {
+    at.unsummed = true;
     let quoted = family.header() + 28;
     let mut error = packet.error(from, message, quoted).by(packet.to, packet.from);
     error.identification = 0;
     error.dont_fragment = false;
     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
     if let Body::Icmp(_, quote) = &mut error.body {
-        at.unsummed = packet.bytes().len() != 14 + quoted;
         quote.resize(quoted, 0);
     }
     world.expect(at, packet, REDIRECT, &error.bytes());
