@@ -36,16 +36,25 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
-/// Whether a packet goes on with its flow, or begins a new one in its place.
+/// Whether a packet goes on with its flow, or begins a new one in its place. `key` is for the key of replies.
 #[inline(always)]
-pub fn goes_on(flow: &Flow, packet: &Packet, config: &Config, now: u64) -> bool {
+pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config, now: u64) -> bool {
     if flow.flags & flag::REPLY != 0 {
         return true;
     }
     match packet.key.protocol {
         // The first segment again, while the handshake goes on, is the same connection.
         protocol::TCP => !packet.is_syn() || flow.seen & (seen::ESTABLISHED | seen::FIN | seen::RST) == 0,
-        _ => now.wrapping_sub(flow.used) < u64::from(config.udp_stream_timeout) * SECOND,
+        _ => {
+            let timeout = u64::from(config.udp_stream_timeout) * SECOND;
+            if now.wrapping_sub(flow.used) < timeout {
+                return true;
+            }
+            // Its endpoint may be one that tells more than it is told.
+            reverse(flow, packet.key.protocol, key);
+            // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one idle flow.
+            FLOWS.get_ptr(&*key).is_some_and(|reply| now.wrapping_sub(unsafe { (*reply).used }) < timeout)
+        }
     }
 }
 
@@ -114,11 +123,11 @@ pub fn enter(
     reply.seen = 0;
     reply.used = flow.used;
     reply.group = flow.group;
-    if masquerade && config.ports == 0 {
-        return Entered::NoPort;
-    }
     for attempt in 0..TRIES {
         if masquerade || attempt > 0 {
+            if config.ports == 0 {
+                return Entered::NoPort;
+            }
             flow.source_port = port(config);
         }
         reverse(flow, key.protocol, reply_key);

@@ -63,7 +63,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
         let now = flow::now();
-        if flow::goes_on(flow, &scratch.packet, config, now) {
+        if flow::goes_on(flow, &scratch.packet, &mut scratch.key, config, now) {
             flow::note(flow, &scratch.packet, now);
             scratch.flow = *flow;
             return translate::<L2>(&context, scratch);
@@ -209,8 +209,15 @@ fn forward<const L2: u32>(
     let hairpin = endpoint.address == key.source;
     // The way decides by which address of the node the endpoint sees the connection.
     let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
-    let stays = way == Route::Stack;
-    if (what & action::MASQUERADE != 0 || hairpin) && !stays {
+    let masquerade = (what & action::MASQUERADE != 0 || hairpin) && way != Route::Stack;
+    if way == Route::TooBig && !stack_cuts(context, &scratch.packet, masquerade) {
+        return too_big::<L2>(context, scratch);
+    }
+    if way == Route::None {
+        count(Counter::DropNoRoute);
+        return DROP;
+    }
+    if masquerade {
         let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
         else {
             tell(&scratch.packet, "dropped: no address to masquerade with");
@@ -260,6 +267,21 @@ fn masquerade_address(ifindex: u32, v4: bool, config: &Config) -> Option<Address
     (address != none).then_some(address)
 }
 
+/// Whether the stack may have a packet that is too big, to send it on in fragments. Not one that has the node's own source
+/// address, which the stack takes from nobody but itself.
+#[inline(always)]
+fn stack_cuts(context: &Context<'_>, packet: &Packet, masquerade: bool) -> bool {
+    packet.is(is::MAY_FRAGMENT) && !masquerade && context.hook == Hook::Ingress
+}
+
+#[inline(always)]
+fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    count(Counter::TooBig);
+    // SAFETY: the route lookup has written the smaller of the two fields of the same size.
+    let mtu = u32::from(unsafe { scratch.fib.__bindgen_anon_1.mtu_result });
+    answer::<L2>(context, scratch, Error::TooBig(mtu))
+}
+
 /// Translates the packet as `scratch.flow` says and sends it on.
 #[inline(always)]
 fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
@@ -277,10 +299,11 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
     match route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib) {
         Route::Stack => rewritten::<L2>(context, scratch, NEXT),
         Route::TooBig => {
-            count(Counter::TooBig);
-            // SAFETY: the helper has written the smaller of the two fields of the same size.
-            let mtu = u32::from(unsafe { scratch.fib.__bindgen_anon_1.mtu_result });
-            answer::<L2>(context, scratch, Error::TooBig(mtu))
+            let masquerade = scratch.flow.flags & (flag::MASQUERADED | flag::REPLY) == flag::MASQUERADED;
+            if stack_cuts(context, &scratch.packet, masquerade) {
+                return rewritten::<L2>(context, scratch, NEXT);
+            }
+            too_big::<L2>(context, scratch)
         }
         Route::None => {
             tell(&scratch.packet, "dropped: no route");
@@ -335,8 +358,25 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
         destination_port: flow.source_port,
         ..*flow
     };
-    let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
     let same_way = scratch.flow.destination == scratch.packet.key.destination;
+    if context.bridged && !same_way {
+        return NEXT;
+    }
+    // A router's own address stays where the flow keeps its source's.
+    if scratch.key.source == scratch.flow.source {
+        scratch.flow.source = scratch.packet.key.source;
+    }
+    let way = if same_way && (context.bridged || context.hook == Hook::Egress) {
+        Route::Stack
+    } else {
+        route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
+    };
+    let ages = context.hook == Hook::Ingress && way != Route::Stack;
+    // There are no errors about errors.
+    if matches!(way, Route::TooBig | Route::None) || (ages && scratch.packet.ttl <= 1) {
+        count(Counter::DropNoRoute);
+        return DROP;
+    }
     let outer = [&scratch.flow.source, &scratch.flow.destination];
     let done = rewrite::translate_error(
         context.skb,
@@ -351,10 +391,10 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
         count(Counter::DropMalformed);
         return DROP;
     }
-    if same_way || !matches!(way, Route::Forward | Route::Resolve) {
+    if way == Route::Stack {
         return NEXT;
     }
-    if !rewrite::age(context.skb, L2, v4) {
+    if ages && !rewrite::age(context.skb, L2, v4) {
         return DROP;
     }
     route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)

@@ -44,8 +44,8 @@ pub struct Packet {
     pub detail: u32,
     /// Identification of a fragment.
     pub fragment_id: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Length of all headers from the IP header on, those of TCP or UDP among them.
+    pub headers: u32,
 }
 
 /// Flags of [`Packet`].
@@ -60,6 +60,8 @@ pub mod is {
     pub const PORTS: u32 = 8;
     /// An ICMP error.
     pub const ICMP_ERROR: u32 = 0x10;
+    /// IPv4 that routers may cut up.
+    pub const MAY_FRAGMENT: u32 = 0x20;
 }
 
 /// TCP flags.
@@ -146,7 +148,11 @@ fn half(word: u32, at: u32) -> u32 {
 #[inline(always)]
 pub fn parse(skb: *mut __sk_buff, offset: u32, v4: bool, bytes: &mut [u32; 32], out: &mut Packet) -> bool {
     let read = if v4 { parse4(skb, offset, bytes, out) } else { parse6(skb, offset, bytes, out) };
-    read && parse_transport(skb, bytes, out)
+    if !read {
+        return false;
+    }
+    out.headers = out.transport - offset;
+    parse_transport(skb, bytes, out)
 }
 
 #[inline(always)]
@@ -171,6 +177,9 @@ fn parse4(skb: *mut __sk_buff, offset: u32, bytes: &mut [u32; 32], out: &mut Pac
         out.flags |= is::LATER_FRAGMENT;
     } else if fragment & 0x2000 != 0 {
         out.flags |= is::FIRST_FRAGMENT;
+    }
+    if fragment & 0x4000 == 0 {
+        out.flags |= is::MAY_FRAGMENT;
     }
     out.ttl = byte(bytes[2], 0);
     out.key.protocol = byte(bytes[2], 1);
@@ -256,6 +265,9 @@ fn parse_transport(skb: *mut __sk_buff, bytes: &mut [u32; 32], out: &mut Packet)
         // The quoted part of a TCP segment may end before its flags.
         if out.key.protocol == protocol::TCP && load(skb, out.transport + 12, bytes.as_mut_ptr(), 4) {
             out.detail = byte(bytes[0], 1);
+            out.headers += (byte(bytes[0], 0) >> 4) * 4;
+        } else {
+            out.headers += 8;
         }
     } else if matches!(out.key.protocol, protocol::ICMP | protocol::ICMP6) {
         if !load(skb, out.transport, bytes.as_mut_ptr(), 4) {

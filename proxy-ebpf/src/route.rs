@@ -43,8 +43,8 @@ pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_l
     fib.l4_protocol = packet.key.protocol as u8;
     fib.sport = to.source_port;
     fib.dport = to.destination_port;
-    // What will be cut up on the way out has no size to compare with.
-    fib.__bindgen_anon_1.tot_len = if gso == 0 { packet.length as u16 } else { 0 };
+    // What will be cut up on the way out is as big as its segments.
+    fib.__bindgen_anon_1.tot_len = (if gso == 0 { packet.length } else { packet.headers + gso }) as u16;
     fib.__bindgen_anon_2.flowinfo = 0;
     if v4 {
         fib.__bindgen_anon_2.tos = packet.tos as u8 & 0xfc;

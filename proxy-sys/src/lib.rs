@@ -10,5 +10,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod netlink;
+pub mod netns;
 pub mod nft;
 pub mod proc;
+pub mod sockets;

@@ -45,6 +45,14 @@ fn port_range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of eBPF programs.
+pub fn monotonic_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec that the call fills.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 /// Gives memory that the allocator holds but nobody uses back to the system.
 pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]

@@ -3,6 +3,10 @@
 #![cfg(feature = "ebpf")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "integration tests fail by panicking")]
 
+#[path = "packet_programs/errors.rs"]
+mod errors;
+#[path = "packet_programs/flows.rs"]
+mod flows;
 #[path = "packet_programs/network.rs"]
 mod network;
 #[path = "packet_programs/packets.rs"]

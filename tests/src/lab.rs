@@ -343,6 +343,12 @@ impl Lab {
         Ok(())
     }
 
+    /// Where a node's eBPF backend pins its maps and links.
+    #[must_use]
+    pub fn bpffs(&self, node: &str) -> PathBuf {
+        self.places.pins.of(node)
+    }
+
     /// What the eBPF backend has to know in order to leave other nodes and the machine alone.
     fn of_the_node(&self, node: &str) -> Result<Value> {
         let cgroups = self.places.cgroups.as_ref();

@@ -1,7 +1,7 @@
 //! One map: entries as bytes or as values, one by one and many at once.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::layout::{PER_CPU_ARRAY, Spec};
@@ -287,6 +287,14 @@ impl Map {
         let mut entries = 0;
         self.each(|_, _| entries += 1)?;
         Ok(Usage { entries, capacity: self.max_entries as usize })
+    }
+
+    /// Bytes of kernel memory that it takes, as the kernel counts them (`memlock` in fdinfo).
+    pub fn memory(&self) -> Result<u64, BpfError> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let info = std::fs::read_to_string(path).map_err(self.failed("ask the size of"))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+        bytes.ok_or_else(|| self.failed("ask the size of")(io::ErrorKind::Unsupported.into()))
     }
 
     /// The sum over all CPUs of a number of a per-CPU array.

@@ -28,6 +28,8 @@ pub struct LinkState {
     pub place: Place,
     /// The name of its program; that of interfaces without Ethernet headers goes without `_raw`.
     pub program: String,
+    /// The number of the program in the kernel.
+    pub program_id: u32,
 }
 
 /// Maps and links that are pinned; no daemon is needed.
@@ -65,13 +67,13 @@ fn link_state(path: &Path) -> Result<Option<LinkState>, BpfError> {
         Some((program, index)) => (program, index.parse::<u32>().ok()),
         None => (name, None),
     };
-    let Some((target, _)) = links::state(path)? else { return Ok(None) };
+    let Some((target, program_id)) = links::state(path)? else { return Ok(None) };
     let place = match interface {
         _ if target == 0 => Place::Nowhere,
         Some(_) => Place::Interface(target as u32),
         None => Place::Cgroup(target),
     };
-    Ok(Some(LinkState { place, program: program.to_owned() }))
+    Ok(Some(LinkState { place, program: program.to_owned(), program_id }))
 }
 
 /// What the programs have counted, over all CPUs.

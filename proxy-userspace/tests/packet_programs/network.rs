@@ -188,7 +188,8 @@ fn commands() -> String {
         }
         let net = if v6 { ["fd00:244:1::/64", "fd00:244:2::/64"] } else { ["10.244.1.0/24", "10.244.2.0/24"] };
         add(format!("route add {} via {other_node} dev uplink", net[0]));
-        add(format!("route add {} via {other_node} dev uplink mtu {NARROW_MTU}", net[1]));
+        // bpf_fib_lookup heeds no other MTU of an IPv4 route (ip_mtu_from_fib_result of net/ipv4/route.c).
+        add(format!("route add {} via {other_node} dev uplink mtu lock {NARROW_MTU}", net[1]));
         add(format!("route add prohibit {}/{host}", family.prohibited()));
         add(format!("route add default via {gateway} dev uplink"));
     }

@@ -4,18 +4,15 @@ use std::net::IpAddr;
 
 use sluice_common::counters::Counter;
 use sluice_common::flow::{flag, seen};
+use sluice_common::node::{interface, option};
 use sluice_common::service::{Frontend, FrontendKey, action, flag as frontend_flag, list};
 
 use crate::network::{FAMILIES, Family, GATEWAY, mac, peer};
 use crate::packets::{Message, Packet, SYN, echo, tcp, udp};
 use crate::world::{
-    At, DROP, GROUP, NEXT, REDIRECT, World, address_key, address_of, egress, expect_answer, ingress,
+    At, DROP, GROUP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, egress, expect_answer, ingress,
     node_port_key, on_a_node,
 };
-
-const PORT: u16 = 80;
-const NODE_PORT: u16 = 30_080;
-const TARGET: u16 = 8_080;
 
 /// Kinds of clients.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -190,4 +187,162 @@ fn first_packet(world: &mut World, family: Family, protocol: u8, kind: Kind, cli
             assert_eq!(world.flows(), 2);
         }
     }
+}
+
+#[test]
+fn only_allowed_sources_use_a_filtered_frontend() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            for protocol in [6, 17] {
+                let key = address_key(family.load_balancer(), PORT, protocol);
+                world.service(family, action::CLUSTER, &[family.endpoint()]);
+                let frontend = Frontend { flags: frontend_flag::FILTERED, ..Client::Other.gets(action::CLUSTER) };
+                world.frontend(key, frontend);
+                let network = if family == Family::V4 { 24 } else { 64 };
+                world.allow(key, (family.client(), network));
+                let to = (family.load_balancer(), PORT);
+                let near = packet(protocol, (family.client(), 40_002), to).by(peer("uplink"), mac("uplink"));
+                let far = packet(protocol, (family.far_client(), 40_002), to).by(GATEWAY, mac("uplink"));
+                assert_eq!(world.run(ingress("uplink"), &near.bytes()).0, REDIRECT);
+                assert_eq!(world.counter(Counter::DropSourceRange), 0);
+                world.expect_untouched(ingress("uplink"), &far, DROP);
+                assert_eq!(world.counter(Counter::DropSourceRange), 1);
+                assert!(world.flow(&far).is_none());
+                // Source ranges are before everything else: whom they keep out gets no refusal.
+                world.frontend(key, Frontend { other: action::REJECT, ..frontend });
+                world.expect_untouched(ingress("uplink"), &far.clone().with_ports(40_003, PORT), DROP);
+                // The cluster IP is not filtered.
+                let inside = far.between(family.far_client(), family.cluster_ip());
+                assert_eq!(world.run(ingress("uplink"), &inside.bytes()).0, REDIRECT);
+                world.reset();
+            }
+        }
+    });
+}
+
+#[test]
+fn undefined_ports_of_a_cluster_ip_and_echo_requests_to_it_are_refused() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            let ip = family.cluster_ip();
+            for (sender, from) in [(Client::Pod.sender(), family.pod()), (Client::Other.sender(), family.client())] {
+                for sent in [tcp(from, 40_000, ip, 81, SYN), udp(from, 40_000, ip, 81), echo(from, ip)] {
+                    let sent = sent.by(sender.macs[0], sender.macs[1]);
+                    expect_answer(world, family, sender.at, &sent, family.node(), Message::PortUnreachable);
+                }
+            }
+            assert_eq!(world.counter(Counter::Rejected), 6);
+            let own = tcp(family.node(), 40_000, ip, 81, SYN).by(mac("uplink"), GATEWAY);
+            world.expect_untouched(egress("uplink"), &own, DROP);
+            // Other addresses' undefined ports are none of our business.
+            for ip in [family.load_balancer(), family.node()] {
+                let sent = tcp(family.client(), 40_000, ip, 81, SYN).by(peer("uplink"), mac("uplink"));
+                world.expect_untouched(ingress("uplink"), &sent, NEXT);
+                let sent = echo(family.client(), ip).by(peer("uplink"), mac("uplink"));
+                world.expect_untouched(ingress("uplink"), &sent, NEXT);
+            }
+            assert_eq!(world.flows(), 0);
+            world.reset();
+        }
+    });
+}
+
+#[test]
+fn addresses_of_no_service_out_of_a_service_network_are_dropped_on_the_way_out() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            let ip = family.unallocated();
+            let forwarded = At { from: Some("pod-a"), ..egress("uplink") };
+            let pod = [tcp(family.pod(), 40_000, ip, 80, SYN), udp(family.pod(), 40_000, ip, 80), echo(family.pod(), ip)];
+            for sent in pod {
+                let sent = sent.by(mac("uplink"), GATEWAY);
+                // On the way in, another proxy may still translate it.
+                world.expect_untouched(ingress("pod-a"), &sent.clone().by(peer("pod-a"), mac("pod-a")), NEXT);
+                world.expect_untouched(forwarded, &sent, DROP);
+            }
+            let own = tcp(family.node(), 40_000, ip, 80, SYN).by(mac("uplink"), GATEWAY);
+            world.expect_untouched(egress("uplink"), &own, DROP);
+            assert_eq!(world.counter(Counter::DropUnallocated), 4);
+            // Connections of before go on, and so does everything when switched off.
+            world.expect_untouched(egress("uplink"), &own.clone().flagged(crate::packets::ACK), NEXT);
+            world.configure(|config| config.options |= option::DRAINING);
+            world.expect_untouched(egress("uplink"), &own, NEXT);
+            world.expect_untouched(forwarded, &own, NEXT);
+            world.reset();
+            // Elsewhere is none of our business.
+            let elsewhere = own.between(family.node(), family.far_client());
+            world.expect_untouched(egress("uplink"), &elsewhere, NEXT);
+            world.expect_untouched(forwarded, &elsewhere, NEXT);
+        }
+    });
+}
+
+#[test]
+fn pods_are_told_by_their_interface_or_by_nothing_at_all() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            let key = address_key(family.cluster_ip(), PORT, 17);
+            world.frontend(key, Client::Pod.gets(action::CLUSTER));
+            let mut port = 40_000;
+            let mut code = |world: &mut World, interface: &'static str, from: IpAddr| {
+                port += 1;
+                let sent = udp(from, port, family.cluster_ip(), PORT).by(peer(interface), mac(interface));
+                world.run(ingress(interface), &sent.bytes()).0
+            };
+            world.configure(|config| config.options |= option::BY_INTERFACE);
+            world.interface("pod-a", interface::PODS);
+            assert_eq!(code(world, "pod-a", family.far_client()), REDIRECT);
+            assert_eq!(code(world, "uplink", family.pod()), DROP);
+            world.configure(|config| config.options &= !(option::DETECTS4 | option::DETECTS6));
+            assert_eq!(code(world, "pod-a", family.pod()), DROP);
+            world.reset();
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_forwarded_is_dropped_and_counted() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            let sent = udp(family.client(), 40_000, family.cluster_ip(), PORT).by(peer("uplink"), mac("uplink"));
+            let mut dropped = |world: &mut World, counter| {
+                world.expect_untouched(ingress("uplink"), &sent, DROP);
+                assert_eq!(world.counter(counter), 1, "{counter:?}");
+                assert_eq!(world.flows(), 0, "{counter:?}");
+                world.reset();
+            };
+            world.service(family, action::CLUSTER, &[]);
+            dropped(world, Counter::DropNoEndpoint);
+            world.service(family, action::CLUSTER, &[family.prohibited()]);
+            dropped(world, Counter::DropNoRoute);
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.endpoint()]);
+            world.configure(|config| (config.address4, config.address6) = Default::default());
+            dropped(world, Counter::DropNoAddress);
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.endpoint()]);
+            world.configure(|config| config.ports = 0);
+            dropped(world, Counter::DropNoPort);
+        }
+    });
+}
+
+#[test]
+fn packets_that_go_by_a_device_with_an_address_get_that_one() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.remote()]);
+            // The common address is another one.
+            let other = address_of(family.far_client());
+            world.configure(|config| (config.address4, config.address6) = (other, other));
+            let sent = udp(family.pod(), 40_000, family.cluster_ip(), PORT).by(peer("pod-a"), mac("pod-a"));
+            assert_eq!(world.run(ingress("pod-a"), &sent.bytes()).0, REDIRECT);
+            assert_eq!(world.flow(&sent).unwrap().source, address_of(family.node()));
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.endpoint()]);
+            let sent = sent.with_ports(40_001, PORT);
+            assert_eq!(world.run(ingress("pod-a"), &sent.bytes()).0, REDIRECT);
+            assert_eq!(world.flow(&sent).unwrap().source, other);
+            world.reset();
+        }
+    });
 }

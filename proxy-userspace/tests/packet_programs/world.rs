@@ -15,7 +15,7 @@ use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use sluice_common::node::{Config, Interface, address, network as prefix, option};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
-    SOURCE_PREFIX, SourceKey, kind,
+    SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
 };
 
 use crate::network::{self, FAMILIES, Family, INTERFACES, SMALL_MTU, index};
@@ -136,8 +136,8 @@ pub(crate) struct At<'a> {
     pub(crate) from: Option<&'a str>,
     /// Size of the segments that the packet stands for.
     pub(crate) segment: u32,
-    /// The packet comes without a sum over all of it. A packet that becomes longer loses its sum, which the kernel's check
-    /// does not know.
+    /// The packet comes without a sum over all of it. A packet that is made longer or shorter loses its sum, which the
+    /// kernel's check does not know.
     pub(crate) unsummed: bool,
 }
 
@@ -173,6 +173,7 @@ struct TestRun {
     reserved: u32,
 }
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 /// The packet comes with a sum over all of it, as from a card that computes it; the kernel checks afterwards that the sum is
 /// still right.
@@ -184,8 +185,14 @@ const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 const CONTEXT: usize = 192;
 
-/// A key of the group of endpoints that most tests use.
+/// The group of endpoints that most tests use.
 pub(crate) const GROUP: u64 = 0x40;
+/// The service's port.
+pub(crate) const PORT: u16 = 80;
+/// Its node port.
+pub(crate) const NODE_PORT: u16 = 30_080;
+/// The endpoints' port.
+pub(crate) const TARGET: u16 = 8_080;
 
 impl World {
     fn ebpf(&mut self) -> &mut Ebpf {
@@ -200,7 +207,7 @@ impl World {
         }
         .unwrap_or_else(|errno| {
             let errno = std::io::Error::from_raw_os_error(errno);
-            panic!("BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{packet:02x?}")
+            panic!("BPF_PROG_TEST_RUN: {errno} (bad message: the packet's whole sum is wrong)\n{}", show(packet))
         })
     }
 
@@ -257,14 +264,12 @@ impl World {
     #[track_caller]
     pub(crate) fn expect_bytes(&mut self, at: At<'_>, packet: &[u8], code: i32, out: &[u8]) {
         let (returned, became) = self.run(at, packet);
-        assert_eq!(returned, code, "{packet:02x?}");
+        assert_eq!(returned, code, "{}", show(packet));
         if became != out {
-            let differ: Vec<_> = became.iter().zip(out).enumerate().filter(|(_, (a, b))| a != b).collect();
-            panic!(
-                "in       {packet:02x?}\nout      {became:02x?}\nexpected {out:02x?}\nlengths {} and {}, differ at {differ:02x?}",
-                became.len(),
-                out.len()
-            );
+            let differ: Vec<_> =
+                became.iter().zip(out).enumerate().filter(|(_, (a, b))| a != b).take(20).collect();
+            let [packet, became, out] = [packet, &became, out].map(show);
+            panic!("in       {packet}\nout      {became}\nexpected {out}\ndiffer at {differ:02x?}");
         }
     }
 
@@ -301,6 +306,7 @@ impl World {
 
     /// Empties all maps and tells the programs about the node of [`network`].
     pub(crate) fn reset(&mut self) {
+        self.wipe();
         self.forget();
         self.clear::<FrontendKey, Frontend>("FRONTENDS");
         self.clear::<u64, Group>("GROUPS");
@@ -356,6 +362,19 @@ impl World {
         }
     }
 
+    /// Empties the memory that the programs have for a packet's way, where they count the errors that they make.
+    fn wipe(&mut self) {
+        let Some(aya::maps::Map::PerCpuArray(map)) = self.ebpf().map("SCRATCH") else { panic!("a map of each CPU") };
+        let size = map.info().unwrap().value_size().next_multiple_of(8) as usize;
+        let zeros = vec![0_u64; size / 8 * aya::util::nr_cpus().unwrap()];
+        let key = 0_u32;
+        let attr = [map.fd().as_fd().as_raw_fd() as u64, &raw const key as u64, zeros.as_ptr() as u64, 0];
+        // SAFETY: the attributes of BPF_MAP_UPDATE_ELEM, whose buffers live until the call returns.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, attr.as_ptr(), size_of_val(&attr) as u32) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// Writes the configuration: a usual one that is changed.
     pub(crate) fn configure(&mut self, change: impl FnOnce(&mut Config)) {
         let mut config = Config {
@@ -381,9 +400,28 @@ impl World {
         self.put("FRONTENDS", key, frontend);
     }
 
+    /// Writes a service whose clients all get the same, on all of its addresses and for both protocols: ports are [`PORT`]
+    /// and [`NODE_PORT`], and both lists are the same.
+    pub(crate) fn service(&mut self, family: Family, what: u8, endpoints: &[IpAddr]) {
+        let frontend = Frontend { group: GROUP, affinity: 0, pod: what, host: what, other: what, flags: 0 };
+        for protocol in [6, 17] {
+            self.frontend(address_key(family.cluster_ip(), PORT, protocol), frontend);
+            self.frontend(address_key(family.load_balancer(), PORT, protocol), frontend);
+            self.frontend(node_port_key(family, NODE_PORT, protocol), frontend);
+        }
+        let marker = Frontend { group: 0, flags: frontend_flag::CLUSTER_IP, ..frontend };
+        self.frontend(address_key(family.cluster_ip(), 0, 0), marker);
+        let endpoints: Vec<_> = endpoints.iter().map(|ip| (*ip, TARGET)).collect();
+        self.endpoints(GROUP | list::CLUSTER, &endpoints);
+        self.endpoints(GROUP | list::LOCAL, &endpoints);
+    }
+
     /// Writes a list of endpoints, as members too.
     pub(crate) fn endpoints(&mut self, group: u64, endpoints: &[(IpAddr, u16)]) {
-        self.clear::<MemberKey, u32>("MEMBERS");
+        let members: Vec<_> = self.hash::<MemberKey, u32>("MEMBERS").keys().map(Result::unwrap).collect();
+        for key in members.into_iter().filter(|key| key.0.group == group) {
+            self.hash::<MemberKey, u32>("MEMBERS").remove(&key).unwrap();
+        }
         self.put("GROUPS", group, Group { count: endpoints.len() as u32, reserved: 0 });
         for (slot, (ip, port)) in endpoints.iter().enumerate() {
             let (address, port) = (address_of(*ip), port.to_be());
@@ -458,6 +496,12 @@ impl World {
     }
 }
 
+/// A packet for an error message.
+fn show(packet: &[u8]) -> String {
+    let shown: String = packet.iter().take(120).map(|byte| format!("{byte:02x} ")).collect();
+    format!("({} bytes) {shown}", packet.len())
+}
+
 /// The key of a frontend of an address.
 pub(crate) fn address_key(ip: IpAddr, port: u16, protocol: u8) -> FrontendKey {
     FrontendKey { address: address_of(ip), port: port.to_be(), protocol, kind: kind::ADDRESS }
@@ -492,7 +536,7 @@ pub(crate) fn expect_answer(
     error.dont_fragment = false;
     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
     if let Body::Icmp(_, quote) = &mut error.body {
-        at.unsummed = quote.len() < quoted;
+        at.unsummed = packet.bytes().len() != 14 + quoted;
         quote.resize(quoted, 0);
     }
     world.expect(at, packet, REDIRECT, &error.bytes());
