@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Timing};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
 use crate::{addresses, cleanup, config, conntrack, flows, handover};
 
@@ -284,7 +284,8 @@ async fn source(
             let reporter =
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
-            (Box::pin(kubernetes::run(access, node_name, events, metrics, Timing::default())), recorder)
+            let scope = Scope { node_name, pods: settings.backend != BackendKind::Nftables };
+            (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })
 }
