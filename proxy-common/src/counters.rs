@@ -25,6 +25,9 @@ counters! {
     SocketTranslated = "socket_translated",
     /// System calls refused on the socket path, because a service has no endpoints
     SocketRefused = "socket_refused",
+    /// System calls of this node's processes that end as if nothing came back, because the client is not in
+    /// loadBalancerSourceRanges or there is no local endpoint
+    SocketDropped = "socket_dropped",
     /// Flows begun on the packet path
     FlowsBegun = "flows_begun",
     /// Refused with an ICMP port unreachable: no endpoints, or no such port of a ClusterIP

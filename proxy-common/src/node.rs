@@ -46,10 +46,8 @@ pub mod option {
     pub const BY_INTERFACE: u32 = 4;
     /// Node ports of the loopback address answer to this node's processes.
     pub const LOCALHOST_NODE_PORTS: u32 = 8;
-    /// Every decision on a packet is told through aya-log.
-    pub const DEBUG: u32 = 0x10;
     /// Switched off: no new connection is captured, but those of before go on.
-    pub const DRAINING: u32 = 0x20;
+    pub const DRAINING: u32 = 0x10;
 }
 
 /// How endpoints are picked.

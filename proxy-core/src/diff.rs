@@ -5,9 +5,11 @@ use std::cmp::Ordering;
 /// A kernel object as a value: a key that identifies it, and a content that may change under that key.
 pub trait Keyed {
     /// What identifies the object.
-    type Key: Ord + ?Sized;
+    type Key<'a>: Ord
+    where
+        Self: 'a;
     /// The object's key.
-    fn key(&self) -> &Self::Key;
+    fn key(&self) -> Self::Key<'_>;
     /// Whether two objects with the same key are the same.
     fn same_content(&self, other: &Self) -> bool;
 }
@@ -50,7 +52,7 @@ pub fn diff<T: Keyed>(old: Vec<T>, new: Vec<T>) -> Delta<T> {
             (None, None) => return delta,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(o), Some(n)) => o.key().cmp(n.key()),
+            (Some(o), Some(n)) => o.key().cmp(&n.key()),
         };
         match order {
             Ordering::Less => delta.delete.extend(old.next()),
@@ -74,9 +76,9 @@ mod tests {
     struct Pair(u8, char);
 
     impl Keyed for Pair {
-        type Key = u8;
-        fn key(&self) -> &u8 {
-            &self.0
+        type Key<'a> = u8;
+        fn key(&self) -> u8 {
+            self.0
         }
         fn same_content(&self, other: &Self) -> bool {
             self.1 == other.1

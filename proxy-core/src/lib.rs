@@ -1,7 +1,8 @@
 //! Sluice's decisions, pure.
 //!
 //! Data flows one way through this crate:
-//! [`event::Event`] → [`index::Index`] → [`plan::Planner`] → [`nft::lower()`] → [`diff::diff`].
+//! [`event::Event`] → [`index::Index`] → [`plan::Planner`] → [`nft::lower()`] or [`ebpf::lower()`] →
+//! [`diff::diff`].
 //!
 //! Invariants:
 //! - No I/O, no clock, no async runtime, no logging: the crate's dependencies could not do any of it.
@@ -10,7 +11,9 @@
 //! - One event costs time in proportion to the services that it touches, never to the number of services.
 
 pub mod diff;
+pub mod ebpf;
 pub mod event;
+pub mod group;
 pub mod index;
 pub mod model;
 pub mod net;

@@ -17,15 +17,18 @@ mod lower;
 mod object;
 mod skeleton;
 
-pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick, Scheduler};
+pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};
 pub use ledger::{Ledger, Observed, ObservedChain};
-pub use lower::{GroupId, Lowered, Member, Shared, SlotOrder, lower};
+pub use lower::{Lowered, Shared, lower};
 pub use object::{
     Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
     Value, Verdict,
 };
 pub use skeleton::{NodeView, chains, sets};
+
+pub use crate::group::{GroupId, Member, SlotOrder};
+pub use crate::plan::Scheduler;
 
 use crate::net::Family;
 use crate::plan::Detector;
@@ -45,6 +48,18 @@ pub fn probe() -> Vec<Op> {
     ops
 }
 
+/// Operations that leave nothing of the table but empty chains at the NAT hooks.
+///
+/// When another backend takes over, connections that were translated here go on: conntrack knows their translation, but
+/// applies it only as long as some NAT chain is registered.
+pub fn remnant() -> Vec<Op> {
+    let chains = chains(&NftConfig::default(), &NodeView::default(), &[]).into_iter();
+    let nat = chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat"));
+    let mut ops = vec![Op::DeleteTable, Op::AddTable];
+    ops.extend(nat.map(|chain| Op::AddChain(chain.name, chain.hook)));
+    ops
+}
+
 /// The table that Sluice owns; it reads and writes nothing outside of it.
 pub const TABLE: &str = "sluice";
 
@@ -55,7 +70,7 @@ pub struct NftConfig {
     pub masquerade_bit: u8,
     /// How pods are told from others, for IPv4 and IPv6.
     pub detectors: [Detector; 2],
-    /// How endpoints are picked.
+    /// How endpoints are picked. There is no [`Scheduler::Maglev`] here: settings that ask for it are refused.
     pub scheduler: Scheduler,
     /// Whether node ports answer on all local addresses of a family, or on listed ones.
     pub match_all_node_addresses: [bool; 2],

@@ -182,6 +182,18 @@ pub enum Detector {
     InterfacePrefix(String),
 }
 
+/// How an endpoint of a group is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Scheduler {
+    /// Uniformly at random, as kube-proxy does.
+    #[default]
+    Random,
+    /// In turn, by a counter for each group.
+    RoundRobin,
+    /// By a hash of the client that moves few clients when endpoints change (eBPF only).
+    Maglev,
+}
+
 /// What decisions depend on besides the objects themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PlanConfig {

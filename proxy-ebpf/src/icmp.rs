@@ -5,6 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_adjust_r
 use sluice_common::Address;
 use sluice_common::node::Config;
 
+use crate::Hook;
 use crate::flow::now;
 use crate::maps::INTERFACES;
 use crate::packet::{Scratch, is, load, protocol};
@@ -44,18 +45,22 @@ const PER_SECOND: u64 = 1_000;
 const QUOTED: u32 = 28;
 /// Between Ethernet and IP header, of include/uapi/linux/bpf.h.
 const ROOM_MAC: u32 = 1;
+/// Of include/uapi/linux/bpf.h: BPF_F_INGRESS.
+const INWARDS: u64 = 1;
 const TTL: u32 = 64;
 /// Internetwork control (RFC 1812, 4.3.2.5).
 const PRECEDENCE: u32 = 0xc0;
 const DROP: i32 = 2;
 
-/// Turns the packet into an ICMP error about itself and sends it back where it came from.
+/// Turns the packet into an ICMP error about itself and sends it back where it came from: out by the interface that it came
+/// in by, or, if a process of this node sent it, in by the one that it was to leave by.
 #[inline(always)]
 pub fn answer<const L2: u32>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch,
     config: &Config,
     error: Error,
+    hook: Hook,
 ) -> i32 {
     let v4 = scratch.packet.is(is::V4);
     let header = if v4 { 20 } else { 40 };
@@ -65,7 +70,11 @@ pub fn answer<const L2: u32>(
     }
     // SAFETY: the context is valid, and a plain field of it is read.
     let ifindex = unsafe { (*skb).ifindex };
-    let source = source(scratch, config, ifindex, v4);
+    // The stack takes nothing from outside that claims to be its own.
+    let source = match hook {
+        Hook::Ingress => source(scratch, config, ifindex, v4),
+        Hook::Egress => scratch.packet.key.destination,
+    };
     let target = scratch.packet.key.source;
     let quoted = header + QUOTED;
     // SAFETY: the helpers check what they do with the packet.
@@ -96,7 +105,7 @@ pub fn answer<const L2: u32>(
         return DROP;
     }
     // SAFETY: tells the kernel where to send the packet when the program has ended.
-    unsafe { bpf_redirect(ifindex, 0) as i32 }
+    unsafe { bpf_redirect(ifindex, if hook == Hook::Egress { INWARDS } else { 0 }) as i32 }
 }
 
 /// The card, or the kernel in its stead, will finish the checksum in the quote as if that were the packet. Puts what comes out

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod debug;
 mod flow;
 mod icmp;
 mod maps;

@@ -9,6 +9,7 @@ use sluice_common::node::{Config, address, interface, network, option};
 use sluice_common::service::{Frontend, FrontendKey, action};
 
 use crate::Hook;
+use crate::debug::{tell, tell_flow};
 use crate::flow::{self, Entered};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
@@ -88,6 +89,7 @@ fn leaving(packet: &Packet, config: &Config) -> i32 {
         return NEXT;
     }
     if networks_of(&packet.key.destination) & network::SERVICES != 0 {
+        tell(packet, "dropped: no Service has this address");
         count(Counter::DropUnallocated);
         return DROP;
     }
@@ -117,19 +119,23 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, config, own_process) } else { None };
     let Some(frontend) = found else {
         if is_cluster_ip(&mut scratch.frontend) {
+            tell(&scratch.packet, "refused: no such port of a ClusterIP");
             return refuse::<L2>(context, scratch);
         }
         return if own_process { leaving(&scratch.packet, config) } else { NEXT };
     };
     if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
+        tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
         count(Counter::DropSourceRange);
         return DROP;
     }
     let what = action_for(context, frontend, &scratch.packet);
     if what == action::REJECT {
+        tell(&scratch.packet, "refused: no endpoints");
         return refuse::<L2>(context, scratch);
     }
     if !forwards(what) {
+        tell(&scratch.packet, "dropped: no local endpoints");
         count(Counter::DropNoLocalEndpoints);
         return DROP;
     }
@@ -173,11 +179,7 @@ fn refuse<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
 
 #[inline(always)]
 fn answer<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, error: Error) -> i32 {
-    // A process of this node has had its answer from the socket path; one that did not go that way gets none.
-    if context.hook == Hook::Egress {
-        return DROP;
-    }
-    icmp::answer::<L2>(context.skb, scratch, context.config, error)
+    icmp::answer::<L2>(context.skb, scratch, context.config, error, context.hook)
 }
 
 /// Begins a flow to an endpoint.
@@ -218,6 +220,7 @@ fn forward<const L2: u32>(
     if masquerade {
         let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
         else {
+            tell(&scratch.packet, "dropped: no address to masquerade with");
             count(Counter::DropNoAddress);
             return DROP;
         };
@@ -233,8 +236,12 @@ fn forward<const L2: u32>(
         context.config,
     );
     match entered {
-        Entered::Done => count(Counter::FlowsBegun),
+        Entered::Done => {
+            tell_flow(&scratch.packet, &scratch.flow);
+            count(Counter::FlowsBegun);
+        }
         Entered::NoPort => {
+            tell(&scratch.packet, "dropped: no port to masquerade with");
             count(Counter::DropNoPort);
             return DROP;
         }
@@ -299,6 +306,7 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
             too_big::<L2>(context, scratch)
         }
         Route::None => {
+            tell(&scratch.packet, "dropped: no route");
             count(Counter::DropNoRoute);
             DROP
         }

@@ -19,7 +19,7 @@ use sluice_common::service::{Endpoint, Frontend, FrontendKey, action, flag, list
 use sluice_common::socket::{Peer, Pick, SocketKey};
 
 use crate::maps::{NAMESPACES, PEERS, PICKS, config, count};
-use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, is_member, pick};
+use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick};
 
 /// The system call goes on.
 pub const ALLOW: i32 = 1;
@@ -28,6 +28,7 @@ const REFUSE: i32 = 0;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const ECONNREFUSED: i32 = 111;
+const ETIMEDOUT: i32 = 110;
 
 /// The family of a hook.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,8 +130,10 @@ impl Socket<'_> {
 enum Outcome {
     /// It goes on as it is.
     Leave,
-    /// It fails.
+    /// It fails: refused.
     Refuse,
+    /// It fails as if nothing came back.
+    Drop,
     /// It goes to an endpoint.
     Translate(&'static Frontend, u8),
 }
@@ -146,7 +149,7 @@ fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Outcome {
     if own_process {
         let source = if key.address.is_v4() { &config.address4 } else { &config.address6 };
         if !is_allowed(frontend, key, source) {
-            return Outcome::Leave;
+            return unanswered(key);
         }
     } else if frontend.flags & flag::FILTERED != 0
         || (frontend.pod ^ frontend.other) & !action::MASQUERADE != 0
@@ -157,9 +160,18 @@ fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Outcome {
         Outcome::Refuse
     } else if forwards(what) {
         Outcome::Translate(frontend, what)
+    } else if own_process {
+        unanswered(key)
     } else {
         Outcome::Leave
     }
+}
+
+/// What a process of this node must get no answer from: packets are dropped on their way out, but those to an address of
+/// the node itself never come by an interface that has programs.
+#[inline(always)]
+fn unanswered(key: &FrontendKey) -> Outcome {
+    if own_address(&key.address) != 0 { Outcome::Drop } else { Outcome::Leave }
 }
 
 /// Namespaces have no address to stick to an endpoint by, so their cookie stands for it.
@@ -177,9 +189,20 @@ fn is_opted_out(netns: u64) -> bool {
 #[inline(always)]
 fn refuse() -> i32 {
     count(Counter::SocketRefused);
+    fail(ECONNREFUSED)
+}
+
+#[inline(always)]
+fn fail(error: i32) -> i32 {
     // SAFETY: sets what the system call returns.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-error) };
     REFUSE
+}
+
+#[inline(always)]
+fn drop() -> i32 {
+    count(Counter::SocketDropped);
+    fail(ETIMEDOUT)
 }
 
 /// `connect(2)`.
@@ -200,6 +223,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let (frontend, what) = match decide(&mut key, netns, config) {
         Outcome::Leave => return ALLOW,
         Outcome::Refuse => return refuse(),
+        Outcome::Drop => return drop(),
         Outcome::Translate(frontend, what) => (frontend, what),
     };
     let client = client(netns);
@@ -243,6 +267,7 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let (frontend, what) = match decide(&mut key, netns, config) {
         Outcome::Leave => return ALLOW,
         Outcome::Refuse => return refuse(),
+        Outcome::Drop => return drop(),
         Outcome::Translate(frontend, what) => (frontend, what),
     };
     // SAFETY: reads the clock.

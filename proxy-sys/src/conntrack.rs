@@ -14,9 +14,11 @@ const GET: u16 = 0x101;
 const DELETE: u16 = 0x102;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+const STATUS_MASK: u16 = 26;
 const UDP: u8 = 17;
 
 /// A tracked UDP flow.
@@ -71,6 +73,24 @@ impl Conntrack {
             }
         })?;
         Ok(flows)
+    }
+
+    /// Whether there is any connection, of any protocol, whose destination was translated.
+    pub fn has_translated(&mut self) -> Result<bool, NetlinkError> {
+        const DST_NAT: u32 = 1 << 5;
+        let mut found = false;
+        for family in Family::BOTH {
+            // Newer kernels give these only; others give all.
+            let request = |writer: &mut crate::netlink::Writer| {
+                writer.u32(STATUS, DST_NAT);
+                writer.u32(STATUS_MASK, DST_NAT);
+            };
+            self.socket.dump("list translated flows", GET, family_number(family), request, |message| {
+                let status = find(message.attributes(), STATUS).and_then(|status| status.u32());
+                found |= status.is_some_and(|status| status & DST_NAT != 0);
+            })?;
+        }
+        Ok(found)
     }
 
     /// Deletes exactly this flow. Returns false when it was gone already.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 
 /// What went wrong between us and the kernel.
@@ -80,14 +80,19 @@ pub struct Nest(usize);
 impl Writer {
     /// Begins a netfilter message: type `subsystem << 8 | command`, netfilter family and resource id.
     pub fn begin(&mut self, message_type: u16, flags: u16, sequence: u32, family: u8, resource: u16) {
+        let [high, low] = resource.to_be_bytes();
+        self.begin_with(message_type, flags, sequence, [family, 0, high, low]);
+    }
+
+    /// Begins a message of any family; `head` is the first word behind the netlink header.
+    pub fn begin_with(&mut self, message_type: u16, flags: u16, sequence: u32, head: [u8; 4]) {
         self.message = self.buffer.len();
         self.buffer.extend([0; 4]);
         self.buffer.extend(message_type.to_ne_bytes());
         self.buffer.extend((NLM_F_REQUEST | flags).to_ne_bytes());
         self.buffer.extend(sequence.to_ne_bytes());
         self.buffer.extend([0; 4]);
-        self.buffer.extend([family, 0]);
-        self.buffer.extend(resource.to_be_bytes());
+        self.buffer.extend(head);
     }
 
     /// Ends the message that was begun.
@@ -108,6 +113,11 @@ impl Writer {
     /// The length of the message that is being written, in bytes.
     pub fn message_len(&self) -> usize {
         self.buffer.len() - self.message
+    }
+
+    /// Writes bytes as they are: what a message has between its first word and its attributes.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.buffer.extend(bytes);
     }
 
     /// Writes an attribute.
@@ -249,6 +259,22 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
+/// The first word behind the netlink header: mostly a family and zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Head([u8; 4]);
+
+impl From<u8> for Head {
+    fn from(family: u8) -> Self {
+        Head([family, 0, 0, 0])
+    }
+}
+
+impl From<[u8; 4]> for Head {
+    fn from(word: [u8; 4]) -> Self {
+        Head(word)
+    }
+}
+
 /// A socket to the netfilter subsystems of the network namespace that it was opened in.
 pub struct NetfilterSocket {
     socket: Socket,
@@ -268,6 +294,16 @@ impl NetfilterSocket {
     /// Opens a socket to generic netlink, whose messages are framed alike.
     pub fn generic() -> Result<Self, NetlinkError> {
         Self::of_protocol(NETLINK_GENERIC)
+    }
+
+    /// Opens a socket to rtnetlink, whose messages are framed alike.
+    pub fn route() -> Result<Self, NetlinkError> {
+        Self::of_protocol(NETLINK_ROUTE)
+    }
+
+    /// Opens a socket to sock_diag, whose messages are framed alike.
+    pub fn sock_diag() -> Result<Self, NetlinkError> {
+        Self::of_protocol(NETLINK_SOCK_DIAG)
     }
 
     fn of_protocol(protocol: isize) -> Result<Self, NetlinkError> {
@@ -335,12 +371,12 @@ impl NetfilterSocket {
         &mut self,
         message_type: u16,
         flags: u16,
-        family: u8,
+        head: Head,
         fill: impl FnOnce(&mut Writer),
     ) -> Result<u32, NetlinkError> {
         let sequence = self.next_sequence();
         let mut writer = Writer::default();
-        writer.begin(message_type, flags, sequence, family, 0);
+        writer.begin_with(message_type, flags, sequence, head.0);
         fill(&mut writer);
         writer.end();
         self.send(writer.bytes())?;
@@ -354,12 +390,12 @@ impl NetfilterSocket {
         &mut self,
         operation: &'static str,
         message_type: u16,
-        family: u8,
+        head: impl Into<Head>,
         fill: impl FnOnce(&mut Writer),
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
         const INTERRUPTED: u16 = 0x10; // NLM_F_DUMP_INTR
-        let sequence = self.send_request(message_type, NLM_F_DUMP, family, fill)?;
+        let sequence = self.send_request(message_type, NLM_F_DUMP, head.into(), fill)?;
         let (mut done, mut interrupted, mut failure) = (false, false, None);
         while !done && failure.is_none() {
             self.receive(true, |message| {
@@ -389,10 +425,10 @@ impl NetfilterSocket {
         &mut self,
         operation: &'static str,
         message_type: u16,
-        family: u8,
+        head: impl Into<Head>,
         fill: impl FnOnce(&mut Writer),
     ) -> Result<(), NetlinkError> {
-        self.ask(operation, message_type, family, fill, |_| {})
+        self.ask(operation, message_type, head, fill, |_| {})
     }
 
     /// Sends one request, gives the messages of the answer to `each`, and waits for the acknowledgement.
@@ -400,11 +436,11 @@ impl NetfilterSocket {
         &mut self,
         operation: &'static str,
         message_type: u16,
-        family: u8,
+        head: impl Into<Head>,
         fill: impl FnOnce(&mut Writer),
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
-        let sequence = self.send_request(message_type, NLM_F_ACK, family, fill)?;
+        let sequence = self.send_request(message_type, NLM_F_ACK, head.into(), fill)?;
         let mut answer = None;
         while answer.is_none() {
             self.receive(true, |message| {

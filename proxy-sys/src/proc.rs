@@ -33,6 +33,26 @@ pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError>
     }
 }
 
+/// Ports that the kernel gives to processes that ask for any (`net.ipv4.ip_local_port_range`).
+pub fn local_port_range() -> std::ops::RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    // The kernel's default.
+    port_range(&text).unwrap_or(32768..=60999)
+}
+
+fn port_range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of eBPF programs.
+pub fn monotonic_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec that the call fills.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 /// Gives memory that the allocator holds but nobody uses back to the system.
 pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]
@@ -48,4 +68,13 @@ pub fn resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_range_of_ports_is_read() {
+        assert_eq!(super::port_range("32768\t60999\n"), Some(32768..=60999));
+        assert_eq!(super::port_range("1"), None);
+    }
 }

@@ -1,74 +1,206 @@
-//! The node's interface addresses, followed through rtnetlink.
+//! The node's interfaces and their addresses, followed through rtnetlink.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::MulticastGroup;
+use sluice_sys::bpf::Layer;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Follows the addresses of all interfaces until nobody listens any more.
-pub async fn follow(addresses: watch::Sender<Option<Vec<IpAddr>>>) {
+use crate::node::Device;
+
+/// What interfaces and addresses there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Addresses of all interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// All interfaces but the loopback, by index.
+    pub devices: Vec<Device>,
+}
+
+/// Follows all interfaces until nobody listens any more.
+pub async fn follow(network: watch::Sender<Option<Network>>) {
     loop {
-        if let Err(error) = follow_once(&addresses).await {
-            warn!(%error, "cannot follow interface addresses; trying again");
+        if let Err(error) = follow_once(&network).await {
+            warn!(%error, "cannot follow interfaces and addresses; trying again");
         }
         tokio::select! {
-            () = addresses.closed() => return,
-            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+            () = network.closed() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
 }
 
-/// Why addresses cannot be followed.
+/// Why interfaces cannot be followed.
 #[derive(Debug, thiserror::Error)]
-enum AddressError {
+enum NetworkError {
     #[error("open a route netlink socket: {0}")]
     Open(#[source] std::io::Error),
-    #[error("list addresses: {0}")]
+    #[error("list interfaces and addresses: {0}")]
     List(#[from] rtnetlink::Error),
 }
 
-async fn follow_once(addresses: &watch::Sender<Option<Vec<IpAddr>>>) -> Result<(), AddressError> {
-    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+async fn follow_once(network: &watch::Sender<Option<Network>>) -> Result<(), NetworkError> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) =
-        rtnetlink::new_multicast_connection(&groups).map_err(AddressError::Open)?;
+        rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
     tokio::spawn(connection);
     loop {
         let now = Some(list(&handle).await?);
-        addresses.send_if_modified(|known| {
+        network.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;
             changed
         });
         tokio::select! {
             message = messages.next() => if message.is_none() { return Ok(()) },
-            () = addresses.closed() => return Ok(()),
+            () = network.closed() => return Ok(()),
         }
         // One change often comes with several messages.
-        while let Ok(Some(_)) =
-            tokio::time::timeout(std::time::Duration::from_millis(5), messages.next()).await
-        {}
+        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(5), messages.next()).await {}
     }
 }
 
-async fn list(handle: &rtnetlink::Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
-    let mut found = Vec::new();
+async fn list(handle: &rtnetlink::Handle) -> Result<Network, rtnetlink::Error> {
+    let mut devices = BTreeMap::new();
+    let mut links = handle.link().get().execute();
+    while let Some(message) = links.try_next().await? {
+        if let Some(device) = device(&message) {
+            devices.insert(device.index, device);
+        }
+    }
+    let mut addresses = Vec::new();
     let mut answer = handle.address().get().execute();
     while let Some(message) = answer.try_next().await? {
-        // Point-to-point links carry their own address as "local".
-        let local = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-        let address = message.attributes.iter().find_map(|attribute| match attribute {
+        let Some(ip) = address(&message) else { continue };
+        addresses.push(ip);
+        if let Some(device) = devices.get_mut(&message.header.index) {
+            take_address(device, ip, &message);
+        }
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(Network { addresses, devices: devices.into_values().collect() })
+}
+
+fn device(message: &LinkMessage) -> Option<Device> {
+    if message.header.flags.contains(LinkFlags::Loopback) {
+        return None;
+    }
+    let mut device = Device {
+        index: message.header.index,
+        layer: layer(message.header.link_layer_type.into()),
+        is_port: message.header.flags.contains(LinkFlags::Port),
+        ..Device::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::LinkNetNsId(_) => device.peer_is_elsewhere = true,
+            _ => {}
+        }
+    }
+    Some(device)
+}
+
+/// What packets of an interface begin with, by its ARPHRD number (linux/if_arp.h); `None` where IP is not at once behind
+/// one of these.
+fn layer(kind: u16) -> Option<Layer> {
+    match kind {
+        1 => Some(Layer::Ethernet),
+        // PPP, RAWIP, IPv4 and IPv6 tunnels, SIT, GRE of both, and none (tun, WireGuard).
+        512 | 519 | 768 | 769 | 776 | 778 | 823 | 0xfffe => Some(Layer::Raw),
+        _ => None,
+    }
+}
+
+/// An interface's own address. Point-to-point links carry it as "local".
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Address(ip) => Some(*ip),
             _ => None,
-        });
-        found.extend(local.or(address));
+        })
+    })
+}
+
+/// The first address of a family that packets to others may come from.
+fn take_address(device: &mut Device, ip: IpAddr, message: &AddressMessage) {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let unfit = AddressFlags::Secondary
+        | AddressFlags::Tentative
+        | AddressFlags::Dadfailed
+        | AddressFlags::Deprecated;
+    if flags.is_some_and(|flags| flags.intersects(unfit)) {
+        return;
     }
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
+    match (ip, message.header.scope) {
+        (IpAddr::V4(ip), AddressScope::Universe | AddressScope::Site | AddressScope::Link) => {
+            device.address4.get_or_insert(ip);
+        }
+        (IpAddr::V6(ip), AddressScope::Universe | AddressScope::Site) => {
+            device.address6.get_or_insert(ip);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device_of(kind: u16, attributes: Vec<LinkAttribute>) -> Option<Device> {
+        let mut message = LinkMessage::default();
+        message.header.index = 4;
+        message.header.link_layer_type = kind.into();
+        message.attributes = attributes;
+        device(&message)
+    }
+
+    #[test]
+    fn a_cable_to_another_namespace_is_told_from_one_that_stays_here() {
+        let attributes = || vec![LinkAttribute::IfName("veth1".into()), LinkAttribute::Mtu(1450)];
+        let here = device_of(1, attributes()).unwrap();
+        assert_eq!((here.index, here.name.as_str(), here.mtu), (4, "veth1", 1450));
+        assert_eq!((here.layer, here.peer_is_elsewhere), (Some(Layer::Ethernet), false));
+        let mut there = attributes();
+        there.push(LinkAttribute::LinkNetNsId(0));
+        assert!(device_of(1, there).unwrap().peer_is_elsewhere);
+        assert_eq!(device_of(0xfffe, vec![]).unwrap().layer, Some(Layer::Raw));
+        // InfiniBand.
+        assert_eq!(device_of(32, vec![]).unwrap().layer, None);
+    }
+
+    #[test]
+    fn the_first_usable_address_of_each_family_is_the_device_s() {
+        let mut device = Device::default();
+        let mut take = |ip: &str, scope, flags| {
+            let mut message = AddressMessage::default();
+            message.header.scope = scope;
+            message.attributes = vec![AddressAttribute::Flags(flags)];
+            take_address(&mut device, ip.parse().unwrap(), &message);
+        };
+        let plain = AddressFlags::Permanent;
+        take("10.0.0.9", AddressScope::Universe, AddressFlags::Secondary);
+        take("10.0.0.1", AddressScope::Universe, plain);
+        take("10.0.0.2", AddressScope::Universe, plain);
+        take("fe80::1", AddressScope::Link, plain);
+        take("fd00::9", AddressScope::Universe, AddressFlags::Tentative);
+        take("fd00::1", AddressScope::Universe, plain);
+        assert_eq!(device.address4, Some([10, 0, 0, 1].into()));
+        assert_eq!(device.address6.map(|ip| ip.to_string()).as_deref(), Some("fd00::1"));
+    }
 }

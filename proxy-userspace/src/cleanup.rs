@@ -5,6 +5,9 @@ mod legacy;
 mod names;
 mod plan;
 
+use std::path::{Path, PathBuf};
+
+use sluice_sys::bpf::Directory;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
@@ -28,6 +31,9 @@ pub(crate) enum StepError {
     /// The kernel's answer to a request about interfaces.
     #[error(transparent)]
     Link(#[from] rtnetlink::Error),
+    /// The kernel's answer to a request about eBPF.
+    #[error(transparent)]
+    Bpf(#[from] sluice_sys::bpf::BpfError),
     /// A system call failed.
     #[error(transparent)]
     System(#[from] std::io::Error),
@@ -44,9 +50,14 @@ pub(crate) enum StepError {
     NoProgram(String),
 }
 
-/// `sluice cleanup`: removes our table and, when asked, kube-proxy's leftovers. A step that fails is told, and the
-/// others still run.
-pub fn cleanup(with_kube_proxy: bool) -> Result<(), DaemonError> {
+/// Where the eBPF backend keeps its maps and programs, unless something else is said.
+pub fn usual_bpffs() -> PathBuf {
+    std::env::var_os("SLUICE_BPFFS").map_or_else(|| crate::config::BPFFS.into(), PathBuf::from)
+}
+
+/// `sluice cleanup`: removes our table, our eBPF programs and maps and, when asked, kube-proxy's leftovers. A step that
+/// fails is told, and the others still run.
+pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
     let ours = Nft::open().and_then(|mut nft| nft.delete_table());
     let mut steps = Vec::new();
     match ours {
@@ -54,6 +65,13 @@ pub fn cleanup(with_kube_proxy: bool) -> Result<(), DaemonError> {
         Ok(false) => println!("nothing to remove: there is no table inet sluice"),
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
         Err(error) => steps.push(Step { what: "table inet sluice".into(), result: Err(error.into()) }),
+    }
+    let what = format!("eBPF programs and maps in {}", bpffs.display());
+    match Directory::new(bpffs).remove() {
+        Ok(true) => println!("removed {what}"),
+        Ok(false) => println!("nothing to remove: there are no {what}"),
+        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
+        Err(error) => steps.push(Step { what, result: Err(error.into()) }),
     }
     if with_kube_proxy {
         let found = kube_proxy::remove();

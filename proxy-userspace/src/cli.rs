@@ -4,7 +4,7 @@ mod flags;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -34,11 +34,20 @@ Exit codes:
 pub enum Command {
     /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
     Run(Box<RunArgs>),
+    /// Show what of Sluice is in the kernel: the backend, maps, counters, programs by interface. No daemon is needed.
+    Status {
+        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        bpffs: PathBuf,
+    },
     /// Remove everything of Sluice from the kernel.
     Cleanup {
         /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS, ipsets.
         #[arg(long)]
         kube_proxy: bool,
+        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        bpffs: PathBuf,
     },
 }
 
@@ -172,10 +181,10 @@ mod tests {
 
     fn run(arguments: &[&str]) -> Result<(RunArgs, Invocation), clap::Error> {
         let mut invocation = parse(arguments.iter().map(OsString::from))?;
-        let other = Command::Cleanup { kube_proxy: false };
+        let other = Command::Cleanup { kube_proxy: false, bpffs: PathBuf::new() };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
-            Command::Cleanup { .. } => panic!("{arguments:?} is not run"),
+            Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
         }
     }
 
@@ -195,6 +204,16 @@ mod tests {
         assert!(parse(["kube-proxy".into()]).is_ok());
         assert!(parse(["sluice".into()]).is_err());
         assert!(run(&["kube-proxy", "cleanup"]).is_err());
+    }
+
+    #[test]
+    fn cleanup_looks_where_the_configuration_says_unless_told() {
+        let bpffs = |arguments: &[&str]| match parse(arguments.iter().map(OsString::from)).unwrap().command {
+            Command::Cleanup { bpffs, .. } => bpffs,
+            Command::Run(_) | Command::Status { .. } => panic!("{arguments:?} is not cleanup"),
+        };
+        assert_eq!(bpffs(&["sluice", "cleanup"]), Path::new("/sys/fs/bpf/sluice"));
+        assert_eq!(bpffs(&["sluice", "cleanup", "--bpffs", "/b"]), Path::new("/b"));
     }
 
     #[test]

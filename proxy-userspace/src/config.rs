@@ -10,10 +10,12 @@ mod resolve;
 mod validate;
 mod watch;
 
+pub(crate) use defaults::BPFFS;
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
 pub use resolve::{
-    ConfigError, ConfigFile, DetectLocal, Flags, NodePortSelection, Settings, Source, resolve,
+    BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, NodePortSelection, Scheduler,
+    Settings, Source, resolve,
 };
 pub use watch::changed;
 

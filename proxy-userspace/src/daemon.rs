@@ -12,16 +12,17 @@ use sluice_sys::{capability, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::config::{ConfigError, DetectLocal, Settings, Source};
+use crate::backend::{Backend, BackendError, ebpf};
+use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Timing};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack};
+use crate::{addresses, cleanup, config, conntrack, flows, handover};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,9 @@ pub enum DaemonError {
          (modules nf_tables nft_numgen nft_fib_inet nft_masq nft_reject_inet nft_nat nft_ct)"
     )]
     Kernel(#[source] NetlinkError),
+    /// The backend cannot be used.
+    #[error(transparent)]
+    Backend(BackendError),
     /// A sysctl cannot be written.
     #[error(transparent)]
     Sysctl(proc::ProcError),
@@ -86,6 +90,7 @@ impl DaemonError {
             DaemonError::Config(_) => 2,
             DaemonError::Capability
             | DaemonError::Kernel(_)
+            | DaemonError::Backend(_)
             | DaemonError::Sysctl(_)
             | DaemonError::Manifests(_)
             | DaemonError::Kubernetes(_) => 3,
@@ -104,11 +109,8 @@ const EVENT_QUEUE: usize = 4096;
 /// How long the end of the process waits for the event that tells of it.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Checks that this process may and the kernel can do what is needed.
+/// Checks that this process may and the kernel can do what the nftables backend needs.
 fn preflight() -> Result<(), DaemonError> {
-    if capability::has_net_admin() == Some(false) {
-        return Err(DaemonError::Capability);
-    }
     let probe = || Nft::open()?.probe();
     probe().map_err(|error| match error.errno() {
         Some(libc::EPERM) => DaemonError::Capability,
@@ -116,10 +118,54 @@ fn preflight() -> Result<(), DaemonError> {
     })
 }
 
+/// Opens the backend that is asked for, after a check that it can do everything that it will have to. Decides what is left
+/// to be decided.
+fn open_backend(settings: &mut Settings) -> Result<Backend, DaemonError> {
+    if capability::has_net_admin() == Some(false) {
+        return Err(DaemonError::Capability);
+    }
+    if settings.backend != BackendKind::Nftables {
+        match open_ebpf(settings) {
+            Ok(backend) => return Ok(backend),
+            Err(error) if settings.backend == BackendKind::Ebpf => return Err(DaemonError::Backend(error)),
+            Err(error) => {
+                info!("mode auto: the backend is nftables: {error}");
+                settings.backend = BackendKind::Nftables;
+            }
+        }
+    }
+    preflight()?;
+    Backend::open(settings, &NodeFacts::default()).map_err(DaemonError::Backend)
+}
+
+/// To open it is to load the programs. Only when that fails, what is missing is looked for.
+fn open_ebpf(settings: &mut Settings) -> Result<Backend, BackendError> {
+    let wanted = std::mem::replace(&mut settings.backend, BackendKind::Ebpf);
+    let opened = Backend::open(settings, &NodeFacts::default());
+    if opened.is_err() {
+        settings.backend = wanted;
+        let missing = ebpf::missing(settings)?;
+        if !missing.is_empty() {
+            return Err(BackendError::Missing(missing));
+        }
+    }
+    opened
+}
+
 /// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
 pub fn init(settings: &Settings) -> Result<(), DaemonError> {
-    // This loads the modules too, without which there are no sysctls of connection tracking.
-    preflight()?;
+    if capability::has_net_admin() == Some(false) {
+        return Err(DaemonError::Capability);
+    }
+    if settings.backend == BackendKind::Ebpf {
+        let missing = ebpf::missing(settings).map_err(DaemonError::Backend)?;
+        if !missing.is_empty() {
+            return Err(DaemonError::Backend(BackendError::Missing(missing)));
+        }
+    } else {
+        // This loads the modules too, without which there are no sysctls of connection tracking.
+        preflight()?;
+    }
     for (name, value) in conntrack_sysctls(settings, cpus()) {
         let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());
         set.map_err(DaemonError::Sysctl)?;
@@ -129,8 +175,8 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
 }
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
-pub async fn run(settings: Settings) -> Result<(), DaemonError> {
-    preflight()?;
+pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
+    let backend = tokio::task::block_in_place(|| open_backend(&mut settings))?;
     prepare_process(&settings);
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
@@ -139,7 +185,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
-    let (address_sender, address_receiver) = watch::channel(None);
+    let (network_sender, network_receiver) = watch::channel(None);
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
@@ -155,19 +201,28 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         log: log.clone(),
         started,
     };
-    let reconciler = Reconciler::new(settings.clone(), outputs).map_err(DaemonError::Kernel)?;
+    let maps = backend.maps();
+    let reconciler = Reconciler::new(settings.clone(), backend, outputs);
     let inputs = Inputs {
         events: event_receiver,
         notices: notice_receiver,
-        addresses: address_receiver,
+        network: network_receiver,
         shutdown: shutdown_receiver,
     };
     let mut source = tokio::spawn(source);
-    tokio::spawn(addresses::follow(address_sender));
-    tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
+    tokio::spawn(addresses::follow(network_sender));
+    match maps {
+        Some(maps) => {
+            metrics.follow(maps.clone());
+            tokio::spawn(flows::run(conntrack_receiver, maps, metrics.clone()));
+        }
+        None => {
+            tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
+        }
+    }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
     tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
-    tokio::spawn(after_first_pass(started_receiver, notices, settings.cleanup_kube_proxy));
+    tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
     let hard = settings.bind_hard_fail;
     let healthz = serve(
@@ -229,7 +284,8 @@ async fn source(
             let reporter =
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
-            (Box::pin(kubernetes::run(access, node_name, events, metrics, Timing::default())), recorder)
+            let scope = Scope { node_name, pods: settings.backend != BackendKind::Nftables };
+            (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })
 }
@@ -265,13 +321,24 @@ async fn config_change(settings: &Settings) -> DaemonError {
     std::future::pending().await
 }
 
-/// Once our rules are in force, those of kube-proxy may go; connections keep the translation that they have.
-async fn after_first_pass(started: oneshot::Receiver<u32>, notices: mpsc::Sender<Notice>, cleanup: bool) {
+/// Once our rules are in force, those of kube-proxy and of the other backend may go; connections keep the translation that
+/// they have.
+async fn after_first_pass(
+    started: oneshot::Receiver<Option<u32>>,
+    notices: mpsc::Sender<Notice>,
+    settings: Settings,
+) {
     let Ok(port) = started.await else { return };
-    if cleanup {
+    if settings.cleanup_kube_proxy {
         tokio::task::spawn_blocking(cleanup::take_over);
     }
-    monitor(port, notices);
+    match port {
+        Some(port) => {
+            monitor(port, notices);
+            handover::from_ebpf(&settings.ebpf.bpffs).await;
+        }
+        None => handover::from_nftables().await,
+    }
 }
 
 /// Reports what others do to our table. It starts late because the kernel would have to write a notification for

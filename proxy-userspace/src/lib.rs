@@ -14,9 +14,12 @@ pub mod daemon;
 #[cfg(feature = "ebpf")]
 pub mod ebpf_object;
 pub mod events;
+pub mod flows;
+pub mod handover;
 pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod reconcile;
+pub mod status;
 pub mod watch;

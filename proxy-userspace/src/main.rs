@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use sluice::cli::{self, Command, Invocation, RunArgs};
 use sluice::config::{settings, write_effective};
 use sluice::daemon::{self, DaemonError};
-use sluice::{cleanup, logging};
+use sluice::{cleanup, logging, status};
 
 fn main() -> ExitCode {
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let result = match &invocation.command {
         Command::Run(args) => run(args, &invocation),
-        Command::Cleanup { kube_proxy } => cleanup::cleanup(*kube_proxy),
+        Command::Status { bpffs } => status::status(bpffs),
+        Command::Cleanup { kube_proxy, bpffs } => cleanup::cleanup(*kube_proxy, bpffs),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -28,7 +29,7 @@ fn run(args: &RunArgs, invocation: &Invocation) -> Result<(), DaemonError> {
         return Ok(());
     }
     if args.actions.cleanup == Some(true) {
-        return cleanup::cleanup(true);
+        return cleanup::cleanup(true, &cleanup::usual_bpffs());
     }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let settings = settings(args, invocation, &host_name)?;

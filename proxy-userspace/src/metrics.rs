@@ -3,7 +3,8 @@
 mod process;
 mod text;
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::text::encode;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use sluice_core::net::Family;
+use sluice_sys::bpf::{Maps, Usage, counters};
 
 /// `N` labels of a metric.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -57,6 +59,8 @@ macro_rules! metrics {
         #[expect(missing_docs, reason = "each metric's help text stands where it is registered")]
         pub struct Metrics {
             registry: Arc<Registry>,
+            /// The maps of the eBPF backend, whose programs count by themselves.
+            maps: Arc<OnceLock<Maps>>,
             $(pub $field: $type,)*
         }
 
@@ -69,7 +73,7 @@ macro_rules! metrics {
                 )*
                 registry.register("kubernetes_build", "The version of this program", build());
                 registry.register_collector(Box::new(process::Process));
-                Metrics { registry: Arc::new(registry), $($field,)* }
+                Metrics { registry: Arc::new(registry), maps: Arc::default(), $($field,)* }
             }
         }
     };
@@ -131,6 +135,15 @@ metrics! {
     lists: Labelled<1, Counter> = Labelled::default(), "sluice_lists", "Lists of all objects of a kind begun";
     events: Labelled<1, Counter> = Labelled::default(),
         "sluice_events", "Events for the API, by what became of them: sent, failed, dropped";
+    packets: Labelled<1, Counter> = Labelled::default(),
+        "sluice_ebpf_packets", "What the eBPF programs did with packets and system calls, where they did anything";
+    map_entries: Labelled<1, Gauge> = Labelled::default(), "sluice_ebpf_map_entries", "Entries of an eBPF map";
+    map_capacity: Labelled<1, Gauge> = Labelled::default(),
+        "sluice_ebpf_map_capacity", "Entries that an eBPF map has room for";
+    flows_expired: Counter = Counter::default(),
+        "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
+    sockets_ended: Counter = Counter::default(),
+        "sluice_ebpf_sockets_ended", "Connected UDP sockets ended, because their endpoint does not serve any more";
 }
 
 /// The labels that Kubernetes programs give.
@@ -154,8 +167,29 @@ fn build() -> Info<Vec<(&'static str, String)>> {
 }
 
 impl Metrics {
+    /// From now on, what the programs of these maps count is on the page.
+    pub fn follow(&self, maps: Maps) {
+        let _ = self.maps.set(maps);
+    }
+
+    /// How full a map is.
+    pub fn map_usage(&self, map: &str, usage: Usage) {
+        let label = [("map", map.to_owned())];
+        self.map_entries.get_or_create(&label).set(usage.entries as i64);
+        self.map_capacity.get_or_create(&label).set(usage.capacity as i64);
+    }
+
+    fn read_counters(&self) {
+        let Some(Ok(counted)) = self.maps.get().map(counters) else { return };
+        for (counter, count) in counted {
+            let label = [("verdict", counter.name().to_owned())];
+            self.packets.get_or_create(&label).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
     /// The page, in the text format that kube-proxy answers with.
     pub fn page(&self) -> String {
+        self.read_counters();
         let mut page = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut page, &self.registry);

@@ -1,14 +1,38 @@
 //! From settings, own Node and interface addresses to what plan and backend depend on. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use sluice_core::ebpf;
 use sluice_core::model::Node;
 use sluice_core::net::Family;
-use sluice_core::nft::{NftConfig, NodeView};
-use sluice_core::plan::{Detector, PlanConfig};
+use sluice_core::nft::{self, NftConfig, NodeView};
+use sluice_core::plan::{self, Detector, PlanConfig};
+use sluice_sys::bpf::Layer;
 
-use crate::config::{DetectLocal, NodePortSelection, Settings};
+use crate::config::{DetectLocal, GoDuration, NodePortSelection, Scheduler, Settings};
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What its packets begin with; `None` where programs for packets are of no use.
+    pub layer: Option<Layer>,
+    /// Its largest packet, link header not counted.
+    pub mtu: u32,
+    /// Part of a bond or team, whose packets come again by that.
+    pub is_port: bool,
+    /// A cable whose other end is in another network namespace.
+    pub peer_is_elsewhere: bool,
+    /// Its first IPv4 address.
+    pub address4: Option<Ipv4Addr>,
+    /// Its first global IPv6 address.
+    pub address6: Option<Ipv6Addr>,
+}
 
 /// What is known of the node at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +41,8 @@ pub struct NodeFacts {
     pub node: Option<Node>,
     /// Addresses of all interfaces.
     pub interfaces: Vec<IpAddr>,
+    /// All interfaces but the loopback.
+    pub devices: Vec<Device>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
 }
@@ -39,6 +65,11 @@ pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
     }
 }
 
+/// How pods are told from others, for IPv4 and IPv6.
+pub fn detectors(settings: &Settings, facts: &NodeFacts) -> [Detector; 2] {
+    Family::BOTH.map(|family| detector(settings, facts, family))
+}
+
 fn detector(settings: &Settings, facts: &NodeFacts, family: Family) -> Detector {
     let cidr = |net: Option<IpNet>| net.map_or(Detector::None, Detector::Cidr);
     match &settings.detect_local {
@@ -55,8 +86,12 @@ fn detector(settings: &Settings, facts: &NodeFacts, family: Family) -> Detector 
 pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
     NftConfig {
         masquerade_bit: settings.masquerade_bit,
-        detectors: Family::BOTH.map(|family| detector(settings, facts, family)),
-        scheduler: settings.scheduler,
+        detectors: detectors(settings, facts),
+        scheduler: match settings.scheduler {
+            // Maglev is refused without mode ebpf.
+            Scheduler::Random | Scheduler::Maglev => nft::Scheduler::Random,
+            Scheduler::RoundRobin => nft::Scheduler::RoundRobin,
+        },
         match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
     }
 }
@@ -99,6 +134,57 @@ pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
     NodeView {
         node_port_addresses: node_port_addresses(settings, facts),
         service_networks: facts.service_networks.clone(),
+    }
+}
+
+/// What is read from this machine once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineFacts {
+    /// The cookie of the network namespace.
+    pub netns: u64,
+    /// Ports that the kernel gives to processes that ask for any.
+    pub local_ports: RangeInclusive<u16>,
+}
+
+/// What the maps of the eBPF backend say of the node.
+pub fn ebpf_view(settings: &Settings, facts: &NodeFacts, machine: &MachineFacts) -> ebpf::NodeView {
+    ebpf::NodeView {
+        netns: machine.netns,
+        own_addresses: facts.interfaces.clone(),
+        node_port_addresses: node_port_addresses(settings, facts),
+        match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
+        service_networks: facts.service_networks.clone(),
+        detectors: detectors(settings, facts),
+        primary: Family::BOTH.map(|family| primary(settings, facts, family)),
+        local_ports: machine.local_ports.clone(),
+        timeouts: timeouts(settings),
+        scheduler: ebpf_scheduler(settings),
+        localhost_node_ports: settings.ebpf.localhost_node_ports,
+        draining: false,
+    }
+}
+
+/// How the eBPF backend picks endpoints.
+pub fn ebpf_scheduler(settings: &Settings) -> plan::Scheduler {
+    match settings.scheduler {
+        Scheduler::Random => plan::Scheduler::Random,
+        Scheduler::RoundRobin => plan::Scheduler::RoundRobin,
+        Scheduler::Maglev => plan::Scheduler::Maglev,
+    }
+}
+
+/// When silent flows end: what is set for conntrack counts for our own flows too.
+fn timeouts(settings: &Settings) -> ebpf::Timeouts {
+    let usual = ebpf::Timeouts::default();
+    let seconds = |set: Option<GoDuration>, usual: u32| {
+        let set = set.map_or(0, |duration| duration.value.as_secs());
+        if set == 0 { usual } else { u32::try_from(set).unwrap_or(u32::MAX) }
+    };
+    let conntrack = &settings.conntrack;
+    ebpf::Timeouts {
+        udp: seconds(conntrack.udp_timeout, usual.udp),
+        udp_stream: seconds(conntrack.udp_stream_timeout, usual.udp_stream),
+        tcp_established: seconds(conntrack.tcp_established_timeout, usual.tcp_established),
     }
 }
 

@@ -13,13 +13,13 @@ use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::model::ObjectName;
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
-use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Notice;
 use sluice_sys::proc;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::backend::nftables::{Applied, Backend};
+use crate::addresses::Network;
+use crate::backend::{Applied, Backend, BackendError};
 use crate::config::Settings;
 use crate::conntrack;
 use crate::health::Health;
@@ -34,6 +34,8 @@ const SECONDARY_LISTS: Duration = Duration::from_secs(10);
 const GARBAGE_DELAY: Duration = Duration::from_secs(2);
 /// A full pass at least this often.
 const AUDIT_PERIOD: Duration = Duration::from_secs(3600);
+/// Where nobody tells that others detached our programs, we look so often.
+const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Events taken together.
 const BATCH: usize = 4096;
@@ -69,8 +71,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Received>,
     /// Changes that others make to our table.
     pub notices: mpsc::Receiver<Notice>,
-    /// Interface addresses, once they have been listed.
-    pub addresses: watch::Receiver<Option<Vec<std::net::IpAddr>>>,
+    /// Interfaces and addresses, once they have been listed.
+    pub network: watch::Receiver<Option<Network>>,
     /// Turns true when the program shall end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -89,8 +91,8 @@ pub struct Outputs {
     pub facts: watch::Sender<NodeFacts>,
     /// The last passes.
     pub log: SyncLog,
-    /// Told the backend's port after the first pass.
-    pub started: tokio::sync::oneshot::Sender<u32>,
+    /// Told the backend's netlink port, if it has one, after the first pass.
+    pub started: tokio::sync::oneshot::Sender<Option<u32>>,
 }
 
 /// What is to be done next.
@@ -110,7 +112,7 @@ pub struct Reconciler {
     facts: NodeFacts,
     phase: Phase,
     outputs: Outputs,
-    started: Option<tokio::sync::oneshot::Sender<u32>>,
+    started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
     udp: Vec<conntrack::Request>,
     triggers: Vec<i128>,
@@ -119,24 +121,24 @@ pub struct Reconciler {
     lists_complete_at: Option<Instant>,
     /// The node's addresses changed.
     node_dirty: bool,
-    /// The node's addresses have been listed.
-    addresses_known: bool,
+    /// The node's interfaces and addresses have been listed.
+    network_known: bool,
     retry_at: Option<Instant>,
     retry_delay: Duration,
     garbage_at: Option<Instant>,
     audit_at: Instant,
+    check_at: Instant,
     begun_at_unix_nanos: i128,
 }
 
 impl Reconciler {
     /// A loop that has done nothing yet.
-    pub fn new(settings: Settings, mut outputs: Outputs) -> Result<Self, NetlinkError> {
+    pub fn new(settings: Settings, backend: Backend, mut outputs: Outputs) -> Self {
         let facts = NodeFacts::default();
-        let backend = Backend::open(node::nft_config(&settings, &facts), node::node_view(&settings, &facts))?;
         let planner = Planner::new(node::plan_config(&settings, &facts));
         let (unused, _) = tokio::sync::oneshot::channel();
         let started = Some(std::mem::replace(&mut outputs.started, unused));
-        Ok(Reconciler {
+        Reconciler {
             settings,
             index: Index::default(),
             planner,
@@ -151,13 +153,14 @@ impl Reconciler {
             oldest_event: None,
             lists_complete_at: None,
             node_dirty: false,
-            addresses_known: false,
+            network_known: false,
             retry_at: None,
             retry_delay: FIRST_RETRY,
             garbage_at: None,
             audit_at: Instant::now() + AUDIT_PERIOD,
+            check_at: Instant::now() + CHECK_PERIOD,
             begun_at_unix_nanos: (unix_now() * 1e9) as i128,
-        })
+        }
     }
 
     /// Runs until told to end. Rules stay.
@@ -175,10 +178,11 @@ impl Reconciler {
                     }
                     self.receive(&mut batch);
                 }
-                Ok(()) = inputs.addresses.changed() => {
-                    if let Some(addresses) = inputs.addresses.borrow_and_update().clone() {
-                        self.facts.interfaces = addresses;
-                        self.addresses_known = true;
+                Ok(()) = inputs.network.changed() => {
+                    if let Some(network) = inputs.network.borrow_and_update().clone() {
+                        self.facts.interfaces = network.addresses;
+                        self.facts.devices = network.devices;
+                        self.network_known = true;
                         self.node_dirty = true;
                     }
                 }
@@ -197,7 +201,10 @@ impl Reconciler {
             }
             Phase::Full(_) => self.retry_at,
             Phase::Incremental if self.retry_at.is_some() => self.retry_at,
-            Phase::Incremental => Some(self.garbage_at.map_or(self.audit_at, |at| at.min(self.audit_at))),
+            Phase::Incremental => {
+                let check = self.backend.wants_checks().then_some(self.check_at);
+                [Some(self.audit_at), self.garbage_at, check].into_iter().flatten().min()
+            }
         };
         due.unwrap_or_else(|| Instant::now() + AUDIT_PERIOD)
     }
@@ -280,13 +287,14 @@ impl Reconciler {
             Err(error) => self.failed(&error, begun),
         }
         self.garbage();
+        self.check();
     }
 
     fn lists_are_complete(&mut self) -> bool {
         if !self.index.is_complete() {
             return false;
         }
-        let all = self.index.is_fully_listed() && self.addresses_known;
+        let all = self.index.is_fully_listed() && self.network_known;
         let waited = self.lists_complete_at.is_some_and(|at| at.elapsed() >= SECONDARY_LISTS);
         if waited && !all {
             warn!(
@@ -327,29 +335,27 @@ impl Reconciler {
             changed
         });
         if self.phase == Phase::Incremental {
-            if !self.backend.has_config(&node::nft_config(&self.settings, &self.facts)) {
-                self.phase = Phase::Full("full");
-            } else if let Err(error) = self.backend.set_node(node::node_view(&self.settings, &self.facts)) {
-                self.failed(&error, Instant::now());
+            match self.backend.set_node(&self.settings, &self.facts) {
+                Ok(Some(_)) => {}
+                Ok(None) => self.phase = Phase::Full("full"),
+                Err(error) => self.failed(&error, Instant::now()),
             }
         }
         self.planner.reconfigure(node::plan_config(&self.settings, &self.facts), &self.index)
     }
 
-    fn full(&mut self, kind: &'static str) -> Result<Applied, NetlinkError> {
+    fn full(&mut self, kind: &'static str) -> Result<Applied, BackendError> {
         let mut plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
         plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let config = node::nft_config(&self.settings, &self.facts);
-        let view = node::node_view(&self.settings, &self.facts);
         let begun = Instant::now();
-        let applied = self.backend.full(config, view, &plans)?;
+        let applied = self.backend.full(&self.settings, &self.facts, &plans)?;
         info!(
             kind,
             services = plans.len(),
             operations = applied.operations,
             transactions = applied.transactions,
             seconds = begun.elapsed().as_secs_f64(),
-            "ruleset in place"
+            "the kernel holds what it should"
         );
         if kind != "full" {
             self.outputs.metrics.repairs.inc();
@@ -377,6 +383,9 @@ impl Reconciler {
         metrics.service_changes_pending.set(0);
         metrics.services.set(self.planner.plans().len() as i64);
         metrics.endpoint_slices.set(self.index.slice_count() as i64);
+        for (map, usage) in self.backend.usage() {
+            metrics.map_usage(map, usage);
+        }
         Metrics::for_families(|family| {
             metrics.sync_duration.get_or_create(family).observe(seconds);
             let by_kind = if kind == "incremental" {
@@ -414,7 +423,7 @@ impl Reconciler {
         }
     }
 
-    fn failed(&mut self, error: &NetlinkError, begun: Instant) {
+    fn failed(&mut self, error: &BackendError, begun: Instant) {
         error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
             "the kernel refused a change; old rules stay in force, a full pass follows");
         let metrics = &self.outputs.metrics;
@@ -450,6 +459,24 @@ impl Reconciler {
             });
             self.phase = Phase::Full("full");
             self.retry_at = Some(Instant::now() + self.retry_delay);
+        }
+    }
+
+    /// Repairs what others took away without a word.
+    fn check(&mut self) {
+        if self.phase != Phase::Incremental || !self.backend.wants_checks() || Instant::now() < self.check_at
+        {
+            return;
+        }
+        self.check_at = Instant::now() + CHECK_PERIOD;
+        match self.backend.check() {
+            Ok(0) => {}
+            Ok(repaired) => {
+                warn!(repaired, "somebody else detached programs: attached again");
+                self.outputs.metrics.repairs.inc();
+                self.outputs.metrics.repaired_objects.inc_by(repaired as u64);
+            }
+            Err(error) => self.failed(&error, Instant::now()),
         }
     }
 

@@ -370,6 +370,24 @@ fn every_flag_of_kube_proxy_is_known_with_its_default() {
     }
 }
 
+#[cfg(feature = "ebpf")]
+#[test]
+fn the_flag_of_the_scheduler_counts_with_and_without_a_file() {
+    for (flags, file) in [
+        (&["--proxy-mode=ebpf", "--scheduler=maglev"][..], None),
+        (&["--scheduler=maglev"], Some("mode: ebpf\nsluice: {scheduler: rr}")),
+    ] {
+        let value = effective(&sluice(), flags, file).unwrap_or_else(|output| panic!("{output:?}"));
+        assert_eq!((&value["mode"], &value["sluice"]["scheduler"]), (&json!("ebpf"), &json!("maglev")));
+        assert_eq!(value["nodePortAddresses"], json!(["primary"]));
+        assert_eq!(value["sluice"]["ebpf"]["bpffs"], "/sys/fs/bpf/sluice");
+        // What was written means the same when it is read.
+        assert_eq!(effective(&sluice(), &[], Some(&value.to_string())).unwrap(), value);
+    }
+    let refused = effective(&sluice(), &["--scheduler=maglev"], Some("mode: nftables")).unwrap_err();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("sluice.scheduler"));
+}
+
 #[test]
 fn mode_iptables_runs_as_nftables_with_the_values_of_its_section() {
     let file = "mode: iptables\niptables: {masqueradeBit: 7, masqueradeAll: true, syncPeriod: 20s}\n\

@@ -3,6 +3,7 @@
 //! Labs use the same addresses and do not see each other, so any number can run at once. Processes of a lab are killed
 //! when the thread that started them ends: use a lab from the thread that created it.
 
+pub mod bpffs;
 pub mod cgroup;
 mod network;
 pub mod prune;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::address::NodeAddresses;
 use crate::agent::Agent;
@@ -26,9 +27,10 @@ use crate::cluster::Cluster;
 use crate::needs;
 use crate::objects::{self, Key, Manifests, Objects};
 use crate::process::{self, Finished, Namespace, ip_batch};
-use crate::proxy::{Proxy, ProxyProgram, Source};
+use crate::proxy::{self, Proxy, ProxyProgram, Source};
 use crate::target::{From, Target};
 use crate::topology::Topology;
+use bpffs::Pins;
 use cgroup::Cgroups;
 
 /// What a lab needs to know beside its topology.
@@ -53,12 +55,13 @@ pub struct Lab {
     places: Places,
 }
 
-/// The namespaces, cgroups and files of a lab; dropping it removes them.
+/// The namespaces, cgroups, pins and files of a lab; dropping it removes them.
 #[derive(Debug)]
 struct Places {
     prefix: String,
     namespaces: Vec<String>,
     cgroups: Option<Cgroups>,
+    pins: Pins,
     dir: PathBuf,
 }
 
@@ -66,15 +69,17 @@ impl Places {
     fn create(topology: &Topology) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(format!("sluice-lab-{id}"));
-        let mut places = Self { prefix: format!("sl{id}"), namespaces: Vec::new(), cgroups: None, dir };
+        let name = format!("sluice-lab-{id}");
+        let dir = std::env::temp_dir().join(&name);
+        let (prefix, pins) = (format!("sl{id}"), Pins::new(name.clone()));
+        let mut places = Self { prefix, namespaces: Vec::new(), cgroups: None, pins, dir };
         std::fs::create_dir(&places.dir).with_context(|| format!("creating {}", places.dir.display()))?;
-        let names =
+        let members =
             topology.nodes.keys().chain(topology.pods.keys()).map(String::as_str).chain(["client", "switch"]);
-        places.namespaces = names.map(|name| places.netns(name)).collect();
+        places.namespaces = members.map(|name| places.netns(name)).collect();
         if let Some(root) = cgroup::root() {
             // A machine that does not let us is good enough for every backend but eBPF.
-            places.cgroups = Cgroups::create(&root, &format!("sluice-lab-{id}"), topology.nodes.keys()).ok();
+            places.cgroups = Cgroups::create(&root, &name, topology.nodes.keys()).ok();
         }
         let lines: String = places.namespaces.iter().map(|name| format!("netns add {name}\n")).collect();
         ip_batch(None, &lines)?;
@@ -97,6 +102,7 @@ impl Drop for Places {
         if let Some(cgroups) = &self.cgroups {
             cgroups.remove();
         }
+        self.pins.remove();
         prune::remove_namespaces(&self.namespaces);
         // Nothing can be done about files that do not go; the next prune tries again.
         drop(std::fs::remove_dir_all(&self.dir));
@@ -243,6 +249,8 @@ impl Lab {
         // The standard library resolves a bare name with the child's PATH, as long as that was set explicitly.
         let mut command = self.namespace(&From::Host(node.to_owned())).command(program)?;
         command.args(rest).env("PATH", path).current_dir(self.node_dir(node)?);
+        // Where `sluice cleanup` looks for this node's maps and programs, and not for the machine's.
+        command.env("SLUICE_BPFFS", self.places.pins.of(node));
         Ok(command)
     }
 
@@ -326,9 +334,27 @@ impl Lab {
                 Source::Api(cluster.kubeconfig(program.account(), &dir.join("kubeconfig"), false)?)
             }
         };
+        let config = match program.mode() {
+            "ebpf" => &proxy::merged(self.of_the_node(node)?, config),
+            _ => config,
+        };
         let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;
         self.proxies.insert(key, proxy);
         Ok(())
+    }
+
+    /// Where a node's eBPF backend pins its maps and links.
+    #[must_use]
+    pub fn bpffs(&self, node: &str) -> PathBuf {
+        self.places.pins.of(node)
+    }
+
+    /// What the eBPF backend has to know in order to leave other nodes and the machine alone.
+    fn of_the_node(&self, node: &str) -> Result<Value> {
+        let cgroups = self.places.cgroups.as_ref();
+        let cgroup = cgroups.context("mode ebpf needs a cgroup2 mount that can be written")?.of(node);
+        let bpffs = self.places.pins.create(node)?;
+        Ok(json!({"sluice": {"ebpf": {"cgroupRoot": cgroup, "bpffs": bpffs}}}))
     }
 
     /// Starts the proxy in every node.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use sluice_tests::cluster::tools::Tools;
 use sluice_tests::known::{self, KnownErrors};
-use sluice_tests::lab::{LabOptions, prune};
+use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
@@ -119,8 +119,16 @@ fn main() -> ExitCode {
 fn program(arguments: &RunArguments, name: &str) -> Result<ProxyProgram> {
     match arguments.proxy {
         ProxyKind::Nftables => ProxyProgram::sluice(&arguments.sluice, name),
-        ProxyKind::Ebpf | ProxyKind::Ipvs => {
-            bail!("--proxy {name} is not available in this version; --proxy nftables is")
+        ProxyKind::Ebpf => {
+            ensure!(
+                cgroup::root().is_some(),
+                "--proxy {name} needs a cgroup2 mount that can be written: each node has a cgroup of its own"
+            );
+            bpffs::mounted()?;
+            ProxyProgram::sluice(&arguments.sluice, name)
+        }
+        ProxyKind::Ipvs => {
+            bail!("--proxy {name} is not available in this version; --proxy nftables and ebpf are")
         }
         ProxyKind::KubeProxyNftables | ProxyKind::KubeProxyIptables => {
             ensure!(

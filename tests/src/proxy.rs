@@ -24,7 +24,7 @@ const IPTABLES_LEGACY: &str = "/usr/sbin/xtables-legacy-multi";
 /// Which proxy is tested.
 #[derive(Debug, Clone)]
 pub struct ProxyProgram {
-    /// What `--proxy` calls it: `nftables`, `kube-proxy-nftables`, …
+    /// What `--proxy` calls it: `nftables`, `ebpf`, `kube-proxy-nftables`, …
     pub name: String,
     /// The sluice binary, which cases may run whatever the proxy is
     pub sluice: PathBuf,
@@ -143,6 +143,13 @@ pub fn configuration(mode: &str, source: &Source, over: &Value) -> Value {
     config
 }
 
+/// A configuration with another one merged over it.
+#[must_use]
+pub fn merged(mut base: Value, over: &Value) -> Value {
+    merge(&mut base, over);
+    base
+}
+
 fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
@@ -241,5 +248,11 @@ mod tests {
         assert_eq!(config["clusterCIDR"], "10.0.0.0/8");
         assert_eq!(config["detectLocalMode"], "ClusterCIDR");
         assert_eq!(configuration("nftables", &files, &Value::Null)["mode"], "nftables");
+        let of_the_node = json!({"sluice": {"ebpf": {"bpffs": "/b"}}});
+        let of_the_case = json!({"sluice": {"scheduler": "maglev", "ebpf": {"flows": 1024}}});
+        assert_eq!(
+            configuration("ebpf", &files, &merged(of_the_node, &of_the_case))["sluice"],
+            json!({"scheduler": "maglev", "ebpf": {"bpffs": "/b", "flows": 1024}})
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Scenarios: what happens around a proxy in a cluster (controllers at work, an API server in trouble, a proxy that is
 //! exchanged or killed under load), each as a program with a lab and a real API server.
 
+mod backends;
 mod controllers;
 mod draining;
 mod migration;
@@ -66,8 +67,16 @@ pub struct Options {
 
 /// All scenarios, in the order they are run.
 fn all() -> impl Iterator<Item = Scenario> {
-    let groups =
-        [controllers::ALL, draining::ALL, types::ALL, restart::ALL, migration::ALL, watch::ALL, outage::ALL];
+    let groups = [
+        controllers::ALL,
+        draining::ALL,
+        types::ALL,
+        restart::ALL,
+        backends::ALL,
+        migration::ALL,
+        watch::ALL,
+        outage::ALL,
+    ];
     groups.concat().into_iter()
 }
 

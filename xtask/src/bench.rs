@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, each printed by a command that anyone can run again.
 
+mod datapath;
 mod peers;
 mod scale;
 
@@ -20,12 +21,15 @@ pub(crate) struct Arguments {
 enum Command {
     /// Sluice alone, without an API server: load and change times, memory and kernel objects by number of services.
     Scale(scale::Arguments),
+    /// The eBPF data path: ClusterIPs against direct access, and the cost of a packet by number of services.
+    Datapath(datapath::Arguments),
 }
 
 /// Runs a benchmark.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Some(Command::Scale(arguments)) => scale::run(arguments),
+        Some(Command::Datapath(arguments)) => datapath::run(arguments),
         None => peers::run(&arguments.peers),
     }
 }

@@ -53,5 +53,7 @@ pub(crate) fn lint() -> Result<()> {
     run_command(&mut cargo(&["fmt", "--all", "--check"]))?;
     run_command(&mut cargo(&["fmt", "--manifest-path", "proxy-ebpf/Cargo.toml", "--check"]))?;
     build_ebpf::prepare()?;
-    run_command(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+    run_command(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    // Nothing else builds this.
+    run_command(&mut cargo(&["check", "--package", "sluice", "--no-default-features", "--quiet"]))
 }

@@ -16,20 +16,10 @@
 
 use super::NftConfig;
 use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
-use super::lower::GroupId;
 use super::object::{Chain, ChainName, Rule, SetId, SetKind};
+use crate::group::GroupId;
 use crate::net::Family;
 use crate::plan::Detector;
-
-/// How endpoints are picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Scheduler {
-    /// Uniformly at random, as kube-proxy does.
-    #[default]
-    Random,
-    /// In turn, by a counter for each group.
-    RoundRobin,
-}
 
 /// Which map tells the group of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,14 +9,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::NftConfig;
 use super::classes::is_round_robin;
-use super::lower::{GroupId, Lowered, Member, Shared, address_key, element, lower, parse_endpoint};
+use super::lower::{Lowered, Shared, address_key, element, lower, parse_endpoint};
 use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKind, SetSpec, Value};
 use super::skeleton::{NodeView, chains, sets, static_elements};
 use crate::diff::{Delta, diff};
-use crate::model::ObjectName;
+use crate::group::{GroupId, Member, Slots};
 use crate::net::Family;
-use crate::plan::{Group, PlanChange, ServicePlan, Target};
-use crate::slots::arrange;
+use crate::plan::{PlanChange, ServicePlan};
 
 /// A chain as the kernel holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +41,6 @@ pub struct Observed {
     pub altered: bool,
 }
 
-type Slots = Box<[Member]>;
-
 /// The slots of one group as read back, in any order.
 type ReadSlots = Vec<(u32, Member)>;
 
@@ -56,7 +53,7 @@ const SPARE_CLASSES: usize = 256;
 pub struct Ledger {
     config: NftConfig,
     node: NodeView,
-    slots: FxHashMap<GroupId, Slots>,
+    slots: Slots,
     shared: FxHashMap<Shared, u32>,
     /// Chains that nobody needs any more, the longest unused first. They are deleted by a transaction of their
     /// own, later: kernels before 6.2 let a map's reference to a chain go only after the transaction that
@@ -74,7 +71,7 @@ impl Ledger {
         Ledger {
             config,
             node,
-            slots: FxHashMap::default(),
+            slots: Slots::default(),
             shared: FxHashMap::default(),
             retired: Vec::new(),
             foreign: Vec::new(),
@@ -121,10 +118,10 @@ impl Ledger {
 
     /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
-        let changes = merged(changes);
+        let changes = PlanChange::merged(changes);
         let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
         for change in &changes {
-            self.renew_slots(change);
+            self.slots.renew(change);
         }
         let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
         self.transition(old, new)
@@ -143,39 +140,7 @@ impl Ledger {
     }
 
     fn lower(&self, plan: &ServicePlan) -> Lowered {
-        lower(plan, &self.config, &|id, targets| self.slots_of(id, targets))
-    }
-
-    fn slots_of(&self, id: GroupId, targets: &[Target]) -> Vec<Member> {
-        match self.slots.get(&id) {
-            Some(slots) => slots.to_vec(),
-            None => members(targets),
-        }
-    }
-
-    /// Keeps surviving endpoints in their slots.
-    fn renew_slots(&mut self, change: &PlanChange) {
-        let before = groups(change.old.as_ref());
-        let after = groups(change.new.as_ref());
-        let mut renewed = Vec::new();
-        for (id, targets) in &after {
-            let previous = match before.get(id) {
-                Some(old) => self.slots_of(*id, old),
-                None => self.slots.get(id).map(|s| s.to_vec()).unwrap_or_default(),
-            };
-            let sorted = members(targets);
-            let slots = arrange(&previous, &sorted);
-            renewed.push((*id, (slots != sorted).then_some(slots)));
-        }
-        for id in before.keys() {
-            self.slots.remove(id);
-        }
-        for (id, slots) in renewed {
-            match slots {
-                Some(slots) => self.slots.insert(id, slots.into()),
-                None => self.slots.remove(&id),
-            };
-        }
+        lower(plan, &self.config, &|id, targets| self.slots.of(id, targets))
     }
 
     fn transition(&mut self, old: Lowered, new: Lowered) -> Vec<Op> {
@@ -339,12 +304,8 @@ impl Ledger {
                 slots.entry(group).or_default().push((u32::from_ne_bytes(slot), endpoint));
             }
         }
-        for (group, mut list) in slots {
-            list.sort_unstable();
-            // With a hole, the order says nothing about the slots.
-            if list.iter().enumerate().all(|(at, (slot, _))| at == *slot as usize) {
-                self.slots.insert(group, list.into_iter().map(|(_, endpoint)| endpoint).collect());
-            }
+        for (group, list) in slots {
+            self.slots.adopt(group, list);
         }
     }
 
@@ -356,11 +317,10 @@ impl Ledger {
         let mut wanted: Vec<Element> = static_elements();
         wanted.extend(self.node_elements());
         let mut wanted_chains: Vec<Chain> = Vec::new();
-        let known: FxHashSet<GroupId> = plans.iter().flat_map(|p| groups(Some(p)).into_keys()).collect();
-        self.slots.retain(|id, _| known.contains(id));
+        self.slots.retain(plans);
         for plan in plans {
             let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) };
-            self.renew_slots(&change);
+            self.slots.renew(&change);
             let lowered = self.lower(plan);
             for shared in &lowered.shared {
                 *self.shared.entry(*shared).or_default() += 1;
@@ -395,39 +355,6 @@ impl Ledger {
         }
         ops
     }
-}
-
-/// One change for each Service: from its first old plan to its last new one.
-fn merged(changes: &[PlanChange]) -> Vec<PlanChange> {
-    let mut at: FxHashMap<&ObjectName, usize> = FxHashMap::default();
-    let mut merged: Vec<PlanChange> = Vec::with_capacity(changes.len());
-    for change in changes {
-        match at.get(&change.name) {
-            Some(earlier) => merged[*earlier].new = change.new.clone(),
-            None => {
-                at.insert(&change.name, merged.len());
-                merged.push(change.clone());
-            }
-        }
-    }
-    merged
-}
-
-fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, Box<[Target]>> {
-    let mut found = FxHashMap::default();
-    for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
-        for group in [Group::Cluster, Group::Local] {
-            if !port.targets(group).is_empty() {
-                let id = GroupId::new(&port.id, port.affinity, group);
-                found.insert(id, port.targets(group).into());
-            }
-        }
-    }
-    found
-}
-
-fn members(targets: &[Target]) -> Vec<Member> {
-    targets.iter().map(|t| (t.address, t.port)).collect()
 }
 
 fn sorted(mut elements: Vec<Element>) -> Vec<Element> {

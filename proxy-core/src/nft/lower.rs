@@ -3,51 +3,19 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sha2::{Digest, Sha256};
 
 use super::NftConfig;
-use super::classes::{
-    ClassChain, IdTable, MasqueradeRule, Pick, Scheduler, round_robin_chain, round_robin_name,
-};
+use super::classes::{ClassChain, IdTable, MasqueradeRule, Pick, round_robin_chain, round_robin_name};
 use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
 use super::skeleton::Refusal;
-use crate::model::ServicePortName;
+use crate::group::{GroupId, LOCAL_BIT, SlotOrder};
 use crate::net::{Family, Protocol};
-use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, ServicePlan, Target};
-
-/// Identity of a group in the kernel: 63 bits of a SHA-256 over the service port's identity and affinity
-/// timeout, and one bit for Cluster or Local.
-///
-/// A hash, because it needs no memory over restarts; a strong one, because Services of different tenants
-/// must not be able to collide on purpose. The timeout is in it so that a changed timeout starts afresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(u64);
-
-const LOCAL_BIT: u64 = 1;
+use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan};
 
 impl GroupId {
-    /// The id of a service port's group.
-    pub fn new(id: &ServicePortName, affinity: Option<u32>, group: Group) -> Self {
-        let mut hash = Sha256::new();
-        for part in [id.service.as_str(), &id.port, id.protocol.name(), id.family.name()] {
-            hash.update(part.as_bytes());
-            hash.update([0]);
-        }
-        hash.update(affinity.unwrap_or(0).to_be_bytes());
-        let digest = hash.finalize();
-        let number = digest.iter().take(8).fold(0u64, |n, byte| n << 8 | u64::from(*byte));
-        let local = if group == Group::Local { LOCAL_BIT } else { 0 };
-        GroupId(number & !LOCAL_BIT | local)
-    }
-
-    /// The id as a number.
-    pub fn number(self) -> u64 {
-        self.0
-    }
-
     /// As in registers: two 32-bit words in host order, the one with the Local bit first.
     pub fn bytes(self) -> [u8; 8] {
-        words(self.0)
+        words(self.number())
     }
 
     /// The same behind a word of padding; see the class chains for why it is needed.
@@ -61,7 +29,8 @@ impl GroupId {
     pub fn from_bytes(bytes: &[u8]) -> Option<GroupId> {
         let (low, high) = bytes.split_first_chunk::<4>()?;
         let high: [u8; 4] = high.try_into().ok()?;
-        Some(GroupId(u64::from(u32::from_ne_bytes(high)) << 32 | u64::from(u32::from_ne_bytes(*low))))
+        let number = u64::from(u32::from_ne_bytes(high)) << 32 | u64::from(u32::from_ne_bytes(*low));
+        Some(GroupId::from_number(number))
     }
 
     /// The mask that clears the Local bit.
@@ -98,12 +67,6 @@ pub struct Lowered {
     /// Shared objects, with repetitions.
     pub shared: Vec<Shared>,
 }
-
-/// Address and port of an endpoint in a slot.
-pub type Member = (IpAddr, u16);
-
-/// Gives the members of a group in the order of their slots.
-pub type SlotOrder<'a> = dyn Fn(GroupId, &[Target]) -> Vec<Member> + 'a;
 
 /// Lowers the plan of a Service. `slots` gives the members of a group in the order of their slots.
 pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>) -> Lowered {
@@ -246,7 +209,8 @@ impl Lowering<'_> {
     ) -> [u8; 8] {
         let pick = match self.config.scheduler {
             Scheduler::RoundRobin => Pick::ByGroup,
-            Scheduler::Random => {
+            // nf_tables has no Maglev; settings that ask for it are refused long before.
+            Scheduler::Random | Scheduler::Maglev => {
                 Pick::Random { size: self.port.targets(group).len() as u32, affinity: self.port.affinity }
             }
         };

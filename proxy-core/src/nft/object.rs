@@ -295,7 +295,7 @@ pub struct Element {
 }
 
 impl Keyed for Element {
-    type Key = ElementId;
+    type Key<'a> = &'a ElementId;
     fn key(&self) -> &ElementId {
         &self.id
     }

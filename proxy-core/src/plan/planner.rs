@@ -26,6 +26,24 @@ pub struct PlanChange {
     pub new: Option<Arc<ServicePlan>>,
 }
 
+impl PlanChange {
+    /// One change for each Service: from its first old plan to its last new one.
+    pub fn merged(changes: &[PlanChange]) -> Vec<PlanChange> {
+        let mut at: FxHashMap<&ObjectName, usize> = FxHashMap::default();
+        let mut merged: Vec<PlanChange> = Vec::with_capacity(changes.len());
+        for change in changes {
+            match at.get(&change.name) {
+                Some(earlier) => merged[*earlier].new = change.new.clone(),
+                None => {
+                    at.insert(&change.name, merged.len());
+                    merged.push(change.clone());
+                }
+            }
+        }
+        merged
+    }
+}
+
 /// The plans of all Services.
 #[derive(Default)]
 pub struct Planner {

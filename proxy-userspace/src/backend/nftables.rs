@@ -7,20 +7,13 @@ use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
+use super::Applied;
+
 /// Operations of one transaction: the kernel holds its nf_tables lock while it works one off, about 20 ms for
 /// so many here.
 const MAX_OPS: usize = 10_000;
 /// Services lowered together in a first load.
 const LOAD_CHUNK: usize = 500;
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Operations committed.
-    pub operations: usize,
-    /// Transactions committed.
-    pub transactions: usize,
-}
 
 /// The backend.
 pub struct Backend {
@@ -119,13 +112,6 @@ impl Backend {
             applied += Applied { operations: part.len(), transactions: 1 };
         }
         Ok(applied)
-    }
-}
-
-impl std::ops::AddAssign for Applied {
-    fn add_assign(&mut self, other: Applied) {
-        self.operations += other.operations;
-        self.transactions += other.transactions;
     }
 }
 

@@ -8,8 +8,8 @@ use clap::Args;
 use crate::config::GoDuration;
 
 /// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file; only
-/// --hostname-override, the logging flags, --master, --kubeconfig and the flags that name an action keep their
-/// say.
+/// --hostname-override, the logging flags, --master, --kubeconfig, flags of Sluice and the flags that name an action keep
+/// their say.
 #[derive(Debug, Default, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
@@ -68,7 +68,7 @@ pub struct OwnArgs {
     /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// How endpoints are picked: random or rr.
+    /// How endpoints are picked: random, rr or, in mode ebpf, maglev; wins over the file.
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
     /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
@@ -149,7 +149,7 @@ pub struct NodeArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Dataplane")]
 pub struct DataplaneArgs {
-    /// Dataplane: nftables; iptables runs as nftables too.
+    /// Dataplane: nftables, ebpf, or auto, which takes eBPF where the kernel can; iptables runs as nftables.
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
     /// Masquerade all traffic to ClusterIPs.

@@ -5,10 +5,13 @@ use serde_json::Value;
 use super::duration::GoDuration;
 use super::raw::{FormatOptions, KubeProxyConfiguration};
 
+/// Where maps and programs of mode ebpf are pinned.
+pub(crate) const BPFFS: &str = "/sys/fs/bpf/sluice";
+
 /// What the user asked for, where defaults would hide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Requested {
-    /// Mode nftables.
+    /// Mode nftables, or one of ours (ebpf, auto), for which the section of nftables counts too.
     Nftables,
     /// Mode iptables, or none: its section counts.
     Iptables,
@@ -37,6 +40,8 @@ pub(super) fn fill_in(config: &mut KubeProxyConfiguration) -> Requested {
     conntrack(config);
     default(&mut config.sluice.scheduler, "random");
     config.sluice.cleanup_kube_proxy.get_or_insert(true);
+    default(&mut config.sluice.ebpf.bpffs, BPFFS);
+    config.sluice.ebpf.flows.get_or_insert(131_072);
     sections(config);
     mode(config)
 }
@@ -118,7 +123,7 @@ fn sections(config: &mut KubeProxyConfiguration) {
 /// kube-proxy. Mode iptables, or none, runs as nftables with the values of its own section.
 fn mode(config: &mut KubeProxyConfiguration) -> Requested {
     let requested = match config.mode.as_str() {
-        "nftables" => Requested::Nftables,
+        "nftables" | "ebpf" | "auto" => Requested::Nftables,
         // kube-proxy's default, which the files of existing clusters count on.
         "" | "iptables" => Requested::Iptables,
         _ => return Requested::Other,
@@ -133,10 +138,10 @@ fn mode(config: &mut KubeProxyConfiguration) -> Requested {
             // Said, because in mode nftables, which is what this configuration becomes, nothing said means "primary".
             config.node_port_addresses = Some(vec!["0.0.0.0/0".into(), "::/0".into()]);
         }
+        "nftables".clone_into(&mut config.mode);
     } else if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
         config.node_port_addresses = Some(vec!["primary".into()]);
     }
-    "nftables".clone_into(&mut config.mode);
     nftables.sync_period.get_or_insert(GoDuration::seconds(30));
     nftables.min_sync_period.get_or_insert(GoDuration::seconds(1));
     let unset = Some(GoDuration::default());

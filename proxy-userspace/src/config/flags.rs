@@ -19,6 +19,7 @@ const BESIDE_FILE: &[&str] = &[
     "kubeconfig",
     "master",
     "cleanup-kube-proxy",
+    "scheduler",
     "v",
     "vmodule",
     "logging-format",
@@ -52,6 +53,9 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
     logging(args, &mut config.logging);
     if let Some(cleanup) = args.own.cleanup_kube_proxy {
         config.sluice.cleanup_kube_proxy = Some(cleanup);
+    }
+    if let Some(scheduler) = &args.own.scheduler {
+        config.sluice.scheduler.clone_from(scheduler);
     }
     let no_file = args.config.is_none();
     let node = &args.node;
@@ -156,7 +160,6 @@ fn from_flags(args: &RunArgs) -> KubeProxyConfiguration {
     conntrack.tcp_be_liberal = tracking.conntrack_tcp_be_liberal.unwrap_or_default();
     conntrack.udp_timeout = tracking.conntrack_udp_timeout;
     conntrack.udp_stream_timeout = tracking.conntrack_udp_timeout_stream;
-    config.sluice.scheduler = text(&args.own.scheduler);
     dataplane(args, &mut config);
     config
 }

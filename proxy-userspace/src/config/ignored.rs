@@ -1,7 +1,7 @@
 //! Fields that are accepted for the sake of existing files and mean nothing here, with the reason.
 
 use super::duration::GoDuration;
-use super::raw::{Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
+use super::raw::{Ebpf, Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
 
 /// What to tell about a configuration as it was written, before defaults.
 pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
@@ -81,6 +81,9 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
         "ipvs",
         "for mode ipvs only",
     );
+    let is_ebpf = matches!(config.mode.as_str(), "ebpf" | "auto");
+    let preset = config.sluice.ebpf == Ebpf::default() || config.sluice.ebpf == preset_ebpf();
+    told.no_effect(!is_ebpf && !preset, "sluice.ebpf", "for modes ebpf and auto only");
     let iptables = &config.iptables;
     if matches!(config.mode.as_str(), "" | "iptables") {
         let mode = if config.mode.is_empty() {
@@ -110,6 +113,13 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
         ..Iptables::default()
     };
     told.no_effect(ours != preset, "iptables", "for mode iptables only");
+}
+
+/// The section as --write-config-to writes it.
+fn preset_ebpf() -> Ebpf {
+    let mut config = KubeProxyConfiguration::default();
+    super::defaults::fill_in(&mut config);
+    config.sluice.ebpf
 }
 
 /// The section as kubeadm writes it: present, with nothing set.

@@ -171,10 +171,26 @@ section! {
 section! {
     /// Our own settings.
     Sluice {
-        /// `random` or `rr`.
+        /// `random`, `rr` or `maglev`.
         scheduler: String,
         /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
         cleanup_kube_proxy: Option<bool>,
+        ebpf: Ebpf,
+    }
+}
+section! {
+    /// Settings of the ebpf mode.
+    Ebpf {
+        /// The cgroup whose processes the socket programs are for; the root of the cgroup2 mount if it is not said.
+        cgroup_root: String,
+        /// The directory, on a BPF file system, that keeps maps and programs over restarts.
+        bpffs: String,
+        /// Connections that the packet programs remember.
+        flows: Option<i64>,
+        /// Whether node ports answer on loopback to sockets of the node.
+        localhost_node_ports: bool,
+        /// Whether the programs log what they decide.
+        debug: bool,
     }
 }
 

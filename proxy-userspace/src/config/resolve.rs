@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice_core::net::{Family, parse_cidr, parse_ip};
-use sluice_core::nft::Scheduler;
 
 use super::defaults::fill_in;
 use super::ignored;
@@ -110,6 +109,54 @@ pub struct ConfigFile {
     pub text: String,
 }
 
+/// What is to drive the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Maps of nf_tables.
+    Nftables,
+    /// Programs at sockets and interfaces.
+    Ebpf,
+    /// eBPF where the kernel has all that it takes, else nftables: to be decided at start.
+    Auto,
+}
+
+impl BackendKind {
+    /// What the configuration, /proxyMode and the log call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::Nftables => "nftables",
+            BackendKind::Ebpf => "ebpf",
+            BackendKind::Auto => "auto",
+        }
+    }
+}
+
+/// How endpoints are picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Uniformly at random, as kube-proxy does.
+    Random,
+    /// In turn, by a counter for each group.
+    RoundRobin,
+    /// By a hash of the connection that picks the same endpoint on every node. Of the eBPF backend only.
+    Maglev,
+}
+
+/// What only the eBPF backend needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EbpfSettings {
+    /// The cgroup whose processes the socket programs are for; `None` stands for the root of the cgroup2 mount.
+    pub cgroup_root: Option<PathBuf>,
+    /// The directory that keeps maps and programs over restarts.
+    pub bpffs: PathBuf,
+    /// Connections that the packet programs remember.
+    pub flows: u32,
+    /// Whether node ports answer on loopback to sockets of the node.
+    pub localhost_node_ports: bool,
+    /// Whether the programs log what they decide.
+    pub debug: bool,
+}
+
 /// What the program needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -117,6 +164,10 @@ pub struct Settings {
     pub node_name: String,
     /// Where objects come from.
     pub source: Source,
+    /// What is to drive the kernel; at start, `Auto` gives way to the backend that was found to work.
+    pub backend: BackendKind,
+    /// What only the eBPF backend needs.
+    pub ebpf: EbpfSettings,
     /// Bit of the packet mark that asks for masquerading.
     pub masquerade_bit: u8,
     /// Masquerade all ClusterIP traffic.
@@ -173,6 +224,8 @@ pub fn resolve(
     let settings = Settings {
         node_name,
         source: source(&config, flags),
+        backend: backend(&config),
+        ebpf: ebpf(&config),
         masquerade_bit: nftables.masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
         masquerade_all: nftables.masquerade_all,
         detect_local: detect_local(&config, &mut errors),
@@ -220,13 +273,41 @@ fn source(config: &KubeProxyConfiguration, flags: &Flags) -> Source {
     }
 }
 
+fn backend(config: &KubeProxyConfiguration) -> BackendKind {
+    match config.mode.as_str() {
+        "ebpf" => BackendKind::Ebpf,
+        // Without that backend there is nothing to decide.
+        "auto" if cfg!(feature = "ebpf") => BackendKind::Auto,
+        _ => BackendKind::Nftables,
+    }
+}
+
+fn ebpf(config: &KubeProxyConfiguration) -> EbpfSettings {
+    let ebpf = &config.sluice.ebpf;
+    EbpfSettings {
+        cgroup_root: (!ebpf.cgroup_root.is_empty()).then(|| PathBuf::from(&ebpf.cgroup_root)),
+        bpffs: PathBuf::from(&ebpf.bpffs),
+        flows: ebpf.flows.and_then(|flows| u32::try_from(flows).ok()).unwrap_or_default(),
+        localhost_node_ports: ebpf.localhost_node_ports,
+        debug: ebpf.debug,
+    }
+}
+
 fn scheduler(config: &KubeProxyConfiguration, errors: &mut Errors) -> Scheduler {
     match config.sluice.scheduler.as_str() {
         "random" => Scheduler::Random,
         "rr" => Scheduler::RoundRobin,
+        "maglev" => {
+            // Mode auto may end in nftables, which has no such thing.
+            errors.check(config.mode == "ebpf", || {
+                format!("sluice.scheduler: \"maglev\" needs mode \"ebpf\", and the mode is {:?}", config.mode)
+            });
+            Scheduler::Maglev
+        }
         other => {
-            errors
-                .check(false, || format!("sluice.scheduler: {other:?} is unknown; use \"random\" or \"rr\""));
+            errors.check(false, || {
+                format!("sluice.scheduler: {other:?} is unknown; use \"random\", \"rr\" or, in mode ebpf, \"maglev\"")
+            });
             Scheduler::Random
         }
     }
@@ -354,6 +435,73 @@ mod tests {
         assert_eq!(of("nftables"), NodePortSelection::Primary);
         let all = ["0.0.0.0/0", "::/0"].map(|network| network.parse().unwrap()).to_vec();
         assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(all.clone()), of("")));
+    }
+
+    #[cfg(feature = "ebpf")]
+    #[test]
+    fn modes_of_our_own_take_the_settings_of_nftables_and_keep_their_name() {
+        let of = |mode| {
+            let config = serde_json::json!({
+                "mode": mode, "nftables": {"masqueradeBit": 5, "masqueradeAll": true, "syncPeriod": "7s"},
+            });
+            settings(config).unwrap()
+        };
+        for (mode, backend) in [("nftables", BackendKind::Nftables), ("ebpf", BackendKind::Ebpf)] {
+            let settings = of(mode);
+            assert_eq!((settings.backend, settings.effective.mode.as_str()), (backend, mode));
+            assert_eq!(settings.node_port_addresses, NodePortSelection::Primary);
+            assert_eq!((settings.masquerade_bit, settings.masquerade_all), (5, true));
+            assert_eq!(settings.sync_period.as_secs(), 7);
+        }
+        assert_eq!(of("auto").backend, BackendKind::Auto);
+        assert_eq!(of("auto").effective.mode, "auto");
+        assert_eq!(of("iptables").backend, BackendKind::Nftables);
+    }
+
+    #[cfg(feature = "ebpf")]
+    #[test]
+    fn the_section_of_ebpf_has_defaults_and_limits() {
+        let of = |section: serde_json::Value| {
+            settings(serde_json::json!({"mode": "ebpf", "sluice": {"ebpf": section}}))
+        };
+        let preset = of(serde_json::json!({})).unwrap();
+        let expected = EbpfSettings {
+            cgroup_root: None,
+            bpffs: "/sys/fs/bpf/sluice".into(),
+            flows: 131_072,
+            localhost_node_ports: false,
+            debug: false,
+        };
+        assert_eq!((preset.ebpf, preset.warnings), (expected, vec![]));
+        let set = of(serde_json::json!({
+            "cgroupRoot": "/c", "bpffs": "/b", "flows": 1024, "localhostNodePorts": true, "debug": true,
+        }));
+        let expected = EbpfSettings {
+            cgroup_root: Some("/c".into()),
+            bpffs: "/b".into(),
+            flows: 1024,
+            localhost_node_ports: true,
+            debug: true,
+        };
+        assert_eq!(set.unwrap().ebpf, expected);
+        let wrong = serde_json::json!({"cgroupRoot": "c", "bpffs": "b", "flows": 1023});
+        let error = of(wrong).unwrap_err().to_string();
+        for field in ["sluice.ebpf.cgroupRoot", "sluice.ebpf.bpffs", "sluice.ebpf.flows: 1023"] {
+            assert!(error.contains(field), "{field} in {error}");
+        }
+        assert!(of(serde_json::json!({"flows": 16_777_217})).is_err());
+        let elsewhere = serde_json::json!({"mode": "nftables", "sluice": {"ebpf": {"debug": true}}});
+        assert!(settings(elsewhere).unwrap().warnings[0].starts_with("sluice.ebpf: has no effect"));
+    }
+
+    #[cfg(feature = "ebpf")]
+    #[test]
+    fn maglev_is_of_mode_ebpf_only() {
+        let of = |mode| settings(serde_json::json!({"mode": mode, "sluice": {"scheduler": "maglev"}}));
+        assert_eq!(of("ebpf").unwrap().scheduler, Scheduler::Maglev);
+        for mode in ["nftables", "auto", ""] {
+            assert!(of(mode).unwrap_err().to_string().contains("needs mode \"ebpf\""), "{mode}");
+        }
     }
 
     #[test]

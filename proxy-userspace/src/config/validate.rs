@@ -8,6 +8,11 @@ use super::gates;
 use super::raw::KubeProxyConfiguration;
 use super::resolve::ConfigError;
 
+/// Fewer flows would push out one another on any node.
+const FLOWS_LEAST: i64 = 1024;
+/// More would take gigabytes, which the kernel takes at once.
+const FLOWS_MOST: i64 = 16_777_216;
+
 /// Errors, collected to be told at once.
 #[derive(Default)]
 pub(super) struct Errors(Vec<String>);
@@ -69,6 +74,23 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
         });
     }
     logging(config, errors);
+    ebpf(config, errors);
+}
+
+fn ebpf(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    errors.check(config.mode != "ebpf" || cfg!(feature = "ebpf"), || {
+        "mode: this sluice was built without its eBPF backend (feature ebpf); set it to \"nftables\"".into()
+    });
+    let ebpf = &config.sluice.ebpf;
+    for (field, path) in [("cgroupRoot", &ebpf.cgroup_root), ("bpffs", &ebpf.bpffs)] {
+        errors.check(path.is_empty() || path.starts_with('/'), || {
+            format!("sluice.ebpf.{field}: {path:?} is no absolute path")
+        });
+    }
+    let (flows, least, most) = (ebpf.flows.unwrap_or(FLOWS_LEAST), FLOWS_LEAST, FLOWS_MOST);
+    errors.check((least..=most).contains(&flows), || {
+        format!("sluice.ebpf.flows: {flows} is not between {least} and {most}")
+    });
 }
 
 fn kind(config: &KubeProxyConfiguration, errors: &mut Errors) {
@@ -83,11 +105,12 @@ fn kind(config: &KubeProxyConfiguration, errors: &mut Errors) {
 fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let mode = &config.mode;
     errors.check(false, || match mode.as_str() {
-        "ipvs" | "ebpf" => {
+        "ipvs" => {
             format!("mode: {mode:?} is not available in this version; set it to \"nftables\" or leave it out")
         }
         _ => format!(
-            "mode: {mode:?} is unknown; known are \"nftables\" and, as another name for it, \"iptables\""
+            "mode: {mode:?} is unknown; known are \"nftables\", \"ebpf\", \"auto\" and, as another name for nftables, \
+             \"iptables\""
         ),
     });
     if mode != "ipvs" {

@@ -21,6 +21,7 @@ use crate::reconcile::SyncLog;
 struct Debug {
     metrics: Metrics,
     config: KubeProxyConfiguration,
+    mode: &'static str,
     flags: BTreeMap<String, String>,
     started: SystemTime,
     log: SyncLog,
@@ -28,6 +29,7 @@ struct Debug {
 
 /// /metrics, /metrics/slis, /healthz (a ping), /proxyMode, /configz, /statusz, /flagz and /debug/syncs.
 pub fn debug_router(metrics: Metrics, settings: &Settings, log: SyncLog) -> Router {
+    let mode = settings.backend.name();
     let (config, flags) = (settings.effective.clone(), settings.flags.clone());
     Router::new()
         .route("/metrics", get(metrics_page))
@@ -40,7 +42,7 @@ pub fn debug_router(metrics: Metrics, settings: &Settings, log: SyncLog) -> Rout
         .route("/flagz", any(flag_page))
         .route("/debug/syncs", get(syncs))
         .fallback(not_found)
-        .with_state(Arc::new(Debug { metrics, config, flags, started: SystemTime::now(), log }))
+        .with_state(Arc::new(Debug { metrics, config, mode, flags, started: SystemTime::now(), log }))
 }
 
 async fn metrics_page(State(debug): State<Arc<Debug>>) -> Response {
@@ -81,7 +83,7 @@ fn ping(query: &str) -> String {
 }
 
 async fn proxy_mode(State(debug): State<Arc<Debug>>) -> Response {
-    (TEXT, debug.config.mode.clone()).into_response()
+    (TEXT, debug.mode).into_response()
 }
 
 async fn configz(State(debug): State<Arc<Debug>>) -> Response {

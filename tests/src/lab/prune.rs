@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::cgroup;
+use super::{bpffs, cgroup};
 use crate::process::NETNS_DIR;
 
 /// Kills every process that lives in one of the named namespaces.
@@ -54,7 +54,9 @@ pub fn stale() {
         names().filter(|name| name.strip_prefix("sl").and_then(owner).is_some_and(is_gone)).collect();
     kill_inhabitants(&namespaces);
     remove_namespaces(&namespaces);
-    for (dir, is_cgroup) in [(cgroup::root(), true), (Some(std::env::temp_dir()), false)] {
+    for (dir, is_cgroup) in
+        [(cgroup::root(), true), (bpffs::root(), false), (Some(std::env::temp_dir()), false)]
+    {
         let Some(dir) = dir else { continue };
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name();

@@ -145,6 +145,11 @@ impl Stage {
         HELD.iter().try_for_each(|(id, from, _)| self.held_alive(&place(from)?, id))
     }
 
+    /// How many connections the loads have opened.
+    pub(super) fn connections_opened(&self) -> Result<u64> {
+        LOADED.iter().map(|from| Ok(self.lab.agent(&place(from)?)?.loaded(LOAD, false)?.opened)).sum()
+    }
+
     /// Ends the loads; fails if anything was noticed, or hardly anything was opened.
     pub(super) fn end_traffic(&mut self) -> Result<()> {
         self.traffic_goes_on(Duration::from_millis(500))?;

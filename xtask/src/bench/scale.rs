@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::json;
+use sluice_sys::bpf::{Directory, View};
 use sluice_tests::lab::{Lab, LabOptions};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::target::From;
@@ -21,6 +22,9 @@ use crate::passes::{await_sync, get, metric, syncs};
 /// Arguments of `bench scale`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
+    /// The backend: nftables or ebpf
+    #[arg(long, default_value = "nftables")]
+    proxy: String,
     /// Numbers of services, comma-separated
     #[arg(long, value_delimiter = ',', default_value = "10000")]
     services: Vec<usize>,
@@ -44,6 +48,8 @@ struct Figures {
     change_seconds_p99: f64,
     rss_bytes: u64,
     kernel_elements: usize,
+    /// Of eBPF maps; the kernel does not tell that of nf_tables.
+    kernel_bytes: Option<u64>,
 }
 
 /// Services whose slices stand in files of their own, so that one change rewrites one small file.
@@ -57,20 +63,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let programs = machine::build()?;
     let mut all = Vec::new();
     println!(
-        "{:>9} {:>9} {:>12} {:>14} {:>12} {:>10} {:>16}",
-        "services", "endpoints", "load [s]", "change p50 [s]", "p99 [s]", "RSS [MB]", "kernel elements"
+        "{:>9} {:>9} {:>12} {:>14} {:>12} {:>10} {:>16} {:>10}",
+        "services",
+        "endpoints",
+        "load [s]",
+        "change p50 [s]",
+        "p99 [s]",
+        "RSS [MB]",
+        "kernel elements",
+        "maps [MB]"
     );
     for services in &arguments.services {
-        let figures = measure(&programs, *services, arguments.endpoints, arguments.changes)?;
+        let figures = measure(&programs, arguments, *services)?;
         println!(
-            "{:>9} {:>9} {:>12.3} {:>14.6} {:>12.6} {:>10.1} {:>16}",
+            "{:>9} {:>9} {:>12.3} {:>14.6} {:>12.6} {:>10.1} {:>16} {:>10}",
             figures.services,
             figures.endpoints,
             figures.load_seconds,
             figures.change_seconds_median,
             figures.change_seconds_p99,
             figures.rss_bytes as f64 / 1e6,
-            figures.kernel_elements
+            figures.kernel_elements,
+            figures.kernel_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.1}", bytes as f64 / 1e6))
         );
         all.push(figures);
     }
@@ -84,16 +98,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure(
-    programs: &machine::Programs,
-    services: usize,
-    endpoints: usize,
-    changes: usize,
-) -> Result<Figures> {
+fn measure(programs: &machine::Programs, arguments: &Arguments, services: usize) -> Result<Figures> {
+    let (endpoints, changes) = (arguments.endpoints, arguments.changes);
     let topology: Topology = serde_json::from_value(json!({"nodes": {NODE: {}}, "pods": {}}))?;
     let options = LabOptions {
         agent: programs.conformance.clone(),
-        proxy: ProxyProgram::sluice(&programs.sluice, "nftables")?,
+        proxy: ProxyProgram::sluice(&programs.sluice, &arguments.proxy)?,
     };
     let mut lab = Lab::create(&topology, options)?;
     let directory = lab.dir().join("manifests");
@@ -120,6 +130,10 @@ fn measure(
         bail!("{} of {changes} changes were seen", times.len());
     }
     times.sort_by(f64::total_cmp);
+    let (kernel_elements, kernel_bytes) = match arguments.proxy.as_str() {
+        "ebpf" => map_entries(&lab).map(|(entries, bytes)| (entries, Some(bytes)))?,
+        _ => (kernel_elements(&lab)?, None),
+    };
     Ok(Figures {
         services,
         endpoints,
@@ -127,7 +141,8 @@ fn measure(
         change_seconds_median: times[times.len() / 2],
         change_seconds_p99: times[times.len() * 99 / 100],
         rss_bytes: resident(&lab)?,
-        kernel_elements: kernel_elements(&lab)?,
+        kernel_elements,
+        kernel_bytes,
     })
 }
 
@@ -149,7 +164,21 @@ fn kernel_elements(lab: &Lab) -> Result<usize> {
     counting.join().map_err(|_| anyhow::anyhow!("counting panicked"))?
 }
 
-fn write_services(directory: &Path, services: usize, endpoints: usize) -> Result<()> {
+/// Entries and memory of the pinned maps.
+fn map_entries(lab: &Lab) -> Result<(usize, u64)> {
+    let view = View::open(&Directory::new(lab.bpffs(NODE)))?;
+    let mut total = (0, 0);
+    for map in view.maps.all() {
+        total.1 += map.memory()?;
+        // What the daemon writes; flows are none of it.
+        if map.spec().grows() {
+            total.0 += map.usage()?.entries;
+        }
+    }
+    Ok(total)
+}
+
+pub(super) fn write_services(directory: &Path, services: usize, endpoints: usize) -> Result<()> {
     for service in 0..CHANGED.min(services) {
         write_slice_file(directory, service, endpoints)?;
     }
@@ -173,8 +202,13 @@ fn write_slice_file(directory: &Path, service: usize, endpoints: usize) -> Resul
     Ok(())
 }
 
+/// The ClusterIP of a service.
+pub(super) fn cluster_ip(service: usize) -> String {
+    format!("10.{}.{}.{}", 97 + service / 62_500, service / 250 % 250, service % 250 + 1)
+}
+
 fn service_yaml(service: usize) -> String {
-    let ip = format!("10.{}.{}.{}", 97 + service / 62_500, service / 250 % 250, service % 250 + 1);
+    let ip = cluster_ip(service);
     format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: svc-{service}, namespace: bench}}\n\
          spec:\n  type: ClusterIP\n  clusterIP: {ip}\n  clusterIPs: [{ip}]\n  \

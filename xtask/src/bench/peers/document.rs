@@ -19,7 +19,7 @@ enum Unit {
 }
 
 /// Metric, its heading, its unit.
-const TABLES: [(&str, &str, Unit); 22] = [
+const TABLES: [(&str, &str, Unit); 26] = [
     ("load_seconds", "Full load: start of the process to everything in place", Unit::Seconds),
     (
         "load_rules_seconds",
@@ -36,6 +36,22 @@ const TABLES: [(&str, &str, Unit); 22] = [
     ("connections_p50_seconds_direct", "A new connection straight to the pod, median", Unit::Seconds),
     ("connections_p99_seconds_service", "A new connection through the ClusterIP, p99", Unit::Seconds),
     ("connections_p99_seconds_direct", "A new connection straight to the pod, p99", Unit::Seconds),
+    (
+        "connections_per_second_node_port",
+        "New connections through a node port, from outside",
+        Unit::PerSecond,
+    ),
+    (
+        "connections_per_second_outside_direct",
+        "New connections straight to the pod, from outside",
+        Unit::PerSecond,
+    ),
+    (
+        "connections_p50_seconds_node_port",
+        "A new connection through a node port, from outside, median",
+        Unit::Seconds,
+    ),
+    ("connections_failed_node_port", "Failed connections during the loads through a node port", Unit::Count),
     (
         "requests_p50_seconds_service",
         "A request in an open connection through the ClusterIP, median",
@@ -196,7 +212,8 @@ How it is measured:
   sent; a client in a pod opens a connection every half millisecond; the clock stops at the first one that the new
   endpoint answers. So it includes the API server's own work.
 - **Memory**: VmRSS and VmHWM of the process.
-- **Traffic**: a client pod and a server pod on one node; each load is also run straight to the pod, in the same turn. New
+- **Traffic**: a client pod and a server pod on one node; each load is also run straight to the pod, in the same turn; the
+  client of the node port is another machine (namespace). New
   connections: two at a time, closed by the server at once. Requests: 64 bytes to and fro. Throughput: one connection.
 - **Restart**: SIGKILL and a new start while two clients open a connection every millisecond.
 ";

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use sluice_tests::address::NodeAddresses;
 use sluice_tests::agent::bench::{BenchReport, BenchRequest, Work, unix_now};
 use sluice_tests::lab::Lab;
 use sluice_tests::proxy::ProxyProgram;
@@ -47,6 +48,7 @@ impl Session<'_> {
         self.record("memory_peak_bytes", self.memory("VmHWM")?);
         if self.services < self.arguments.large {
             self.traffic()?;
+            self.traffic_from_outside()?;
             self.restart()?;
         }
         Ok(())
@@ -168,6 +170,28 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// New connections through the node port, from the client outside the cluster, and straight to the pod from there.
+    fn traffic_from_outside(&mut self) -> Result<()> {
+        let node = NodeAddresses::of(&self.node()).context("a node without addresses")?.eth0[0];
+        let ways = [
+            ("node_port", node.to_string(), world::node_port(self.place)),
+            ("outside_direct", world::direct(self.place), 9001 + world::DIRECT),
+        ];
+        for (way, address, port) in ways {
+            self.forget_connections()?;
+            let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
+            let millis = self.arguments.load_seconds * 1000;
+            let work = Work::Connections;
+            let client = self.lab.agent(&From::Client)?;
+            let report = client.bench(BenchRequest { target, work, workers: 2, millis, pause_micros: 0 })?;
+            self.record(&format!("connections_per_second_{way}"), report.done as f64 / report.seconds);
+            self.record(&format!("connections_p50_seconds_{way}"), report.p50);
+            self.record(&format!("connections_p99_seconds_{way}"), report.p99);
+            self.record(&format!("connections_failed_{way}"), report.failed as f64);
+        }
+        Ok(())
+    }
+
     fn load(&self, work: Work, workers: usize, direct: bool) -> Result<BenchReport> {
         let port = match work {
             Work::Connections => 9001,
@@ -237,6 +261,9 @@ pub(super) fn clean_up(lab: &mut Lab, program: &ProxyProgram, place: usize) -> R
     // A proxy that ended by itself was reported; what it left goes all the same.
     drop(lab.kill_program(&node, program));
     let mut commands = vec!["nft flush ruleset".to_owned(), "conntrack -F".to_owned()];
+    if program.name == "ebpf" {
+        commands.push("sluice cleanup".to_owned());
+    }
     if program.name == "kube-proxy-iptables" {
         for table in ["nat", "filter", "mangle"] {
             for action in ["-F", "-X"] {

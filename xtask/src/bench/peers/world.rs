@@ -40,6 +40,11 @@ pub(super) fn cluster_ip(place: usize) -> String {
     format!("10.96.0.{}", 10 + place)
 }
 
+/// The node port of a node's own Service that leads to the server for new connections.
+pub(super) fn node_port(place: usize) -> u16 {
+    30_100_u16.saturating_add(u16::try_from(place).unwrap_or(u16::MAX))
+}
+
 /// The address of the pod that serves loads.
 pub(super) fn direct(place: usize) -> String {
     pod_address(place, "one")
@@ -71,7 +76,9 @@ pub(super) fn prepare(lab: &Lab, proxies: usize) -> Result<()> {
             json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": "TCP"})
         }));
         let name = format!("own-{place}");
-        let service = service(&name, &cluster_ip(place), &json!(ports));
+        let mut service = service(&name, &cluster_ip(place), &json!(ports));
+        service["spec"]["type"] = json!("NodePort");
+        service["spec"]["ports"][1]["nodePort"] = json!(node_port(place));
         lab.apply_object(&Key::new("Service", None, &name), &service)?;
         let (key, slice) = own_slice(place, "one");
         lab.apply_object(&key, &slice)?;

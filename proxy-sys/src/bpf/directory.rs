@@ -1,0 +1,188 @@
+//! The directory in a bpf filesystem where everything of sluice has its name.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::BpfError;
+
+/// `BPF_FS_MAGIC` of linux/magic.h.
+const BPF_FS: i64 = 0xcafe_4a11;
+/// Where a bpf filesystem belongs.
+const USUAL: &str = "/sys/fs/bpf";
+/// How long a predecessor may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A directory, which may not exist yet. In it each layout has one of its own, with `maps` and `links`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+/// Keeps other processes from working on the same directory.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _held: OwnedFd,
+}
+
+impl Directory {
+    /// The directory of that path.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Directory { root: root.into() }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The part of the layout that this program knows.
+    fn current(&self) -> PathBuf {
+        self.root.join(current_name())
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.current().join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Where a map is before it takes the place of another. No dot: the bpf filesystem takes none.
+    pub(super) fn next_map(&self, name: &str) -> PathBuf {
+        self.maps().join(format!("{name}-next"))
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.current().join("links")
+    }
+
+    /// Whether anything of any layout is there.
+    pub fn exists(&self) -> bool {
+        fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    /// Makes it, on a bpf filesystem, and keeps others out.
+    pub(super) fn prepare(&self) -> Result<Lock, BpfError> {
+        self.on_bpffs()?;
+        for directory in [self.maps(), self.links()] {
+            fs::create_dir_all(&directory)
+                .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
+        }
+        let lock = self.lock()?;
+        // Maps that a predecessor had no time to put in their place.
+        for path in list(&self.maps())?.filter(|path| path.to_string_lossy().ends_with("-next")) {
+            let _ = fs::remove_file(path);
+        }
+        Ok(lock)
+    }
+
+    /// Checks that it is, or would be, on a bpf filesystem; mounts one where it usually is.
+    pub(super) fn on_bpffs(&self) -> Result<(), BpfError> {
+        let there = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        if is_bpffs(there) {
+            return Ok(());
+        }
+        if self.root.starts_with(USUAL) && Path::new(USUAL).is_dir() {
+            mount(Path::new(USUAL)).map_err(|source| {
+                BpfError::system(
+                    format!("mount a bpf filesystem at {USUAL} (mount -t bpf bpf {USUAL})"),
+                    source,
+                )
+            })?;
+            return Ok(());
+        }
+        Err(BpfError::NoBpffs(self.root.clone()))
+    }
+
+    fn lock(&self) -> Result<Lock, BpfError> {
+        let failed = |source| BpfError::system(format!("lock {}", self.root.display()), source);
+        let held: OwnedFd = fs::File::open(&self.root).map_err(failed)?.into();
+        let begun = Instant::now();
+        loop {
+            // SAFETY: the descriptor is open, and flock takes no pointers.
+            if unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                return Ok(Lock { _held: held });
+            }
+            match io::Error::last_os_error() {
+                error if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
+                _ if begun.elapsed() >= PATIENCE => return Err(BpfError::Busy(self.root.clone())),
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Removes what other layouts left; their programs see no packet any more.
+    pub(super) fn remove_others(&self) -> Result<usize, BpfError> {
+        let mut removed = 0;
+        let current = self.current();
+        for path in list(&self.root)?.filter(|path| *path != current) {
+            remove_tree(&path)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Removes everything: the links go with their names, and so do programs and maps that nobody has open. Returns whether
+    /// there was anything.
+    pub fn remove(&self) -> Result<bool, BpfError> {
+        let mut links = Vec::new();
+        match fs::read_dir(&self.root) {
+            Ok(entries) => links.extend(entries.flatten().map(|layout| layout.path().join("links"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(BpfError::system(format!("read {}", self.root.display()), source)),
+        }
+        // Programs must not see maps that are half gone.
+        links.into_iter().filter(|path| path.is_dir()).try_for_each(|path| remove_tree(&path))?;
+        super::clsact::remove_everywhere()?;
+        remove_tree(&self.root)?;
+        Ok(true)
+    }
+}
+
+fn current_name() -> String {
+    format!("v{}", sluice_common::LAYOUT)
+}
+
+fn remove_tree(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::system(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is in a directory.
+pub(super) fn list(directory: &Path) -> Result<impl Iterator<Item = PathBuf> + use<>, BpfError> {
+    let entries = fs::read_dir(directory)
+        .map_err(|source| BpfError::system(format!("read {}", directory.display()), source))?;
+    Ok(entries.flatten().map(|entry| entry.path()))
+}
+
+/// The number of the filesystem's kind.
+pub(super) fn filesystem(path: &Path) -> Option<i64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zeros are a valid statfs, which has numbers only.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with a zero, and `found` has room for the answer.
+    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut found) };
+    (result == 0).then_some(found.f_type as i64)
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    filesystem(path) == Some(BPF_FS)
+}
+
+fn mount(path: &Path) -> io::Result<()> {
+    let target = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)?;
+    // SAFETY: all texts end with a zero and live through the call; no data are given.
+    let result =
+        unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

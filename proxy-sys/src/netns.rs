@@ -1,0 +1,57 @@
+//! Network namespaces of this machine, and how to work in another one.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// Where `ip netns` and container runtimes keep namespaces that may have no process.
+const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// All network namespaces that can be seen from here: this thread's, those of processes in /proc (which has all of them where the process
+/// namespace is the machine's), and those with a name. Each once.
+pub fn all() -> Vec<File> {
+    let of_processes = list("/proc").into_iter().filter_map(|process| {
+        let is_process = process.file_name()?.to_str()?.bytes().all(|byte| byte.is_ascii_digit());
+        is_process.then(|| process.join("ns/net"))
+    });
+    let mut found = BTreeMap::new();
+    let own = std::iter::once(PathBuf::from("/proc/thread-self/ns/net"));
+    for path in own.chain(of_processes).chain(NAMED.into_iter().flat_map(list)) {
+        // Looking at the number first saves opening one file for each process.
+        let Ok(number) = path.metadata().map(|data| (data.dev(), data.ino())) else { continue };
+        if let std::collections::btree_map::Entry::Vacant(free) = found.entry(number)
+            && let Ok(file) = File::open(&path)
+        {
+            free.insert(file);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn list(directory: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// Runs something in each of these namespaces, one after another, on a thread that is used for nothing else. What has no
+/// network namespace behind it is passed over.
+pub fn in_each<T: Send + 'static>(
+    namespaces: Vec<File>,
+    mut work: impl FnMut() -> T + Send + 'static,
+) -> io::Result<Vec<T>> {
+    let run = move || {
+        let mut results = Vec::new();
+        for namespace in namespaces {
+            // SAFETY: the descriptor is open, and no memory is involved. Only this thread changes its namespace.
+            if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
+                results.push(work());
+            }
+        }
+        results
+    };
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(run)?;
+    thread.join().map_err(|_| io::Error::other("a thread in another network namespace failed"))
+}

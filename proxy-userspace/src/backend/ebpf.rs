@@ -1,0 +1,275 @@
+//! The eBPF backend's driver: writes what the ledger says into maps, and keeps programs where they belong.
+//!
+//! Order of a first pass: maps of services, then those of the node, then links. So no packet meets programs that do not
+//! know the services yet. After that the order of operations is the ledger's.
+
+mod devices;
+mod encode;
+mod messages;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sluice_common::node::Interface;
+use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op};
+use sluice_core::plan::{PlanChange, ServicePlan};
+use sluice_sys::bpf::{
+    BpfError, Cgroup, Directory, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
+    netns_cookie, probe,
+};
+use sluice_sys::proc;
+use tracing::{info, warn};
+
+use super::{Applied, BackendError};
+use crate::config::Settings;
+use crate::node::{self, MachineFacts, NodeFacts};
+use messages::Messages;
+
+/// Entries of the flow table for each connection: one for each direction.
+const ENTRIES_OF_FLOW: u32 = 2;
+
+/// The backend.
+pub struct Backend {
+    instance: Instance,
+    ledger: Ledger,
+    machine: MachineFacts,
+    /// What the maps of the node were made from last.
+    view: NodeView,
+    /// Entries of each map of the node.
+    of_node: [usize; MapKind::ALL.len()],
+    interfaces: BTreeMap<u32, Interface>,
+    /// Interfaces whose programs could not be attached, to tell each once.
+    failed: BTreeSet<(u32, String)>,
+    messages: Messages,
+}
+
+#[cfg(feature = "ebpf")]
+fn object() -> Result<&'static [u8], BackendError> {
+    Ok(crate::ebpf_object::OBJECT)
+}
+
+#[cfg(not(feature = "ebpf"))]
+fn object() -> Result<&'static [u8], BackendError> {
+    Err(BackendError::NotBuilt)
+}
+
+/// What the machine lacks for this backend.
+pub fn missing(settings: &Settings) -> Result<Vec<Missing>, BackendError> {
+    Ok(probe(object()?, &Directory::new(&settings.ebpf.bpffs), &cgroup_root(settings)))
+}
+
+fn cgroup_root(settings: &Settings) -> std::path::PathBuf {
+    settings.ebpf.cgroup_root.clone().unwrap_or_else(Cgroup::root)
+}
+
+impl Backend {
+    /// A backend that has written no map yet. Programs of a predecessor go on as they are.
+    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
+        let machine = MachineFacts { netns: netns_cookie()?, local_ports: proc::local_port_range() };
+        let cgroup = Cgroup::open(&cgroup_root(settings))?;
+        if !cgroup.is_root() {
+            info!(cgroup = %cgroup.path().display(), "sockets outside of this cgroup take the way of packets");
+        }
+        let instance = Instance::open(Options {
+            object: object()?,
+            directory: Directory::new(&settings.ebpf.bpffs),
+            cgroup,
+            sizes: Sizes { flows: settings.ebpf.flows.saturating_mul(ENTRIES_OF_FLOW) },
+            tcx: true,
+            messages: settings.ebpf.debug,
+        })?;
+        info!(
+            bpffs = %settings.ebpf.bpffs.display(),
+            interfaces_by = if instance.has_tcx() { "tcx" } else { "clsact" },
+            "eBPF programs loaded"
+        );
+        let mut backend = Backend {
+            instance,
+            ledger: Ledger::new(node::ebpf_scheduler(settings)),
+            view: node::ebpf_view(settings, facts, &machine),
+            machine,
+            of_node: [0; MapKind::ALL.len()],
+            interfaces: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            messages: Messages::default(),
+        };
+        backend.messages.follow(backend.instance.take_messages());
+        Ok(backend)
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> Maps {
+        self.instance.maps().clone()
+    }
+
+    /// How full the maps are that are filled here.
+    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
+        let mut entries = self.of_node;
+        for (kind, count) in self.ledger.counts() {
+            entries[kind as usize] = count;
+        }
+        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.name(), entries[kind as usize]));
+        let all =
+            of_kinds.chain([("INTERFACES", self.interfaces.len())]).filter(|(name, _)| *name != "CONFIG");
+        let capacity = |name| self.instance.maps().get(name).map_or(0, |map| map.max_entries() as usize);
+        all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
+    }
+
+    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they belong.
+    pub fn full(
+        &mut self,
+        settings: &Settings,
+        facts: &NodeFacts,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Applied, BpfError> {
+        let (of_services, of_node): (Vec<MapKind>, Vec<MapKind>) =
+            MapKind::ALL.into_iter().partition(|map| map.is_of_services());
+        let ops = self.ledger.reconcile(plans, self.observe(&of_services)?);
+        let mut applied = self.apply(&ops)?;
+        drop(ops);
+        let view = node::ebpf_view(settings, facts, &self.machine);
+        let observed = self.observe(&of_node)?;
+        self.of_node = counts(&observed);
+        let ops = view.change(observed);
+        applied += self.apply(&ops)?;
+        self.of_node = counts(&view.entries());
+        self.view = view;
+        self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
+        applied += self.set_interfaces(facts)?;
+        let links = self.instance.attach(devices::attachable(&facts.devices))?;
+        applied += self.told(links);
+        Ok(applied)
+    }
+
+    /// Applies changed plans.
+    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BpfError> {
+        let ops = self.ledger.change(changes);
+        self.apply(&ops)
+    }
+
+    /// Applies a changed node: its addresses, networks and interfaces.
+    pub fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Applied, BpfError> {
+        let view = node::ebpf_view(settings, facts, &self.machine);
+        let mut applied = Applied::default();
+        if view != self.view {
+            applied += self.apply(&view.change(self.view.entries()))?;
+            self.of_node = counts(&view.entries());
+            self.view = view;
+        }
+        applied += self.set_interfaces(facts)?;
+        let links = self.instance.attach(devices::attachable(&facts.devices))?;
+        applied += self.told(links);
+        Ok(applied)
+    }
+
+    /// Whether all links are there; returns how many had to be repaired.
+    pub fn check(&mut self) -> Result<usize, BpfError> {
+        let links = self.instance.check_links()?;
+        Ok(self.told(links).operations)
+    }
+
+    /// Counts what was done for links, and tells of those that cannot be.
+    fn told(&mut self, links: Links) -> Applied {
+        let now: BTreeSet<(u32, String)> = links
+            .failures
+            .iter()
+            .map(|failure| (failure.device.index, failure.device.name.clone()))
+            .collect();
+        for failure in links.failures {
+            if !self.failed.contains(&(failure.device.index, failure.device.name.clone())) {
+                let (interface, error) = (failure.device.name, failure.error);
+                warn!(interface, %error, "cannot attach programs to an interface: its packets are not looked at");
+            }
+        }
+        self.failed = now;
+        let operations = links.attached + links.updated + links.removed;
+        Applied { operations, transactions: operations }
+    }
+
+    fn observe(&self, kinds: &[MapKind]) -> Result<Vec<Entry>, BpfError> {
+        let mut entries = Vec::new();
+        for kind in kinds {
+            let map = self.instance.maps().get(kind.name())?;
+            map.each(|key, value| entries.extend(encode::read(*kind, key, value)))?;
+        }
+        Ok(entries)
+    }
+
+    /// Writes. Before that, maps that could become too full are made larger.
+    fn apply(&mut self, ops: &[Op]) -> Result<Applied, BpfError> {
+        self.make_room(ops)?;
+        let mut applied = Applied { operations: ops.len(), transactions: 0 };
+        for run in encode::runs(ops) {
+            let map = self.instance.maps().get(run.map.name())?;
+            match run.values {
+                Some(values) => map.put_all(&run.keys, &values)?,
+                None => map.delete_all(&run.keys).map(drop)?,
+            }
+            applied.transactions += 1;
+        }
+        Ok(applied)
+    }
+
+    fn make_room(&mut self, ops: &[Op]) -> Result<(), BpfError> {
+        let mut needs = [0; MapKind::ALL.len()];
+        // What is wanted, and what is there until it is deleted.
+        for (kind, count) in self.ledger.counts() {
+            needs[kind as usize] = count;
+        }
+        for op in ops {
+            match op {
+                Op::Put(entry) if entry.map().is_of_services() => {}
+                Op::Put(entry) => needs[entry.map() as usize] += 1,
+                Op::Delete(id) => needs[id.map() as usize] += 1,
+            }
+        }
+        for (need, held) in needs.iter_mut().zip(self.of_node) {
+            *need += held;
+        }
+        let resized =
+            self.instance.make_room(MapKind::ALL.map(|kind| (kind.name(), needs[kind as usize])))?;
+        self.grown(&resized);
+        Ok(())
+    }
+
+    fn grown(&mut self, resized: &[Resized]) {
+        for Resized { map, from, to } in resized {
+            info!(map, from, to, "map enlarged");
+        }
+        if !resized.is_empty() {
+            self.messages.follow(self.instance.take_messages());
+        }
+    }
+
+    /// Writes the map `INTERFACES`. An entry is there before its interface gets programs.
+    fn set_interfaces(&mut self, facts: &NodeFacts) -> Result<Applied, BpfError> {
+        let wanted = devices::interfaces(&facts.devices, &self.view.detectors);
+        if wanted == self.interfaces {
+            return Ok(Applied::default());
+        }
+        let resized = self.instance.make_room([("INTERFACES", wanted.len() + self.interfaces.len())])?;
+        self.grown(&resized);
+        let map: Arc<Map> = self.instance.maps().get("INTERFACES")?;
+        let mut operations = 0;
+        for (index, interface) in &wanted {
+            if self.interfaces.get(index) != Some(interface) {
+                map.put_value(index, interface)?;
+                operations += 1;
+            }
+        }
+        for index in self.interfaces.keys().filter(|index| !wanted.contains_key(index)) {
+            map.delete(sluice_sys::bpf::Plain::bytes(index))?;
+            operations += 1;
+        }
+        self.interfaces = wanted;
+        Ok(Applied { operations, transactions: operations })
+    }
+}
+
+fn counts(entries: &[Entry]) -> [usize; MapKind::ALL.len()] {
+    let mut counts = [0; MapKind::ALL.len()];
+    for entry in entries {
+        counts[entry.map() as usize] += 1;
+    }
+    counts
+}

@@ -1,0 +1,160 @@
+//! When a flow is over. Pure.
+
+use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::node::Config;
+
+const TCP: u32 = 6;
+const SECOND: u64 = 1_000_000_000;
+/// Seconds that a TCP connection has for its handshake, and for stragglers after its end.
+const TCP_OTHER: u64 = 60;
+
+/// Nanoseconds after which silent flows end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    udp: u64,
+    udp_stream: u64,
+    tcp_established: u64,
+}
+
+impl From<Config> for Limits {
+    fn from(config: Config) -> Self {
+        let nanos = |seconds: u32| u64::from(seconds) * SECOND;
+        Limits {
+            udp: nanos(config.udp_timeout),
+            udp_stream: nanos(config.udp_stream_timeout),
+            tcp_established: nanos(config.tcp_established_timeout),
+        }
+    }
+}
+
+/// The key of the entry of the other direction.
+pub(super) fn partner(key: &FlowKey, flow: &Flow) -> FlowKey {
+    FlowKey {
+        source: flow.destination,
+        destination: flow.source,
+        source_port: flow.destination_port,
+        destination_port: flow.source_port,
+        protocol: key.protocol,
+    }
+}
+
+/// Whether a flow has been silent for too long, by both of its entries; the other one may have been evicted.
+pub(super) fn is_over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, limits: &Limits, now: u64) -> bool {
+    let other = other.copied().unwrap_or(Flow { seen: 0, used: 0, ..*flow });
+    let either = flow.seen | other.seen;
+    let both = flow.seen & other.seen;
+    let limit = if key.protocol == TCP {
+        let is_ended = either & seen::RST != 0 || both & seen::FIN != 0;
+        let is_up = either & seen::ESTABLISHED != 0;
+        if is_up && !is_ended { limits.tcp_established } else { TCP_OTHER * SECOND }
+    } else if both & seen::PACKET != 0 {
+        limits.udp_stream
+    } else {
+        limits.udp
+    };
+    now.saturating_sub(flow.used.max(other.used)) > limit
+}
+
+/// Whether a flow might be over by what one entry tells: if not, the other one need not be looked at. Of flows that are
+/// over, at least one entry says so.
+pub(super) fn may_be_over(key: &FlowKey, flow: &Flow, limits: &Limits, now: u64) -> bool {
+    let least = if key.protocol == TCP {
+        let is_up = flow.seen & seen::ESTABLISHED != 0 && flow.seen & (seen::FIN | seen::RST) == 0;
+        if is_up { limits.tcp_established } else { TCP_OTHER * SECOND }
+    } else {
+        limits.udp
+    };
+    now.saturating_sub(flow.used) > least
+}
+
+/// Whether an entry is of packets of the client.
+pub(super) fn is_original(flow: &Flow) -> bool {
+    flow.flags & flag::REPLY == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_common::Address;
+
+    const UDP: u32 = 17;
+
+    fn limits() -> Limits {
+        Config {
+            udp_timeout: 30,
+            udp_stream_timeout: 180,
+            tcp_established_timeout: 86_400,
+            ..Config::default()
+        }
+        .into()
+    }
+
+    fn key(protocol: u32) -> FlowKey {
+        FlowKey { protocol, ..FlowKey::default() }
+    }
+
+    fn flow(seen: u16, used: u64) -> Flow {
+        Flow { seen: seen | seen::PACKET, used: used * SECOND, ..Flow::default() }
+    }
+
+    /// The second at which a flow whose directions were used at 0 and 10 is over.
+    fn ends(protocol: u32, one: u16, other: u16) -> u64 {
+        let (one, other) = (flow(one, 0), flow(other, 10));
+        let over = |at: u64| is_over(&key(protocol), &one, Some(&other), &limits(), at * SECOND);
+        let at = (0..100_000).find(|at| over(*at)).unwrap();
+        // Somebody must have noticed.
+        let noticed =
+            [one, other].iter().any(|flow| may_be_over(&key(protocol), flow, &limits(), at * SECOND));
+        assert!(noticed);
+        at - 1
+    }
+
+    #[test]
+    fn tcp_ends_by_its_segments_or_by_silence() {
+        use seen::{ESTABLISHED, FIN, RST};
+        assert_eq!(ends(TCP, 0, 0), 10 + 60);
+        assert_eq!(ends(TCP, ESTABLISHED, 0), 10 + 86_400);
+        assert_eq!(ends(TCP, ESTABLISHED, ESTABLISHED), 10 + 86_400);
+        assert_eq!(ends(TCP, ESTABLISHED | FIN, ESTABLISHED), 10 + 86_400, "half closed");
+        assert_eq!(ends(TCP, ESTABLISHED | FIN, ESTABLISHED | FIN), 10 + 60);
+        assert_eq!(ends(TCP, ESTABLISHED, RST), 10 + 60);
+    }
+
+    #[test]
+    fn udp_that_was_answered_lives_longer() {
+        assert_eq!(ends(UDP, 0, 0), 10 + 180);
+        let one_way = |at: u64| {
+            let silent = Flow { seen: 0, used: 0, ..Flow::default() };
+            is_over(&key(UDP), &flow(0, 0), Some(&silent), &limits(), at * SECOND)
+        };
+        assert!(!one_way(30) && one_way(31));
+        assert!(is_over(&key(UDP), &flow(0, 0), None, &limits(), 31 * SECOND), "the other one was evicted");
+    }
+
+    #[test]
+    fn the_other_direction_is_the_translation_turned_round() {
+        let address = |n| Address::v4(n);
+        let there = FlowKey {
+            source: address(1),
+            destination: address(2),
+            source_port: 10,
+            destination_port: 20,
+            protocol: TCP,
+        };
+        let flow = Flow {
+            source: address(3),
+            destination: address(4),
+            source_port: 30,
+            destination_port: 40,
+            ..Flow::default()
+        };
+        let back = partner(&there, &flow);
+        assert_eq!((back.source, back.source_port), (address(4), 40));
+        assert_eq!((back.destination, back.destination_port), (address(3), 30));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_a_little_ends_nothing() {
+        assert!(!may_be_over(&key(UDP), &flow(0, 100), &limits(), 50 * SECOND));
+    }
+}

@@ -1,0 +1,102 @@
+//! From one backend of sluice to the other: new connections go by the new one at once, and what the old one still
+//! holds for connections of before goes when the last of those has ended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sluice_common::node::{Config, option};
+use sluice_core::nft;
+use sluice_sys::bpf::{BpfError, Directory, Maps, View};
+use sluice_sys::conntrack::Conntrack;
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::Nft;
+use tracing::{info, warn};
+
+use crate::flows;
+
+/// Between two looks at the flows of the eBPF backend.
+const FLOWS_PERIOD: Duration = Duration::from_secs(30);
+/// Between two looks at conntrack.
+const CONNTRACK_PERIOD: Duration = Duration::from_secs(3600);
+
+/// After the nftables backend has taken over: the eBPF programs capture nothing new, translate what they did before, and
+/// go when that has ended.
+pub async fn from_ebpf(bpffs: &Path) {
+    let directory = Directory::new(bpffs);
+    if !directory.exists() {
+        return;
+    }
+    let begun = tokio::task::block_in_place(|| drain(&directory));
+    let maps = match begun {
+        Ok(maps) => maps,
+        // Another layout, or what is left of a removal.
+        Err(BpfError::Absent(_)) => return remove(&directory),
+        Err(error) => {
+            return warn!(%error, "cannot switch the eBPF programs off: run sluice cleanup when the node may lose connections");
+        }
+    };
+    info!(bpffs = %bpffs.display(), "eBPF programs capture no new connections; they go when the last one has ended");
+    loop {
+        match tokio::task::block_in_place(|| flows::expire(&maps)) {
+            Ok(expired) if expired.is_empty() => return remove(&directory),
+            Ok(_) => {}
+            Err(error) => warn!(%error, "cannot look for flows of the eBPF programs; trying again later"),
+        }
+        tokio::time::sleep(FLOWS_PERIOD).await;
+    }
+}
+
+/// Switches capturing off.
+fn drain(directory: &Directory) -> Result<Maps, BpfError> {
+    let View { maps, .. } = View::open(directory)?;
+    let map = maps.get("CONFIG")?;
+    let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
+    config.options |= option::DRAINING;
+    map.put_value(&0u32, &config)?;
+    maps.get("FRONTENDS")?.clear()?;
+    Ok(maps)
+}
+
+fn remove(directory: &Directory) {
+    match tokio::task::block_in_place(|| directory.remove()) {
+        Ok(_) => info!(bpffs = %directory.path().display(), "the eBPF programs are gone"),
+        Err(error) => warn!(%error, "cannot remove the eBPF programs: run sluice cleanup"),
+    }
+}
+
+/// After the eBPF backend has taken over: the rules of the nftables backend go, and the empty table when no connection is
+/// translated any more.
+pub async fn from_nftables() {
+    let replaced = tokio::task::block_in_place(|| {
+        let mut nft = Nft::open()?;
+        if !nft.has_table()? {
+            return Ok(false);
+        }
+        nft.commit(&nft::remnant())?;
+        Ok::<_, NetlinkError>(true)
+    });
+    match replaced {
+        Ok(false) => return,
+        Ok(true) => info!(
+            "the rules of table inet sluice are gone; the table goes when the last connection that it translated has ended"
+        ),
+        Err(error) => {
+            return warn!(%error, "cannot remove the rules of table inet sluice: run sluice cleanup");
+        }
+    }
+    loop {
+        let ended = tokio::task::block_in_place(|| {
+            if Conntrack::open()?.has_translated()? {
+                return Ok(false);
+            }
+            Nft::open()?.delete_table()?;
+            Ok::<_, NetlinkError>(true)
+        });
+        match ended {
+            Ok(true) => return info!("table inet sluice is gone"),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "cannot remove table inet sluice; trying again later"),
+        }
+        tokio::time::sleep(CONNTRACK_PERIOD).await;
+    }
+}

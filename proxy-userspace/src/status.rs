@@ -1,0 +1,120 @@
+//! `sluice status`: what is in the kernel, read from there; no daemon is needed.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::path::Path;
+
+use sluice_common::counters::Counter;
+use sluice_sys::bpf::{self, BpfError, Directory, Place, Usage, View, counters};
+use sluice_sys::nft::Nft;
+
+use crate::backend::BackendError;
+use crate::daemon::DaemonError;
+
+/// What there is.
+#[derive(Debug, Default)]
+struct Status {
+    nftables: bool,
+    ebpf: Option<Ebpf>,
+}
+
+#[derive(Debug, Default)]
+struct Ebpf {
+    directory: String,
+    maps: Vec<(&'static str, Usage)>,
+    counted: Vec<(Counter, u64)>,
+    /// Programs by where they are.
+    links: BTreeMap<String, Vec<String>>,
+}
+
+/// Prints it.
+pub fn status(bpffs: &Path) -> Result<(), DaemonError> {
+    print!("{}", read(bpffs)?);
+    Ok(())
+}
+
+fn read(bpffs: &Path) -> Result<Status, DaemonError> {
+    // Without nf_tables there is no table.
+    let nftables = Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(false);
+    let ebpf = match read_ebpf(&Directory::new(bpffs)) {
+        Ok(ebpf) => Some(ebpf),
+        Err(BpfError::Absent(_)) => None,
+        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
+        Err(error) => return Err(DaemonError::Backend(BackendError::Bpf(error))),
+    };
+    Ok(Status { nftables, ebpf })
+}
+
+fn read_ebpf(directory: &Directory) -> Result<Ebpf, BpfError> {
+    let view = View::open(directory)?;
+    let mut ebpf = Ebpf { directory: directory.path().display().to_string(), ..Ebpf::default() };
+    for map in view.maps.all() {
+        // Of arrays all entries are always there.
+        if map.spec().grows() || map.spec().is_lru {
+            ebpf.maps.push((map.name(), map.usage()?));
+        }
+    }
+    ebpf.counted = counters(&view.maps)?;
+    for link in view.links {
+        let place = match link.place {
+            Place::Cgroup(number) => format!("cgroup {number}"),
+            Place::Interface(index) => {
+                bpf::interface_name(index).unwrap_or_else(|| format!("interface {index}"))
+            }
+            Place::Nowhere => "nowhere (detached, or its interface is gone)".into(),
+        };
+        ebpf.links.entry(place).or_default().push(link.program);
+    }
+    Ok(ebpf)
+}
+
+impl Display for Status {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if !self.nftables && self.ebpf.is_none() {
+            return writeln!(f, "nothing of sluice is in the kernel");
+        }
+        if self.nftables {
+            writeln!(f, "nftables: table inet sluice (nft list table inet sluice)")?;
+        }
+        let Some(ebpf) = &self.ebpf else { return Ok(()) };
+        writeln!(f, "ebpf: {}", ebpf.directory)?;
+        writeln!(f, "  entries of maps:")?;
+        for (name, Usage { entries, capacity }) in &ebpf.maps {
+            writeln!(f, "    {name:<12} {entries:>9} of {capacity}")?;
+        }
+        writeln!(f, "  counted since the maps exist:")?;
+        for (counter, count) in &ebpf.counted {
+            writeln!(f, "    {:<26} {count:>12}", counter.name())?;
+        }
+        writeln!(f, "  programs:")?;
+        for (place, programs) in &ebpf.links {
+            writeln!(f, "    {place}: {}", programs.join(" "))?;
+        }
+        if ebpf.links.is_empty() {
+            writeln!(f, "    none is attached")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_backends_are_shown_or_that_there_is_none() {
+        assert_eq!(Status::default().to_string(), "nothing of sluice is in the kernel\n");
+        let ebpf = Ebpf {
+            directory: "/b".into(),
+            maps: vec![("FLOWS", Usage { entries: 3, capacity: 10 })],
+            counted: vec![(Counter::Rejected, 7)],
+            links: BTreeMap::from([("eth0".into(), vec!["egress".into(), "ingress".into()])]),
+        };
+        let text = Status { nftables: true, ebpf: Some(ebpf) }.to_string();
+        for line in
+            ["nftables: table inet sluice", "ebpf: /b", "3 of 10", "rejected", "    eth0: egress ingress\n"]
+        {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The eBPF backend under load: killed, started again, and exchanged for the nftables backend and back.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::Scenario;
+use super::stage::{Stage, met};
+use super::traffic::WEB;
+use crate::interrupt;
+use crate::proxy::ProxyProgram;
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario { name: "ebpf-restart-under-load", body: restart_under_load, ..TEMPLATE },
+    Scenario { name: "switch-to-ebpf-and-back", body: switch_and_back, ..TEMPLATE },
+];
+
+const TEMPLATE: Scenario = Scenario { needs: &["nft"], ..Scenario::under_traffic(file!()) };
+
+/// Connections in a second, from inside and from outside each.
+const PER_SECOND: u64 = 400;
+/// Connections that are opened while the proxy is killed again and again, at least.
+const ATTEMPTS: u64 = 10_000;
+const SYNC: Duration = Duration::from_secs(30);
+const NODE: &str = "node-a";
+
+fn backend(stage: &Stage, mode: &str) -> Result<ProxyProgram> {
+    ProxyProgram::sluice(&stage.sluice.sluice, mode)
+}
+
+fn restart_under_load(stage: &mut Stage) -> Result<()> {
+    let ebpf = backend(stage, "ebpf")?;
+    stage.apply_web()?;
+    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("killed for two seconds")?;
+    stage.traffic_goes_on(Duration::from_secs(1))?;
+    stage.lab.kill_program(NODE, &ebpf)?;
+    stage.traffic_goes_on(Duration::from_secs(2))?;
+    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+    stage.traffic_goes_on(Duration::from_secs(2))?;
+    for wait in [10, 100, 300, 500, 700, 1000, 1500] {
+        stage.step(&format!("killed {wait} ms after its start"))?;
+        stage.lab.kill_program(NODE, &ebpf)?;
+        stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+        stage.traffic_goes_on(Duration::from_millis(wait))?;
+    }
+    stage.step("killed until enough connections were opened")?;
+    while stage.connections_opened()? < ATTEMPTS {
+        interrupt::sleep(Duration::ZERO)?;
+        stage.lab.kill_program(NODE, &ebpf)?;
+        stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+        stage.traffic_goes_on(Duration::from_secs(1))?;
+    }
+    stage.step("what changed while it was stopped is in force")?;
+    stage.lab.stop_program(NODE, &ebpf)?;
+    stage.point_web_to(&["a1", "b1", "b2"])?;
+    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+    stage.reaches("pod/user", WEB, &["a1", "b1", "b2"])?;
+    stage.end_traffic()
+}
+
+fn switch_and_back(stage: &mut Stage) -> Result<()> {
+    let (nftables, ebpf) = (backend(stage, "nftables")?, backend(stage, "ebpf")?);
+    stage.apply_web()?;
+    stage.lab.start_program(NODE, &nftables, &Value::Null)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("from nftables to eBPF")?;
+    switch(stage, &nftables, &ebpf)?;
+    stage.eventually(SYNC, |stage| {
+        let rules = table(stage)?;
+        Ok(met(!rules.contains("10.96.0.10"), "nothing of the Service is in table inet sluice", || rules))
+    })?;
+    change_and_change_back(stage)?;
+    stage.step("from eBPF to nftables")?;
+    switch(stage, &ebpf, &nftables)?;
+    stage.eventually(SYNC, |stage| {
+        let rules = table(stage)?;
+        Ok(met(rules.contains("10.96.0.10"), "the Service is in table inet sluice", || rules))
+    })?;
+    change_and_change_back(stage)?;
+    stage.end_traffic()
+}
+
+fn switch(stage: &mut Stage, from: &ProxyProgram, to: &ProxyProgram) -> Result<()> {
+    stage.traffic_goes_on(Duration::from_secs(1))?;
+    stage.lab.stop_program(NODE, from)?;
+    stage.traffic_goes_on(Duration::from_secs(1))?;
+    stage.lab.start_program(NODE, to, &Value::Null)?;
+    stage.traffic_goes_on(Duration::from_secs(3))
+}
+
+/// Only a proxy that is in charge can do this.
+fn change_and_change_back(stage: &mut Stage) -> Result<()> {
+    stage.point_web_to(&["a1", "b1", "b2"])?;
+    stage.reaches("pod/user", WEB, &["a1", "b1", "b2"])?;
+    stage.reaches("client", "tcp://192.168.77.11:30080", &["a1", "b1", "b2"])?;
+    stage.point_web_to(&["a1", "b1"])?;
+    stage.reaches("pod/user", WEB, &["a1", "b1"])?;
+    stage.reaches("client", "tcp://192.168.77.11:30080", &["a1", "b1"])?;
+    stage.traffic_goes_on(Duration::from_secs(1))
+}
+
+/// Our table, or nothing where it does not exist.
+fn table(stage: &Stage) -> Result<String> {
+    let listed = stage.run(NODE, &["nft", "list", "ruleset"])?;
+    ensure!(listed.status.success(), "nft: {}", listed.stderr);
+    Ok(listed.stdout)
+}
