@@ -11,6 +11,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::packets::Mac;
 
@@ -213,6 +214,14 @@ pub(crate) fn enter() -> Result<(), String> {
         return Err(format!("needs the program ip of iproute2 ({error})"));
     }
     ip_batch(&commands());
+    // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are plugged in.
+    let IpAddr::V6(own) = Family::V6.node() else { unreachable!("IPv6") };
+    let own = format!("{:032x} 80 ", u128::from(own));
+    let begin = Instant::now();
+    while !std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap().contains(&own) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "no route to {}", Family::V6.node());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 
