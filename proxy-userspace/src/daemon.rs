@@ -329,6 +329,7 @@ async fn after_first_pass(
     settings: Settings,
 ) {
     let Ok(port) = started.await else { return };
+    let translated = port.is_none() && handover::keep_translations().await;
     if settings.cleanup_kube_proxy {
         tokio::task::spawn_blocking(cleanup::take_over);
     }
@@ -337,7 +338,8 @@ async fn after_first_pass(
             monitor(port, notices);
             handover::from_ebpf(&settings.ebpf.bpffs).await;
         }
-        None => handover::from_nftables().await,
+        None if translated => handover::until_translations_end().await,
+        None => {}
     }
 }
 

@@ -64,26 +64,36 @@ fn remove(directory: &Directory) {
     }
 }
 
-/// After the eBPF backend has taken over: the rules of the nftables backend go, and the empty table when no connection is
-/// translated any more.
-pub async fn from_nftables() {
-    let replaced = tokio::task::block_in_place(|| {
+/// After the eBPF backend has taken over, before others' rules are removed: connections that nf_tables or iptables rules
+/// translate go on without those rules. Returns whether there is anything to do for them later.
+pub async fn keep_translations() -> bool {
+    let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;
-        if !nft.has_table()? {
+        let exists = nft.has_table()?;
+        if !exists && !Conntrack::open()?.has_translated()? {
             return Ok(false);
         }
-        nft.commit(&nft::remnant())?;
+        nft.commit(&nft::remnant(exists))?;
         Ok::<_, NetlinkError>(true)
     });
-    match replaced {
-        Ok(false) => return,
-        Ok(true) => info!(
-            "the rules of table inet sluice are gone; the table goes when the last connection that it translated has ended"
-        ),
+    match kept {
+        Ok(false) => false,
+        Ok(true) => {
+            info!(
+                "table inet sluice has no rules any more; it goes when the last connection that rules have translated \
+                 has ended"
+            );
+            true
+        }
         Err(error) => {
-            return warn!(%error, "cannot remove the rules of table inet sluice: run sluice cleanup");
+            warn!(%error, "cannot look after connections that rules of nf_tables translate: run sluice cleanup");
+            false
         }
     }
+}
+
+/// Removes the table when no connection is translated any more.
+pub async fn until_translations_end() {
     loop {
         let ended = tokio::task::block_in_place(|| {
             if Conntrack::open()?.has_translated()? {

@@ -334,8 +334,11 @@ impl Lab {
                 Source::Api(cluster.kubeconfig(program.account(), &dir.join("kubeconfig"), false)?)
             }
         };
+        // Another backend of ours has to find what the eBPF backend left.
+        let left = program.kube_proxy.is_none() && self.bpffs(node).is_dir();
         let config = match program.mode() {
             "ebpf" => &proxy::merged(self.of_the_node(node)?, config),
+            _ if left => &proxy::merged(self.of_the_node(node)?, config),
             _ => config,
         };
         let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;
