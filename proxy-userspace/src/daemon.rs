@@ -1,14 +1,15 @@
 //! `sluice run`: puts the parts together and keeps them running.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use sluice_sys::bpf::leave_alone;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Monitor, Nft, Notice};
-use sluice_sys::{capability, proc};
+use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -22,7 +23,7 @@ use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover};
+use crate::{addresses, cleanup, config, conntrack, flows, handover, optout};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +191,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
     let (facts_sender, facts_receiver) = watch::channel(Default::default());
+    let (opted_out_sender, opted_out_receiver) = watch::channel(None);
     let (started, started_receiver) = oneshot::channel();
     let log = Arc::new(Mutex::new(VecDeque::new()));
     let outputs = Outputs {
@@ -198,6 +200,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         conntrack: conntrack_sender,
         health_checks: check_sender,
         facts: facts_sender,
+        opted_out: opted_out_sender,
         log: log.clone(),
         started,
     };
@@ -209,6 +212,10 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         network: network_receiver,
         shutdown: shutdown_receiver,
     };
+    if let Some(maps) = maps.clone() {
+        let write = move |cookies: &BTreeSet<u64>| leave_alone(&maps, cookies);
+        tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
+    }
     let mut source = tokio::spawn(source);
     tokio::spawn(addresses::follow(network_sender));
     match maps {
