@@ -147,7 +147,7 @@ pub const SOURCE_PREFIX: u32 = 160;
 pub struct AffinityKey {
     /// Group id without its list: all frontends and both lists of a service port share what they remember.
     pub group: u64,
-    /// The client's address. On the socket path the address is not known yet: there it is the cookie of the network
+    /// The client's address. Of the node's own processes, which may use any of its addresses: the cookie of the network
     /// namespace in the last two words and zeros (which no client's address has) before.
     pub client: Address,
 }

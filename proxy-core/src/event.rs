@@ -1,6 +1,6 @@
 //! What sources (Kubernetes API, manifests) tell the index.
 
-use crate::model::{EndpointSlice, Node, ObjectName, Service, ServiceCidr};
+use crate::model::{EndpointSlice, Namespace, Node, ObjectName, Pod, Service, ServiceCidr};
 
 /// A change of one kind of object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,4 +29,8 @@ pub enum Event {
     Node(Change<Node>),
     /// ServiceCIDRs.
     ServiceCidr(Change<ServiceCidr>),
+    /// Pods.
+    Pod(Change<Pod>),
+    /// Namespaces.
+    Namespace(Change<Namespace>),
 }

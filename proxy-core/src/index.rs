@@ -9,7 +9,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::event::{Change, Event};
 use crate::model::{
-    Conditions, EndpointSlice, Hints, Node, ObjectName, Service, ServiceCidr, ServicePortName, SliceEndpoint,
+    Conditions, EndpointSlice, Hints, Namespace, Node, ObjectName, Pod, Service, ServiceCidr,
+    ServicePortName, SliceEndpoint,
 };
 
 /// What must be planned anew.
@@ -19,6 +20,8 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// The own Node or the ServiceCIDRs changed.
     pub node: bool,
+    /// [`Index::opted_out`] may have another answer.
+    pub opted_out: bool,
 }
 
 /// An endpoint of one service port, merged from all slices.
@@ -111,7 +114,7 @@ macro_rules! named {
         fn object_name(&self) -> &ObjectName { &self.name }
     })* };
 }
-named!(Service, EndpointSlice, Node, ServiceCidr);
+named!(Service, EndpointSlice, Node, ServiceCidr, Pod, Namespace);
 
 /// The current objects.
 ///
@@ -122,6 +125,8 @@ pub struct Index {
     slices: Store<EndpointSlice>,
     nodes: Store<Node>,
     service_cidrs: Store<ServiceCidr>,
+    pods: Store<Pod>,
+    namespaces: Store<Namespace>,
     slices_of: FxHashMap<ObjectName, BTreeSet<ObjectName>>,
     names: FxHashSet<Arc<str>>,
     dirty: Dirty,
@@ -149,7 +154,26 @@ impl Index {
                 self.dirty.node |= any;
                 any
             }
+            Event::Pod(change) => {
+                let ends = matches!(change, Change::ListEnd);
+                let any = !self.pods.change(change).is_empty();
+                // The end of the first list is what makes the answer known.
+                self.dirty.opted_out |= any || ends;
+                any
+            }
+            Event::Namespace(change) => self.apply_namespace(change),
         }
+    }
+
+    fn apply_namespace(&mut self, change: Change<Namespace>) -> bool {
+        let ends = matches!(change, Change::ListEnd);
+        let changed = self.namespaces.change(change);
+        // A Namespace that says nothing is as good as none.
+        let matters = changed
+            .iter()
+            .any(|(name, old)| self.says(name) != old.as_ref().and_then(|namespace| namespace.socket_path));
+        self.dirty.opted_out |= matters || ends;
+        !changed.is_empty()
     }
 
     fn apply_slice(&mut self, change: Change<EndpointSlice>) -> bool {
@@ -214,6 +238,31 @@ impl Index {
     /// Whether Nodes and ServiceCIDRs have been listed as well.
     pub fn is_fully_listed(&self) -> bool {
         self.is_complete() && self.nodes.listed && self.service_cidrs.listed
+    }
+
+    /// The addresses of a node's pods whose sockets are to be left alone, sorted. `None`: not known before Pods and
+    /// Namespaces have been listed, which nothing else waits for.
+    pub fn opted_out(&self, node: &str) -> Option<Vec<IpAddr>> {
+        if !self.pods.listed || !self.namespaces.listed {
+            return None;
+        }
+        let here = |pod: &Pod| pod.node.as_deref().is_none_or(|name| name == node);
+        let pods = self.pods.objects.values().filter(|pod| here(pod) && self.is_opted_out(pod));
+        let mut ips: Vec<IpAddr> = pods.flat_map(|pod| pod.ips.iter().copied()).collect();
+        ips.sort_unstable();
+        ips.dedup();
+        Some(ips)
+    }
+
+    /// A pod's own word counts more than its Namespace's.
+    fn is_opted_out(&self, pod: &Pod) -> bool {
+        let namespace = || self.says(&ObjectName::cluster_scoped(pod.name.namespace()));
+        pod.socket_path.or_else(namespace) == Some(false)
+    }
+
+    /// What a Namespace says of the socket path.
+    fn says(&self, namespace: &ObjectName) -> Option<bool> {
+        self.namespaces.objects.get(namespace).and_then(|namespace| namespace.socket_path)
     }
 
     /// A Service by name.

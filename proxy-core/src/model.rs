@@ -5,10 +5,12 @@
 
 mod endpoint_slice;
 mod node;
+mod pod;
 mod service;
 
 pub use endpoint_slice::{Conditions, EndpointSlice, Hints, SliceEndpoint, SlicePort};
 pub use node::{Node, ServiceCidr};
+pub use pod::{Namespace, Pod};
 pub use service::{Service, ServicePort, ServiceType, TrafficPolicy};
 
 use std::fmt;

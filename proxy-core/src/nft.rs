@@ -48,19 +48,19 @@ pub fn probe() -> Vec<Op> {
     ops
 }
 
-/// Operations that make a table of nothing but what connections that were translated in this machine before need to go on.
+/// Operations that leave nothing of the table, which may exist or not, but chains at the NAT hooks that do nothing.
 ///
-/// conntrack knows their translation, but applies it only as long as some NAT chain is there; and it tracks only as long as
-/// some rule asks it for something.
-pub fn remnant() -> Vec<Op> {
+/// When another backend takes over, connections that were translated here, or by kube-proxy, go on: conntrack knows their
+/// translation, but applies it only as long as some NAT chain is registered, and works only as long as some rule asks
+/// for it.
+pub fn remnant(exists: bool) -> Vec<Op> {
     let chains = chains(&NftConfig::default(), &NodeView::default(), &[]).into_iter();
-    let nat = chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat"));
-    let mut ops = vec![Op::AddTable];
-    for chain in nat {
-        ops.push(Op::AddChain(chain.name, chain.hook));
-        let keep = Rule { about: "keep connections tracked", exprs: vec![Expr::CtState { dreg: 0 }] };
-        ops.push(Op::SetRules(chain.name, vec![keep]));
-    }
+    let nat: Vec<Chain> =
+        chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat")).collect();
+    let mut ops = if exists { vec![Op::DeleteTable, Op::AddTable] } else { vec![Op::AddTable] };
+    ops.extend(nat.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
+    let tracking = || Rule { about: "keep connection tracking on", exprs: vec![Expr::CtState { dreg: 0 }] };
+    ops.extend(nat.iter().map(|chain| Op::SetRules(chain.name, vec![tracking()])));
     ops
 }
 

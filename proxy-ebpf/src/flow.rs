@@ -39,12 +39,15 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
 /// Whether a packet goes on with its flow, or begins a new one in its place. `key` is for the key of replies.
 #[inline(always)]
 pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config, now: u64) -> bool {
+    // The handshake is over.
+    let is_made = flow.seen & (seen::ESTABLISHED | seen::FIN | seen::RST) != 0;
     if flow.flags & flag::REPLY != 0 {
-        return true;
+        // The other end answers a handshake that was none of ours: somebody else has given the port to a connection.
+        return !(packet.is_syn_ack() && is_made);
     }
     match packet.key.protocol {
         // The first segment again, while the handshake goes on, is the same connection.
-        protocol::TCP => !packet.is_syn() || flow.seen & (seen::ESTABLISHED | seen::FIN | seen::RST) == 0,
+        protocol::TCP => !packet.is_syn() || !is_made,
         _ => {
             let timeout = u64::from(config.udp_stream_timeout) * SECOND;
             if now.wrapping_sub(flow.used) < timeout {
@@ -56,6 +59,15 @@ pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config,
             FLOWS.get_ptr(&*key).is_some_and(|reply| now.wrapping_sub(unsafe { (*reply).used }) < timeout)
         }
     }
+}
+
+/// Removes both entries of a flow, or later packets of the connection in its place would be taken for its own.
+#[inline(always)]
+pub fn forget(key: &FlowKey, flow: &Flow, other: &mut FlowKey) {
+    reverse(flow, key.protocol, other);
+    // Either may have been evicted.
+    let _ = FLOWS.remove(&*other);
+    let _ = FLOWS.remove(key);
 }
 
 /// Notes a packet. Writes only what changes, because all CPUs share the entry.

@@ -8,8 +8,8 @@ use sluice_common::node::Config;
 use crate::Hook;
 use crate::flow::now;
 use crate::maps::INTERFACES;
-use crate::packet::{Scratch, is, load};
-use crate::rewrite::{store, store_summed};
+use crate::packet::{Scratch, is, load, protocol};
+use crate::rewrite::store;
 use crate::service::own_address;
 
 /// What is wrong with a packet.
@@ -79,9 +79,18 @@ pub fn answer<const L2: u32>(
     let quoted = header + QUOTED;
     // SAFETY: the helpers check what they do with the packet.
     let made_room = unsafe {
-        bpf_skb_change_tail(skb, L2 + quoted, 0) == 0
-            && load(skb, L2, scratch.bytes.as_mut_ptr(), quoted)
+        if bpf_skb_change_tail(skb, L2 + quoted, 0) != 0 || !load(skb, L2, scratch.bytes.as_mut_ptr(), quoted)
+        {
+            return DROP;
+        }
+        // No packet loses the checksum that a card has yet to finish. Others have no sum any more after this.
+        let unfinished = bpf_skb_change_tail(skb, scratch.packet.transport + 4, 0) != 0;
+        if unfinished {
+            finish(scratch, v4);
+        }
+        (unfinished || bpf_skb_change_tail(skb, L2 + quoted, 0) == 0)
             && bpf_skb_adjust_room(skb, header as i32 + 8, ROOM_MAC, 0) == 0
+            && (unfinished || write_quote(skb, L2 + header + 8, v4, &scratch.bytes))
     };
     if !made_room {
         return DROP;
@@ -97,6 +106,35 @@ pub fn answer<const L2: u32>(
     }
     // SAFETY: tells the kernel where to send the packet when the program has ended.
     unsafe { bpf_redirect(ifindex, if hook == Hook::Egress { INWARDS } else { 0 }) as i32 }
+}
+
+/// The card, or the kernel in its stead, will finish the checksum in the quote as if that were the packet. Puts what comes out
+/// into the copy of the quote, of which the error's own checksum is made; a receiver on this machine asks for neither.
+#[inline(always)]
+fn finish(scratch: &mut Scratch, v4: bool) {
+    let header = if v4 { 5 } else { 10 };
+    let tcp = scratch.packet.key.protocol == protocol::TCP;
+    let transport = scratch.bytes[header..].as_mut_ptr();
+    let finished = fold(sum(transport, QUOTED, 0));
+    let finished = if finished == 0 { 0xffff } else { finished };
+    if tcp {
+        scratch.bytes[header + 4] = scratch.bytes[header + 4] & 0xffff_0000 | finished;
+    } else {
+        scratch.bytes[header + 1] = scratch.bytes[header + 1] & 0xffff | finished << 16;
+    }
+}
+
+#[inline(always)]
+fn write_quote(skb: *mut __sk_buff, at: u32, v4: bool, bytes: &[u32; 32]) -> bool {
+    let bytes = core::ptr::from_ref(bytes);
+    // SAFETY: the quote is shorter than the buffer.
+    unsafe {
+        if v4 {
+            store(skb, at, &*bytes.cast::<[u32; 12]>())
+        } else {
+            store(skb, at, &*bytes.cast::<[u32; 17]>())
+        }
+    }
 }
 
 #[inline(always)]
@@ -177,7 +215,7 @@ fn write4(
     ];
     let check = fold(sum(header.as_mut_ptr(), 20, 0));
     header[2] |= check << 16;
-    store_summed(skb, network, &header) && store_summed(skb, network + 20, &icmp)
+    store(skb, network, &header) && store(skb, network + 20, &icmp)
 }
 
 #[inline(always)]
@@ -199,9 +237,9 @@ fn write6(
     let check = fold(sum(icmp.as_mut_ptr(), 8, check));
     icmp[0] = kind | check << 16;
     let header = [0x6000_0000_u32.to_be(), halves(length, 58 << 8 | TTL)];
-    store_summed(skb, network, &header)
-        && store_summed(skb, network + 8, &[source.words, target.words])
-        && store_summed(skb, network + 40, &icmp)
+    store(skb, network, &header)
+        && store(skb, network + 8, &[source.words, target.words])
+        && store(skb, network + 40, &icmp)
 }
 
 #[inline(always)]

@@ -68,6 +68,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
             scratch.flow = *flow;
             return translate::<L2>(&context, scratch);
         }
+        flow::forget(&scratch.packet.key, flow, &mut scratch.key);
     }
     if bridged || (scratch.packet.key.protocol == protocol::TCP && !scratch.packet.is_syn()) {
         return NEXT;

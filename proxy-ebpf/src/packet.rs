@@ -88,6 +88,13 @@ impl Packet {
     pub fn is_syn(&self) -> bool {
         self.key.protocol == protocol::TCP && self.detail & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
     }
+
+    /// Whether it is the second one.
+    #[inline(always)]
+    pub fn is_syn_ack(&self) -> bool {
+        let both = tcp::SYN | tcp::ACK;
+        self.key.protocol == protocol::TCP && self.detail & (both | tcp::RST) == both
+    }
 }
 
 /// What a run of a packet program remembers.

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
 };
 use sluice_common::flow::Flow;
 use sluice_common::node::interface;
@@ -14,6 +14,8 @@ use crate::Hook;
 use crate::maps::INTERFACES;
 use crate::packet::{Packet, is};
 use crate::rewrite::store;
+
+const DROP: i32 = 2;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -72,7 +74,20 @@ pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_l
 #[inline(always)]
 pub fn send<const L2: u32>(skb: *mut __sk_buff, route: Route, fib: &mut bpf_fib_lookup, hook: Hook) -> i32 {
     let out = fib.ifindex;
-    if L2 != 0 && route == Route::Forward {
+    if L2 == 0 {
+        // The helpers take packets with Ethernet headers only, and take it off again where there is none on the way out.
+        // SAFETY: the context is valid; the helper checks what it does with the packet.
+        let kind = unsafe {
+            if bpf_skb_change_head(skb, 14, 0) != 0 {
+                return DROP;
+            }
+            (*skb).protocol as u16
+        };
+        if !store(skb, 12, &kind) {
+            return DROP;
+        }
+    }
+    if route == Route::Forward {
         let (destination, source) = (fib.dmac, fib.smac);
         if store(skb, 0, &destination) && store(skb, 6, &source) {
             // SAFETY: elements of a map without preallocation are freed after a grace period.

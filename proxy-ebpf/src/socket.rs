@@ -1,8 +1,8 @@
 //! The socket path: destinations are translated when a process connects or sends, so its packets cost nothing.
 //!
 //! What it cannot decide is left to the packet path by leaving the address as it is: a socket's source address is not known
-//! yet when it connects, so what depends on it (source ranges, pods that the detector may not take for pods) waits for the
-//! packet.
+//! yet when it connects, so what depends on it (source ranges, affinity, pods that the detector may not take for pods) waits
+//! for the packet.
 
 use core::ptr;
 
@@ -152,6 +152,7 @@ fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Outcome {
             return unanswered(key);
         }
     } else if frontend.flags & flag::FILTERED != 0
+        || frontend.affinity != 0
         || (frontend.pod ^ frontend.other) & !action::MASQUERADE != 0
     {
         return Outcome::Leave;
@@ -174,7 +175,7 @@ fn unanswered(key: &FrontendKey) -> Outcome {
     if own_address(&key.address) != 0 { Outcome::Drop } else { Outcome::Leave }
 }
 
-/// Namespaces have no address to stick to an endpoint by, so their cookie stands for it.
+/// The node's own processes have many addresses to stick to an endpoint by; the cookie of their namespace stands for all.
 #[inline(always)]
 fn client(netns: u64) -> Address {
     Address { words: [0, 0, netns as u32, (netns >> 32) as u32] }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+use crate::bpf::{BpfError, netns_cookie};
 
 /// Where `ip netns` and container runtimes keep namespaces that may have no process.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -54,4 +57,35 @@ pub fn in_each<T: Send + 'static>(
     };
     let thread = std::thread::Builder::new().name("netns".into()).spawn(run)?;
     thread.join().map_err(|_| io::Error::other("a thread in another network namespace failed"))
+}
+
+/// A network namespace, as seen from inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// By which the socket programs know it.
+    pub cookie: u64,
+    /// The addresses of its interfaces.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Looks into all network namespaces but the own. Those that cannot be entered, or that just end, are passed over.
+pub fn others() -> Result<Vec<Namespace>, BpfError> {
+    let own = netns_cookie()?;
+    let found = in_each(all(), look).map_err(|source| BpfError::System {
+        operation: "look into other network namespaces".into(),
+        source,
+    })?;
+    Ok(found.into_iter().flatten().filter(|namespace| namespace.cookie != own).collect())
+}
+
+/// The namespace that this thread is in.
+fn look() -> Option<Namespace> {
+    let cookie = netns_cookie().ok()?;
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
+    });
+    Some(Namespace { cookie, addresses: addresses.collect() })
 }

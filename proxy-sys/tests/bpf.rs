@@ -4,7 +4,7 @@
 #[path = "bpf/lab.rs"]
 mod lab;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use sluice_common::node::Config;
 use sluice_common::service::{Endpoint, EndpointKey, Frontend, FrontendKey, Group, SourceKey, action};
 use sluice_sys::bpf::{
     BpfError, Cgroup, Device, Directory, Instance, Layer, Map, Place, Plain, Sizes, View, counters,
-    netns_cookie, probe,
+    leave_alone, netns_cookie, probe,
 };
 
 const FLOWS: u32 = 1024;
@@ -346,4 +346,23 @@ fn the_object_is_the_one_that_the_layout_describes() {
     let Some(_) = object() else { return };
     let sizes = Sizes { flows: 1 };
     assert!(sluice_common::maps::NAMES.iter().all(|name| sluice_sys::bpf::spec(name, sizes).is_some()));
+}
+
+#[test]
+fn exactly_the_given_namespaces_are_left_alone() {
+    Lab::run(|here| {
+        let instance = open(here).unwrap();
+        let maps = instance.maps();
+        let held = || {
+            let map = maps.get("NAMESPACES").unwrap();
+            map.values::<u64, u32>().unwrap().into_iter().collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(leave_alone(maps, &BTreeSet::from([1, 2, 3])).unwrap(), 3);
+        assert_eq!(held(), BTreeMap::from([(1, 1), (2, 1), (3, 1)]));
+        assert_eq!(leave_alone(maps, &BTreeSet::from([2, 4])).unwrap(), 3);
+        assert_eq!(held(), BTreeMap::from([(2, 1), (4, 1)]));
+        assert_eq!(leave_alone(maps, &BTreeSet::from([2, 4])).unwrap(), 0);
+        assert_eq!(leave_alone(maps, &BTreeSet::new()).unwrap(), 2);
+        assert!(held().is_empty());
+    });
 }

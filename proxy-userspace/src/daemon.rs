@@ -1,29 +1,29 @@
 //! `sluice run`: puts the parts together and keeps them running.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use sluice_sys::bpf::leave_alone;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Monitor, Nft, Notice};
-use sluice_sys::{capability, proc};
+use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::backend::{Backend, BackendError, ebpf};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
-use crate::handover::Held;
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Timing};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover};
+use crate::{addresses, cleanup, config, conntrack, flows, handover, optout};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +191,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
     let (facts_sender, facts_receiver) = watch::channel(Default::default());
+    let (opted_out_sender, opted_out_receiver) = watch::channel(None);
     let (started, started_receiver) = oneshot::channel();
     let log = Arc::new(Mutex::new(VecDeque::new()));
     let outputs = Outputs {
@@ -199,6 +200,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         conntrack: conntrack_sender,
         health_checks: check_sender,
         facts: facts_sender,
+        opted_out: opted_out_sender,
         log: log.clone(),
         started,
     };
@@ -210,6 +212,10 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         network: network_receiver,
         shutdown: shutdown_receiver,
     };
+    if let Some(maps) = maps.clone() {
+        let write = move |cookies: &BTreeSet<u64>| leave_alone(&maps, cookies);
+        tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
+    }
     let mut source = tokio::spawn(source);
     tokio::spawn(addresses::follow(network_sender));
     match maps {
@@ -285,7 +291,8 @@ async fn source(
             let reporter =
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
-            (Box::pin(kubernetes::run(access, node_name, events, metrics, Timing::default())), recorder)
+            let scope = Scope { node_name, pods: settings.backend != BackendKind::Nftables };
+            (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })
 }
@@ -329,24 +336,17 @@ async fn after_first_pass(
     settings: Settings,
 ) {
     let Ok(port) = started.await else { return };
-    let cleanup = || {
-        if settings.cleanup_kube_proxy {
-            tokio::task::spawn_blocking(cleanup::take_over);
-        }
-    };
+    let translated = port.is_none() && handover::keep_translations().await;
+    if settings.cleanup_kube_proxy {
+        tokio::task::spawn_blocking(cleanup::take_over);
+    }
     match port {
         Some(port) => {
-            cleanup();
             monitor(port, notices);
             handover::from_ebpf(&settings.ebpf.bpffs).await;
         }
-        None => {
-            let held = tokio::task::block_in_place(handover::hold_translations);
-            cleanup();
-            if held == Held::Table {
-                handover::release_translations().await;
-            }
-        }
+        None if translated => handover::until_translations_end().await,
+        None => {}
     }
 }
 

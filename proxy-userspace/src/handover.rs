@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sluice_common::node::{Config, option};
-use sluice_core::nft::{self, Op};
+use sluice_core::nft;
 use sluice_sys::bpf::{BpfError, Directory, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
@@ -64,48 +64,36 @@ fn remove(directory: &Directory) {
     }
 }
 
-/// What [`hold_translations`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// There is a table that has to go.
-    Table,
-    /// There is nothing to do.
-    Nothing,
-}
-
-/// After the eBPF backend has taken over, and before what others left is removed: our rules of nf_tables go. Where
-/// connections are translated, by us or by kube-proxy, a table stays that keeps the kernel doing it.
-pub fn hold_translations() -> Held {
-    let replace = || {
+/// After the eBPF backend has taken over, before others' rules are removed: connections that nf_tables or iptables rules
+/// translate go on without those rules. Returns whether there is anything to do for them later.
+pub async fn keep_translations() -> bool {
+    let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;
-        let had_table = nft.has_table()?;
-        if !had_table && !Conntrack::open()?.has_translated()? {
-            return Ok(Held::Nothing);
+        let exists = nft.has_table()?;
+        if !exists && !Conntrack::open()?.has_translated()? {
+            return Ok(false);
         }
-        let mut ops = nft::remnant();
-        if had_table {
-            ops.insert(0, Op::DeleteTable);
-        }
-        nft.commit(&ops)?;
-        Ok::<_, NetlinkError>(Held::Table)
-    };
-    match replace() {
-        Ok(Held::Nothing) => Held::Nothing,
-        Ok(Held::Table) => {
+        nft.commit(&nft::remnant(exists))?;
+        Ok::<_, NetlinkError>(true)
+    });
+    match kept {
+        Ok(false) => false,
+        Ok(true) => {
             info!(
-                "table inet sluice keeps connections translated that were so before, and goes when the last one has ended"
+                "table inet sluice has no rules any more; it goes when the last connection that rules have translated \
+                 has ended"
             );
-            Held::Table
+            true
         }
         Err(error) => {
-            warn!(%error, "cannot keep connections translated that were so before the eBPF backend was here");
-            Held::Nothing
+            warn!(%error, "cannot look after connections that rules of nf_tables translate: run sluice cleanup");
+            false
         }
     }
 }
 
-/// Waits until no connection is translated by conntrack any more, and removes the table.
-pub async fn release_translations() {
+/// Removes the table when no connection is translated any more.
+pub async fn until_translations_end() {
     loop {
         let ended = tokio::task::block_in_place(|| {
             if Conntrack::open()?.has_translated()? {

@@ -1,8 +1,8 @@
 //! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
 //!
 //! Effects only; every decision is in `sluice-core`. The parts talk through channels:
-//! `watch` → events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`], [`health`]
-//! and [`metrics`].
+//! `watch` → events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`], [`optout`],
+//! [`health`] and [`metrics`].
 
 pub mod addresses;
 pub mod backend;
@@ -20,6 +20,7 @@ pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod optout;
 pub mod reconcile;
 pub mod status;
 pub mod watch;

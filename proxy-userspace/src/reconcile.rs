@@ -5,6 +5,7 @@
 //! somebody else changed our table. A full pass on a slow timer finds silent drift.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,8 @@ pub struct Outputs {
     pub health_checks: watch::Sender<BTreeMap<ObjectName, HealthCheck>>,
     /// What is known of the node.
     pub facts: watch::Sender<NodeFacts>,
+    /// Addresses of this node's pods that leave the socket path, once they are known.
+    pub opted_out: watch::Sender<Option<Vec<IpAddr>>>,
     /// The last passes.
     pub log: SyncLog,
     /// Told the backend's netlink port, if it has one, after the first pass.
@@ -308,6 +311,9 @@ impl Reconciler {
     fn plan(&mut self) -> Vec<PlanChange> {
         let dirty = self.index.take_dirty();
         let mut changes = Vec::new();
+        if dirty.opted_out {
+            self.publish_opted_out();
+        }
         if dirty.node || std::mem::take(&mut self.node_dirty) {
             // A deleted Node counts as last seen: its rules must not go before its traffic.
             if let Some(node) = self.index.node(&self.settings.node_name) {
@@ -497,6 +503,15 @@ impl Reconciler {
                 self.outputs.metrics.no_local_endpoints.get_or_create(&labels).set(value);
             }
         }
+    }
+
+    fn publish_opted_out(&self) {
+        let now = self.index.opted_out(&self.settings.node_name);
+        self.outputs.opted_out.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
     }
 
     fn publish_health_checks(&self, changes: &[PlanChange]) {

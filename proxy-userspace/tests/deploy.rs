@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice::cli::{Cli, Command};
 use sluice::metrics::Metrics;
-use sluice::watch::kubernetes::{self, Access, Origin, Timing};
+use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use tokio::sync::mpsc;
 
 fn directory() -> PathBuf {
@@ -187,7 +187,9 @@ async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
     let (sender, _events) = mpsc::channel(256);
-    tokio::spawn(kubernetes::run(access, "node-a".into(), sender, Metrics::default(), Timing::default()));
+    // As in mode ebpf; the others read less.
+    let scope = Scope { node_name: "node-a".into(), pods: true };
+    tokio::spawn(kubernetes::run(access, scope, sender, Metrics::default(), Timing::default()));
 
     let mut granted = BTreeSet::new();
     for rule in object::<ClusterRole>("rbac.yaml", "ClusterRole").rules.unwrap() {

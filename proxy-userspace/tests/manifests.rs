@@ -219,3 +219,31 @@ async fn a_swapped_configmap_volume_is_read_anew() {
     source.until_applied("b").await;
     source.until_deleted("a").await;
 }
+
+#[tokio::test]
+async fn pods_and_namespaces_say_who_leaves_the_socket_path() {
+    let namespace =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: mesh, labels: {sluice.socketLB: off-ish}}\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: shell, namespace: mesh, annotations: {sluice.socketLB: \"off\"}}\n\
+               spec: {nodeName: node-a}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.9}]}\n";
+    let mut source = Source::start("opt-out", &[("a.yaml", &service("a", 80))]).await;
+    source.write("mesh.yaml", &format!("{namespace}---\n{pod}"));
+    source
+        .until(|event| match event {
+            Event::Namespace(Change::Apply(namespace)) => namespace.socket_path.is_none(),
+            _ => false,
+        })
+        .await;
+    // The value that nobody knows.
+    assert_eq!(source.reports(), 1);
+    source
+        .until(|event| match event {
+            Event::Pod(Change::Apply(pod)) => pod.socket_path == Some(false) && pod.ips.len() == 1,
+            _ => false,
+        })
+        .await;
+    source.write("mesh.yaml", namespace);
+    source
+        .until(|event| matches!(event, Event::Pod(Change::Delete(name)) if name.as_str() == "mesh/shell"))
+        .await;
+}

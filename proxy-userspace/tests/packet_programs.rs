@@ -12,11 +12,19 @@
 mod errors;
 #[path = "packet_programs/flows.rs"]
 mod flows;
+#[path = "packet_programs/fragments.rs"]
+mod fragments;
 #[path = "packet_programs/network.rs"]
 mod network;
 #[path = "packet_programs/packets.rs"]
 mod packets;
+#[path = "packet_programs/picks.rs"]
+mod picks;
+#[path = "packet_programs/robustness.rs"]
+mod robustness;
 #[path = "packet_programs/verdicts.rs"]
 mod verdicts;
+#[path = "packet_programs/wire.rs"]
+mod wire;
 #[path = "packet_programs/world.rs"]
 mod world;

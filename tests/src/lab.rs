@@ -336,7 +336,7 @@ impl Lab {
         };
         let config = match program.mode() {
             "ebpf" => &proxy::merged(self.of_the_node(node)?, config),
-            // It removes what the other backend left, and must not look for that where the machine has it.
+            // It removes what the eBPF backend left, and must not look for that where the machine has it.
             _ if program.is_sluice() => {
                 &proxy::merged(json!({"sluice": {"ebpf": {"bpffs": self.places.pins.of(node)}}}), config)
             }

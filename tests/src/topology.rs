@@ -71,6 +71,8 @@ impl Topology {
             ensure!(pod.addresses().next().is_some(), "pod {name} has neither ip nor ip6");
             let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
             ensure!(plain && !name.is_empty(), "pod {name:?}: not a pod name");
+            let taken = self.nodes.contains_key(name) || ["client", "switch"].contains(&name.as_str());
+            ensure!(!taken, "pod {name}: the lab has something else of that name; choose another");
         }
         for host in self.hosts.keys() {
             ensure!(

@@ -26,11 +26,13 @@ pub(crate) fn run() -> Result<()> {
     println!("self-test of the conformance runner");
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
     conformance::run(&cases("nftables", "manifests"))?;
+    conformance::run(&cases("ebpf", "manifests"))?;
     if !has_go {
         println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
         return Ok(());
     }
     conformance::run(&cases("nftables", "api"))?;
+    conformance::run(&cases("ebpf", "api"))?;
     conformance::run(&cases("kube-proxy-nftables", "api"))?;
     println!("scenarios");
     scenarios::run(&scenarios::Arguments { only: Vec::new(), long: false, json: None })

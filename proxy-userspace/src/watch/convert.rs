@@ -11,6 +11,10 @@ use sluice_core::net::{Family, Protocol, parse_cidr, parse_ip};
 
 use super::objects::{self, Metadata};
 
+mod opt_out;
+
+pub(super) use opt_out::{convert_namespace, convert_pod};
+
 /// A converted object.
 #[derive(Debug, PartialEq)]
 pub(super) struct Converted<T> {

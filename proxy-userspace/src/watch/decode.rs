@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use sluice_core::event::Event;
 
 use super::convert::{
-    Converted, convert_endpoint_slice, convert_node, convert_service, convert_service_cidr,
+    Converted, convert_endpoint_slice, convert_namespace, convert_node, convert_pod, convert_service,
+    convert_service_cidr,
 };
 use super::objects;
 
@@ -86,6 +87,10 @@ fn object(mut value: serde_json::Value, document: &mut Document) -> Result<(), D
         ("networking.k8s.io/v1", "ServiceCIDR") => {
             add::<objects::ServiceCidr, _>(value, document, convert_service_cidr, Event::ServiceCidr)
         }
+        ("v1", "Pod") => add::<objects::Pod, _>(value, document, convert_pod, Event::Pod),
+        ("v1", "Namespace") => {
+            add::<objects::AnyObject, _>(value, document, convert_namespace, Event::Namespace)
+        }
         // Directories hold other kinds too; they are no business of ours.
         _ => Ok(()),
     }
@@ -150,7 +155,7 @@ fn describe(value: &serde_json::Value) -> String {
     let metadata = |name: &str| value.pointer(&format!("/metadata/{name}")).and_then(|v| v.as_str());
     match (kind, metadata("namespace"), metadata("name").unwrap_or_default()) {
         (_, _, "") => format!("{kind} "),
-        ("Node" | "ServiceCIDR", _, name) => format!("{kind} {name}"),
+        ("Node" | "ServiceCIDR" | "Namespace", _, name) => format!("{kind} {name}"),
         (_, namespace, name) => format!("{kind} {}/{name}", namespace.unwrap_or("default")),
     }
 }

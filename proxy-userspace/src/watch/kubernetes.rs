@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sluice_core::event::Event;
+use sluice_core::model::{Namespace, Pod};
 use tokio::task::JoinSet;
 
 pub use access::{Access, Origin};
@@ -26,7 +27,11 @@ pub(crate) use request::Requests;
 
 use self::follow::{Follower, Kind, Shared};
 use super::Events;
-use super::convert::{convert_endpoint_slice, convert_node, convert_service, convert_service_cidr};
+use super::convert::{
+    convert_endpoint_slice, convert_namespace, convert_node, convert_pod, convert_service,
+    convert_service_cidr,
+};
+use super::objects::{self, AnyObject};
 use crate::metrics::Metrics;
 
 /// Why the API cannot be used.
@@ -57,8 +62,19 @@ pub enum KubernetesError {
     Client(#[source] Box<kube::Error>),
 }
 
+/// What is watched beside Services, EndpointSlices and ServiceCIDRs.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The own Node.
+    pub node_name: String,
+    /// Also the Pods of that Node, and Namespaces: only the eBPF backend has a socket path that they could leave, and
+    /// users of the others need not permit it.
+    pub pods: bool,
+}
+
 /// Watches everything until nobody listens any more.
-pub async fn run(access: Access, node_name: String, events: Events, metrics: Metrics, timing: Timing) {
+pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics, timing: Timing) {
+    let Scope { node_name, pods } = scope;
     let requests = Requests::new(access, metrics.clone(), timing.answer);
     let shared = Shared { requests, events, metrics, timing: Arc::new(timing) };
     let services = Kind {
@@ -100,7 +116,36 @@ pub async fn run(access: Access, node_name: String, events: Events, metrics: Met
     tasks.spawn(Follower::new(services, shared.clone()).run());
     tasks.spawn(Follower::new(slices, shared.clone()).run());
     tasks.spawn(Follower::new(node, shared.clone()).run());
-    tasks.spawn(Follower::new(cidrs, shared).run());
+    tasks.spawn(Follower::new(cidrs, shared.clone()).run());
+    if pods {
+        tasks.spawn(Follower::new(namespaces(), shared.clone()).run());
+        tasks.spawn(Follower::new(pods_of(&node_name), shared).run());
+    }
     // Each ends only when nobody listens any more, or by a panic: the others alone would follow half of the cluster.
     tasks.join_next().await;
+}
+
+fn namespaces() -> Kind<AnyObject, Namespace> {
+    Kind {
+        name: "Namespace",
+        path: "/api/v1/namespaces",
+        selectors: String::new(),
+        namespaced: false,
+        convert: convert_namespace,
+        event: Event::Namespace,
+    }
+}
+
+/// The pods of a node that have not ended.
+fn pods_of(node_name: &str) -> Kind<objects::Pod, Pod> {
+    Kind {
+        name: "Pod",
+        path: "/api/v1/pods",
+        selectors: format!(
+            "&fieldSelector=spec.nodeName%3D{node_name}%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed"
+        ),
+        namespaced: true,
+        convert: convert_pod,
+        event: Event::Pod,
+    }
 }

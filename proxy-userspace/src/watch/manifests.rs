@@ -48,6 +48,8 @@ enum Kind {
     Slice,
     Node,
     ServiceCidr,
+    Pod,
+    Namespace,
 }
 
 type ObjectKey = (Kind, ObjectName);
@@ -65,6 +67,8 @@ fn key(event: &Event) -> Option<ObjectKey> {
         Event::Slice(change) => of(Kind::Slice, change, |o| &o.name),
         Event::Node(change) => of(Kind::Node, change, |o| &o.name),
         Event::ServiceCidr(change) => of(Kind::ServiceCidr, change, |o| &o.name),
+        Event::Pod(change) => of(Kind::Pod, change, |o| &o.name),
+        Event::Namespace(change) => of(Kind::Namespace, change, |o| &o.name),
     }
 }
 
@@ -74,14 +78,18 @@ fn deletion((kind, name): ObjectKey) -> Event {
         Kind::Slice => Event::Slice(Change::Delete(name)),
         Kind::Node => Event::Node(Change::Delete(name)),
         Kind::ServiceCidr => Event::ServiceCidr(Change::Delete(name)),
+        Kind::Pod => Event::Pod(Change::Delete(name)),
+        Kind::Namespace => Event::Namespace(Change::Delete(name)),
     }
 }
 
-fn listing(begin: bool) -> [Event; 4] {
+fn listing(begin: bool) -> [Event; 6] {
     fn mark<T>(begin: bool) -> Change<T> {
         if begin { Change::ListBegin } else { Change::ListEnd }
     }
     [
+        Event::Namespace(mark(begin)),
+        Event::Pod(mark(begin)),
         Event::Node(mark(begin)),
         Event::ServiceCidr(mark(begin)),
         Event::Slice(mark(begin)),

@@ -22,6 +22,8 @@ pub(super) struct Labels {
     pub(super) service_name: Option<String>,
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub(super) zone: Option<String>,
+    #[serde(rename = "sluice.socketLB")]
+    pub(super) socket_lb: Option<String>,
 }
 
 /// The annotations that are read.
@@ -32,6 +34,8 @@ pub(super) struct Annotations {
     pub(super) trigger_time: Option<String>,
     #[serde(rename = "k8s.io/initial-events-end")]
     pub(super) initial_events_end: Option<String>,
+    #[serde(rename = "sluice.socketLB")]
+    pub(super) socket_lb: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -255,4 +259,40 @@ pub(super) struct ServiceCidr {
 pub(super) struct ServiceCidrSpec {
     #[serde(deserialize_with = "or_default")]
     pub(super) cidrs: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Pod {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) metadata: Metadata,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) spec: PodSpec,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct PodSpec {
+    pub(super) node_name: Option<String>,
+    pub(super) host_network: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PodStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) phase: String,
+    #[serde(rename = "podIP")]
+    pub(super) pod_ip: Option<String>,
+    #[serde(rename = "podIPs", deserialize_with = "or_default")]
+    pub(super) pod_ips: Vec<PodIp>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PodIp {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) ip: String,
 }

@@ -35,6 +35,8 @@ struct Cluster {
     events: Vec<Value>,
     requests: Vec<String>,
     tokens: BTreeSet<String>,
+    /// Resources that nobody may read.
+    forbidden: BTreeSet<String>,
 }
 
 /// The server; clones share it.
@@ -96,6 +98,11 @@ impl FakeApi {
     /// From now on only these tokens are known; none means that nobody is asked.
     pub(crate) fn set_tokens(&self, tokens: &[&str]) {
         self.cluster().tokens = tokens.iter().map(|&token| token.into()).collect();
+    }
+
+    /// From now on nobody may read these resources.
+    pub(crate) fn forbid(&self, resources: &[&str]) {
+        self.cluster().forbidden = resources.iter().map(|&resource| resource.into()).collect();
     }
 
     /// The events that were posted.
@@ -163,11 +170,16 @@ async fn serve(
         api.cluster().events.extend(serde_json::from_slice::<Value>(&body));
         return (StatusCode::CREATED, body).into_response();
     }
+    if path.rsplit('/').next().is_some_and(|resource| api.cluster().forbidden.contains(resource)) {
+        return status(403, "Forbidden", "forbidden: this account may not list it");
+    }
     let kind = match path.rsplit('/').next() {
         Some("services") => "Service",
         Some("endpointslices") => "EndpointSlice",
         Some("nodes") => "Node",
         Some("servicecidrs") => "ServiceCIDR",
+        Some("namespaces") => "Namespace",
+        Some("pods") => "Pod",
         _ => return status(404, "NotFound", "the server could not find the requested resource"),
     };
     let selected = Selected { kind: kind.into(), query };
@@ -194,7 +206,7 @@ impl Selected {
         self.query.get("resourceVersion").map_or("", String::as_str)
     }
 
-    /// Label selectors `!key` and the field selector `metadata.name=name`.
+    /// Label selectors `!key` and the field selector `metadata.name=name`. Others are taken for granted.
     fn takes(&self, object: &Value) -> bool {
         let label = self.query.get("labelSelector").and_then(|selector| selector.strip_prefix('!'));
         let field =

@@ -10,4 +10,5 @@ mod faults;
 mod kube_proxy;
 mod metrics_page;
 mod observer;
+mod opt_out;
 mod watch;

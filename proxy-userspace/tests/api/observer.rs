@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice::metrics::Metrics;
 use sluice::watch::Received;
-use sluice::watch::kubernetes::{self, Access, Origin, Timing};
+use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use sluice_core::event::{Change, Event};
 use tokio::sync::mpsc;
 
@@ -83,7 +83,8 @@ impl Observer {
         let access = Access::new(origin).await.unwrap();
         let (sender, mut receiver) = mpsc::channel::<Received>(256);
         let metrics = Metrics::default();
-        tokio::spawn(kubernetes::run(access, "node-a".into(), sender, metrics.clone(), timing));
+        let scope = Scope { node_name: "node-a".into(), pods: false };
+        tokio::spawn(kubernetes::run(access, scope, sender, metrics.clone(), timing));
         let told = Arc::new(Mutex::new(Told::default()));
         let keep = told.clone();
         tokio::spawn(async move {

@@ -334,9 +334,9 @@ fn errors_are_not_made_without_limit() {
         let family = Family::V4;
         world.service(family, action::REJECT, &[]);
         let sent = udp(family.client(), 40_000, family.cluster_ip(), PORT).by(peer("uplink"), mac("uplink"));
+        let at = At { unsummed: true, ..ingress("uplink") };
         let begin = std::time::Instant::now();
-        let answers =
-            (0..5_000).filter(|_| world.run(ingress("uplink"), &sent.bytes()).0 == REDIRECT).count();
+        let answers = (0..5_000).filter(|_| world.run(at, &sent.bytes()).0 == REDIRECT).count();
         // So many in a second on each CPU.
         let cpus = aya::util::nr_cpus().unwrap();
         let most = 1_000 * cpus * (begin.elapsed().as_secs() as usize + 2);

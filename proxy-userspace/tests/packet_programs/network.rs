@@ -11,6 +11,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::packets::Mac;
 
@@ -209,14 +210,26 @@ pub(crate) fn enter() -> Result<(), String> {
     ] {
         std::fs::write(format!("/proc/sys/net/{path}"), value).map_err(|error| format!("{path}: {error}"))?;
     }
-    let mut ip = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("needs the program ip of iproute2 ({error})"))?;
-    ip.stdin.take().unwrap().write_all(commands().as_bytes()).unwrap();
-    assert!(ip.wait().unwrap().success());
+    if let Err(error) = Command::new("ip").arg("-V").output() {
+        return Err(format!("needs the program ip of iproute2 ({error})"));
+    }
+    ip_batch(&commands());
+    // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are plugged in.
+    let IpAddr::V6(own) = Family::V6.node() else { unreachable!("IPv6") };
+    let own = format!("{:032x} 80 ", u128::from(own));
+    let begin = Instant::now();
+    while !std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap().contains(&own) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "no route to {}", Family::V6.node());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
+}
+
+/// Runs commands of ip(8) in the calling thread's network namespace.
+pub(crate) fn ip_batch(commands: &str) {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
 }
 
 /// Index of an interface.

@@ -142,12 +142,12 @@ pub(crate) struct At<'a> {
 }
 
 /// Where packets come in.
-pub(crate) fn ingress(interface: &str) -> At<'_> {
+pub(crate) const fn ingress(interface: &str) -> At<'_> {
     At { program: "ingress", interface, from: Some(interface), segment: 0, unsummed: false }
 }
 
 /// Where packets of the node's own go out.
-pub(crate) fn egress(interface: &str) -> At<'_> {
+pub(crate) const fn egress(interface: &str) -> At<'_> {
     At { program: "egress", interface, from: None, segment: 0, unsummed: false }
 }
 
@@ -195,7 +195,7 @@ pub(crate) const NODE_PORT: u16 = 30_080;
 pub(crate) const TARGET: u16 = 8_080;
 
 impl World {
-    fn ebpf(&mut self) -> &mut Ebpf {
+    pub(crate) fn ebpf(&mut self) -> &mut Ebpf {
         self.ebpf.as_mut().unwrap()
     }
 
@@ -536,13 +536,13 @@ pub(crate) fn expect_answer(
     from: IpAddr,
     message: Message,
 ) {
+    at.unsummed = true;
     let quoted = family.header() + 28;
     let mut error = packet.error(from, message, quoted).by(packet.to, packet.from);
     error.identification = 0;
     error.dont_fragment = false;
     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
     if let Body::Icmp(_, quote) = &mut error.body {
-        at.unsummed = packet.bytes().len() != 14 + quoted;
         quote.resize(quoted, 0);
     }
     world.expect(at, packet, REDIRECT, &error.bytes());

@@ -12,7 +12,7 @@ use super::{Arguments, NODE, spread};
 use crate::passes::await_sync;
 
 pub(super) const TOPOLOGY: &str = r#"{"nodes": {"node-a": {}}, "pods": {
-    "client": {"node": "node-a", "ip": "10.244.1.20"}, "server": {"node": "node-a", "ip": "10.244.1.11"}}}"#;
+    "user": {"node": "node-a", "ip": "10.244.1.20"}, "server": {"node": "node-a", "ip": "10.244.1.11"}}}"#;
 
 const CLUSTER_IP: &str = "10.96.0.10";
 const POD: &str = "10.244.1.11";
@@ -84,7 +84,7 @@ fn measure(
     let (address, port) = if service { (CLUSTER_IP, port) } else { (POD, port + DIRECT) };
     let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
     let request = BenchRequest { target, work, workers, millis: arguments.millis, pause_micros: 0 };
-    let report = lab.agent(&From::Pod("client".into()))?.bench(request)?;
+    let report = lab.agent(&From::Pod("user".into()))?.bench(request)?;
     ensure!(report.failed == 0, "{} failed: {}", report.failed, report.first_failure.unwrap_or_default());
     let rate = report.done as f64 / report.seconds;
     Ok(match work {
