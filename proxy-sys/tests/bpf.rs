@@ -202,7 +202,7 @@ fn without_tcx_there_are_filters() {
         ip("link set v1 up");
         ip("link set v0 up");
         assert!(lab::wait(|| count(&instance, Counter::FlowsBegun) > 0) || !here.is_stub());
-        assert_eq!(instance.attach(devices(&["v0"])).unwrap().removed, 1);
+        assert_eq!(instance.attach(devices(&["v0"])).unwrap().removed, 2);
         here.directory().remove().unwrap();
         let filters = lab::output("tc", "filter show dev v0 ingress");
         assert_eq!(filters, "");

@@ -31,7 +31,7 @@ pub struct Options {
 }
 
 /// What a packet of an interface begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
     /// An Ethernet header.
     Ethernet,
@@ -49,7 +49,7 @@ impl Layer {
 }
 
 /// An interface that has to have programs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Device {
     /// Its index.
     pub index: u32,
@@ -236,19 +236,24 @@ impl Instance {
     }
 
     /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the place of a predecessor's.
-    /// Interfaces that cannot have them are told; the others have them.
+    /// Interfaces that cannot have them are told; the others have them. After the first time only interfaces that come or
+    /// go are looked at.
     pub fn attach(&mut self, devices: Vec<Device>) -> Result<Links, BpfError> {
-        let first = self.devices.is_none();
-        let before = self.devices.replace(devices).unwrap_or_default();
-        let mut done = self.check_links()?;
-        if !self.tcx {
-            let now: BTreeSet<u32> = self.devices.iter().flatten().map(|device| device.index).collect();
-            for gone in before.iter().filter(|device| !now.contains(&device.index)) {
-                done.removed += usize::from(clsact::remove(gone.index).unwrap_or(false));
-            }
-        }
-        if first {
+        let Some(before) = self.devices.replace(devices) else {
+            let mut done = self.check_links()?;
             done.removed += self.options.directory.remove_others()?;
+            return Ok(done);
+        };
+        let now = self.devices.as_deref().unwrap_or_default();
+        let indices: BTreeSet<u32> = now.iter().map(|device| device.index).collect();
+        let known: BTreeSet<&Device> = before.iter().collect();
+        let mut done = Links::default();
+        for gone in before.iter().filter(|device| !indices.contains(&device.index)) {
+            done.removed += self.detach_device(gone);
+        }
+        // One with another name may be another one.
+        for new in now.iter().filter(|device| !known.contains(device)) {
+            self.attach_device(new, &mut done);
         }
         Ok(done)
     }
@@ -266,23 +271,37 @@ impl Instance {
         let mut names: BTreeSet<String> = SOCKET.into_iter().map(str::to_owned).collect();
         for device in devices {
             names.extend(ETHERNET.map(|direction| link_name(direction, device.index)));
-            match self.attach_device(device, &directory, &mut done) {
-                // It went while we were at it.
-                Err(error) if error.errno() == Some(libc::ENODEV) => {}
-                Err(error) => done.failures.push(Failure { device: device.clone(), error }),
-                Ok(()) => {}
-            }
+            self.attach_device(device, &mut done);
         }
-        let known = |path: &Path| {
+        let is_known = |path: &Path| {
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| names.contains(name))
         };
-        for path in list(&directory)?.filter(|path| !known(path)) {
+        for path in list(&directory)?.filter(|path| !is_known(path)) {
             done.removed += usize::from(fs::remove_file(path).is_ok());
         }
         Ok(done)
     }
 
-    fn attach_device(&self, device: &Device, directory: &Path, done: &mut Links) -> Result<(), BpfError> {
+    /// Attaches the programs to an interface.
+    fn attach_device(&self, device: &Device, done: &mut Links) {
+        match self.try_attach(device, done) {
+            // It went while we were at it.
+            Err(error) if error.errno() == Some(libc::ENODEV) => {}
+            Err(error) => done.failures.push(Failure { device: device.clone(), error }),
+            Ok(()) => {}
+        }
+    }
+
+    /// Takes the programs from an interface, which may be gone. Returns how many there were.
+    fn detach_device(&self, device: &Device) -> usize {
+        let directory = self.options.directory.links();
+        let links = ETHERNET.map(|direction| directory.join(link_name(direction, device.index)));
+        let removed = links.iter().filter(|path| fs::remove_file(path).is_ok()).count();
+        if !self.tcx && clsact::remove(device.index).unwrap_or(false) { removed + 2 } else { removed }
+    }
+
+    fn try_attach(&self, device: &Device, done: &mut Links) -> Result<(), BpfError> {
+        let directory = self.options.directory.links();
         for (at, name) in device.layer.programs().into_iter().enumerate() {
             let program = self.programs.get(name)?;
             done.count(if self.tcx {

@@ -3,13 +3,19 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use super::layout::{PER_CPU_ARRAY, Spec};
 use super::plain::Plain;
 use super::{BpfError, syscall};
 
-/// Entries of one operation: enough that system calls do not count, little enough that the kernel is not held up.
+/// Entries of one operation: enough that system calls do not count, little enough that the kernel is not held up...
 const BATCH: usize = 4096;
+/// ...and that buffers stay small.
+const BATCH_BYTES: usize = 1 << 20;
+/// The kernel refills its stock of entries beside the work. When much is written at once, it may be empty for a moment.
+const ATTEMPTS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(1);
 /// `ENOTSUPP`, which is in no header for user space: the map has no operations on many entries.
 const NOT_SUPPORTED: i32 = 524;
 
@@ -135,8 +141,15 @@ impl Map {
     pub fn put(&self, key: &[u8], value: &[u8]) -> Result<(), BpfError> {
         self.check(key.len(), self.key_size(), "write to")?;
         self.check(value.len(), self.value_size(), "write to")?;
-        // SAFETY: both lengths were just checked.
-        unsafe { syscall::update(self.fd.as_fd(), key, value, 0) }.map_err(self.failed("write to"))
+        let mut attempts = 0;
+        loop {
+            // SAFETY: both lengths were just checked.
+            match unsafe { syscall::update(self.fd.as_fd(), key, value, 0) } {
+                Err(error) if is_passing(&error) && attempts < ATTEMPTS => attempts += 1,
+                result => return result.map_err(self.failed("write to")),
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Deletes an entry; returns whether it was there.
@@ -166,22 +179,36 @@ impl Map {
         let count = keys.len() / key_size;
         self.check(keys.len(), count * key_size, "write to")?;
         self.check(values.len(), count * value_size, "write to")?;
-        let parts = keys.chunks(BATCH * key_size).zip(values.chunks(BATCH * value_size));
-        for (keys, values) in parts {
+        let batch = self.batch();
+        let (mut done, mut attempts) = (0, 0);
+        while done < count {
+            let end = count.min(done + batch);
+            let keys = &keys[done * key_size..end * key_size];
+            let values = &values[done * value_size..end * value_size];
             // SAFETY: both hold the same number of whole entries.
-            let progress =
-                unsafe { syscall::update_batch(self.fd.as_fd(), keys, values, keys.len() / key_size) };
+            let progress = unsafe { syscall::update_batch(self.fd.as_fd(), keys, values, end - done) };
             match progress.result {
-                Ok(()) => {}
+                Ok(()) => done = end,
                 Err(error) if is_unknown(&error) => {
                     for (key, value) in keys.chunks(key_size).zip(values.chunks(value_size)) {
                         self.put(key, value)?;
                     }
+                    done = end;
+                }
+                Err(error) if is_passing(&error) && attempts < ATTEMPTS => {
+                    attempts = if progress.done > 0 { 0 } else { attempts + 1 };
+                    done += progress.done;
+                    std::thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(self.failed("write to")(error)),
             }
         }
         Ok(())
+    }
+
+    /// Entries of one operation.
+    fn batch(&self) -> usize {
+        (BATCH_BYTES / (self.key_size() + self.value_size())).clamp(1, BATCH)
     }
 
     /// Deletes entries whose keys stand one after another; those that are not there do not matter. Returns how many were.
@@ -190,7 +217,7 @@ impl Map {
         self.check(keys.len(), keys.len() / key_size * key_size, "delete from")?;
         let (mut rest, mut deleted) = (keys, 0);
         while !rest.is_empty() {
-            let part = &rest[..rest.len().min(BATCH * key_size)];
+            let part = &rest[..rest.len().min(self.batch() * key_size)];
             // SAFETY: `part` holds so many whole keys.
             let progress = unsafe { syscall::delete_batch(self.fd.as_fd(), part, part.len() / key_size) };
             let passed = match progress.result {
@@ -222,7 +249,7 @@ impl Map {
     /// Reads all entries. What others write meanwhile may or may not be among them.
     pub fn each(&self, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), BpfError> {
         let (key_size, value_size) = (self.key_size(), self.value_size());
-        let mut room = BATCH.min(self.max_entries as usize).max(1);
+        let mut room = self.batch().min(self.max_entries as usize).max(1);
         let mut at: Option<Vec<u8>> = None;
         let mut next = vec![0; key_size.max(4)];
         let (mut keys, mut values) = (vec![0; room * key_size], vec![0; room * value_size]);
@@ -307,6 +334,11 @@ impl Map {
 /// Whether the kernel has no such operation for this map.
 fn is_unknown(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | NOT_SUPPORTED))
+}
+
+/// Whether it may go well in a moment.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::EBUSY | libc::EINTR))
 }
 
 /// CPUs that there could ever be, for each of which a per-CPU map has a value.
