@@ -89,7 +89,7 @@ pub fn spec(name: &str, sizes: Sizes) -> Option<Spec> {
         // Empty until the flow table gets another size.
         "OLD_FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), 64),
         "FRAGMENTS" => (LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>(), 8_192),
-        "PEERS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), 131_072),
+        "PEERS" | "TCP_PEERS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), 65_536),
         "PICKS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Pick>(), 65_536),
         "CONFIG" => (ARRAY, WORD, size_of::<Config>(), 1),
         "ADDRESSES" => (HASH, size_of::<Address>(), WORD, 4_096),
