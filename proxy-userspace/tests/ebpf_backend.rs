@@ -13,6 +13,7 @@ use sluice::backend::Applied;
 use sluice::backend::ebpf::Backend;
 use sluice::config::{Flags, Settings, resolve};
 use sluice::node::{Device, NodeFacts};
+use sluice_common::flow::{Flow, FlowKey, flag, seen};
 use sluice_common::service::{Group, MemberKey};
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
@@ -23,6 +24,7 @@ use sluice_core::model::{
 use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Planner, ServicePlan};
 use sluice_sys::bpf::Layer;
+use sluice_sys::proc::monotonic_nanos;
 use sluice_tests::lab::cgroup;
 
 /// Programs at the cgroup.
@@ -242,6 +244,37 @@ fn maps_grow_with_the_services() {
         let (entries, after) = world.capacity("ENDPOINTS");
         assert!(entries > 65_536 && after >= 2 * entries, "{entries} of {after}");
         assert_eq!(world.full(), Applied::default());
+    });
+}
+
+#[test]
+fn flows_end_in_time_in_both_tables() {
+    in_a_place("random", |world| {
+        world.full();
+        let (maps, now) = (world.backend.maps(), monotonic_nanos());
+        let table = |name| maps.get(name).unwrap();
+        let key = |port: u16, protocol| FlowKey { source_port: port, protocol, ..FlowKey::default() };
+        let (udp, tcp, stream) = (17, 6, seen::PACKET | seen::ESTABLISHED);
+        // To port 9, translated to port 8: the other entry comes from there.
+        let put = |name, port: u16, protocol, seen, ago: u64| {
+            let used = now.saturating_sub(ago * 1_000_000_000);
+            let there = Flow { source_port: port, destination_port: 8, seen, used, ..Flow::default() };
+            table(name).put_value(&FlowKey { destination_port: 9, ..key(port, protocol) }, &there).unwrap();
+            let back = Flow { source_port: 9, destination_port: port, flags: flag::REPLY, ..there };
+            table(name).put_value(&FlowKey { destination_port: port, ..key(8, protocol) }, &back).unwrap();
+        };
+        put("FLOWS", 1, udp, seen::PACKET, 10);
+        put("FLOWS", 2, udp, seen::PACKET, 500);
+        put("FLOWS", 3, tcp, stream, 5_000);
+        put("FLOWS", 4, tcp, stream | seen::FIN, 61);
+        put("OLD_FLOWS", 5, tcp, stream, 5_000);
+        put("OLD_FLOWS", 6, tcp, stream | seen::RST, 61);
+        let expired = sluice::flows::expire(&maps).unwrap();
+        assert_eq!(expired.ended, 3);
+        let left: Vec<_> = expired.left.iter().map(|(name, usage)| (*name, usage.entries)).collect();
+        assert_eq!(left, [("FLOWS", 4), ("OLD_FLOWS", 2)]);
+        assert_eq!(table("FLOWS").usage().unwrap().entries, 4);
+        assert_eq!(sluice::flows::expire(&maps).unwrap().ended, 0);
     });
 }
 
