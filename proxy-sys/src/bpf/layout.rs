@@ -93,7 +93,9 @@ pub fn spec(name: &str, sizes: Sizes) -> Option<Spec> {
         // Empty until the flow table gets another size.
         "OLD_FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), 64),
         "FRAGMENTS" => (LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>(), 8_192),
-        "PEERS" | "TCP_PEERS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), (sizes.flows / 2).max(LEAST)),
+        "PEERS" | "TCP_PEERS" => {
+            (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), (sizes.flows / 2).max(LEAST))
+        }
         "PICKS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Pick>(), (sizes.flows / 2).max(LEAST)),
         "CONFIG" => (ARRAY, WORD, size_of::<Config>(), 1),
         "ADDRESSES" => (HASH, size_of::<Address>(), WORD, 4_096),

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::programs::links::{FdLink, PinnedLink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use sluice_sys::bpf::Directory;
@@ -79,11 +80,6 @@ impl Lab {
         ip(&format!("link add {one} type veth peer name {other}"));
     }
 
-    /// Whether the programs only count packets.
-    pub(crate) fn is_stub(&self) -> bool {
-        std::env::var_os("SLUICE_EBPF_OBJECT").is_some_and(|path| path.to_string_lossy().ends_with("stub"))
-    }
-
     /// Number and program of each pinned link, by name.
     pub(crate) fn links(&self) -> Vec<(u32, u32)> {
         let directory = self.directory().path().join(format!("v{}/links", sluice_common::LAYOUT));
@@ -101,11 +97,10 @@ impl Lab {
     }
 }
 
-/// Link number and program number, as bpftool tells them.
+/// Link number and program number.
 fn link(path: &Path) -> (u32, u32) {
-    let text = output("bpftool", &format!("-j link show pinned {}", path.display()));
-    let link: serde_json::Value = serde_json::from_str(&text).unwrap();
-    (link["id"].as_u64().unwrap() as u32, link["prog_id"].as_u64().unwrap() as u32)
+    let info = FdLink::from(PinnedLink::from_pin(path).unwrap()).info().unwrap();
+    (info.id(), info.program_id())
 }
 
 /// Ends a client, which must have found nothing wrong.
