@@ -54,8 +54,6 @@ counters! {
     DropNoRoute = "drop_no_route",
     /// Dropped: the packet cannot be read or rewritten
     DropMalformed = "drop_malformed",
-    /// Dropped: a fragment whose first part was not seen
-    DropFragment = "drop_fragment",
 }
 
 /// Number of counters.

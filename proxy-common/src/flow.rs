@@ -85,6 +85,8 @@ pub struct Fragment {
     pub source_port: u16,
     /// Destination port, in network order.
     pub destination_port: u16,
+    /// When the first fragment came: seconds of `CLOCK_MONOTONIC`. Identifications are used again soon.
+    pub seen: u32,
 }
 
-sizes!(FlowKey = 40, Flow = 56, FragmentKey = 40, Fragment = 4);
+sizes!(FlowKey = 40, Flow = 56, FragmentKey = 40, Fragment = 8);

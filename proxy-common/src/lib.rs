@@ -101,7 +101,7 @@ sizes!(Address = 16);
 /// | `AFFINITY` | LRU hash | [`service::AffinityKey`] | [`service::Affinity`] | programs |
 /// | `FLOWS`, `OLD_FLOWS` | LRU hash | [`flow::FlowKey`] | [`flow::Flow`] | programs |
 /// | `FRAGMENTS` | LRU hash | [`flow::FragmentKey`] | [`flow::Fragment`] | programs |
-/// | `PEERS` | LRU hash | [`socket::SocketKey`] | [`socket::Peer`] | programs |
+/// | `PEERS` (UDP), `TCP_PEERS` | LRU hash | [`socket::SocketKey`] | [`socket::Peer`] | programs |
 /// | `PICKS` | LRU hash | [`socket::SocketKey`] | [`socket::Pick`] | programs |
 /// | `CONFIG` | array of one | `u32` 0 | [`node::Config`] | daemon |
 /// | `ADDRESSES` | hash | [`Address`] | `u32`, [`node::address`] | daemon |
@@ -111,7 +111,7 @@ sizes!(Address = 16);
 /// | `COUNTERS` | per-CPU array | [`counters::Counter`] as `u32` | `u64` | programs |
 pub mod maps {
     /// All names.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 20] = [
         "FRONTENDS",
         "GROUPS",
         "ENDPOINTS",
@@ -124,6 +124,7 @@ pub mod maps {
         "OLD_FLOWS",
         "FRAGMENTS",
         "PEERS",
+        "TCP_PEERS",
         "PICKS",
         "CONFIG",
         "ADDRESSES",

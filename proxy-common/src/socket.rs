@@ -3,7 +3,7 @@
 use crate::service::Endpoint;
 use crate::{Address, sizes};
 
-/// Key of the map `PEERS`: a socket, and an endpoint that it talks to without knowing; and of the map `PICKS`: a socket, and
+/// Key of the maps `PEERS` and `TCP_PEERS`: a socket, and an endpoint that it talks to without knowing; and of the map `PICKS`: a socket, and
 /// a frontend that it talks to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ pub struct SocketKey {
     pub reserved: u32,
 }
 
-/// Value of the map `PEERS`: what the socket believes to talk to.
+/// Value of the maps `PEERS` and `TCP_PEERS`: what the socket believes to talk to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {

@@ -36,44 +36,60 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
-/// Whether a packet goes on with its flow, or begins a new one in its place. `key` is for the key of replies.
+/// Whether a packet goes on with its flow, or begins a new one in its place. `key` is for the flow's other entry.
+///
+/// A first segment on a connection that lives changes nothing: anybody could send it. It goes to the endpoint, which asks
+/// back; a client that really begins anew answers with a RST, and the next first segment begins a new flow.
 #[inline(always)]
 pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config, now: u64) -> bool {
-    // The handshake is over.
-    let is_made = flow.seen & (seen::ESTABLISHED | seen::FIN | seen::RST) != 0;
-    if flow.flags & flag::REPLY != 0 {
-        // The other end answers a handshake that was none of ours: somebody else has given the port to a connection.
-        return !(packet.is_syn_ack() && is_made);
+    let is_reply = flow.flags & flag::REPLY != 0;
+    let is_tcp = packet.key.protocol == protocol::TCP;
+    // Replies begin nothing, except the answer to a handshake that was none of ours: somebody else may have given the port
+    // to a connection.
+    let may_begin = if is_reply { packet.is_syn_ack() } else { !is_tcp || packet.is_syn() };
+    if !may_begin {
+        return true;
     }
-    match packet.key.protocol {
-        // The first segment again, while the handshake goes on, is the same connection.
-        protocol::TCP => !packet.is_syn() || !is_made,
-        _ => {
-            let timeout = u64::from(config.udp_stream_timeout) * SECOND;
-            if now.wrapping_sub(flow.used) < timeout {
-                return true;
-            }
-            // Its endpoint may be one that tells more than it is told.
-            reverse(flow, packet.key.protocol, key);
-            // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one idle flow.
-            FLOWS.get_ptr(&*key).is_some_and(|reply| now.wrapping_sub(unsafe { (*reply).used }) < timeout)
-        }
+    let idle = u64::from(if is_tcp { SILENT } else { config.udp_stream_timeout }) * SECOND;
+    let is_idle = now.wrapping_sub(flow.used) >= idle;
+    if !is_tcp && !is_idle {
+        return true;
     }
+    reverse(flow, packet.key.protocol, key);
+    let Some(other) = FLOWS.get_ptr(&*key) else { return !is_idle };
+    // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one flow.
+    let (seen, used) = unsafe { ((*other).seen, (*other).used) };
+    let is_idle = is_idle && now.wrapping_sub(used) >= idle;
+    if !is_tcp {
+        return !is_idle;
+    }
+    let is_made = (flow.seen | seen) & seen::ESTABLISHED != 0;
+    let is_over = (flow.seen | seen) & seen::RST != 0 || flow.seen & seen & seen::FIN != 0;
+    !(is_over || (is_idle && !is_made))
 }
+
+/// Seconds after which a handshake that came to nothing gives way to a new one.
+const SILENT: u32 = 120;
 
 /// Removes both entries of a flow, or later packets of the connection in its place would be taken for its own.
 #[inline(always)]
 pub fn forget(key: &FlowKey, flow: &Flow, other: &mut FlowKey) {
     reverse(flow, key.protocol, other);
-    // Either may have been evicted.
+    // Any of them may not be there.
     let _ = FLOWS.remove(&*other);
     let _ = FLOWS.remove(key);
+    let _ = OLD_FLOWS.remove(&*other);
+    let _ = OLD_FLOWS.remove(key);
 }
 
 /// Notes a packet. Writes only what changes, because all CPUs share the entry.
 #[inline(always)]
 pub fn note(flow: &mut Flow, packet: &Packet, now: u64) {
-    let seen = flow.seen | seen_in(packet);
+    let new = seen_in(packet);
+    // A connection that goes on was not ended by the RST before, whoever sent that.
+    let old =
+        if new & seen::ESTABLISHED != 0 && new & seen::RST == 0 { flow.seen & !seen::RST } else { flow.seen };
+    let seen = old | new;
     if seen != flow.seen {
         flow.seen = seen;
     }
@@ -143,7 +159,7 @@ pub fn enter(
             flow.source_port = port(config);
         }
         reverse(flow, key.protocol, reply_key);
-        if masquerade && is_taken(skb, reply_key) {
+        if (masquerade && is_taken(skb, reply_key)) || OLD_FLOWS.get_ptr(&*reply_key).is_some() {
             continue;
         }
         if FLOWS.insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST)).is_err()

@@ -39,7 +39,7 @@ impl Error {
     }
 }
 
-/// Errors of a CPU in a second: a flood of packets to where nothing is must not be answered one by one.
+/// Errors of a kind that a CPU makes in a second: a flood of packets to where nothing is must not be answered one by one.
 const PER_SECOND: u64 = 1_000;
 /// Quoted of the transport header and what follows: as much as any checksum in it needs, in whole words.
 const QUOTED: u32 = 28;
@@ -65,7 +65,7 @@ pub fn answer<const L2: u32>(
     let v4 = scratch.packet.is(is::V4);
     let header = if v4 { 20 } else { 40 };
     let plain = !v4 || scratch.packet.transport == L2 + header;
-    if scratch.packet.is(is::LATER_FRAGMENT) || !plain || is_too_much(scratch) {
+    if scratch.packet.is(is::LATER_FRAGMENT) || !plain || is_too_much(scratch, error) {
         return DROP;
     }
     // SAFETY: the context is valid, and a plain field of it is read.
@@ -138,14 +138,15 @@ fn write_quote(skb: *mut __sk_buff, at: u32, v4: bool, bytes: &[u32; 32]) -> boo
 }
 
 #[inline(always)]
-fn is_too_much(scratch: &mut Scratch) -> bool {
+fn is_too_much(scratch: &mut Scratch, error: Error) -> bool {
     let now = now();
     if now.wrapping_sub(scratch.icmp_since) > 1_000_000_000 {
         scratch.icmp_since = now;
-        scratch.icmp_made = 0;
+        (scratch.refusals, scratch.others) = (0, 0);
     }
-    scratch.icmp_made += 1;
-    scratch.icmp_made > PER_SECOND
+    let made = if matches!(error, Error::Port) { &mut scratch.refusals } else { &mut scratch.others };
+    *made += 1;
+    *made > PER_SECOND
 }
 
 /// The address that the error comes from: the one that was asked, if it is the node's; else that of the interface.

@@ -41,7 +41,9 @@ pub static OLD_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(8_192, 0);
 #[map]
-pub static PEERS: LruHashMap<SocketKey, Peer> = LruHashMap::with_max_entries(131_072, 0);
+pub static PEERS: LruHashMap<SocketKey, Peer> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static TCP_PEERS: LruHashMap<SocketKey, Peer> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
 pub static PICKS: LruHashMap<SocketKey, Pick> = LruHashMap::with_max_entries(65_536, 0);
 #[map]

@@ -13,7 +13,9 @@ use crate::debug::{tell, tell_flow};
 use crate::flow::{self, Entered};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
-use crate::packet::{ETH_IPV4, ETH_IPV6, Packet, Scratch, is, parse, protocol, remember_fragment, scratch};
+use crate::packet::{
+    ETH_IPV4, ETH_IPV6, Packet, Scratch, forget_fragment, is, parse, protocol, remember_fragment, scratch,
+};
 use crate::rewrite;
 use crate::route::{self, Route};
 use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, own_address, pick};
@@ -39,9 +41,10 @@ struct Context<'a> {
 #[inline(always)]
 pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     // SAFETY: the context is valid, and plain fields of it are read.
-    let (ether_type, kind, from) =
-        unsafe { ((*skb).protocol as u16, (*skb).pkt_type, (*skb).ingress_ifindex) };
-    if ether_type != ETH_IPV4 && ether_type != ETH_IPV6 {
+    let (ether_type, kind, from, vlan) =
+        unsafe { ((*skb).protocol as u16, (*skb).pkt_type, (*skb).ingress_ifindex, (*skb).vlan_present) };
+    // What has a VLAN's tag beside it comes by the VLAN's own interface next, without.
+    if (ether_type != ETH_IPV4 && ether_type != ETH_IPV6) || vlan != 0 {
         return NEXT;
     }
     if hook == Hook::Ingress && kind != TO_THIS_HOST && kind != TO_ANOTHER_HOST {
@@ -55,6 +58,9 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     let context = Context { skb, config, hook, bridged };
     if hook == Hook::Egress && from != 0 {
         return leaving(&scratch.packet, config);
+    }
+    if scratch.packet.is(is::FIRST_FRAGMENT) {
+        forget_fragment(&scratch.packet);
     }
     if scratch.packet.is(is::ICMP_ERROR) {
         return error_about::<L2>(&context, scratch);
@@ -110,6 +116,9 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
         return NEXT;
     }
     let packet = &scratch.packet;
+    if context.hook == Hook::Ingress && is_nobody_outside(&packet.key.source) {
+        return NEXT;
+    }
     scratch.frontend = FrontendKey {
         address: packet.key.destination,
         port: packet.key.destination_port,
@@ -119,7 +128,9 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     let own_process = context.hook == Hook::Egress;
     let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, config, own_process) } else { None };
     let Some(frontend) = found else {
-        if is_cluster_ip(&mut scratch.frontend) {
+        // Of ICMP only what asks for an answer is refused.
+        let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();
+        if asks && is_cluster_ip(&mut scratch.frontend) {
             tell(&scratch.packet, "refused: no such port of a ClusterIP");
             return refuse::<L2>(context, scratch);
         }
@@ -143,18 +154,27 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     forward::<L2>(context, scratch, frontend, what)
 }
 
-/// What a packet's sender gets (the order is that of the reference, 2.1).
+/// Sources that nobody outside of this node can have: the node's own addresses, loopback, multicast, none. The stack drops
+/// them.
+#[inline(always)]
+fn is_nobody_outside(source: &Address) -> bool {
+    let [a, b, c, d] = source.words;
+    let strange = if source.is_v4() {
+        let first = u32::from_be(d) >> 24;
+        first == 0 || first == 127 || first >= 224
+    } else {
+        u32::from_be(a) >> 24 == 0xff || (a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1)
+    };
+    strange || own_address(source) & address::OWN != 0
+}
+
+/// What a packet's sender gets (reference, 2.1). What comes in is not from this node's own processes.
 #[inline(always)]
 fn action_for(context: &Context<'_>, frontend: &Frontend, packet: &Packet) -> u8 {
-    if context.hook == Hook::Egress {
-        return frontend.host;
-    }
-    if is_pod(context, packet) {
-        frontend.pod
-    } else if own_address(&packet.key.source) & address::OWN != 0 {
-        frontend.host
-    } else {
-        frontend.other
+    match context.hook {
+        Hook::Egress => frontend.host,
+        Hook::Ingress if is_pod(context, packet) => frontend.pod,
+        Hook::Ingress => frontend.other,
     }
 }
 
@@ -214,7 +234,8 @@ fn forward<const L2: u32>(
     if way == Route::TooBig && !stack_cuts(context, &scratch.packet, masquerade) {
         return too_big::<L2>(context, scratch);
     }
-    if way == Route::None {
+    if way == Route::None || is_stuck(context, way) {
+        tell(&scratch.packet, "dropped: no route");
         count(Counter::DropNoRoute);
         return DROP;
     }
@@ -268,6 +289,13 @@ fn masquerade_address(ifindex: u32, v4: bool, config: &Config) -> Option<Address
     (address != none).then_some(address)
 }
 
+/// Whether a packet that leaves would have to turn back to this node itself: the stack takes no such packet. Processes that the
+/// socket path serves never send one.
+#[inline(always)]
+fn is_stuck(context: &Context<'_>, way: Route) -> bool {
+    context.hook == Hook::Egress && way == Route::Stack
+}
+
 /// Whether the stack may have a packet that is too big, to send it on in fragments. Not one that has the node's own source
 /// address, which the stack takes from nobody but itself.
 #[inline(always)]
@@ -298,7 +326,7 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
         return NEXT;
     }
     match route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib) {
-        Route::Stack => rewritten::<L2>(context, scratch, NEXT),
+        Route::Stack if context.hook == Hook::Ingress => rewritten::<L2>(context, scratch, NEXT),
         Route::TooBig => {
             let masquerade = scratch.flow.flags & (flag::MASQUERADED | flag::REPLY) == flag::MASQUERADED;
             if stack_cuts(context, &scratch.packet, masquerade) {
@@ -306,7 +334,7 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
             }
             too_big::<L2>(context, scratch)
         }
-        Route::None => {
+        Route::Stack | Route::None => {
             tell(&scratch.packet, "dropped: no route");
             count(Counter::DropNoRoute);
             DROP

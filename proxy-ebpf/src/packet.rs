@@ -1,7 +1,7 @@
 //! Reading packets, and what is remembered on a packet's way.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
 
@@ -56,7 +56,7 @@ pub mod is {
     pub const FIRST_FRAGMENT: u32 = 2;
     /// A later part: it has no transport header.
     pub const LATER_FRAGMENT: u32 = 4;
-    /// It has ports (TCP, UDP, SCTP).
+    /// It has ports (TCP, UDP).
     pub const PORTS: u32 = 8;
     /// An ICMP error.
     pub const ICMP_ERROR: u32 = 0x10;
@@ -89,6 +89,19 @@ impl Packet {
         self.key.protocol == protocol::TCP && self.detail & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
     }
 
+    /// Whether it is a question whether somebody is there.
+    #[inline(always)]
+    pub fn is_echo_request(&self) -> bool {
+        (self.key.protocol == protocol::ICMP && self.detail == 8)
+            || (self.key.protocol == protocol::ICMP6 && self.detail == 128)
+    }
+
+    /// Whether it is ICMP.
+    #[inline(always)]
+    pub fn is_icmp(&self) -> bool {
+        self.key.protocol == protocol::ICMP || self.key.protocol == protocol::ICMP6
+    }
+
     /// Whether it is the second one.
     #[inline(always)]
     pub fn is_syn_ack(&self) -> bool {
@@ -119,10 +132,12 @@ pub struct Scratch {
     pub fib: bpf_fib_lookup,
     /// Bytes of headers.
     pub bytes: [u32; 32],
-    /// Limits how many ICMP errors this CPU makes: when the second began, and how many since.
+    /// Limits how many ICMP errors this CPU makes: when the second began...
     pub icmp_since: u64,
-    /// As above.
-    pub icmp_made: u64,
+    /// ...how many refusals since...
+    pub refusals: u64,
+    /// ...and how many errors about sizes and times, which go on when refusals are too many.
+    pub others: u64,
 }
 
 /// This CPU's scratch memory. Packet programs run with bottom halves off, so no other packet's run comes between.
@@ -218,6 +233,10 @@ fn parse6(skb: *mut __sk_buff, offset: u32, bytes: &mut [u32; 32], out: &mut Pac
     out.ttl = byte(bytes[1], 3);
     out.key.source = Address { words: [bytes[2], bytes[3], bytes[4], bytes[5]] };
     out.key.destination = Address { words: [bytes[6], bytes[7], bytes[8], bytes[9]] };
+    // On the wire these are nobody's (RFC 4291, 2.5.5.2), and they must not be taken for IPv4.
+    if out.key.source.is_v4() || out.key.destination.is_v4() {
+        return false;
+    }
     out.fragment_id = 0;
     let mut next = byte(bytes[1], 2);
     let mut at = offset + 40;
@@ -301,10 +320,30 @@ fn fragment_key(packet: &Packet) -> FragmentKey {
 /// Remembers the ports of a packet for its later parts.
 #[inline(always)]
 pub fn remember_fragment(packet: &Packet) {
-    let ports =
-        Fragment { source_port: packet.key.source_port, destination_port: packet.key.destination_port };
+    let ports = Fragment {
+        source_port: packet.key.source_port,
+        destination_port: packet.key.destination_port,
+        seen: seconds(),
+    };
     // If it cannot be remembered, the later parts go nowhere and the packet is lost, as on any congested way.
     let _ = FRAGMENTS.insert(fragment_key(packet), ports, 0);
+}
+
+/// Forgets what an earlier packet of the same identification left, which this one's later parts must not be taken for.
+#[inline(always)]
+pub fn forget_fragment(packet: &Packet) {
+    // Mostly there is none.
+    let _ = FRAGMENTS.remove(fragment_key(packet));
+}
+
+/// How long the parts of a packet may come after each other, in seconds (Linux: net.ipv4.ipfrag_time).
+const FRAGMENT_SECONDS: u32 = 30;
+
+/// The time in seconds.
+#[inline(always)]
+fn seconds() -> u32 {
+    // SAFETY: reads the clock.
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
 }
 
 #[inline(always)]
@@ -313,6 +352,9 @@ fn recall_fragment(packet: &mut Packet) -> bool {
     // SAFETY: an element that is evicted and reused meanwhile gives the ports of another packet, whose flow is not of these
     // addresses.
     let ports = unsafe { *ports };
+    if seconds().wrapping_sub(ports.seen) > FRAGMENT_SECONDS {
+        return false;
+    }
     (packet.key.source_port, packet.key.destination_port) = (ports.source_port, ports.destination_port);
     true
 }

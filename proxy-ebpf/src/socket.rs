@@ -11,6 +11,7 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
 };
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
@@ -18,7 +19,7 @@ use sluice_common::node::{Config, namespace, option};
 use sluice_common::service::{Endpoint, Frontend, FrontendKey, action, flag, list};
 use sluice_common::socket::{Peer, Pick, SocketKey};
 
-use crate::maps::{NAMESPACES, PEERS, PICKS, config, count};
+use crate::maps::{NAMESPACES, PEERS, PICKS, TCP_PEERS, config, count};
 use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick};
 
 /// The system call goes on.
@@ -237,6 +238,13 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     ALLOW
 }
 
+/// Who remembers what a socket believes to talk to. UDP sockets are found by it when their endpoint goes away, so TCP
+/// connections, of which there are many more, must not push them out.
+#[inline(always)]
+fn peers(protocol: u32) -> &'static LruHashMap<SocketKey, Peer> {
+    if protocol == TCP { &TCP_PEERS } else { &PEERS }
+}
+
 /// Remembers what a socket believes to talk to.
 #[inline(always)]
 fn remember(cookie: u64, protocol: u32, endpoint: &Endpoint, address: Address, port: u16, group: u64) {
@@ -248,7 +256,7 @@ fn remember(cookie: u64, protocol: u32, endpoint: &Endpoint, address: Address, p
         reserved: 0,
     };
     // A full map evicts the oldest; at worst a socket sees the endpoint's address.
-    let _ = PEERS.insert(key, Peer { address, port, reserved: 0, reserved2: 0, group }, 0);
+    let _ = peers(protocol).insert(key, Peer { address, port, reserved: 0, reserved2: 0, group }, 0);
 }
 
 /// `sendto(2)` and `sendmsg(2)` with an address, UDP only.
@@ -284,6 +292,11 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
         {
             // SAFETY: as above.
             unsafe { (*known).used = now };
+            let peer = SocketKey { address: endpoint.address, port: endpoint.port, ..pick_key };
+            if PEERS.get_ptr(peer).is_none() {
+                // Pushed out meanwhile: replies must show the frontend's address all the same.
+                remember(pick_key.cookie, UDP, &endpoint, address, port, group);
+            }
             socket.set(&endpoint.address, endpoint.port);
             return ALLOW;
         }
@@ -302,8 +315,9 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub fn untranslate(ctx: &SockAddrContext, family: Family) -> i32 {
     let socket = Socket { ctx, family };
-    let key = socket.key(socket.address(), socket.port(), socket.protocol());
-    if let Some(peer) = PEERS.get_ptr(key) {
+    let protocol = socket.protocol();
+    let key = socket.key(socket.address(), socket.port(), protocol);
+    if let Some(peer) = peers(protocol).get_ptr(key) {
         // SAFETY: an element that is evicted and reused meanwhile shows the address of another frontend; nothing worse.
         let (address, port) = unsafe { ((*peer).address, (*peer).port) };
         socket.set(&address, port);

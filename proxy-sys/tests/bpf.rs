@@ -13,13 +13,17 @@ use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{Flow, FlowKey};
 use sluice_common::node::Config;
-use sluice_common::service::{Endpoint, EndpointKey, Frontend, FrontendKey, Group, SourceKey, action};
+use sluice_common::service::{
+    Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, SourceKey, action,
+};
 use sluice_sys::bpf::{
     BpfError, Cgroup, Device, Directory, Instance, Layer, Map, Place, Plain, Sizes, View, counters,
     leave_alone, netns_cookie, probe,
 };
 
-const FLOWS: u32 = 1024;
+/// Connections; each has two entries.
+const FLOWS: u32 = 512;
+const FLOW_ENTRIES: u32 = 2 * FLOWS;
 
 fn open(here: &Lab) -> Result<Instance, BpfError> {
     open_with(here, FLOWS, true)
@@ -275,15 +279,15 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         let instance = open(here).unwrap();
         instance.maps().get("FLOWS").unwrap().put_value(&key(1), &flow(1)).unwrap();
         drop(instance);
-        let instance = open_with(here, 4096, true).unwrap();
+        let instance = open_with(here, 2048, true).unwrap();
         let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
-        assert_eq!((flows.max_entries(), old.max_entries()), (4096, FLOWS));
+        assert_eq!((flows.max_entries(), old.max_entries()), (4096, FLOW_ENTRIES));
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), None);
         assert_eq!(old.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
         flows.put_value(&key(2), &flow(2)).unwrap();
         drop((instance, flows, old));
         // Smaller again, before the first has ended: both are kept.
-        let instance = open_with(here, 2048, true).unwrap();
+        let instance = open_with(here, 1024, true).unwrap();
         let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
         assert_eq!((flows.max_entries(), old.max_entries()), (2048, 4096));
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
@@ -291,8 +295,28 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         old.clear().unwrap();
         drop((instance, flows, old));
         // Nothing is left in it: its memory is given back.
-        let instance = open_with(here, 2048, true).unwrap();
+        let instance = open_with(here, 1024, true).unwrap();
         assert_eq!(instance.maps().get("OLD_FLOWS").unwrap().max_entries(), 64);
+    });
+}
+
+#[test]
+fn what_is_remembered_of_clients_survives_another_size() {
+    Lab::run(|here| {
+        let key = |group| AffinityKey { group, ..AffinityKey::default() };
+        let affinity = |instance: &Instance| instance.maps().get("AFFINITY").unwrap();
+        let instance = open_with(here, 10_000, true).unwrap();
+        for group in 0..5_000u64 {
+            affinity(&instance).put_value(&key(group), &Affinity::default()).unwrap();
+        }
+        drop(instance);
+        let instance = open_with(here, 20_000, true).unwrap();
+        assert_eq!(affinity(&instance).max_entries(), 20_000);
+        assert_eq!(affinity(&instance).usage().unwrap().entries, 5_000);
+        drop(instance);
+        let instance = open_with(here, FLOWS, true).unwrap();
+        let usage = affinity(&instance).usage().unwrap();
+        assert!(usage.entries > 1_000 && usage.entries <= usage.capacity, "{usage:?}");
     });
 }
 
@@ -304,7 +328,7 @@ fn a_pin_of_another_kind_is_replaced() {
         std::fs::rename(maps.join("FLOWS"), maps.join("GROUPS")).unwrap();
         let instance = open(here).unwrap();
         instance.maps().get("GROUPS").unwrap().put_value(&4u64, &Group::default()).unwrap();
-        assert_eq!(instance.maps().get("FLOWS").unwrap().max_entries(), FLOWS);
+        assert_eq!(instance.maps().get("FLOWS").unwrap().max_entries(), FLOW_ENTRIES);
     });
 }
 

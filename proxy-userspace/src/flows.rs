@@ -35,7 +35,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// A growing flow table is looked through for both.
 const TABLES: [&str; 2] = ["FLOWS", "OLD_FLOWS"];
 /// Maps that the programs fill, and that evict by themselves.
-const OTHERS: [&str; 4] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS"];
+const OTHERS: [&str; 5] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS"];
 
 /// Why flows could not be looked through.
 #[derive(Debug, thiserror::Error)]

@@ -361,7 +361,7 @@ impl Reconciler {
             operations = applied.operations,
             transactions = applied.transactions,
             seconds = begun.elapsed().as_secs_f64(),
-            "the kernel holds what it should"
+            "ruleset in place"
         );
         if kind != "full" {
             self.outputs.metrics.repairs.inc();

@@ -128,6 +128,11 @@ impl Instance {
         let mut staged = Staged::default();
         for spec in specs(options.sizes) {
             match Map::open(spec, &options.directory.map(spec.name))? {
+                Some(map) if is_of_another_size(&map) => {
+                    let resized = Map::create(spec, spec.entries)?;
+                    copy(&map, &resized)?;
+                    staged.0.push(resized);
+                }
                 Some(map) => maps.insert(map),
                 None => staged.0.push(Map::create(spec, spec.entries)?),
             }
@@ -319,6 +324,12 @@ impl Instance {
         self.options.directory.remove()?;
         Ok(())
     }
+}
+
+/// Whether a map that evicts by itself has not the size that it shall have. The flow table has a way of its own.
+fn is_of_another_size(map: &Map) -> bool {
+    let spec = map.spec();
+    spec.is_lru && map.max_entries() != spec.entries && !matches!(spec.name, "FLOWS" | "OLD_FLOWS")
 }
 
 /// The name of an interface's link.

@@ -59,9 +59,13 @@ impl Spec {
 /// Sizes that are settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Entries of `FLOWS`, two for each connection.
+    /// Connections. `FLOWS` has two entries for each; what is remembered of sockets and clients goes by it, too, because these
+    /// maps take all their memory at once.
     pub flows: u32,
 }
+
+/// As many as a small node may need at once, whatever the setting.
+const LEAST: u32 = 4_096;
 
 /// All maps.
 pub(super) fn specs(sizes: Sizes) -> impl Iterator<Item = Spec> {
@@ -84,13 +88,13 @@ pub fn spec(name: &str, sizes: Sizes) -> Option<Spec> {
         "SOURCES" => (LPM_TRIE, LENGTH + size_of::<SourceKey>(), WORD, 16_384),
         "CURSORS" => (HASH, ID, WORD, 16_384),
         "MAGLEV" => (HASH, ID, size_of::<MaglevTable>(), 16_384),
-        "AFFINITY" => (LRU_HASH, size_of::<AffinityKey>(), size_of::<Affinity>(), 131_072),
-        "FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), sizes.flows),
+        "AFFINITY" => (LRU_HASH, size_of::<AffinityKey>(), size_of::<Affinity>(), sizes.flows.max(LEAST)),
+        "FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), sizes.flows.saturating_mul(2)),
         // Empty until the flow table gets another size.
         "OLD_FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), 64),
         "FRAGMENTS" => (LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>(), 8_192),
-        "PEERS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), 131_072),
-        "PICKS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Pick>(), 65_536),
+        "PEERS" | "TCP_PEERS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), (sizes.flows / 2).max(LEAST)),
+        "PICKS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Pick>(), (sizes.flows / 2).max(LEAST)),
         "CONFIG" => (ARRAY, WORD, size_of::<Config>(), 1),
         "ADDRESSES" => (HASH, size_of::<Address>(), WORD, 4_096),
         "NETWORKS" => (LPM_TRIE, LENGTH + size_of::<Address>(), WORD, 1_024),
@@ -117,7 +121,7 @@ mod tests {
     fn every_map_has_a_shape() {
         let sizes = Sizes { flows: 1000 };
         assert_eq!(specs(sizes).count(), sluice_common::maps::NAMES.len());
-        assert_eq!(spec("FLOWS", sizes).map(|spec| spec.entries), Some(1000));
+        assert_eq!(spec("FLOWS", sizes).map(|spec| spec.entries), Some(2000));
         assert_eq!(spec("NONE", sizes), None);
         assert!(specs(sizes).all(|spec| !(spec.is_lru && spec.grows())));
     }

@@ -25,9 +25,6 @@ use crate::config::Settings;
 use crate::node::{self, MachineFacts, NodeFacts};
 use messages::Messages;
 
-/// Entries of the flow table for each connection: one for each direction.
-const ENTRIES_OF_FLOW: u32 = 2;
-
 /// The backend.
 pub struct Backend {
     instance: Instance,
@@ -74,7 +71,7 @@ impl Backend {
             object: object()?,
             directory: Directory::new(&settings.ebpf.bpffs),
             cgroup,
-            sizes: Sizes { flows: settings.ebpf.flows.saturating_mul(ENTRIES_OF_FLOW) },
+            sizes: Sizes { flows: settings.ebpf.flows },
             tcx: true,
             messages: settings.ebpf.debug,
         })?;
@@ -168,20 +165,14 @@ impl Backend {
         Ok(self.told(links).operations)
     }
 
-    /// Counts what was done for links, and tells of those that cannot be.
+    /// Counts what was done for links, and tells once of those that cannot be.
     fn told(&mut self, links: Links) -> Applied {
-        let now: BTreeSet<(u32, String)> = links
-            .failures
-            .iter()
-            .map(|failure| (failure.device.index, failure.device.name.clone()))
-            .collect();
         for failure in links.failures {
-            if !self.failed.contains(&(failure.device.index, failure.device.name.clone())) {
+            if self.failed.insert((failure.device.index, failure.device.name.clone())) {
                 let (interface, error) = (failure.device.name, failure.error);
                 warn!(interface, %error, "cannot attach programs to an interface: its packets are not looked at");
             }
         }
-        self.failed = now;
         let operations = links.attached + links.updated + links.removed;
         Applied { operations, transactions: operations }
     }
@@ -232,6 +223,23 @@ impl Backend {
         Ok(())
     }
 
+    fn make_room_for(&mut self, needs: &[(&'static str, usize)]) -> Result<(), BpfError> {
+        match self.instance.make_room(needs.iter().copied()) {
+            Ok(resized) => self.grown(&resized),
+            Err(error) => {
+                let maps = self.instance.maps();
+                let fits = |(name, need): &(&str, usize)| {
+                    maps.get(name).is_ok_and(|map| *need <= map.max_entries() as usize)
+                };
+                if !needs.iter().all(fits) {
+                    return Err(error);
+                }
+                warn!(%error, "a map is more than 80 % full and cannot be enlarged yet");
+            }
+        }
+        Ok(())
+    }
+
     fn grown(&mut self, resized: &[Resized]) {
         for Resized { map, from, to } in resized {
             info!(map, from, to, "map enlarged");
@@ -247,8 +255,10 @@ impl Backend {
         if wanted == self.interfaces {
             return Ok(Applied::default());
         }
-        let resized = self.instance.make_room([("INTERFACES", wanted.len() + self.interfaces.len())])?;
-        self.grown(&resized);
+        self.make_room_for(&[("INTERFACES", wanted.len() + self.interfaces.len())])?;
+        let names: BTreeSet<(u32, &str)> =
+            facts.devices.iter().map(|device| (device.index, device.name.as_str())).collect();
+        self.failed.retain(|(index, name)| names.contains(&(*index, name.as_str())));
         let map: Arc<Map> = self.instance.maps().get("INTERFACES")?;
         let mut operations = 0;
         for (index, interface) in &wanted {

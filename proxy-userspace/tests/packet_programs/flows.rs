@@ -183,7 +183,7 @@ fn segments_of_a_connection_without_a_flow_pass() {
 }
 
 #[test]
-fn a_first_segment_begins_a_new_connection_only_if_the_old_one_got_anywhere() {
+fn a_first_segment_begins_a_new_connection_only_if_the_old_one_is_over() {
     on_a_node(|world| {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
@@ -192,15 +192,70 @@ fn a_first_segment_begins_a_new_connection_only_if_the_old_one_got_anywhere() {
             let elsewhere = at_endpoint(&first, family.second(), "pod-c");
             begin(world, &first, &arrived);
             world.service(family, action::CLUSTER, &[family.second()]);
-            // Sent again.
-            begin(world, &first, &arrived);
-            for flags in [ACK, FIN | ACK, RST] {
-                assert_eq!(world.run(ingress("uplink"), &first.clone().flagged(flags).bytes()).0, REDIRECT);
-                begin(world, &first, &elsewhere);
-                assert_eq!(world.flow(&first).unwrap().seen, seen::PACKET);
-                assert_eq!(world.flow(&elsewhere.reply()).unwrap().flags, flag::REPLY);
+            let pass = |world: &mut World, flags: &[u8]| {
+                for flags in flags {
+                    let sent = first.clone().flagged(*flags).bytes();
+                    assert_eq!(world.run(ingress("uplink"), &sent).0, REDIRECT);
+                }
+            };
+            // Sent again; to a connection that lives; to one that goes on after somebody's RST; half closed.
+            for flags in [&[][..], &[ACK], &[RST, ACK], &[FIN | ACK]] {
+                pass(world, flags);
+                begin(world, &first, &arrived);
             }
+            let reply = arrived.reply().by(peer("pod-b"), mac("pod-b"));
+            assert_eq!(world.run(ingress("pod-b"), &reply.clone().flagged(FIN | ACK).bytes()).0, REDIRECT);
+            begin(world, &first, &elsewhere);
+            assert!(world.flow(&reply).is_none());
+            assert_eq!(world.flow(&first).unwrap().seen, seen::PACKET);
+            assert_eq!(world.flow(&elsewhere.reply()).unwrap().flags, flag::REPLY);
+            pass(world, &[ACK, RST]);
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            begin(world, &first, &arrived);
             world.reset();
+        }
+    });
+}
+
+#[test]
+fn an_answer_to_somebody_elses_handshake_ends_a_flow_that_is_over() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            let first = from_client(family, 6);
+            let arrived = at_endpoint(&first, family.endpoint(), "pod-b");
+            begin(world, &first, &arrived);
+            let reply = arrived.reply().by(peer("pod-b"), mac("pod-b"));
+            let answer = reply.clone().flagged(SYN | ACK);
+            let end = |world: &mut World, interface, packet: &Packet| {
+                let sent = packet.clone().flagged(FIN | ACK).bytes();
+                assert_eq!(world.run(ingress(interface), &sent).0, REDIRECT);
+            };
+            end(world, "uplink", &first);
+            assert_eq!(world.run(ingress("pod-b"), &answer.bytes()).0, REDIRECT);
+            end(world, "pod-b", &reply);
+            world.expect_untouched(ingress("pod-b"), &answer, NEXT);
+            assert_eq!(world.flows(), 0);
+        }
+    });
+}
+
+#[test]
+fn sources_that_nobody_outside_can_have_are_left_to_the_stack() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.endpoint()]);
+            let strange: [IpAddr; 2] = match family {
+                Family::V4 => ["127.0.0.1".parse().unwrap(), "224.0.0.1".parse().unwrap()],
+                Family::V6 => ["::1".parse().unwrap(), "ff02::1".parse().unwrap()],
+            };
+            for source in strange.into_iter().chain([family.node()]) {
+                for protocol in [6, 17] {
+                    let sent = from_client(family, protocol).between(source, family.cluster_ip());
+                    world.expect_untouched(ingress("uplink"), &sent, NEXT);
+                }
+            }
+            assert_eq!(world.flows(), 0);
         }
     });
 }

@@ -39,12 +39,13 @@ pub(crate) const REDIRECT: i32 = 7;
 static LOADED: Mutex<Vec<Ebpf>> = Mutex::new(vec![]);
 
 /// Sizes of the maps, which are allocated in full.
-const SMALL: [(&str, u32); 6] = [
+const SMALL: [(&str, u32); 7] = [
     ("FLOWS", 16_384),
     ("OLD_FLOWS", 1_024),
     ("AFFINITY", 1_024),
     ("FRAGMENTS", 1_024),
     ("PEERS", 64),
+    ("TCP_PEERS", 64),
     ("PICKS", 64),
 ];
 

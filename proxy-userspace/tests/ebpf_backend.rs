@@ -1,0 +1,308 @@
+//! The eBPF backend's driver against the real kernel: in namespaces, a bpf filesystem and a cgroup of its own.
+#![cfg(feature = "ebpf")]
+#![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::CloneFlags;
+use sluice::backend::Applied;
+use sluice::backend::ebpf::Backend;
+use sluice::config::{Flags, Settings, resolve};
+use sluice::node::{Device, NodeFacts};
+use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::service::{Group, MemberKey};
+use sluice_core::event::{Change, Event};
+use sluice_core::index::Index;
+use sluice_core::model::{
+    Conditions, EndpointSlice, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+    TrafficPolicy,
+};
+use sluice_core::net::{Family, Protocol};
+use sluice_core::plan::{Planner, ServicePlan};
+use sluice_sys::bpf::Layer;
+use sluice_sys::proc::monotonic_nanos;
+use sluice_tests::lab::cgroup;
+
+/// Programs at the cgroup.
+const SOCKET_PROGRAMS: usize = 8;
+
+struct World {
+    settings: Settings,
+    facts: NodeFacts,
+    index: Index,
+    planner: Planner,
+    backend: Backend,
+}
+
+/// Runs a test in a place of its own. Without root or cgroup2: a skip that says so.
+fn in_a_place(scheduler: &'static str, test: impl FnOnce(&mut World) + Send + 'static) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let Some(cgroups) = cgroup::root() else {
+        println!("skip: there is no cgroup2 filesystem that can be written");
+        return;
+    };
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("sluice-backend-{}-{number}", std::process::id());
+    let (cgroup, bpffs) = (cgroups.join(&name), std::env::temp_dir().join(&name));
+    let (inside, mounted) = (cgroup.clone(), bpffs.clone());
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
+            println!("skip: needs root to make namespaces ({error})");
+            return;
+        }
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        std::fs::create_dir(&mounted).unwrap();
+        mount(Some("bpf"), &mounted, Some("bpf"), MsFlags::empty(), none).unwrap();
+        std::fs::create_dir(&inside).unwrap();
+        test(&mut World::new(settings(scheduler, &inside, mounted.join("sluice"))));
+    });
+    let result = thread.join();
+    let _ = umount2(&bpffs, MntFlags::MNT_DETACH);
+    let _ = std::fs::remove_dir(&bpffs);
+    cgroup::remove(&cgroup);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn settings(scheduler: &str, cgroup: &std::path::Path, bpffs: PathBuf) -> Settings {
+    let config = serde_json::json!({
+        "mode": "ebpf", "clusterCIDR": "10.244.0.0/16",
+        "sluice": {"scheduler": scheduler, "ebpf": {"cgroupRoot": cgroup, "bpffs": bpffs, "flows": 1024}},
+    });
+    resolve(serde_json::from_value(config).unwrap(), &Flags::default(), "node-a").unwrap()
+}
+
+impl World {
+    fn new(settings: Settings) -> World {
+        let facts = NodeFacts { interfaces: vec![[192, 0, 2, 1].into()], ..NodeFacts::default() };
+        let planner = Planner::new(sluice::node::plan_config(&settings, &facts));
+        let backend = Backend::open(&settings, &facts).unwrap();
+        World { settings, facts, index: Index::default(), planner, backend }
+    }
+
+    fn put(&mut self, i: usize, endpoints: usize) {
+        self.index.apply(Event::Service(Change::Apply(service(i))));
+        self.index.apply(Event::Slice(Change::Apply(slice(i, endpoints))));
+    }
+
+    fn change(&mut self) -> Applied {
+        let dirty = self.index.take_dirty();
+        let changes = self.planner.replan(&self.index, dirty.services);
+        self.backend.change(&changes).unwrap()
+    }
+
+    fn full(&mut self) -> Applied {
+        let dirty = self.index.take_dirty();
+        self.planner.replan(&self.index, dirty.services);
+        let plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
+        self.backend.full(&self.settings, &self.facts, &plans).unwrap()
+    }
+
+    fn capacity(&self, map: &str) -> (usize, usize) {
+        let usage = self.backend.usage();
+        let usage = usage.iter().find(|(name, _)| *name == map).unwrap().1;
+        let counted = self.backend.maps().get(map).unwrap().usage().unwrap();
+        assert_eq!(counted, usage, "what is told of {map}");
+        (usage.entries, usage.capacity)
+    }
+}
+
+fn name(i: usize) -> ObjectName {
+    ObjectName::new("default", &format!("svc-{i}"))
+}
+
+fn service(i: usize) -> Service {
+    let low = [(i / 250) as u8, (i % 250) as u8 + 1];
+    let protocol = if i.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
+    Service {
+        name: name(i),
+        created: None,
+        service_type: ServiceType::LoadBalancer,
+        cluster_ips: vec![IpAddr::from([10, 96, low[0], low[1]])],
+        ports: vec![ServicePort { name: "p".into(), protocol, port: 80, node_port: 0 }],
+        external_ips: vec![],
+        load_balancer_ips: vec![IpAddr::from([203, 0, low[0], low[1]])],
+        source_ranges: vec!["192.0.2.0/24".parse().unwrap(), "198.51.0.0/16".parse().unwrap()],
+        affinity: i.is_multiple_of(3).then_some(10_800),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: if i.is_multiple_of(5) { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        health_check_node_port: 0,
+    }
+}
+
+fn slice(i: usize, endpoints: usize) -> EndpointSlice {
+    let protocol = if i.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
+    let endpoint = |e: usize| SliceEndpoint {
+        address: IpAddr::from([10, 244, (i % 250) as u8, e as u8 + 1]),
+        node: Some(if e.is_multiple_of(2) { "node-a".into() } else { "node-b".into() }),
+        conditions: Conditions::default(),
+        hints: None,
+    };
+    EndpointSlice {
+        name: ObjectName::new("default", &format!("svc-{i}-4")),
+        service: name(i),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "p".into(), protocol, port: 8080 }],
+        endpoints: (0..endpoints).map(endpoint).collect(),
+        triggered: None,
+    }
+}
+
+#[test]
+fn what_was_written_is_read_back_as_right_whatever_changed() {
+    for scheduler in ["random", "rr", "maglev"] {
+        in_a_place(scheduler, |world| {
+            for i in 0..30 {
+                world.put(i, 5);
+            }
+            assert!(world.full().operations > 300);
+            assert_eq!(world.full(), Applied::default());
+            for (i, endpoints) in [(1, 4), (1, 6), (2, 0), (3, 1), (2, 5), (40, 9)] {
+                world.put(i, endpoints);
+                assert!(world.change().operations > 0);
+            }
+            world.index.apply(Event::Service(Change::Delete(name(5))));
+            assert!(world.change().operations > 0);
+            assert_eq!(world.full(), Applied::default());
+            for i in 0..41 {
+                world.index.apply(Event::Service(Change::Delete(name(i))));
+            }
+            world.change();
+            for map in ["FRONTENDS", "GROUPS", "ENDPOINTS", "MEMBERS", "SOURCES", "CURSORS", "MAGLEV"] {
+                assert_eq!(world.capacity(map).0, 0, "{map}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_successor_applies_only_the_difference_and_what_others_did_is_undone() {
+    in_a_place("random", |world| {
+        for i in 0..30 {
+            world.put(i, 5);
+        }
+        world.full();
+        let (settings, facts) = (world.settings.clone(), world.facts.clone());
+        replace_backend(world, || Backend::open(&settings, &facts).unwrap());
+        // Its programs in the place of the other's, and nothing else.
+        assert_eq!(world.full().operations, SOCKET_PROGRAMS);
+        let maps = world.backend.maps();
+        let groups = maps.get("GROUPS").unwrap();
+        let (some, _) = groups.values::<u64, Group>().unwrap()[0];
+        groups.put_value(&some, &Group { count: 77, reserved: 0 }).unwrap();
+        groups.put_value(&1u64, &Group::default()).unwrap();
+        let members = maps.get("MEMBERS").unwrap();
+        let keys: Vec<u8> = members
+            .values::<MemberKey, u32>()
+            .unwrap()
+            .iter()
+            .take(3)
+            .flat_map(|(key, _)| sluice_sys::bpf::Plain::bytes(key).to_vec())
+            .collect();
+        assert_eq!(members.delete_all(&keys).unwrap(), 3);
+        assert_eq!(world.full().operations, 5);
+        assert_eq!(world.full(), Applied::default());
+    });
+}
+
+/// The directory is for one at a time.
+fn replace_backend(world: &mut World, open: impl FnOnce() -> Backend) {
+    let elsewhere = std::env::temp_dir().join(format!("sluice-backend-spare-{}", std::process::id()));
+    std::fs::create_dir_all(&elsewhere).unwrap();
+    let none: Option<&str> = None;
+    mount(Some("bpf"), &elsewhere, Some("bpf"), MsFlags::empty(), none).unwrap();
+    let mut spare = world.settings.clone();
+    spare.ebpf.bpffs = elsewhere.join("sluice");
+    world.backend = Backend::open(&spare, &world.facts).unwrap();
+    world.backend = open();
+    umount2(&elsewhere, MntFlags::MNT_DETACH).unwrap();
+    std::fs::remove_dir(&elsewhere).unwrap();
+}
+
+#[test]
+fn maps_grow_with_the_services() {
+    in_a_place("random", |world| {
+        for i in 0..4_000 {
+            world.put(i, 8);
+        }
+        world.full();
+        let (_, before) = world.capacity("FRONTENDS");
+        let (entries, _) = world.capacity("ENDPOINTS");
+        assert!(entries > 32_000, "{entries}");
+        for i in 4_000..8_000 {
+            world.put(i, 8);
+        }
+        world.change();
+        let (entries, after) = world.capacity("FRONTENDS");
+        assert!(entries * 5 <= after * 4 && after > before, "{entries} of {after}, before {before}");
+        let (entries, after) = world.capacity("ENDPOINTS");
+        assert!(entries > 65_536 && after >= 2 * entries, "{entries} of {after}");
+        assert_eq!(world.full(), Applied::default());
+    });
+}
+
+#[test]
+fn flows_end_in_time_in_both_tables() {
+    in_a_place("random", |world| {
+        world.full();
+        let (maps, now) = (world.backend.maps(), monotonic_nanos());
+        let table = |name| maps.get(name).unwrap();
+        let key = |port: u16, protocol| FlowKey { source_port: port, protocol, ..FlowKey::default() };
+        let (udp, tcp, stream) = (17, 6, seen::PACKET | seen::ESTABLISHED);
+        // To port 9, translated to port 8: the other entry comes from there.
+        let put = |name, port: u16, protocol, seen, ago: u64| {
+            let used = now.saturating_sub(ago * 1_000_000_000);
+            let there = Flow { source_port: port, destination_port: 8, seen, used, ..Flow::default() };
+            table(name).put_value(&FlowKey { destination_port: 9, ..key(port, protocol) }, &there).unwrap();
+            let back = Flow { source_port: 9, destination_port: port, flags: flag::REPLY, ..there };
+            table(name).put_value(&FlowKey { destination_port: port, ..key(8, protocol) }, &back).unwrap();
+        };
+        put("FLOWS", 1, udp, seen::PACKET, 10);
+        put("FLOWS", 2, udp, seen::PACKET, 500);
+        put("FLOWS", 3, tcp, stream, 5_000);
+        put("FLOWS", 4, tcp, stream | seen::FIN, 61);
+        put("OLD_FLOWS", 5, tcp, stream, 5_000);
+        put("OLD_FLOWS", 6, tcp, stream | seen::RST, 61);
+        let expired = sluice::flows::expire(&maps).unwrap();
+        assert_eq!(expired.ended, 3);
+        let left: Vec<_> = expired.left.iter().map(|(name, usage)| (*name, usage.entries)).collect();
+        assert_eq!(left, [("FLOWS", 4), ("OLD_FLOWS", 2)]);
+        assert_eq!(table("FLOWS").usage().unwrap().entries, 4);
+        assert_eq!(sluice::flows::expire(&maps).unwrap().ended, 0);
+    });
+}
+
+#[test]
+fn interfaces_come_and_go_and_links_are_repaired() {
+    in_a_place("random", |world| {
+        world.full();
+        let added =
+            std::process::Command::new("ip").args(["link", "add", "v0", "type", "veth"]).status().unwrap();
+        assert!(added.success());
+        let index = nix::net::if_::if_nametoindex("v0").unwrap();
+        let layer = Some(Layer::Ethernet);
+        let device = Device { index, name: "v0".into(), layer, mtu: 1500, ..Device::default() };
+        // One that has gone before its programs came, and one that cannot have them.
+        let gone = Device { index: 4_000, name: "gone".into(), ..device.clone() };
+        let odd = Device { index: 4_001, name: "odd".into(), layer: None, ..device.clone() };
+        world.facts.devices = vec![device, gone, odd];
+        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
+        assert_eq!(applied.operations, 3 + 2, "three entries, two links");
+        assert_eq!(world.capacity("INTERFACES").0, 3);
+        assert_eq!(world.backend.check().unwrap(), 0);
+        let links = world.settings.ebpf.bpffs.join(format!("v{}/links", sluice_common::LAYOUT));
+        std::fs::remove_file(links.join("connect6")).unwrap();
+        std::fs::remove_file(links.join(format!("ingress-{index}"))).unwrap();
+        assert_eq!(world.backend.check().unwrap(), 2);
+        world.facts.devices.clear();
+        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
+        assert_eq!(applied.operations, 3 + 2);
+        assert_eq!(world.full(), Applied::default());
+    });
+}
