@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice::cli::{Cli, Command};
+use sluice::config::Settings;
 use sluice::metrics::Metrics;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use tokio::sync::mpsc;
@@ -49,6 +50,18 @@ fn pod() -> PodSpec {
 
 fn config_map() -> ConfigMap {
     object("configmap.yaml", "ConfigMap")
+}
+
+/// What a configuration comes to. Nothing is odd about it. The name tells the files of several tests apart.
+fn settings(name: &str, text: &str) -> Settings {
+    let file = std::env::temp_dir().join(format!("sluice-deploy-{name}-{}.conf", std::process::id()));
+    std::fs::write(&file, text).unwrap();
+    let loaded = sluice::config::load(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(loaded.odd.is_empty(), "{:?}", loaded.odd);
+    let settings = sluice::config::resolve(loaded.config, &sluice::config::Flags::default(), "host").unwrap();
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    settings
 }
 
 /// The arguments as the daemon would see them.
@@ -100,13 +113,7 @@ fn the_pod_finds_its_configuration_and_the_daemon_accepts_it() {
         }
     }
 
-    let file = std::env::temp_dir().join(format!("sluice-deploy-{}.conf", std::process::id()));
-    std::fs::write(&file, &data[&item.key]).unwrap();
-    let loaded = sluice::config::load(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
-    assert!(loaded.odd.is_empty(), "{:?}", loaded.odd);
-    let settings = sluice::config::resolve(loaded.config, &sluice::config::Flags::default(), "host").unwrap();
-    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    let settings = settings("base", &data[&item.key]);
     let port = json!(settings.healthz_bind.unwrap().port());
     for probe in [&container.startup_probe, &container.liveness_probe, &container.readiness_probe] {
         let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
@@ -150,6 +157,67 @@ fn the_init_container_of_the_component_shares_what_the_pod_has() {
     assert_eq!(init.volume_mounts, main.volume_mounts);
     let (init_arguments, main_arguments) = (init.args.unwrap(), main.args.unwrap());
     assert_eq!(init_arguments[..main_arguments.len()], main_arguments);
+}
+
+#[cfg(feature = "ebpf")]
+#[test]
+fn the_component_for_mode_ebpf_has_what_the_mode_needs_where_its_configuration_says() {
+    use k8s_openapi::api::core::v1::Volume;
+
+    let component =
+        |file: &str| -> Value { serde_saphyr::from_str(&text(&format!("components/ebpf/{file}"))).unwrap() };
+    let (map, base) = (object::<ConfigMap>("components/ebpf/configmap.yaml", "ConfigMap"), config_map());
+    assert_eq!(map.metadata.name, base.metadata.name);
+    let (data, base) = (map.data.unwrap(), base.data.unwrap());
+    let (config, base) = (&data["config.conf"], &base["config.conf"]);
+    let settings = settings("ebpf", config);
+    assert_eq!(settings.backend, sluice::config::BackendKind::Ebpf);
+    let shared = |text: &str| {
+        let mut config: Value = serde_saphyr::from_str(text).unwrap();
+        let fields = config.as_object_mut().unwrap();
+        fields.remove("mode");
+        fields.remove("sluice");
+        config
+    };
+    assert_eq!(shared(config), shared(base), "but for the mode, the component changes nothing");
+
+    let patch = component("daemonset.yaml");
+    let daemon_set: DaemonSet = object("daemonset.yaml", "DaemonSet");
+    assert_eq!(patch["metadata"]["name"], json!(daemon_set.metadata.name));
+    let spec = &patch["spec"]["template"]["spec"];
+    let container: Container = serde_json::from_value(spec["containers"][0].clone()).unwrap();
+    assert_eq!(container.name, pod().containers[0].name);
+    let security = container.security_context.unwrap();
+    assert_eq!(security.privileged, None);
+    assert_eq!(security.capabilities.unwrap().add.unwrap(), ["NET_ADMIN", "BPF", "PERFMON", "SYS_ADMIN"]);
+    let variable = container.env.unwrap().remove(0);
+    assert_eq!(variable.name, "SLUICE_BPFFS");
+    assert_eq!(variable.value.as_deref(), settings.ebpf.bpffs.to_str());
+
+    let volumes: Vec<Volume> = serde_json::from_value(spec["volumes"].clone()).unwrap();
+    let mounts = container.volume_mounts.unwrap();
+    // Where a path of the container is on the node, and whether later mounts of the node are seen there.
+    let on_the_node = |path: &Path| {
+        let mount = mounts.iter().find(|mount| path.starts_with(&mount.mount_path)).unwrap();
+        let volume = volumes.iter().find(|volume| volume.name == mount.name).unwrap();
+        let inside = path.strip_prefix(&mount.mount_path).unwrap();
+        let place = Path::new(&volume.host_path.as_ref().unwrap().path).join(inside);
+        (place, mount.mount_propagation.as_deref() == Some("HostToContainer"))
+    };
+    assert_eq!(on_the_node(&settings.ebpf.bpffs), (PathBuf::from("/sys/fs/bpf/sluice"), true));
+    let cgroup = settings.ebpf.cgroup_root.unwrap();
+    assert_eq!(on_the_node(&cgroup).0, Path::new("/sys/fs/cgroup"));
+    assert_eq!(on_the_node(Path::new("/run/netns")), (PathBuf::from("/run/netns"), true));
+    assert_eq!(mounts.len(), volumes.len());
+
+    let init = |patch: Value| -> Container {
+        serde_json::from_value(patch["spec"]["template"]["spec"]["initContainers"][0].clone()).unwrap()
+    };
+    let of_sysctls: Value =
+        serde_saphyr::from_str(&text("components/node-sysctls/init-container.yaml")).unwrap();
+    let (init, of_sysctls) = (init(component("init-container.yaml")), init(of_sysctls));
+    assert_eq!(init.name, of_sysctls.name);
+    assert!(init.volume_mounts.unwrap().iter().all(|mount| mounts.contains(mount)));
 }
 
 /// API group, resource and verb.
