@@ -342,6 +342,34 @@ fn everything_can_be_removed() {
 }
 
 #[test]
+fn what_others_have_in_the_directory_stays() {
+    Lab::run(|here| {
+        // The mount point itself, as with `bpffs: /sys/fs/bpf`.
+        let root = Directory::new(&here.bpffs);
+        let foreign = here.bpffs.join("tc/globals");
+        std::fs::create_dir_all(&foreign).unwrap();
+        assert!(!root.exists());
+        assert!(!root.remove().unwrap());
+        let opened = Instance::open(sluice_sys::bpf::Options {
+            object: here.object,
+            directory: root.clone(),
+            cgroup: Cgroup::open(&here.cgroup).unwrap(),
+            sizes: Sizes { flows: FLOWS },
+            tcx: true,
+            messages: false,
+        });
+        let mut instance = opened.unwrap();
+        std::fs::create_dir_all(here.bpffs.join("v0/links")).unwrap();
+        let done = instance.attach(vec![]).unwrap();
+        assert_eq!((done.attached, done.removed), (8, 1));
+        assert!(root.exists() && foreign.exists() && !here.bpffs.join("v0").exists());
+        instance.remove().unwrap();
+        assert!(!root.exists() && foreign.exists());
+        assert!(!root.remove().unwrap());
+    });
+}
+
+#[test]
 fn the_object_is_the_one_that_the_layout_describes() {
     let Some(_) = object() else { return };
     let sizes = Sizes { flows: 1 };
