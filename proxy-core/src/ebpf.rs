@@ -20,4 +20,4 @@ pub use entry::{Entry, EntryId, MapKind, Op, address, ip};
 pub use ledger::Ledger;
 pub use lower::{cluster_ip, group_number, lower};
 pub use maglev::table;
-pub use node::{NodeView, PortRuns, Timeouts, free_ports, interface_is_pod};
+pub use node::{NodeView, PortRuns, Timeouts, free_ports, interface_is_pod, leaves_ports};

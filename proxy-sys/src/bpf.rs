@@ -23,7 +23,7 @@ mod syscall;
 mod view;
 
 pub use cgroup::Cgroup;
-pub use directory::Directory;
+pub use directory::{Directory, Lock};
 pub use instance::{Device, Failure, Instance, Layer, Links, Options, Resized};
 pub use layout::{Sizes, Spec, spec};
 pub use map::{Map, Usage};
@@ -72,7 +72,7 @@ pub enum BpfError {
     )]
     NoBpffs(PathBuf),
     /// Another process uses the directory.
-    #[error("another sluice is at work on {}: end it first, or name another directory (--bpffs)", .0.display())]
+    #[error("another sluice is at work on {}: end it first, or name another directory (sluice.ebpf.bpffs)", .0.display())]
     Busy(PathBuf),
     /// Nothing of sluice is there.
     #[error("there is nothing of sluice's eBPF backend in {}", .0.display())]

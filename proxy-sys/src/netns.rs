@@ -40,17 +40,20 @@ fn list(directory: &str) -> Vec<PathBuf> {
 }
 
 /// Runs something in each of these namespaces, one after another, on a thread that is used for nothing else. What has no
-/// network namespace behind it is passed over.
+/// network namespace behind it is passed over; one that cannot be entered gives the error.
 pub fn in_each<T: Send + 'static>(
     namespaces: Vec<File>,
     mut work: impl FnMut() -> T + Send + 'static,
-) -> io::Result<Vec<T>> {
+) -> io::Result<Vec<io::Result<T>>> {
     let run = move || {
         let mut results = Vec::new();
         for namespace in namespaces {
             // SAFETY: the descriptor is open, and no memory is involved. Only this thread changes its namespace.
-            if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
-                results.push(work());
+            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            match io::Error::last_os_error() {
+                _ if entered == 0 => results.push(Ok(work())),
+                error if error.raw_os_error() == Some(libc::EINVAL) => {}
+                error => results.push(Err(error)),
             }
         }
         results
@@ -75,7 +78,7 @@ pub fn others() -> Result<Vec<Namespace>, BpfError> {
         operation: "look into other network namespaces".into(),
         source,
     })?;
-    Ok(found.into_iter().flatten().filter(|namespace| namespace.cookie != own).collect())
+    Ok(found.into_iter().flatten().flatten().filter(|namespace| namespace.cookie != own).collect())
 }
 
 /// The namespace that this thread is in.

@@ -13,8 +13,6 @@ const DESTROY: u16 = 21;
 const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 /// Sockets that are connected.
 const ESTABLISHED: u32 = 1 << 1;
-/// All sockets.
-const ALL: u32 = u32::MAX;
 /// `struct inet_diag_sockid`, in answers behind 4 bytes, in requests behind 8.
 const ID: std::ops::Range<usize> = 4..52;
 
@@ -32,35 +30,41 @@ pub struct Connected {
 pub struct Destroyed {
     /// Those that have ended.
     pub ended: BTreeSet<Connected>,
+    /// Those that are still connected, because the kernel did not end them.
+    pub left: BTreeSet<Connected>,
     /// The kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY).
     pub is_unsupported: bool,
+    /// Why sockets may have been missed: a network namespace could not be entered or looked through.
+    pub unread: Option<String>,
 }
 
 /// Ends those of these UDP sockets that are still connected there, in whatever network namespace they are. Their processes
-/// see ECONNABORTED.
+/// see ECONNABORTED. Namespaces in which that fails do not keep it from being done in others.
 pub fn destroy_udp(sockets: &BTreeSet<Connected>) -> Result<Destroyed, NetlinkError> {
     let wanted = sockets.clone();
     let work = move || destroy_here(&wanted);
     let mut all = Destroyed::default();
     for here in netns::in_each(netns::all(), work).map_err(thread_failed)? {
-        let here = here?;
-        all.ended.extend(here.ended);
-        all.is_unsupported |= here.is_unsupported;
+        all.take(here.map_err(thread_failed).flatten());
     }
     Ok(all)
 }
 
-/// The cookies of all sockets of a protocol, in all network namespaces.
-pub fn cookies(protocol: u8) -> Result<BTreeSet<u64>, NetlinkError> {
-    let mut all = BTreeSet::new();
-    let work = move || {
-        let mut found = Vec::new();
-        each(protocol, ALL, |id| found.extend(cookie(id))).map(|()| found)
-    };
-    for here in netns::in_each(netns::all(), work).map_err(thread_failed)? {
-        all.extend(here?);
+impl Destroyed {
+    /// Adds what was done in a namespace.
+    fn take(&mut self, here: Result<Destroyed, NetlinkError>) {
+        match here {
+            Ok(here) => {
+                self.ended.extend(here.ended);
+                self.left.extend(here.left);
+                self.is_unsupported |= here.is_unsupported;
+                self.unread = self.unread.take().or(here.unread);
+            }
+            Err(error) => {
+                self.unread.get_or_insert_with(|| error.to_string());
+            }
+        }
     }
-    Ok(all)
 }
 
 fn thread_failed(source: std::io::Error) -> NetlinkError {
@@ -90,8 +94,14 @@ fn destroy_here(wanted: &BTreeSet<Connected>) -> Result<Destroyed, NetlinkError>
                 done.ended.insert(connected);
             }
             Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => done.is_unsupported = true,
-            Err(error) => return Err(error),
+            Err(error) => {
+                done.left.insert(connected);
+                if error.errno() == Some(libc::EOPNOTSUPP) {
+                    done.is_unsupported = true;
+                } else {
+                    done.unread.get_or_insert_with(|| error.to_string());
+                }
+            }
         }
     }
     Ok(done)
@@ -145,6 +155,20 @@ fn connected(answer: &[u8]) -> Option<Connected> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_that_fails_keeps_nothing_from_others() {
+        let socket = |cookie| Connected { cookie, remote: ("10.0.0.1".parse().unwrap(), 53) };
+        let mut all = Destroyed::default();
+        all.take(Err(thread_failed(std::io::Error::from_raw_os_error(libc::EPERM))));
+        all.take(Ok(Destroyed {
+            ended: [socket(1)].into(),
+            left: [socket(2)].into(),
+            ..Destroyed::default()
+        }));
+        assert_eq!((all.ended, all.left), ([socket(1)].into(), [socket(2)].into()));
+        assert!(all.unread.unwrap().starts_with("work in other network namespaces"));
+    }
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd;
 

@@ -337,6 +337,8 @@ fn the_probe_finds_what_is_missing_and_leaves_nothing() {
         let missing = probe(here.object, &here.directory(), &here.cgroup);
         assert!(missing.is_empty(), "{missing:?}");
         assert!(!here.directory().exists());
+        let cgroups = std::fs::read_dir(&here.cgroup).unwrap().flatten();
+        assert_eq!(cgroups.filter(|entry| entry.path().is_dir()).count(), 0);
         let told = |directory: Directory, cgroup: PathBuf| {
             probe(here.object, &directory, &cgroup).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
@@ -345,6 +347,28 @@ fn the_probe_finds_what_is_missing_and_leaves_nothing() {
         assert!(elsewhere[0].starts_with("cgroup2: /proc is no directory of a cgroup2"), "{elsewhere:?}");
         assert!(elsewhere[1].starts_with("bpf filesystem: /proc/none is not on"), "{elsewhere:?}");
         assert!(probe(b"nonsense", &here.directory(), &here.cgroup)[0].feature.contains("programs"));
+    });
+}
+
+#[test]
+fn the_probe_finds_a_cgroup_that_takes_no_programs() {
+    Lab::run(|here| {
+        // A program that allows no other, as older tools attach them.
+        let pin = here.bpffs.join("other");
+        let mut other = aya::EbpfLoader::new().btf(None).load(here.object).unwrap();
+        let program: &mut aya::programs::CgroupSockAddr =
+            other.program_mut("connect4").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        program.pin(&pin).unwrap();
+        let attach = format!("cgroup attach {} connect4 pinned {}", here.cgroup.display(), pin.display());
+        lab::output("bpftool", &attach);
+        let missing = probe(here.object, &here.directory(), &here.cgroup);
+        assert_eq!(missing.len(), 1, "{missing:?}");
+        assert!(
+            missing[0].to_string().starts_with("programs at sockets (attach program connect4"),
+            "{missing:?}"
+        );
+        lab::output("bpftool", &attach.replace("cgroup attach", "cgroup detach"));
     });
 }
 
@@ -361,6 +385,34 @@ fn everything_can_be_removed() {
         assert!(here.directory().remove().unwrap());
         assert!(!here.directory().path().exists());
         assert!(matches!(View::open(&here.directory()), Err(BpfError::Absent(_))));
+    });
+}
+
+#[test]
+fn what_others_have_in_the_directory_stays() {
+    Lab::run(|here| {
+        // The mount point itself, as with `bpffs: /sys/fs/bpf`.
+        let root = Directory::new(&here.bpffs);
+        let foreign = here.bpffs.join("tc/globals");
+        std::fs::create_dir_all(&foreign).unwrap();
+        assert!(!root.exists());
+        assert!(!root.remove().unwrap());
+        let opened = Instance::open(sluice_sys::bpf::Options {
+            object: here.object,
+            directory: root.clone(),
+            cgroup: Cgroup::open(&here.cgroup).unwrap(),
+            sizes: Sizes { flows: FLOWS },
+            tcx: true,
+            messages: false,
+        });
+        let mut instance = opened.unwrap();
+        std::fs::create_dir_all(here.bpffs.join("v0/links")).unwrap();
+        let done = instance.attach(vec![]).unwrap();
+        assert_eq!((done.attached, done.removed), (8, 1));
+        assert!(root.exists() && foreign.exists() && !here.bpffs.join("v0").exists());
+        instance.remove().unwrap();
+        assert!(!root.exists() && foreign.exists());
+        assert!(!root.remove().unwrap());
     });
 }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::getsockopt;
-use sluice_sys::sockets::{Connected, cookies, destroy_udp};
+use sluice_sys::sockets::{Connected, destroy_udp};
 
 /// A socket in a network namespace of its own, connected to some place there; told with its cookie.
 fn elsewhere(
@@ -45,7 +45,6 @@ fn cookie(socket: &UdpSocket) -> u64 {
 #[test]
 fn only_the_socket_that_is_meant_ends() {
     let thread = elsewhere(|socket, connected| {
-        assert!(cookies(17).unwrap().contains(&connected.cookie));
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         other.connect("127.0.0.1:53").unwrap();
         // Another cookie, another place: nothing happens.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::MulticastGroup;
 use sluice_sys::bpf::Layer;
 use tokio::sync::watch;
@@ -98,15 +98,25 @@ fn device(message: &LinkMessage) -> Option<Device> {
         is_port: message.header.flags.contains(LinkFlags::Port),
         ..Device::default()
     };
+    let (mut is_cable, mut is_linked_elsewhere) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::LinkNetNsId(_) => device.peer_is_elsewhere = true,
+            LinkAttribute::LinkNetNsId(_) => is_linked_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => is_cable = infos.iter().any(is_cable_info),
             _ => {}
         }
     }
+    // Others than cables, such as macvlan and vlan, are linked to the interface below them, to which no packet can be
+    // handed as if it came out of a cable.
+    device.peer_is_elsewhere = is_cable && is_linked_elsewhere;
     Some(device)
+}
+
+/// Whether it says that an interface is one end of a pair.
+fn is_cable_info(info: &LinkInfo) -> bool {
+    matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit))
 }
 
 /// What packets of an interface begin with, by its ARPHRD number (linux/if_arp.h); `None` where IP is not at once behind
@@ -176,9 +186,16 @@ mod tests {
         let here = device_of(1, attributes()).unwrap();
         assert_eq!((here.index, here.name.as_str(), here.mtu), (4, "veth1", 1450));
         assert_eq!((here.layer, here.peer_is_elsewhere), (Some(Layer::Ethernet), false));
-        let mut there = attributes();
-        there.push(LinkAttribute::LinkNetNsId(0));
-        assert!(device_of(1, there).unwrap().peer_is_elsewhere);
+        let elsewhere = |kind: Option<InfoKind>| {
+            let mut there = attributes();
+            there.push(LinkAttribute::LinkNetNsId(0));
+            there.extend(kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])));
+            device_of(1, there).unwrap().peer_is_elsewhere
+        };
+        assert!(elsewhere(Some(InfoKind::Veth)) && elsewhere(Some(InfoKind::Netkit)));
+        // Their lower interface is in another namespace.
+        assert!(!elsewhere(Some(InfoKind::MacVlan)) && !elsewhere(Some(InfoKind::IpVlan)));
+        assert!(!elsewhere(Some(InfoKind::Vlan)) && !elsewhere(None));
         assert_eq!(device_of(0xfffe, vec![]).unwrap().layer, Some(Layer::Raw));
         // InfiniBand.
         assert_eq!(device_of(32, vec![]).unwrap().layer, None);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use sluice_sys::bpf::leave_alone;
+use sluice_sys::bpf::{BpfError, Directory, leave_alone};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Monitor, Nft, Notice};
 use sluice_sys::{capability, netns, proc};
@@ -128,29 +128,53 @@ fn open_backend(settings: &mut Settings) -> Result<Backend, DaemonError> {
     if settings.backend != BackendKind::Nftables {
         match open_ebpf(settings) {
             Ok(backend) => return Ok(backend),
-            Err(error) if settings.backend == BackendKind::Ebpf => return Err(DaemonError::Backend(error)),
-            Err(error) => {
+            Err(error) if settings.backend == BackendKind::Auto && is_lack(&error) => {
                 info!("mode auto: the backend is nftables: {error}");
                 settings.backend = BackendKind::Nftables;
             }
+            Err(error) => return Err(DaemonError::Backend(error)),
         }
     }
     preflight()?;
     Backend::open(settings, &NodeFacts::default()).map_err(DaemonError::Backend)
 }
 
-/// To open it is to load the programs. Only when that fails, what is missing is looked for.
+/// Whether the machine, or this program, lacks something that it will lack at the next start too. Anything else, like
+/// another daemon that is still at work or memory that is short, passes; with another backend meanwhile, connections would
+/// go from one to the other and back.
+fn is_lack(error: &BackendError) -> bool {
+    matches!(error, BackendError::Missing(_) | BackendError::NotBuilt)
+}
+
+/// To open it is to load the programs. What is missing is looked for when that fails, and in mode auto before the first
+/// time, because there is no way back once the programs have been chosen.
 fn open_ebpf(settings: &mut Settings) -> Result<Backend, BackendError> {
+    if settings.backend == BackendKind::Auto && !Directory::new(&settings.ebpf.bpffs).exists() {
+        nothing_missing(settings)?;
+    }
     let wanted = std::mem::replace(&mut settings.backend, BackendKind::Ebpf);
     let opened = Backend::open(settings, &NodeFacts::default());
-    if opened.is_err() {
+    if let Err(error) = &opened {
         settings.backend = wanted;
-        let missing = ebpf::missing(settings)?;
-        if !missing.is_empty() {
-            return Err(BackendError::Missing(missing));
+        if !passes(error) {
+            nothing_missing(settings)?;
         }
     }
     opened
+}
+
+/// Whether an error says nothing about what the machine can do.
+fn passes(error: &BackendError) -> bool {
+    match error {
+        BackendError::Bpf(BpfError::Busy(_)) => true,
+        BackendError::Bpf(error) => matches!(error.errno(), Some(libc::ENOMEM)),
+        _ => false,
+    }
+}
+
+fn nothing_missing(settings: &Settings) -> Result<(), BackendError> {
+    let missing = ebpf::missing(settings)?;
+    if missing.is_empty() { Ok(()) } else { Err(BackendError::Missing(missing)) }
 }
 
 /// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
@@ -159,10 +183,7 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
         return Err(DaemonError::Capability);
     }
     if settings.backend == BackendKind::Ebpf {
-        let missing = ebpf::missing(settings).map_err(DaemonError::Backend)?;
-        if !missing.is_empty() {
-            return Err(DaemonError::Backend(BackendError::Missing(missing)));
-        }
+        nothing_missing(settings).map_err(DaemonError::Backend)?;
     } else {
         // This loads the modules too, without which there are no sysctls of connection tracking.
         preflight()?;
@@ -473,6 +494,21 @@ mod tests {
         };
         sender.send_modify(|facts| facts.node = Some(node));
         assert!(!ends(settings("NodeCIDR"), facts).await);
+    }
+
+    #[test]
+    fn only_what_the_machine_lacks_leads_to_another_backend() {
+        let busy = BackendError::Bpf(BpfError::Busy("/b".into()));
+        let no_memory = BackendError::Bpf(BpfError::System {
+            operation: "create map".into(),
+            source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+        });
+        assert!(passes(&busy) && !is_lack(&busy));
+        assert!(passes(&no_memory) && !is_lack(&no_memory));
+        let refused = BackendError::Bpf(BpfError::Object("x".into()));
+        assert!(!passes(&refused) && !is_lack(&refused));
+        assert!(is_lack(&BackendError::Missing(vec![])) && is_lack(&BackendError::NotBuilt));
+        assert_eq!(DaemonError::Backend(busy).exit_code(), 3);
     }
 
     #[test]

@@ -34,21 +34,23 @@ const SECOND_PASS: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(2);
 /// A growing flow table is looked through for both.
 const TABLES: [&str; 2] = ["FLOWS", "OLD_FLOWS"];
-/// Maps that the programs fill, and that evict by themselves.
-const OTHERS: [&str; 5] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS"];
+/// Maps that the programs fill, and that evict by themselves; and one that does not grow.
+const OTHERS: [&str; 6] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES"];
 
 /// Why flows could not be looked through.
 #[derive(Debug, thiserror::Error)]
-enum FlowError {
+pub enum FlowError {
+    /// A map could not be read or written.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// Sockets could not be looked for.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
 
 /// Serves requests, and ends flows in time, until nobody sends any more.
 pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, metrics: Metrics) {
-    let mut keeper = Keeper { maps, metrics, told_unsupported: false, told_full: false };
+    let mut keeper = Keeper::new(maps, metrics);
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // When the next pass is due, and how many are left.
@@ -69,7 +71,7 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, met
                 continue;
             }
         };
-        due = match tokio::task::block_in_place(|| keeper.end_stale()) {
+        due = match tokio::task::block_in_place(|| keeper.end_stale(passes <= 1)) {
             Ok(()) if passes <= 1 => None,
             Ok(()) => Some((tokio::time::Instant::now() + SECOND_PASS, passes - 1)),
             Err(error) => {
@@ -91,12 +93,18 @@ struct Keeper {
     maps: Maps,
     metrics: Metrics,
     told_unsupported: bool,
-    told_full: bool,
+    told_unread: bool,
+    /// Maps whose fullness has been told.
+    told_full: BTreeSet<&'static str>,
 }
 
 impl Keeper {
+    fn new(maps: Maps, metrics: Metrics) -> Self {
+        Keeper { maps, metrics, told_unsupported: false, told_unread: false, told_full: BTreeSet::new() }
+    }
+
     /// One pass over the UDP flows and sockets.
-    fn end_stale(&mut self) -> Result<(), FlowError> {
+    fn end_stale(&mut self, is_last: bool) -> Result<(), FlowError> {
         let begun = Instant::now();
         let members = self.maps.get("MEMBERS")?;
         let serving: Serving = members.values::<MemberKey, u32>()?.into_iter().map(|(key, _)| key).collect();
@@ -123,7 +131,7 @@ impl Keeper {
             }
         })?;
         picks.delete_all(&keys)?;
-        self.end_sockets(&serving)?;
+        self.end_sockets(&serving, is_last)?;
         for family in Family::BOTH {
             let label = family_label(family);
             self.metrics.conntrack_deleted.get_or_create(&label).inc_by(ended[family as usize]);
@@ -134,7 +142,9 @@ impl Keeper {
     }
 
     /// Ends sockets that are connected to endpoints that do not serve: nothing else could send their datagrams elsewhere.
-    fn end_sockets(&mut self, serving: &Serving) -> Result<(), FlowError> {
+    /// The last pass also forgets sockets that are not connected, or were closed: else they would be looked for in all
+    /// namespaces with every change. An earlier one does not, because endpoints that just ended may still answer.
+    fn end_sockets(&mut self, serving: &Serving, is_last: bool) -> Result<(), FlowError> {
         let peers = self.maps.get("PEERS")?;
         let mut sockets: BTreeSet<Connected> = BTreeSet::new();
         peers.each(|key, value| {
@@ -152,12 +162,27 @@ impl Keeper {
                  is gone stay so until their processes connect anew"
             );
         }
+        if let Some(error) = &done.unread
+            && !std::mem::replace(&mut self.told_unread, true)
+        {
+            warn!(
+                error,
+                "cannot look into a network namespace: UDP sockets there that are connected to an endpoint that is gone \
+                 stay so until their processes connect anew"
+            );
+        }
         self.metrics.sockets_ended.inc_by(done.ended.len() as u64);
-        // Others are not connected, and choose anew by themselves; or were closed.
+        // What could not be looked for may be found the next time.
+        let forget_others = is_last && done.unread.is_none();
+        let is_done =
+            |socket: &Connected| done.ended.contains(socket) || forget_others && !done.left.contains(socket);
         let mut keys = Vec::new();
         peers.each(|key, value| {
             if let (Some(socket), Some(peer)) = (SocketKey::read(key), Peer::read(value))
-                && serving.ended_socket(&socket, &peer).is_some_and(|socket| done.ended.contains(&socket))
+                && let Some(socket) = serving.ended_socket(&socket, &peer)
+                // Not those that came while we looked.
+                && sockets.contains(&socket)
+                && is_done(&socket)
             {
                 keys.extend_from_slice(key);
             }
@@ -174,7 +199,6 @@ impl Keeper {
                 for (name, usage) in &expired.left {
                     self.count(name, *usage);
                 }
-                self.tell_full(&expired);
             }
             Err(error) => warn!(%error, "cannot look for flows that are over; trying again later"),
         }
@@ -185,23 +209,50 @@ impl Keeper {
         }
     }
 
-    fn count(&self, map: &'static str, usage: Usage) {
+    fn count(&mut self, map: &'static str, usage: Usage) {
         self.metrics.map_usage(map, usage);
-    }
-
-    fn tell_full(&mut self, expired: &Expired) {
-        let flows = expired.left.iter().find(|(name, _)| *name == TABLES[0]);
-        let Some((_, usage)) = flows else { return };
-        if usage.is_high() && !self.told_full {
-            warn!(
-                entries = usage.entries,
-                capacity = usage.capacity,
-                "the flow table is more than 80 % full; when it is full, flows that were silent longest are forgotten \
-                 (sluice.ebpf.flows)"
-            );
+        if let Some(consequence) = alarm(&mut self.told_full, map, usage) {
+            let Usage { entries, capacity } = usage;
+            warn!(map, entries, capacity, "a map is more than 80 % full; when it is full, {consequence}");
         }
-        self.told_full = usage.is_high();
     }
+}
+
+/// What to tell of a map that has become too full: once, until it has been less full again. Maps that only the driver
+/// fills grow before that; the old flow table only becomes emptier.
+fn alarm(told: &mut BTreeSet<&'static str>, map: &'static str, usage: Usage) -> Option<&'static str> {
+    if !usage.is_high() {
+        told.remove(map);
+        return None;
+    }
+    let consequence = match map {
+        "FLOWS" => "flows that were silent longest are forgotten (sluice.ebpf.flows)",
+        "AFFINITY" => "clients that were silent longest lose their session affinity",
+        "FRAGMENTS" => "fragments of the datagrams that began first are dropped",
+        "PEERS" => "sockets that were connected first see their endpoint and not the Service",
+        "PICKS" => "UDP sockets that were silent longest may get another endpoint",
+        "NAMESPACES" => "further pods cannot leave the socket path",
+        _ => return None,
+    };
+    told.insert(map).then_some(consequence)
+}
+
+/// Ends all UDP sockets that are connected to an endpoint; returns how many there were.
+pub fn end_all_sockets(maps: &Maps) -> Result<usize, FlowError> {
+    let peers = maps.get("PEERS")?;
+    let mut sockets: BTreeSet<Connected> = BTreeSet::new();
+    peers.each(|key, _| sockets.extend(SocketKey::read(key).as_ref().and_then(stale::udp_socket)))?;
+    if sockets.is_empty() {
+        return Ok(0);
+    }
+    let done = destroy_udp(&sockets)?;
+    if done.is_unsupported {
+        warn!("the kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY)");
+    }
+    if let Some(error) = done.unread {
+        warn!(error, "cannot look into a network namespace");
+    }
+    Ok(done.ended.len())
 }
 
 /// What a look for flows that are over found.
@@ -255,4 +306,22 @@ pub fn expire(maps: &Maps) -> Result<Expired, BpfError> {
 
 fn family(key: &FlowKey) -> Family {
     if key.destination.is_v4() { Family::V4 } else { Family::V6 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_is_told_once_and_again_when_it_had_room() {
+        let mut told = BTreeSet::new();
+        let mut alarms = |map, entries| alarm(&mut told, map, Usage { entries, capacity: 100 }).is_some();
+        assert!(!alarms("PEERS", 80));
+        assert!(alarms("PEERS", 81) && !alarms("PEERS", 90));
+        assert!(alarms("FLOWS", 99), "each map for itself");
+        assert!(!alarms("PEERS", 80) && alarms("PEERS", 81));
+        assert!(!alarms("OLD_FLOWS", 100));
+        let each: [&str; 5] = ["AFFINITY", "PICKS", "FRAGMENTS", "NAMESPACES", "AFFINITY"];
+        assert_eq!(each.map(|map| alarms(map, 100)), [true, true, true, true, false]);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluice_common::node::{Config, option};
 use sluice_core::nft;
-use sluice_sys::bpf::{BpfError, Directory, Maps, View};
+use sluice_sys::bpf::{BpfError, Directory, Lock, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Nft;
@@ -23,9 +23,8 @@ const CONNTRACK_PERIOD: Duration = Duration::from_secs(3600);
 /// go when that has ended.
 pub async fn from_ebpf(bpffs: &Path) {
     let directory = Directory::new(bpffs);
-    if !directory.exists() {
-        return;
-    }
+    // Nobody may be at work on the maps, least of all somebody whose Services would vanish from them.
+    let Some(_lock) = lock(&directory).await else { return };
     let begun = tokio::task::block_in_place(|| drain(&directory));
     let maps = match begun {
         Ok(maps) => maps,
@@ -46,6 +45,27 @@ pub async fn from_ebpf(bpffs: &Path) {
     }
 }
 
+/// Waits until no other process is at work on the directory. `None`: nothing is in it, or it cannot be locked.
+async fn lock(directory: &Directory) -> Option<Lock> {
+    let mut told = false;
+    while directory.exists() {
+        match tokio::task::block_in_place(|| directory.lock()) {
+            Ok(lock) => return directory.exists().then_some(lock),
+            Err(error @ BpfError::Busy(_)) => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "cannot switch the eBPF programs off yet; trying again until it has ended");
+                }
+                tokio::time::sleep(FLOWS_PERIOD).await;
+            }
+            Err(error) => {
+                warn!(%error, "cannot switch the eBPF programs off: run sluice cleanup when the node may lose connections");
+                return None;
+            }
+        }
+    }
+    None
+}
+
 /// Switches capturing off.
 fn drain(directory: &Directory) -> Result<Maps, BpfError> {
     let View { maps, .. } = View::open(directory)?;
@@ -54,6 +74,13 @@ fn drain(directory: &Directory) -> Result<Maps, BpfError> {
     config.options |= option::DRAINING;
     map.put_value(&0u32, &config)?;
     maps.get("FRONTENDS")?.clear()?;
+    // Connected UDP sockets stay with their endpoint whatever becomes of it, because from now on nobody looks whether it
+    // still serves. They end now, once; their processes connect anew, by the other backend.
+    match flows::end_all_sockets(&maps) {
+        Ok(0) => {}
+        Ok(sockets) => info!(sockets, "ended UDP sockets that the eBPF programs had connected"),
+        Err(error) => warn!(%error, "cannot end UDP sockets that the eBPF programs have connected"),
+    }
     Ok(maps)
 }
 

@@ -26,7 +26,7 @@ pub struct Device {
     pub mtu: u32,
     /// Part of a bond or team, whose packets come again by that.
     pub is_port: bool,
-    /// A cable whose other end is in another network namespace.
+    /// A cable (veth, netkit) whose other end is in another network namespace.
     pub peer_is_elsewhere: bool,
     /// Its first IPv4 address.
     pub address4: Option<Ipv4Addr>,
@@ -160,7 +160,6 @@ pub fn ebpf_view(settings: &Settings, facts: &NodeFacts, machine: &MachineFacts)
         timeouts: timeouts(settings),
         scheduler: ebpf_scheduler(settings),
         localhost_node_ports: settings.ebpf.localhost_node_ports,
-        draining: false,
     }
 }
 

@@ -2,19 +2,26 @@
 #![cfg(feature = "ebpf")]
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use sluice::backend::Applied;
 use sluice::backend::ebpf::Backend;
 use sluice::config::{Flags, Settings, resolve};
+use sluice::metrics::Metrics;
 use sluice::node::{Device, NodeFacts};
+use sluice::{conntrack, flows, handover};
+use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::node::{Config, option};
 use sluice_common::service::{Group, MemberKey};
+use sluice_common::socket::{Peer, SocketKey};
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::model::{
@@ -23,7 +30,7 @@ use sluice_core::model::{
 };
 use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Planner, ServicePlan};
-use sluice_sys::bpf::Layer;
+use sluice_sys::bpf::{Directory, Layer, Maps};
 use sluice_sys::proc::monotonic_nanos;
 use sluice_tests::lab::cgroup;
 
@@ -213,7 +220,7 @@ fn a_successor_applies_only_the_difference_and_what_others_did_is_undone() {
 
 /// The directory is for one at a time.
 fn replace_backend(world: &mut World, open: impl FnOnce() -> Backend) {
-    let elsewhere = std::env::temp_dir().join(format!("sluice-backend-spare-{}", std::process::id()));
+    let elsewhere = world.settings.ebpf.bpffs.parent().unwrap().with_extension("spare");
     std::fs::create_dir_all(&elsewhere).unwrap();
     let none: Option<&str> = None;
     mount(Some("bpf"), &elsewhere, Some("bpf"), MsFlags::empty(), none).unwrap();
@@ -304,5 +311,79 @@ fn interfaces_come_and_go_and_links_are_repaired() {
         let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
         assert_eq!(applied.operations, 3 + 2);
         assert_eq!(world.full(), Applied::default());
+    });
+}
+
+/// A UDP socket of this thread that the programs have, as the maps say, connected to an endpoint.
+fn connected(maps: &Maps) -> UdpSocket {
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+    assert!(up.success());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect("127.0.0.1:53").unwrap();
+    let (mut cookie, mut len) = (0u64, 8);
+    let pointer = (&raw mut cookie).cast();
+    // SAFETY: the descriptor is open, and pointer and length describe one u64. 57 is SO_COOKIE.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, 57, pointer, &raw mut len) };
+    assert_eq!(result, 0);
+    put_peer(maps, cookie);
+    socket
+}
+
+fn put_peer(maps: &Maps, cookie: u64) {
+    let address = Address::v4(u32::from_ne_bytes([127, 0, 0, 1]));
+    let key = SocketKey { cookie, address, port: 53u16.to_be(), protocol: 17, reserved: 0 };
+    maps.get("PEERS").unwrap().put_value(&key, &Peer { group: 0x70, ..Peer::default() }).unwrap();
+}
+
+/// Blocking parts run on this thread, which has the namespaces.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+#[test]
+fn the_programs_of_a_daemon_that_is_at_work_are_not_switched_off() {
+    in_a_place("random", |world| {
+        world.put(1, 2);
+        world.full();
+        let maps = world.backend.maps();
+        let socket = connected(&maps);
+        let bpffs = world.settings.ebpf.bpffs.clone();
+        let runtime = runtime();
+        let soon = async { tokio::time::timeout(Duration::from_secs(1), handover::from_ebpf(&bpffs)).await };
+        assert!(runtime.block_on(soon).is_err(), "it waits");
+        let config: Config = maps.get("CONFIG").unwrap().get_value(&0u32).unwrap().unwrap();
+        assert_eq!(config.options & option::DRAINING, 0);
+        assert!(maps.get("FRONTENDS").unwrap().usage().unwrap().entries > 0);
+        let (settings, facts) = (world.settings.clone(), world.facts.clone());
+        replace_backend(world, || {
+            runtime.block_on(handover::from_ebpf(&bpffs));
+            assert!(!Directory::new(&bpffs).exists(), "there are no flows to wait for");
+            Backend::open(&settings, &facts).unwrap()
+        });
+        let error = socket.take_error().unwrap().and_then(|error| error.raw_os_error());
+        assert_eq!(error, Some(libc::ECONNABORTED));
+    });
+}
+
+#[test]
+fn sockets_that_are_gone_are_forgotten() {
+    in_a_place("random", |world| {
+        world.full();
+        let maps = world.backend.maps();
+        let socket = connected(&maps);
+        put_peer(&maps, u64::MAX);
+        world.put(1, 1);
+        let dirty = world.index.take_dirty();
+        let changes = world.planner.replan(&world.index, dirty.services);
+        let (mut requests, (sender, receiver)) = (Vec::new(), tokio::sync::mpsc::unbounded_channel());
+        conntrack::requests(&changes, &mut requests);
+        assert!(!requests.is_empty());
+        requests.into_iter().for_each(|request| drop(sender.send(request)));
+        let passes = flows::run(receiver, maps.clone(), Metrics::default());
+        let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
+        drop(sender);
+        assert_eq!(maps.get("PEERS").unwrap().usage().unwrap().entries, 0);
+        let error = socket.take_error().unwrap().and_then(|error| error.raw_os_error());
+        assert_eq!(error, Some(libc::ECONNABORTED));
     });
 }

@@ -58,8 +58,6 @@ pub struct NodeView {
     pub scheduler: Scheduler,
     /// Whether node ports of the loopback address answer to this node's processes.
     pub localhost_node_ports: bool,
-    /// Whether new connections are left alone.
-    pub draining: bool,
 }
 
 /// Nothing is known, no client is a pod.
@@ -77,7 +75,6 @@ impl Default for NodeView {
             timeouts: Timeouts::default(),
             scheduler: Scheduler::Random,
             localhost_node_ports: false,
-            draining: false,
         }
     }
 }
@@ -114,7 +111,7 @@ impl NodeView {
             },
             address4,
             address6,
-            ports: u32::from(runs.first.1) + u32::from(runs.second.1),
+            ports: runs.count(),
             first_begin: runs.first.0,
             first_count: runs.first.1,
             second_begin: runs.second.0,
@@ -134,7 +131,6 @@ impl NodeView {
             (option::DETECTS6, detects(Family::V6)),
             (option::BY_INTERFACE, self.detectors.iter().any(by_interface)),
             (option::LOCALHOST_NODE_PORTS, self.localhost_node_ports),
-            (option::DRAINING, self.draining),
         ]
         .into_iter()
         .filter(|(_, set)| *set)
@@ -196,10 +192,30 @@ pub struct PortRuns {
 /// The default of the API server's `--service-node-port-range`.
 const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
-/// Ports that neither the node's own processes nor node ports use, for masqueraded packets. Of three runs the shortest
-/// is left out. There may be none at all: then nothing can be masqueraded, which should be told.
+/// Fewer free ports than this are too few for masquerading.
+const ENOUGH: u32 = 4096;
+
+impl PortRuns {
+    fn count(&self) -> u32 {
+        u32::from(self.first.1) + u32::from(self.second.1)
+    }
+}
+
+/// Whether the ports that the node's own processes get (`net.ipv4.ip_local_port_range`) leave enough for masquerading.
+pub fn leaves_ports(local: &RangeInclusive<u16>) -> bool {
+    runs_without(&[local.clone(), NODE_PORTS]).count() >= ENOUGH
+}
+
+/// Ports for masqueraded packets: those that neither the node's own processes nor node ports use. Where too few are left,
+/// all but node ports: the programs take no port of a socket or of another flow, but a socket may get the port of a flow
+/// later, and then both take each other's packets.
 pub fn free_ports(local: &RangeInclusive<u16>) -> PortRuns {
-    let mut taken = [local.clone(), NODE_PORTS];
+    if leaves_ports(local) { runs_without(&[local.clone(), NODE_PORTS]) } else { runs_without(&[NODE_PORTS]) }
+}
+
+/// Unprivileged ports outside of these ranges. Of three runs the shortest is left out.
+fn runs_without(taken: &[RangeInclusive<u16>]) -> PortRuns {
+    let mut taken = taken.to_vec();
     taken.sort_unstable_by_key(|range| *range.start());
     let mut runs: Vec<(u16, u16)> = Vec::new();
     let mut next = 1024u32;
@@ -325,7 +341,13 @@ mod tests {
         let runs = |first, second| PortRuns { first, second };
         assert_eq!(free_ports(&(32768..=60999)), runs((1024, 28976), (61000, 4536)));
         assert_eq!(free_ports(&(1024..=29999)), runs((32768, 32768), (0, 0)));
-        assert_eq!(free_ports(&(1024..=65535)), runs((0, 0), (0, 0)));
+        // None is left, or too few: all but node ports.
+        let all = runs((1024, 28976), (32768, 32768));
+        assert!(!leaves_ports(&(1024..=65535)) && leaves_ports(&(32768..=60999)));
+        for few in [1024..=65535, 1..=65535, 1024..=62000, 2048..=65535, 4000..=64416] {
+            assert_eq!(free_ports(&few), all, "{few:?}");
+        }
+        assert_eq!(free_ports(&(1024..=61439)), runs((61440, 4096), (0, 0)));
         assert_eq!(free_ports(&(31000..=65535)), runs((1024, 28976), (0, 0)));
         assert_eq!(free_ports(&(20000..=40000)), runs((1024, 18976), (40001, 25535)));
         // Three runs, the shortest is the last, the middle, the first.
@@ -335,6 +357,8 @@ mod tests {
         let view = NodeView { local_ports: 1..=29999, ..NodeView::default() };
         let config = view.config();
         assert_eq!((config.ports, config.first_begin, config.first_count), (32768, 32768, 32768));
+        let view = NodeView { local_ports: 1024..=65535, ..NodeView::default() };
+        assert_eq!(view.config().ports, 28976 + 32768);
     }
 
     #[test]
@@ -362,8 +386,8 @@ mod tests {
             Op::Delete(Entry::Address(address(ip("192.168.1.2")), 0).id()),
         ];
         assert_eq!(after.change(before.entries()), expected);
-        let draining = NodeView { draining: true, ..before.clone() };
-        let expected = [Op::Put(Entry::Config(Box::new(draining.config())))];
-        assert_eq!(draining.change(before.entries()), expected);
+        let other = NodeView { localhost_node_ports: true, ..before.clone() };
+        let expected = [Op::Put(Entry::Config(Box::new(other.config())))];
+        assert_eq!(other.change(before.entries()), expected);
     }
 }

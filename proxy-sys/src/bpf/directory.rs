@@ -17,7 +17,8 @@ const USUAL: &str = "/sys/fs/bpf";
 /// How long a predecessor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A directory, which may not exist yet. In it each layout has one of its own, with `maps` and `links`.
+/// A directory, which may not exist yet. In it each layout has one of its own, with `maps` and `links`. Whatever else is
+/// in it is others', who may have been there first: it is never touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     root: PathBuf,
@@ -25,7 +26,7 @@ pub struct Directory {
 
 /// Keeps other processes from working on the same directory.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub struct Lock {
     _held: OwnedFd,
 }
 
@@ -64,7 +65,22 @@ impl Directory {
 
     /// Whether anything of any layout is there.
     pub fn exists(&self) -> bool {
-        fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_some())
+        self.layouts().is_ok_and(|layouts| !layouts.is_empty())
+    }
+
+    /// The directories of all layouts.
+    fn layouts(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries.flatten(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(BpfError::system(format!("read {}", self.root.display()), source)),
+        };
+        // Not through symbolic links.
+        let is_layout = |entry: &fs::DirEntry| {
+            entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && entry.file_name().to_str().is_some_and(is_layout_name)
+        };
+        Ok(entries.filter(is_layout).map(|entry| entry.path()).collect())
     }
 
     /// Makes it, on a bpf filesystem, and keeps others out.
@@ -100,7 +116,8 @@ impl Directory {
         Err(BpfError::NoBpffs(self.root.clone()))
     }
 
-    fn lock(&self) -> Result<Lock, BpfError> {
+    /// Keeps others out of a directory that is there. Waits a moment for one that is at work on it.
+    pub fn lock(&self) -> Result<Lock, BpfError> {
         let failed = |source| BpfError::system(format!("lock {}", self.root.display()), source);
         let held: OwnedFd = fs::File::open(&self.root).map_err(failed)?.into();
         let begun = Instant::now();
@@ -121,28 +138,33 @@ impl Directory {
     pub(super) fn remove_others(&self) -> Result<usize, BpfError> {
         let mut removed = 0;
         let current = self.current();
-        for path in list(&self.root)?.filter(|path| *path != current) {
-            remove_tree(&path)?;
+        for path in self.layouts()?.iter().filter(|path| **path != current) {
+            remove_tree(path)?;
             removed += 1;
         }
         Ok(removed)
     }
 
-    /// Removes everything: the links go with their names, and so do programs and maps that nobody has open. Returns whether
-    /// there was anything.
+    /// Removes everything of all layouts: the links go with their names, and so do programs and maps that nobody has open.
+    /// The directory itself goes when nothing of others is in it. Returns whether there was anything.
     pub fn remove(&self) -> Result<bool, BpfError> {
-        let mut links = Vec::new();
-        match fs::read_dir(&self.root) {
-            Ok(entries) => links.extend(entries.flatten().map(|layout| layout.path().join("links"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(BpfError::system(format!("read {}", self.root.display()), source)),
-        }
+        let layouts = self.layouts()?;
         // Programs must not see maps that are half gone.
-        links.into_iter().filter(|path| path.is_dir()).try_for_each(|path| remove_tree(&path))?;
-        super::clsact::remove_everywhere()?;
-        remove_tree(&self.root)?;
-        Ok(true)
+        layouts.iter().try_for_each(|layout| remove_tree(&layout.join("links")))?;
+        if !layouts.is_empty() {
+            super::clsact::remove_everywhere()?;
+        }
+        layouts.iter().try_for_each(|layout| remove_tree(layout))?;
+        // This fails where there is something in it, and where a filesystem is mounted on it, which is as it should be.
+        let _ = fs::remove_dir(&self.root);
+        Ok(!layouts.is_empty())
     }
+}
+
+/// Whether this is the name of the directory of a layout.
+fn is_layout_name(name: &str) -> bool {
+    let number = name.strip_prefix('v').unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn current_name() -> String {
@@ -185,4 +207,33 @@ fn mount(path: &Path) -> io::Result<()> {
     let result =
         unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_directories_of_layouts_are_ours() {
+        assert!(is_layout_name("v1") && is_layout_name("v12") && is_layout_name(&current_name()));
+        for other in ["v", "1", "cilium", "v1x", "xv1", "v-1", "v1-next", ""] {
+            assert!(!is_layout_name(other), "{other}");
+        }
+        let root = std::env::temp_dir().join(format!("sluice-directory-{}", std::process::id()));
+        let directory = Directory::new(&root);
+        assert!(!directory.exists());
+        fs::create_dir_all(root.join("tc/globals")).unwrap();
+        fs::write(root.join("v9"), "of others").unwrap();
+        assert!(!directory.exists());
+        fs::create_dir_all(root.join("v0/links")).unwrap();
+        fs::create_dir_all(directory.links()).unwrap();
+        assert!(directory.exists());
+        assert_eq!(directory.remove_others().unwrap(), 1);
+        assert!(directory.exists() && !root.join("v0").exists());
+        remove_tree(&directory.current()).unwrap();
+        let mut left: Vec<_> = list(&root).unwrap().collect();
+        left.sort();
+        assert_eq!(left, [root.join("tc"), root.join("v9")]);
+        fs::remove_dir_all(root).unwrap();
+    }
 }

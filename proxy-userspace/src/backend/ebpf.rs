@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sluice_common::node::Interface;
-use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op};
+use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{
     BpfError, Cgroup, Directory, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
@@ -63,6 +63,13 @@ impl Backend {
     /// A backend that has written no map yet. Programs of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
         let machine = MachineFacts { netns: netns_cookie()?, local_ports: proc::local_port_range() };
+        if !leaves_ports(&machine.local_ports) {
+            warn!(
+                range = ?machine.local_ports,
+                "sysctl net.ipv4.ip_local_port_range leaves too few ports for masquerading: ports of that range are used \
+                 too, where connections of this node's own processes may meet masqueraded ones; make the range smaller"
+            );
+        }
         let cgroup = Cgroup::open(&cgroup_root(settings))?;
         if !cgroup.is_root() {
             info!(cgroup = %cgroup.path().display(), "sockets outside of this cgroup take the way of packets");

@@ -83,9 +83,14 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
     );
     let is_ebpf = matches!(config.mode.as_str(), "ebpf" | "auto");
     // Where the programs are counts in any mode: what another mode left is removed.
-    let elsewhere = Ebpf { bpffs: config.sluice.ebpf.bpffs.clone(), ..Ebpf::default() };
-    let preset = config.sluice.ebpf == elsewhere || config.sluice.ebpf == preset_ebpf();
-    told.no_effect(!is_ebpf && !preset, "sluice.ebpf", "for modes ebpf and auto only");
+    let bpffs = &config.sluice.ebpf.bpffs;
+    let same_place = |preset: Ebpf| Ebpf { bpffs: bpffs.clone(), ..preset };
+    let preset = [Ebpf::default(), preset_ebpf()].map(same_place).contains(&config.sluice.ebpf);
+    told.no_effect(
+        !is_ebpf && !preset,
+        "sluice.ebpf, except bpffs",
+        "for modes ebpf and auto only; bpffs says where programs of an earlier mode are",
+    );
     let iptables = &config.iptables;
     if matches!(config.mode.as_str(), "" | "iptables") {
         let mode = if config.mode.is_empty() {

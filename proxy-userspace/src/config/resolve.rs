@@ -491,7 +491,12 @@ mod tests {
         }
         assert!(of(serde_json::json!({"flows": 16_777_217})).is_err());
         let elsewhere = serde_json::json!({"mode": "nftables", "sluice": {"ebpf": {"debug": true}}});
-        assert!(settings(elsewhere).unwrap().warnings[0].starts_with("sluice.ebpf: has no effect"));
+        let told = settings(elsewhere).unwrap().warnings;
+        assert!(told[0].starts_with("sluice.ebpf, except bpffs: has no effect"), "{told:?}");
+        // Where programs of an earlier mode are.
+        let place =
+            serde_json::json!({"mode": "nftables", "sluice": {"ebpf": {"bpffs": "/b", "flows": 131_072}}});
+        assert_eq!(settings(place).unwrap().warnings, Vec::<String>::new());
     }
 
     #[cfg(feature = "ebpf")]

@@ -46,9 +46,14 @@ impl Serving {
 
     /// The socket that is, if it is connected, connected to an endpoint that does not serve.
     pub(super) fn ended_socket(&self, key: &SocketKey, peer: &Peer) -> Option<Connected> {
-        let is_ended = u32::from(key.protocol) == UDP && !self.has(peer.group, key.address, key.port);
-        is_ended.then(|| Connected { cookie: key.cookie, remote: (ip(key.address), u16::from_be(key.port)) })
+        udp_socket(key).filter(|_| !self.has(peer.group, key.address, key.port))
     }
+}
+
+/// The UDP socket that is, if it is connected, connected to the endpoint of this key.
+pub(super) fn udp_socket(key: &SocketKey) -> Option<Connected> {
+    let connected = || Connected { cookie: key.cookie, remote: (ip(key.address), u16::from_be(key.port)) };
+    (u32::from(key.protocol) == UDP).then(connected)
 }
 
 #[cfg(test)]
