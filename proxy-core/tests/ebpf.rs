@@ -218,9 +218,18 @@ fn allowed(before: &View, after: &View) -> BTreeMap<Lookup, BTreeSet<Outcome>> {
         for who in [Who::Pod, Who::Host, Who::Other] {
             for source in CLIENTS {
                 let list = allowed.entry((key, who, source)).or_default();
-                let others = if changes_hands(&key, before, after) { &CLIENTS[..] } else { &[source] };
-                let decisions = others.iter().flat_map(|client| {
-                    [before, after].map(|view| view.decide(&key, who, address(ip(client))))
+                let hands = changes_hands(&key, before, after);
+                let inside = is_filtered(&key, before)
+                    && is_filtered(&key, after)
+                    && [before, after].iter().any(|view| view.may(&key, address(ip(source))));
+                // Networks come before the frontend and go after it: who is in those of either view may meet for a moment
+                // what those meet who are in the other's.
+                let meets = |view: &View, client: &str| {
+                    client == source || hands || (inside && view.may(&key, address(ip(client))))
+                };
+                let decisions = [before, after].into_iter().flat_map(|view| {
+                    let clients = CLIENTS.iter().filter(move |client| meets(view, client));
+                    clients.map(move |client| view.decide(&key, who, address(ip(client))))
                 });
                 for decision in decisions {
                     match decision {
@@ -237,6 +246,10 @@ fn allowed(before: &View, after: &View) -> BTreeMap<Lookup, BTreeSet<Outcome>> {
         }
     }
     allowed
+}
+
+fn is_filtered(key: &FrontendKey, view: &View) -> bool {
+    view.frontends.get(key).is_some_and(|frontend| frontend.flags & flag::FILTERED != 0)
 }
 
 /// A frontend that is filtered both before and after, but for different Services: the clients of one may come to the

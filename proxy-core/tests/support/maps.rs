@@ -161,7 +161,8 @@ impl View {
         }
     }
 
-    fn may(&self, key: &FrontendKey, source: Address) -> bool {
+    /// Whether the networks of a frontend hold a client.
+    pub(crate) fn may(&self, key: &FrontendKey, source: Address) -> bool {
         self.sources.get(key).into_iter().flatten().any(|(bits, net)| {
             let differ = u128::from_be_bytes(net.octets()) ^ u128::from_be_bytes(source.octets());
             differ.leading_zeros() >= *bits
