@@ -72,7 +72,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         if flow::goes_on(flow, &scratch.packet, &mut scratch.key, config, now) {
             flow::note(flow, &scratch.packet, now);
             scratch.flow = *flow;
-            return translate::<L2>(&context, scratch);
+            return translate::<L2>(&context, scratch, None);
         }
         flow::forget(&scratch.packet.key, flow, &mut scratch.key);
     }
@@ -272,7 +272,7 @@ fn forward<const L2: u32>(
             return DROP;
         }
     }
-    translate::<L2>(context, scratch)
+    translate::<L2>(context, scratch, Some(way))
 }
 
 #[inline(always)]
@@ -311,9 +311,9 @@ fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     answer::<L2>(context, scratch, Error::TooBig(mtu))
 }
 
-/// Translates the packet as `scratch.flow` says and sends it on.
+/// Translates the packet as `scratch.flow` says and sends it on; by `way`, if it is known, which `scratch.fib` has then.
 #[inline(always)]
-fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, way: Option<Route>) -> i32 {
     if scratch.packet.is(is::FIRST_FRAGMENT) {
         remember_fragment(&scratch.packet);
     }
@@ -325,7 +325,11 @@ fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32
     if context.bridged {
         return NEXT;
     }
-    match route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib) {
+    let way = match way {
+        Some(way) => way,
+        None => route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib),
+    };
+    match way {
         Route::Stack if context.hook == Hook::Ingress => rewritten::<L2>(context, scratch, NEXT),
         Route::TooBig => {
             let masquerade = scratch.flow.flags & (flag::MASQUERADED | flag::REPLY) == flag::MASQUERADED;
