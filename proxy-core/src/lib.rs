@@ -15,6 +15,7 @@ pub mod ebpf;
 pub mod event;
 pub mod group;
 pub mod index;
+pub mod ipvs;
 pub mod model;
 pub mod net;
 
