@@ -1,32 +1,244 @@
-//! IP virtual servers. Source of all numbers: linux/genetlink.h, linux/ip_vs.h.
+//! IP virtual servers over generic netlink. Source of all numbers: linux/genetlink.h, linux/ip_vs.h.
+//!
+//! What the kernel does that cannot be seen in its header is said at the operation that it concerns, and in
+//! `sluice_core::ipvs`.
 
-use crate::netlink::{NetfilterSocket, NetlinkError, find};
+mod decode;
+mod encode;
+pub mod sysctls;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use sluice_core::ipvs::{
+    ObservedDestination, ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey,
+};
+use sluice_core::net::Protocol;
+
+use crate::modules::{self, ModuleError};
+use crate::netlink::{BatchError, NetfilterSocket, NetlinkError, find};
 
 /// `GENL_ID_CTRL` and `CTRL_CMD_GETFAMILY`.
 const CONTROL: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
-/// `IPVS_CMD_FLUSH`.
-const FLUSH: u8 = 17;
+/// `IPVS_GENL_VERSION`.
+const VERSION: u8 = 1;
+/// The module that has all of it but schedulers, which are modules `ip_vs_NAME`.
+const MODULE: &str = "ip_vs";
+
+/// Commands: `IPVS_CMD_*`.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Command {
+    NewService = 1,
+    SetService = 2,
+    DelService = 3,
+    GetService = 4,
+    NewDest = 5,
+    SetDest = 6,
+    DelDest = 7,
+    GetDest = 8,
+    SetConfig = 12,
+    GetConfig = 13,
+    GetInfo = 15,
+    Flush = 17,
+}
+
+impl Command {
+    /// The header of generic netlink, which is as long as that of netfilter.
+    fn head(self) -> [u8; 4] {
+        [self as u8, VERSION, 0, 0]
+    }
+}
+
+/// What went wrong with IPVS.
+#[derive(Debug, thiserror::Error)]
+pub enum IpvsError {
+    /// The kernel has no IPVS.
+    #[error(transparent)]
+    Missing(#[from] ModuleError),
+    /// The kernel refused, or could not be asked.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// What the kernel's IPVS is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Its version: 1.2.1 since 2003, whatever it can do.
+    pub version: (u8, u8, u8),
+    /// How many lists the table of connections has (the module's parameter `conn_tab_bits`).
+    pub table_size: u32,
+}
+
+/// For how many seconds connections are kept in which nothing is sent. A zero that is written changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP.
+    pub tcp: u32,
+    /// TCP behind a FIN.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}
+
+/// A connection to the IPVS of a network namespace.
+pub struct Ipvs {
+    socket: NetfilterSocket,
+    family: u16,
+}
+
+impl Ipvs {
+    /// Opens a connection in the current network namespace; loads the module if it has to be.
+    pub fn open() -> Result<Self, IpvsError> {
+        if let Some(ipvs) = Self::find()? {
+            return Ok(ipvs);
+        }
+        modules::load(MODULE)?;
+        Self::find()?.ok_or_else(|| {
+            let reason = "modprobe succeeded, but IPVS is not there".to_owned();
+            ModuleError { module: MODULE.to_owned(), reason }.into()
+        })
+    }
+
+    /// Opens a connection in the current network namespace, if the kernel has IPVS.
+    pub fn find() -> Result<Option<Self>, NetlinkError> {
+        let operation = "look IPVS up";
+        let mut socket = NetfilterSocket::generic()?;
+        let mut id = None;
+        let asked = socket.ask(
+            operation,
+            CONTROL,
+            [GET_FAMILY, VERSION, 0, 0],
+            // CTRL_ATTR_FAMILY_NAME
+            |writer| writer.text(2, "IPVS"),
+            // CTRL_ATTR_FAMILY_ID
+            |message| id = find(message.attributes(), 1).and_then(|id| id.host_u16()),
+        );
+        match (asked, id) {
+            (Err(error), _) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            (Err(error), _) => Err(error),
+            (Ok(()), Some(family)) => Ok(Some(Ipvs { socket, family })),
+            (Ok(()), None) => Err(NetlinkError::Malformed { operation }),
+        }
+    }
+
+    /// What the kernel's IPVS is.
+    pub fn info(&mut self) -> Result<Info, NetlinkError> {
+        let operation = "ask what IPVS is";
+        let mut info = None;
+        let take = |message: crate::netlink::Message<'_>| info = decode::info(message.attributes());
+        self.socket.ask(operation, self.family, Command::GetInfo.head(), |_| {}, take)?;
+        info.ok_or(NetlinkError::Malformed { operation })
+    }
+
+    /// All virtual servers of this network namespace, without their destinations.
+    pub fn servers(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
+        let mut servers = Vec::new();
+        let head = Command::GetService.head();
+        let take =
+            |message: crate::netlink::Message<'_>| servers.extend(decode::server(message.attributes()));
+        self.socket.dump("list virtual servers", self.family, head, |_| {}, take)?;
+        Ok(servers)
+    }
+
+    /// The destinations of a virtual server; none if it is not there.
+    pub fn destinations(&mut self, server: &ServerKey) -> Result<Vec<ObservedDestination>, NetlinkError> {
+        let mut destinations = Vec::new();
+        let head = Command::GetDest.head();
+        let fill = |writer: &mut crate::netlink::Writer| encode::name(writer, server);
+        let take = |message: crate::netlink::Message<'_>| {
+            destinations.extend(decode::destination(server.family(), message.attributes()));
+        };
+        self.socket.dump("list destinations", self.family, head, fill, take)?;
+        Ok(destinations)
+    }
+
+    /// All virtual servers of this network namespace with their destinations.
+    ///
+    /// The kernel does not tell whether somebody changed anything meanwhile: what others add or delete then may be told
+    /// or not, and keep something else from being told, or have it told twice.
+    pub fn dump(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
+        let mut servers = self.servers()?;
+        for observed in &mut servers {
+            observed.destinations = self.destinations(&observed.server.key)?;
+        }
+        Ok(servers)
+    }
+
+    /// Does all operations on virtual servers and destinations, in their order, and passes over those on addresses
+    /// ([`dummy::Link::apply`](crate::dummy::Link::apply)).
+    ///
+    /// This is no transaction: an operation that is refused keeps none of the others from being done. The error has all
+    /// those that were refused:
+    /// - EEXIST: to be added, and there;
+    /// - ESRCH: there is no such virtual server;
+    /// - ENOENT: there is no such destination, or no such scheduler;
+    /// - EINVAL: for a destination, an address that is none of a single host.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
+        let family = self.family;
+        let ops = ops.iter().copied().filter(|op| !matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_)));
+        self.socket.send_batch(ops, |writer, sequence, op| encode::op(writer, family, sequence, op))
+    }
+
+    /// The timeouts of this network namespace.
+    pub fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {
+        let mut timeouts = Timeouts::default();
+        let take = |message: crate::netlink::Message<'_>| timeouts = decode::timeouts(message.attributes());
+        self.socket.ask(
+            "ask for the timeouts of IPVS",
+            self.family,
+            Command::GetConfig.head(),
+            |_| {},
+            take,
+        )?;
+        Ok(timeouts)
+    }
+
+    /// Sets the timeouts of this network namespace that are not zero.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) -> Result<(), NetlinkError> {
+        let head = Command::SetConfig.head();
+        self.socket.request("set the timeouts of IPVS", self.family, head, |writer| {
+            encode::timeouts(writer, timeouts);
+        })
+    }
+
+    /// Whether the kernel has a scheduler, whose module it loads if it can: tries it with a virtual server that it adds
+    /// and deletes again, of an address that is for documentation only, the same as kube-proxy does.
+    pub fn has_scheduler(&mut self, scheduler: SchedulerName) -> Result<bool, IpvsError> {
+        let address = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0));
+        let key = ServerKey::Address(address, Protocol::Tcp, 20000);
+        let server = Server { key, scheduler, flags: ServerFlags::NONE, persistence: None };
+        let mut added = self.one(Op::AddServer(server));
+        // Somebody was killed between adding and deleting.
+        if added.as_ref().is_err_and(|error| error.errno() == Some(libc::EEXIST)) {
+            self.one(Op::DeleteServer(key))?;
+            added = self.one(Op::AddServer(server));
+        }
+        match added {
+            Ok(()) => self.one(Op::DeleteServer(key)).map(|()| true).map_err(IpvsError::from),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn one(&mut self, op: Op) -> Result<(), NetlinkError> {
+        match self.apply(&[op]) {
+            Ok(()) => Ok(()),
+            Err(BatchError::Netlink(error)) => Err(error),
+            Err(BatchError::Refused(refusals)) => {
+                refusals.0.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
+            }
+        }
+    }
+
+    /// Deletes every virtual server of this network namespace, whoever made it.
+    pub fn flush(&mut self) -> Result<(), NetlinkError> {
+        self.socket.request("flush IPVS", self.family, Command::Flush.head(), |_| {})
+    }
+}
 
 /// Deletes every virtual server of this network namespace. Returns false where the kernel has no IPVS.
 pub fn flush() -> Result<bool, NetlinkError> {
-    let mut socket = NetfilterSocket::generic()?;
-    let mut id = None;
-    // The header of generic netlink is as long as that of netfilter: its first byte is the command.
-    let asked = socket.ask(
-        "look IPVS up",
-        CONTROL,
-        GET_FAMILY,
-        |writer| writer.text(2, "IPVS"),
-        |message| {
-            let value = find(message.attributes(), 1).and_then(|id| id.value.try_into().ok());
-            id = value.map(u16::from_ne_bytes);
-        },
-    );
-    match (asked, id) {
-        (Err(error), _) if error.errno() == Some(libc::ENOENT) => Ok(false),
-        (Err(error), _) => Err(error),
-        (Ok(()), Some(id)) => socket.request("flush IPVS", id, FLUSH, |_| {}).map(|()| true),
-        (Ok(()), None) => Err(NetlinkError::Malformed { operation: "look IPVS up" }),
-    }
+    let Some(mut ipvs) = Ipvs::find()? else { return Ok(false) };
+    ipvs.flush().map(|()| true)
 }

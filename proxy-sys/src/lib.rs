@@ -1,14 +1,18 @@
-//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset and IPVS netlink, iptables, sysctls, capabilities.
+//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset, IPVS and link netlink, iptables, sysctls,
+//! capabilities, modules.
 //!
 //! Everything here is an effect and nothing here decides. Each port owns its sockets, speaks netlink
-//! directly (no process is ever started) and returns errors that name the operation and the kernel's answer.
+//! directly (no process is ever started, but for modprobe) and returns errors that name the operation and the
+//! kernel's answer.
 
 pub mod bpf;
 pub mod capability;
 pub mod conntrack;
+pub mod dummy;
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
+pub mod modules;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

@@ -4,6 +4,10 @@
 //! one buffer, and the expressions that the layout needs are not in the published packet crates.
 //! Source of all numbers: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
+mod batch;
+
+pub use batch::{BatchError, Refusal, Refusals};
+
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -139,6 +143,16 @@ impl Writer {
         self.attr(kind, &value.to_be_bytes());
     }
 
+    /// Writes a 32-bit attribute in the byte order of this machine, as generic netlink and rtnetlink want them.
+    pub fn host_u32(&mut self, kind: u16, value: u32) {
+        self.attr(kind, &value.to_ne_bytes());
+    }
+
+    /// Writes a 16-bit attribute in the byte order of this machine.
+    pub fn host_u16(&mut self, kind: u16, value: u16) {
+        self.attr(kind, &value.to_ne_bytes());
+    }
+
     /// Writes a text attribute with its final zero.
     pub fn text(&mut self, kind: u16, value: &str) {
         let mut bytes = Vec::with_capacity(value.len() + 1);
@@ -180,6 +194,16 @@ impl<'a> Attr<'a> {
     /// The value as a number in network order.
     pub fn u32(&self) -> Option<u32> {
         Some(u32::from_be_bytes(self.value.try_into().ok()?))
+    }
+
+    /// The value as a number in the byte order of this machine, as generic netlink and rtnetlink write them.
+    pub fn host_u32(&self) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.value.try_into().ok()?))
+    }
+
+    /// The value as a 16-bit number in the byte order of this machine.
+    pub fn host_u16(&self) -> Option<u16> {
+        Some(u16::from_ne_bytes(self.value.try_into().ok()?))
     }
 
     /// The value as text, without a final zero.
