@@ -15,7 +15,7 @@ pub fn wanted(kernel: (u32, u32), strict_arp: bool) -> Vec<(&'static str, &'stat
     ];
     // Between these versions the first packet of a connection whose port was used before was dropped, so that it waited for
     // a second. Later ones schedule it anew at once.
-    if kernel >= (4, 1) && kernel < (5, 9) {
+    if ((4, 1)..(5, 9)).contains(&kernel) {
         wanted.push(("net.ipv4.vs.conn_reuse_mode", "0"));
     }
     if strict_arp {

@@ -1,0 +1,365 @@
+//! The ports of the IPVS backend against the real kernel, each test in a network namespace of its own.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use sluice_core::ipvs::{
+    Destination, DestinationKey, ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey,
+};
+use sluice_core::net::{Family, Protocol};
+use sluice_sys::dummy::{Link, LinkError};
+use sluice_sys::ipvs::{self, Ipvs, IpvsError, Timeouts, sysctls};
+use sluice_sys::netlink::BatchError;
+
+/// Runs a test in a fresh network namespace. Without root: a skip that says so.
+fn in_netns(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+            println!("skip: needs root to make a network namespace ({error})");
+            return;
+        }
+        test();
+    });
+    thread.join().unwrap();
+}
+
+/// Runs a test with the IPVS of a fresh network namespace. Where the kernel has none: a skip that says so.
+fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
+    in_netns(|| match Ipvs::open() {
+        Ok(ipvs) => test(ipvs),
+        Err(IpvsError::Missing(error)) => println!("skip: {error}"),
+        Err(error) => panic!("{error}"),
+    });
+}
+
+/// Runs a test with a dummy link in a fresh network namespace. Where the kernel has none: a skip that says so.
+fn with_link(test: impl FnOnce(Link) + Send + 'static) {
+    in_netns(|| match Link::open("sluice-test0") {
+        Ok(link) => test(link),
+        Err(LinkError::Missing(error)) => println!("skip: {error}"),
+        Err(error) => panic!("{error}"),
+    });
+}
+
+fn scheduler(name: &str) -> SchedulerName {
+    SchedulerName::new(name).unwrap()
+}
+
+fn server(key: ServerKey) -> Server {
+    Server { key, scheduler: scheduler("rr"), flags: ServerFlags::NONE, persistence: None }
+}
+
+fn at(ip: &str, protocol: Protocol, port: u16) -> ServerKey {
+    ServerKey::Address(ip.parse().unwrap(), protocol, port)
+}
+
+fn to(ip: &str, port: u16, weight: u32) -> Destination {
+    Destination { key: DestinationKey { address: ip.parse().unwrap(), port }, weight }
+}
+
+/// Servers with their destinations, as they are written.
+type Table = BTreeMap<Server, BTreeSet<Destination>>;
+
+fn table(observed: Vec<ObservedServer>) -> Table {
+    let exact = |server: &ObservedServer| {
+        server.is_exact && server.destinations.iter().all(|destination| destination.is_exact)
+    };
+    assert!(observed.iter().all(exact), "{observed:?}");
+    let one = |server: ObservedServer| {
+        (server.server, server.destinations.into_iter().map(|observed| observed.destination).collect())
+    };
+    observed.into_iter().map(one).collect()
+}
+
+fn adding(table: &Table) -> Vec<Op> {
+    let one = |(server, destinations): (&Server, &BTreeSet<Destination>)| {
+        let key = server.key;
+        let destinations: Vec<Op> = destinations.iter().map(|to| Op::AddDestination(key, *to)).collect();
+        std::iter::once(Op::AddServer(*server)).chain(destinations).collect::<Vec<_>>()
+    };
+    table.iter().flat_map(one).collect()
+}
+
+/// One of each kind: both families, all protocols, marks, persistence, flags, weights.
+fn variety() -> Table {
+    let v4 =
+        BTreeSet::from([to("10.244.0.1", 8080, 1), to("10.244.0.1", 8081, 0), to("10.244.1.9", 8080, 65535)]);
+    let v6 = BTreeSet::from([to("fd00:10:244::1", 53, 1), to("fd00:10:244::2", 53, 7)]);
+    let hashed = Server {
+        scheduler: scheduler("mh"),
+        flags: ServerFlags::HASH_SOURCE_PORT | ServerFlags::HASH_FALLBACK,
+        ..server(at("10.96.0.2", Protocol::Tcp, 443))
+    };
+    let single = Server { flags: ServerFlags::ONE_PACKET, ..server(at("10.96.0.3", Protocol::Udp, 53)) };
+    let held = |key| Server { persistence: Some(10800), ..server(key) };
+    Table::from([
+        (server(at("10.96.0.1", Protocol::Tcp, 443)), v4.clone()),
+        (hashed, v4.clone()),
+        (single, v4.clone()),
+        (held(at("10.96.0.1", Protocol::Udp, 443)), v4.clone()),
+        (server(at("10.96.0.1", Protocol::Sctp, 443)), BTreeSet::new()),
+        (held(at("fd00:10:96::1", Protocol::Tcp, 53)), v6.clone()),
+        (server(at("fd00:10:96::1", Protocol::Udp, 53)), v6.clone()),
+        (held(ServerKey::Mark(Family::V4, 0x4000)), v4),
+        (server(ServerKey::Mark(Family::V6, 0x4000)), v6),
+    ])
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    with_ipvs(|mut ipvs| {
+        let written = variety();
+        ipvs.apply(&adding(&written)).unwrap();
+        assert_eq!(table(ipvs.dump().unwrap()), written);
+        let outside = std::process::Command::new("ipvsadm").arg("-Ln").output();
+        match outside {
+            Ok(output) => println!("{}", String::from_utf8_lossy(&output.stdout)),
+            Err(error) => println!("ipvsadm: {error}"),
+        }
+        assert!(ipvs::flush().unwrap());
+        assert_eq!(ipvs.dump().unwrap(), vec![]);
+        assert_eq!(ipvs.destinations(&at("10.96.0.1", Protocol::Tcp, 443)).unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn servers_and_destinations_change_in_place() {
+    with_ipvs(|mut ipvs| {
+        let key = at("10.96.0.1", Protocol::Tcp, 80);
+        let (first, second) = (to("10.244.0.1", 80, 1), to("10.244.0.2", 80, 1));
+        let held = Server { persistence: Some(60), scheduler: scheduler("sh"), ..server(key) };
+        let add = |to| Op::AddDestination(key, to);
+        ipvs.apply(&[Op::AddServer(held), add(first), add(second)]).unwrap();
+        let idle = Destination { weight: 0, ..first };
+        let change = [
+            Op::SetServer(server(key)),
+            Op::SetDestination(key, idle),
+            Op::DeleteDestination(key, second.key),
+            add(to("10.244.0.3", 80, 1)),
+        ];
+        ipvs.apply(&change).unwrap();
+        let expected = Table::from([(server(key), BTreeSet::from([idle, to("10.244.0.3", 80, 1)]))]);
+        assert_eq!(table(ipvs.dump().unwrap()), expected);
+        ipvs.apply(&[Op::DeleteServer(key)]).unwrap();
+        assert_eq!(ipvs.dump().unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn refused_operations_are_named_and_the_others_done() {
+    with_ipvs(|mut ipvs| {
+        let (key, missing) = (at("10.96.0.1", Protocol::Tcp, 80), at("10.96.0.9", Protocol::Tcp, 80));
+        let (there, absent) = (to("10.244.0.1", 80, 1), to("10.244.0.9", 80, 1));
+        let unknown = Server { scheduler: scheduler("none-such"), ..server(missing) };
+        let ops = [
+            (Op::AddServer(server(key)), None),
+            (Op::AddServer(server(key)), Some(libc::EEXIST)),
+            (Op::AddServer(unknown), Some(libc::ENOENT)),
+            (Op::SetServer(server(missing)), Some(libc::ESRCH)),
+            (Op::DeleteServer(missing), Some(libc::ESRCH)),
+            (Op::AddDestination(key, there), None),
+            (Op::AddDestination(key, there), Some(libc::EEXIST)),
+            (Op::AddDestination(missing, there), Some(libc::ESRCH)),
+            (Op::AddDestination(key, to("224.0.0.1", 80, 1)), Some(libc::EINVAL)),
+            (Op::SetDestination(key, absent), Some(libc::ENOENT)),
+            (Op::DeleteDestination(key, absent.key), Some(libc::ENOENT)),
+            (Op::AddDestination(key, Destination { weight: 1 << 31, ..absent }), Some(libc::ERANGE)),
+            (Op::AddDestination(key, to("10.244.0.2", 80, 1)), None),
+        ];
+        let Err(BatchError::Refused(refusals)) = ipvs.apply(&ops.map(|(op, _)| op)) else {
+            panic!("refused")
+        };
+        let refused: Vec<_> =
+            refusals.0.iter().map(|refusal| (refusal.item, refusal.error.errno())).collect();
+        let expected: Vec<_> = ops.into_iter().filter(|(_, errno)| errno.is_some()).collect();
+        assert_eq!(refused, expected);
+        let text = BatchError::from(refusals).to_string();
+        assert!(
+            text.starts_with("add virtual server tcp 10.96.0.1:80 with scheduler rr: kernel says"),
+            "{text}"
+        );
+        assert!(text.ends_with(", and so for 9 more"), "{text}");
+        let expected = Table::from([(server(key), BTreeSet::from([there, to("10.244.0.2", 80, 1)]))]);
+        assert_eq!(table(ipvs.dump().unwrap()), expected);
+    });
+}
+
+#[test]
+fn refusals_are_told_however_many() {
+    with_ipvs(|mut ipvs| {
+        let ops: Vec<Op> = (0..20_000)
+            .map(|i| {
+                let [a, b, ..] = u16::to_be_bytes(i);
+                Op::DeleteServer(at(&format!("10.96.{a}.{b}"), Protocol::Tcp, 80))
+            })
+            .collect();
+        let Err(BatchError::Refused(refusals)) = ipvs.apply(&ops) else { panic!("refused") };
+        assert_eq!(refusals.0.into_iter().map(|refusal| refusal.item).collect::<Vec<_>>(), ops);
+    });
+}
+
+#[test]
+fn schedulers_are_tried() {
+    with_ipvs(|mut ipvs| {
+        for name in ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh"] {
+            assert!(ipvs.has_scheduler(scheduler(name)).unwrap(), "{name}");
+        }
+        assert!(!ipvs.has_scheduler(scheduler("none-such")).unwrap());
+        // Somebody was killed in between.
+        ipvs.apply(&[Op::AddServer(server(at("198.51.100.0", Protocol::Tcp, 20000)))]).unwrap();
+        assert!(ipvs.has_scheduler(scheduler("wlc")).unwrap());
+        assert_eq!(ipvs.dump().unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn settings_are_read_back() {
+    with_ipvs(|mut ipvs| {
+        let info = ipvs.info().unwrap();
+        assert_eq!(info.version, (1, 2, 1));
+        assert!(info.table_size.is_power_of_two());
+        let before = ipvs.timeouts().unwrap();
+        assert!(before.tcp > 0 && before.tcp_fin > 0 && before.udp > 0);
+        ipvs.set_timeouts(Timeouts { udp: 77, ..Timeouts::default() }).unwrap();
+        assert_eq!(ipvs.timeouts().unwrap(), Timeouts { udp: 77, ..before });
+        ipvs.set_timeouts(Timeouts::default()).unwrap();
+        assert_eq!(ipvs.timeouts().unwrap(), Timeouts { udp: 77, ..before });
+        let changed = sysctls::apply(true).unwrap();
+        assert!(changed.contains(&("net.ipv4.vs.conntrack", "1")), "{changed:?}");
+        assert_eq!(sysctls::apply(true).unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn ten_thousand_servers_with_ten_destinations_each() {
+    with_ipvs(|mut ipvs| {
+        let mut all = Table::new();
+        for i in 0..10_000u32 {
+            let [.., a, b] = i.to_be_bytes();
+            let destinations = (1..=10).map(|e| to(&format!("10.{e}.{a}.{b}"), 8080, 1)).collect();
+            all.insert(server(at(&format!("10.96.{a}.{b}"), Protocol::Tcp, 80)), destinations);
+        }
+        let ops = adding(&all);
+        timed("add 10,000 servers with 100,000 destinations", || ipvs.apply(&ops).unwrap());
+        let observed = timed("dump them", || ipvs.dump().unwrap());
+        assert_eq!(table(observed), all);
+        let key = at("10.96.0.0", Protocol::Tcp, 80);
+        let one = [
+            Op::AddDestination(key, to("10.11.0.0", 8080, 1)),
+            Op::DeleteDestination(key, to("10.1.0.0", 8080, 1).key),
+        ];
+        timed("change one", || ipvs.apply(&one).unwrap());
+        let idle: Vec<Op> = all
+            .iter()
+            .flat_map(|(server, to)| to.iter().map(|to| (server.key, *to)))
+            .filter(|(server, _)| *server != key)
+            .map(|(server, to)| Op::SetDestination(server, Destination { weight: 0, ..to }))
+            .collect();
+        timed("give 99,990 destinations weight 0", || ipvs.apply(&idle).unwrap());
+        let deletions: Vec<Op> = all.keys().take(5000).map(|server| Op::DeleteServer(server.key)).collect();
+        timed("delete 5,000 servers", || ipvs.apply(&deletions).unwrap());
+        timed("flush the others", || ipvs.flush().unwrap());
+        assert_eq!(ipvs.dump().unwrap(), vec![]);
+    });
+}
+
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = work();
+    println!("{what}: {:.3} s", start.elapsed().as_secs_f64());
+    result
+}
+
+fn bind(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
+    addresses.iter().copied().map(Op::BindAddress).collect()
+}
+
+fn unbind(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
+    addresses.iter().copied().map(Op::UnbindAddress).collect()
+}
+
+/// The entries of the tables of local routes.
+fn local_routes() -> usize {
+    let lines = |family: &str| {
+        let output = std::process::Command::new("ip")
+            .args([family, "route", "show", "table", "local"])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().filter(|line| line.contains("sluice-test0")).count()
+    };
+    lines("-4") + lines("-6")
+}
+
+#[test]
+fn addresses_of_the_link_are_the_node_s() {
+    with_link(|mut link| {
+        assert_eq!(link.addresses().unwrap(), BTreeSet::new());
+        let wanted: BTreeSet<IpAddr> =
+            ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].map(|ip| ip.parse().unwrap()).into();
+        link.apply(&bind(&wanted)).unwrap();
+        // Again, as somebody who does not know would.
+        link.apply(&bind(&wanted)).unwrap();
+        let mut again = Link::open("sluice-test0").unwrap();
+        assert_eq!(again.index(), link.index());
+        assert_eq!(again.addresses().unwrap(), wanted);
+        wait_for_routes(3);
+        for ip in &wanted {
+            // An address that is not the node's cannot be bound to.
+            std::net::UdpSocket::bind((*ip, 0)).unwrap();
+        }
+        let gone = BTreeSet::from(["10.96.0.1".parse().unwrap(), "fd00:10:96::1".parse().unwrap()]);
+        link.apply(&unbind(&gone)).unwrap();
+        link.apply(&unbind(&gone)).unwrap();
+        assert_eq!(link.addresses().unwrap(), &wanted - &gone);
+        wait_for_routes(1);
+        let multicast = Op::BindAddress("ff02::1".parse().unwrap());
+        let Err(BatchError::Refused(refusals)) = link.apply(&[multicast]) else { panic!("refused") };
+        assert_eq!(refusals.0.iter().map(|refusal| refusal.item).collect::<Vec<_>>(), [multicast]);
+        link.delete().unwrap();
+        assert!(Link::find("sluice-test0").unwrap().is_none());
+        assert_eq!(local_routes(), 0);
+    });
+}
+
+/// The kernel makes routes for IPv6 a moment later.
+fn wait_for_routes(count: usize) {
+    let start = Instant::now();
+    while local_routes() != count {
+        assert!(start.elapsed().as_secs() < 30, "{} routes instead of {count}", local_routes());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn another_kind_of_link_is_left_alone() {
+    in_netns(|| {
+        let arguments = ["link", "add", "sluice-test0", "type", "veth", "peer", "name", "other"];
+        assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+        let Err(error) = Link::open("sluice-test0") else { panic!("no dummy link") };
+        assert_eq!(error.to_string(), "interface sluice-test0 is of kind \"veth\", not a dummy link");
+        assert!(Link::find("sluice-test1").unwrap().is_none());
+    });
+}
+
+#[test]
+fn ten_thousand_addresses() {
+    with_link(|mut link| {
+        let of = |text: &dyn Fn(u32) -> String| -> BTreeSet<IpAddr> {
+            (0..10_000).map(|i| text(i).parse().unwrap()).collect()
+        };
+        let v4 = of(&|i| format!("10.96.{}.{}", i / 256, i % 256));
+        let v6 = of(&|i| format!("fd00:10:96::{i:x}"));
+        timed("bind 10,000 addresses of IPv4", || link.apply(&bind(&v4)).unwrap());
+        timed("bind 10,000 addresses of IPv6", || link.apply(&bind(&v6)).unwrap());
+        timed("wait for their routes", || wait_for_routes(20_000));
+        let all = timed("list them", || link.addresses().unwrap());
+        assert_eq!(all, &v4 | &v6);
+        timed("unbind those of IPv4", || link.apply(&unbind(&v4)).unwrap());
+        timed("bind them again", || link.apply(&bind(&v4)).unwrap());
+        timed("unbind those of IPv6", || link.apply(&unbind(&v6)).unwrap());
+        timed("delete the link", || link.delete().unwrap());
+        assert_eq!(local_routes(), 0);
+    });
+}
