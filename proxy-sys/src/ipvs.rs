@@ -202,9 +202,17 @@ impl Ipvs {
         })
     }
 
-    /// Whether the kernel has a scheduler, whose module it loads if it can: tries it with a virtual server that it adds
-    /// and deletes again, of an address that is for documentation only, the same as kube-proxy does.
-    pub fn has_scheduler(&mut self, scheduler: SchedulerName) -> Result<bool, IpvsError> {
+    /// Whether the kernel has a scheduler, whose module is loaded if it has to be.
+    pub fn has_scheduler(&mut self, scheduler: SchedulerName) -> Result<bool, NetlinkError> {
+        // The kernel loads it by itself, where it can run modprobe.
+        if self.try_scheduler(scheduler)? {
+            return Ok(true);
+        }
+        Ok(modules::load(&format!("{MODULE}_{scheduler}")).is_ok() && self.try_scheduler(scheduler)?)
+    }
+
+    /// Adds a virtual server and deletes it again, of an address that is for documentation only, as kube-proxy does.
+    fn try_scheduler(&mut self, scheduler: SchedulerName) -> Result<bool, NetlinkError> {
         let address = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0));
         let key = ServerKey::Address(address, Protocol::Tcp, 20000);
         let server = Server { key, scheduler, flags: ServerFlags::NONE, persistence: None };
@@ -215,9 +223,9 @@ impl Ipvs {
             added = self.one(Op::AddServer(server));
         }
         match added {
-            Ok(()) => self.one(Op::DeleteServer(key)).map(|()| true).map_err(IpvsError::from),
+            Ok(()) => self.one(Op::DeleteServer(key)).map(|()| true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
