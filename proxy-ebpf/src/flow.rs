@@ -126,8 +126,10 @@ pub fn reverse(flow: &Flow, protocol: u32, out: &mut FlowKey) {
     out.protocol = protocol;
 }
 
-/// Tries to find a free source port.
+/// Tries to find a source port. Connections that are over keep theirs for a while, because servers remember them too; where
+/// many of them have come and gone, half of the ports may be taken by such. So the last tries are content with one of those.
 const TRIES: u32 = 16;
+const FREE_TRIES: u32 = 10;
 
 /// Enters a new flow: `flow` says where packets of `key` go; its source port is chosen here. `masquerade`: the source
 /// address is the node's own, so the port must be none of its sockets'.
@@ -151,19 +153,26 @@ pub fn enter(
     reply.seen = 0;
     reply.used = flow.used;
     reply.group = flow.group;
+    let mut at = 0;
     for attempt in 0..TRIES {
         if masquerade || attempt > 0 {
             if config.ports == 0 {
                 return Entered::NoPort;
             }
-            flow.source_port = port(config);
+            // The last ones follow each other, so that none of a few ports is missed.
+            let step = attempt.saturating_sub(FREE_TRIES);
+            if step == 0 {
+                // SAFETY: reads a generator of random numbers.
+                at = unsafe { bpf_get_prandom_u32() } >> 1;
+            }
+            flow.source_port = port(config, at + step);
         }
         reverse(flow, key.protocol, reply_key);
         if (masquerade && is_taken(skb, reply_key)) || OLD_FLOWS.get_ptr(&*reply_key).is_some() {
             continue;
         }
         if FLOWS.insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST)).is_err()
-            && !is_finished(reply_key, reply)
+            && !is_finished(reply_key, reply, key, attempt >= FREE_TRIES)
         {
             continue;
         }
@@ -186,9 +195,10 @@ pub enum Entered {
     Refused,
 }
 
-/// Replaces the entry of replies if it is of the same two ends or of a connection that is over.
+/// Replaces the entry of replies if it is of the same two ends or of a connection that was broken off; with `closed`, also
+/// if it is of one that both its ends have closed. `key` is that of the new flow.
 #[inline(always)]
-fn is_finished(reply_key: &FlowKey, reply: &Flow) -> bool {
+fn is_finished(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) -> bool {
     let Some(held) = FLOWS.get_ptr(reply_key) else {
         return FLOWS.insert(reply_key, reply, 0).is_ok();
     };
@@ -198,17 +208,40 @@ fn is_finished(reply_key: &FlowKey, reply: &Flow) -> bool {
         && held.destination == reply.destination
         && held.source_port == reply.source_port
         && held.destination_port == reply.destination_port;
-    (same || held.seen & seen::RST != 0) && FLOWS.insert(reply_key, reply, 0).is_ok()
+    if !same && !gives_way(held, key.protocol, closed) {
+        return false;
+    }
+    FLOWS.insert(reply_key, reply, 0).is_ok()
 }
 
-/// A port for masquerading, in network order.
+/// Whether the connection of an entry of replies is over: broken off, or, with `closed`, closed by both its ends. Its other
+/// entry is removed then: a later connection of its client would else go on by a port that is no longer its own.
+#[inline(never)]
+fn gives_way(held: &Flow, protocol: u32, closed: bool) -> bool {
+    let mut first = FlowKey::default();
+    reverse(held, protocol, &mut first);
+    if held.seen & seen::RST == 0 {
+        if !closed || held.seen & seen::FIN == 0 {
+            return false;
+        }
+        if let Some(other) = FLOWS.get_ptr(&first) {
+            // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one flow.
+            if unsafe { (*other).seen } & seen::FIN == 0 {
+                return false;
+            }
+        }
+    }
+    let _ = FLOWS.remove(&first);
+    true
+}
+
+/// One of the ports for masquerading, in network order: any number is that of one.
 #[inline(always)]
-fn port(config: &Config) -> u16 {
+fn port(config: &Config, number: u32) -> u16 {
     if config.ports == 0 {
         return 0;
     }
-    // SAFETY: reads a generator of random numbers.
-    let at = unsafe { bpf_get_prandom_u32() } % config.ports;
+    let at = number % config.ports;
     let first = u32::from(config.first_count);
     let port = if at < first {
         u32::from(config.first_begin) + at

@@ -10,7 +10,7 @@ use sluice_common::service::{
 };
 
 use crate::network::{FAMILIES, Family, mac, peer};
-use crate::packets::{Packet, SYN, tcp, udp};
+use crate::packets::{ACK, FIN, Packet, SYN, tcp, udp};
 use crate::world::{
     DROP, GROUP, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, ingress, node_port_key,
     now, on_a_node,
@@ -262,5 +262,33 @@ fn one_free_port_among_few_is_found_most_of_the_time() {
             world.forget();
         }
         assert!(found > 80, "{found}");
+    });
+}
+
+#[test]
+fn a_port_of_a_connection_that_is_over_serves_another_where_none_is_free() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER | action::MASQUERADE, &[family.remote()]);
+            world.configure(|config| {
+                (config.ports, config.first_begin, config.first_count, config.second_begin) =
+                    (1, 20_000, 1, 60_000);
+            });
+            let first = from_client(family, 6, 40_000);
+            assert_eq!(world.run(ingress("uplink"), &first.bytes()).0, REDIRECT);
+            let end = first.clone().flagged(FIN | ACK);
+            let reply = first.reply().between(family.remote(), family.node()).with_ports(TARGET, 20_000);
+            let second = from_client(family, 6, 40_001);
+            // Alive, then closed by one end only.
+            world.expect_untouched(ingress("uplink"), &second, DROP);
+            assert_eq!(world.run(ingress("uplink"), &end.bytes()).0, REDIRECT);
+            world.expect_untouched(ingress("uplink"), &second, DROP);
+            let ended = reply.by(peer("uplink"), mac("uplink")).flagged(FIN | ACK);
+            assert_eq!(world.run(ingress("uplink"), &ended.bytes()).0, REDIRECT);
+            assert_eq!(world.run(ingress("uplink"), &second.bytes()).0, REDIRECT);
+            assert_eq!(u16::from_be(world.flow(&second).unwrap().source_port), 20_000);
+            assert!(world.flow(&first).is_none(), "the first client has lost its port");
+            world.reset();
+        }
     });
 }
