@@ -1,7 +1,7 @@
 //! IP virtual servers over generic netlink. Source of all numbers: linux/genetlink.h, linux/ip_vs.h.
 //!
 //! What the kernel does that cannot be seen in its header is said at the operation that it concerns, here and in
-//! `sluice_core::ipvs`. The kernel loads [`MODULE`] when the family is looked up, and a scheduler's module when a server
+//! `sluice_core::ipvs`. The kernel loads module ip_vs when the family is looked up, and a scheduler's module when a server
 //! asks for it, but only where it can run modprobe itself, with its first process's root directory.
 
 mod decode;
