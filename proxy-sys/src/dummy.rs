@@ -112,7 +112,9 @@ impl Link {
     /// Does the operations on addresses, in their order, and passes over the others. One that is bound already, or gone
     /// already, is no error. The error has all those that were refused; the others are done.
     ///
-    /// With IPv6, the kernel makes an address that is bound the node's a moment later, not before this returns.
+    /// With IPv6, the kernel makes an address that is bound the node's a moment later, not before this returns; and it looks
+    /// at all addresses of the node for each one bound, and at all routes for each one unbound. Binding 10,000 takes 4 s,
+    /// unbinding them 12 s (with IPv4 1 s each); [`Link::delete`] does away with as many in 0.1 s.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
         let index = self.index;
         let ops = ops.iter().copied().filter(|op| matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_)));

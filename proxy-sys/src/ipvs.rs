@@ -1,7 +1,8 @@
 //! IP virtual servers over generic netlink. Source of all numbers: linux/genetlink.h, linux/ip_vs.h.
 //!
-//! What the kernel does that cannot be seen in its header is said at the operation that it concerns, and in
-//! `sluice_core::ipvs`.
+//! What the kernel does that cannot be seen in its header is said at the operation that it concerns, here and in
+//! `sluice_core::ipvs`. The kernel loads module ip_vs when the family is looked up, and a scheduler's module when a server
+//! asks for it, but only where it can run modprobe itself, with its first process's root directory.
 
 mod decode;
 mod encode;
@@ -173,7 +174,10 @@ impl Ipvs {
     /// - EEXIST: to be added, and there;
     /// - ESRCH: there is no such virtual server;
     /// - ENOENT: there is no such destination, or no such scheduler;
-    /// - EINVAL: for a destination, an address that is none of a single host.
+    /// - EINVAL: for a destination, an address that is none of a single host; any, in a network namespace that has no
+    ///   address at all.
+    ///
+    /// Each server with a scheduler that the kernel lacks costs an attempt to load it: ask [`Ipvs::has_scheduler`] before.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
         let family = self.family;
         let ops = ops.iter().copied().filter(|op| !matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_)));

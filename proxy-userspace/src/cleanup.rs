@@ -28,9 +28,9 @@ pub(crate) enum StepError {
     /// The kernel refused, or could not be asked.
     #[error(transparent)]
     Netlink(#[from] sluice_sys::netlink::NetlinkError),
-    /// The kernel's answer to a request about interfaces.
+    /// An interface is not what its name says, or could not be asked for.
     #[error(transparent)]
-    Link(#[from] rtnetlink::Error),
+    Link(#[from] sluice_sys::dummy::LinkError),
     /// The kernel's answer to a request about eBPF.
     #[error(transparent)]
     Bpf(#[from] sluice_sys::bpf::BpfError),

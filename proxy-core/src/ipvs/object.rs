@@ -152,7 +152,8 @@ impl fmt::Display for DestinationKey {
 pub struct Destination {
     /// What tells it apart.
     pub key: DestinationKey,
-    /// Its share of new connections, 2³¹−1 at most. With 0 it gets none, and keeps those that it has.
+    /// Its share of new connections, 2³¹−1 at most. With 0 it gets none, and keeps those that it has. A server all of
+    /// whose destinations have 0 refuses new connections, like one without any.
     pub weight: u32,
 }
 
@@ -196,13 +197,14 @@ pub enum Op {
     AddServer(Server),
     /// Changes scheduler, flags or persistence of a virtual server that is there.
     SetServer(Server),
-    /// Deletes a virtual server with its destinations.
+    /// Deletes a virtual server with its destinations. With `expire_nodest_conn` their connections end with their next packet.
     DeleteServer(ServerKey),
     /// Adds a destination that is not there.
     AddDestination(ServerKey, Destination),
     /// Changes the weight of a destination that is there.
     SetDestination(ServerKey, Destination),
-    /// Deletes a destination, whether it has connections or not.
+    /// Deletes a destination, whether it has connections or not. With `expire_nodest_conn` they end with their next packet,
+    /// otherwise they hang, and go on if it is added again before they expire.
     DeleteDestination(ServerKey, DestinationKey),
     /// Makes an address one of the node's, at the dummy link.
     BindAddress(IpAddr),

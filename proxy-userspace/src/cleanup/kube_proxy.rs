@@ -1,7 +1,7 @@
 //! What kube-proxy leaves in the kernel in any of its modes (reference 7.4): looked for, and removed if there.
 
-use futures::TryStreamExt;
 use sluice_core::net::Family;
+use sluice_sys::dummy::Link;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{FAMILIES, Nft};
 use sluice_sys::{ipset, ipvs};
@@ -75,25 +75,13 @@ fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, Net
 
 /// The interface tells that the virtual servers are kube-proxy's. Like kube-proxy, this deletes them all.
 fn virtual_servers() -> Result<Vec<Step>, StepError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let connection = tokio::spawn(connection);
-        let mut links = handle.link().get().match_name(names::INTERFACE.to_owned()).execute();
-        let index = match links.try_next().await {
-            Ok(link) => link.map(|link| link.header.index),
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => None,
-            Err(error) => return Err(error.into()),
-        };
-        let Some(index) = index else { return Ok(Vec::new()) };
-        let servers = ipvs::flush().map(|_| ()).map_err(StepError::from);
-        let interface = handle.link().del(index).execute().await.map_err(StepError::from);
-        connection.abort();
-        Ok(vec![
-            Step { what: "IPVS virtual servers".into(), result: servers },
-            Step { what: format!("interface {}", names::INTERFACE), result: interface },
-        ])
-    })
+    let Some(link) = Link::find(names::INTERFACE)? else { return Ok(Vec::new()) };
+    let servers = ipvs::flush().map(|_| ()).map_err(StepError::from);
+    let interface = link.delete().map_err(StepError::from);
+    Ok(vec![
+        Step { what: "IPVS virtual servers".into(), result: servers },
+        Step { what: format!("interface {}", names::INTERFACE), result: interface },
+    ])
 }
 
 fn sets() -> Result<Vec<Step>, StepError> {
