@@ -67,6 +67,17 @@ pub fn remnant(exists: bool) -> Vec<Op> {
 /// The table that Sluice owns; it reads and writes nothing outside of it.
 pub const TABLE: &str = "sluice";
 
+/// Who picks the endpoint of a connection and translates it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Balancer {
+    /// The ruleset itself.
+    #[default]
+    Ruleset,
+    /// IPVS ([`crate::ipvs`]). The ruleset does the rest: it filters and refuses before IPVS sees a connection, tells by
+    /// marks who is masqueraded and who is short-circuited past eTP=Local, and masquerades behind IPVS.
+    Ipvs,
+}
+
 /// Settings of the nftables backend that do not change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftConfig {
@@ -78,6 +89,8 @@ pub struct NftConfig {
     pub scheduler: Scheduler,
     /// Whether node ports answer on all local addresses of a family, or on listed ones.
     pub match_all_node_addresses: [bool; 2],
+    /// Who picks endpoints.
+    pub balancer: Balancer,
 }
 
 impl Default for NftConfig {
@@ -87,6 +100,7 @@ impl Default for NftConfig {
             detectors: [Detector::None, Detector::None],
             scheduler: Scheduler::Random,
             match_all_node_addresses: [false, false],
+            balancer: Balancer::Ruleset,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The node's interfaces and their addresses, followed through rtnetlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::MulticastGroup;
@@ -12,6 +14,8 @@ use sluice_sys::bpf::Layer;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::backend::ipvs;
+use crate::cleanup;
 use crate::node::Device;
 
 /// What interfaces and addresses there are.
@@ -51,33 +55,62 @@ async fn follow_once(network: &watch::Sender<Option<Network>>) -> Result<(), Net
         rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
     tokio::spawn(connection);
     loop {
-        let now = Some(list(&handle).await?);
+        let (now, hidden) = list(&handle).await?;
+        let now = Some(now);
         network.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;
             changed
         });
-        tokio::select! {
-            message = messages.next() => if message.is_none() { return Ok(()) },
-            () = network.closed() => return Ok(()),
+        loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    None => return Ok(()),
+                    Some((message, _)) if is_of(&message, &hidden) => {}
+                    Some(_) => break,
+                },
+                () = network.closed() => return Ok(()),
+            }
         }
         // One change often comes with several messages.
         while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(5), messages.next()).await {}
     }
 }
 
-async fn list(handle: &rtnetlink::Handle) -> Result<Network, rtnetlink::Error> {
+/// Links that hold the addresses of services for IPVS, ours and kube-proxy's: these are not the node's own.
+const HIDDEN: [&str; 2] = [ipvs::LINK, cleanup::KUBE_PROXY_LINK];
+
+/// Whether a message tells of an address of such a link.
+fn is_of(message: &NetlinkMessage<RouteNetlinkMessage>, hidden: &BTreeSet<u32>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address),
+        ) => hidden.contains(&address.header.index),
+        _ => false,
+    }
+}
+
+async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rtnetlink::Error> {
     let mut devices = BTreeMap::new();
+    let mut hidden = BTreeSet::new();
     let mut links = handle.link().get().execute();
     while let Some(message) = links.try_next().await? {
-        if let Some(device) = device(&message) {
-            devices.insert(device.index, device);
+        match device(&message) {
+            Some(device) if HIDDEN.contains(&device.name.as_str()) => {
+                hidden.insert(device.index);
+            }
+            Some(device) => {
+                devices.insert(device.index, device);
+            }
+            None => {}
         }
     }
     let mut addresses = Vec::new();
     let mut answer = handle.address().get().execute();
     while let Some(message) = answer.try_next().await? {
-        let Some(ip) = address(&message) else { continue };
+        let Some(ip) = address(&message).filter(|_| !hidden.contains(&message.header.index)) else {
+            continue;
+        };
         addresses.push(ip);
         if let Some(device) = devices.get_mut(&message.header.index) {
             take_address(device, ip, &message);
@@ -85,7 +118,7 @@ async fn list(handle: &rtnetlink::Handle) -> Result<Network, rtnetlink::Error> {
     }
     addresses.sort_unstable();
     addresses.dedup();
-    Ok(Network { addresses, devices: devices.into_values().collect() })
+    Ok((Network { addresses, devices: devices.into_values().collect() }, hidden))
 }
 
 fn device(message: &LinkMessage) -> Option<Device> {

@@ -1,13 +1,18 @@
 //! Backends: each drives one kernel container from plans, and touches nothing outside of it.
 
 pub mod ebpf;
+pub mod ipvs;
 pub mod nftables;
 
 use std::sync::Arc;
 
+use sluice_core::ipvs::{Op, SchedulerName};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{BpfError, Maps, Missing, Usage};
-use sluice_sys::netlink::NetlinkError;
+use sluice_sys::dummy::LinkError;
+use sluice_sys::ipvs::IpvsError;
+use sluice_sys::netlink::{BatchError, NetlinkError};
+use sluice_sys::proc::ProcError;
 
 use crate::config::{BackendKind, Settings};
 use crate::node::{self, NodeFacts};
@@ -21,6 +26,21 @@ pub enum BackendError {
     /// bpf(2) refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// IPVS cannot be used.
+    #[error("the IPVS backend cannot run here: {0}")]
+    Ipvs(#[from] IpvsError),
+    /// The dummy link cannot be used.
+    #[error("the IPVS backend cannot run here: {0}")]
+    Link(#[from] LinkError),
+    /// The kernel has no such scheduler.
+    #[error("ipvs.scheduler: the kernel has no scheduler {0:?}: load module ip_vs_{0}, or choose another")]
+    Scheduler(SchedulerName),
+    /// A sysctl that IPVS needs cannot be set.
+    #[error("the IPVS backend cannot run here: {0}")]
+    Sysctl(#[from] ProcError),
+    /// IPVS or the dummy link refused operations.
+    #[error("IPVS: {0}")]
+    Batch(#[from] BatchError<Op>),
     /// Something that the eBPF backend needs is not there.
     #[error("the eBPF backend cannot run here:\n  {}", list(.0))]
     Missing(Vec<Missing>),
@@ -31,6 +51,15 @@ pub enum BackendError {
 
 fn list(missing: &[Missing]) -> String {
     missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
+}
+
+/// What a look for the work of others found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// So much had to be repaired, and is.
+    Repaired(usize),
+    /// Something differs, which a full pass has to repair.
+    Differs,
 }
 
 /// What a step did.
@@ -55,6 +84,8 @@ pub enum Backend {
     Nftables(Box<nftables::Backend>),
     /// Programs at sockets and interfaces.
     Ebpf(Box<ebpf::Backend>),
+    /// IP virtual servers, and maps of nf_tables for what those cannot tell.
+    Ipvs(Box<ipvs::Backend>),
 }
 
 impl Backend {
@@ -62,6 +93,7 @@ impl Backend {
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
         Ok(match settings.backend {
             BackendKind::Ebpf => Backend::Ebpf(Box::new(ebpf::Backend::open(settings, facts)?)),
+            BackendKind::Ipvs => Backend::Ipvs(Box::new(ipvs::Backend::open(settings, facts)?)),
             BackendKind::Nftables | BackendKind::Auto => {
                 let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
                 Backend::Nftables(Box::new(nftables::Backend::open(config, view)?))
@@ -81,6 +113,7 @@ impl Backend {
                 backend.full(node::nft_config(settings, facts), node::node_view(settings, facts), plans)?
             }
             Backend::Ebpf(backend) => backend.full(settings, facts, plans)?,
+            Backend::Ipvs(backend) => backend.full(settings, facts, plans)?,
         })
     }
 
@@ -89,6 +122,7 @@ impl Backend {
         Ok(match self {
             Backend::Nftables(backend) => backend.change(changes)?,
             Backend::Ebpf(backend) => backend.change(changes)?,
+            Backend::Ipvs(backend) => backend.change(changes)?,
         })
     }
 
@@ -102,6 +136,7 @@ impl Backend {
             Backend::Nftables(backend) if !backend.has_config(&node::nft_config(settings, facts)) => Ok(None),
             Backend::Nftables(backend) => Ok(Some(backend.set_node(node::node_view(settings, facts))?)),
             Backend::Ebpf(backend) => Ok(Some(backend.set_node(settings, facts)?)),
+            Backend::Ipvs(backend) => backend.set_node(settings, facts),
         }
     }
 
@@ -110,6 +145,7 @@ impl Backend {
         match self {
             Backend::Nftables(backend) => backend.has_garbage(),
             Backend::Ebpf(_) => false,
+            Backend::Ipvs(backend) => backend.has_garbage(),
         }
     }
 
@@ -118,19 +154,23 @@ impl Backend {
         match self {
             Backend::Nftables(backend) => Ok(backend.collect_garbage()?),
             Backend::Ebpf(_) => Ok(Applied::default()),
+            Backend::Ipvs(backend) => backend.collect_garbage(),
         }
     }
 
     /// Whether [`Backend::check`] finds anything that nobody else tells.
     pub fn wants_checks(&self) -> bool {
-        matches!(self, Backend::Ebpf(_))
+        matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
     }
 
-    /// Looks for what others did; returns how much had to be repaired.
-    pub fn check(&mut self) -> Result<usize, BackendError> {
+    /// Looks for what others did.
+    pub fn check(&mut self) -> Result<Checked, BackendError> {
         match self {
-            Backend::Nftables(_) => Ok(0),
-            Backend::Ebpf(backend) => Ok(backend.check()?),
+            Backend::Nftables(_) => Ok(Checked::Repaired(0)),
+            Backend::Ebpf(backend) => Ok(Checked::Repaired(backend.check()?)),
+            Backend::Ipvs(backend) => {
+                Ok(if backend.agrees()? { Checked::Repaired(0) } else { Checked::Differs })
+            }
         }
     }
 
@@ -139,13 +179,14 @@ impl Backend {
         match self {
             Backend::Nftables(backend) => Some(backend.port()),
             Backend::Ebpf(_) => None,
+            Backend::Ipvs(backend) => Some(backend.port()),
         }
     }
 
     /// How full the maps are that the backend fills.
     pub fn usage(&self) -> Vec<(&'static str, Usage)> {
         match self {
-            Backend::Nftables(_) => Vec::new(),
+            Backend::Nftables(_) | Backend::Ipvs(_) => Vec::new(),
             Backend::Ebpf(backend) => backend.usage(),
         }
     }
@@ -153,7 +194,7 @@ impl Backend {
     /// The maps of the eBPF backend.
     pub fn maps(&self) -> Option<Maps> {
         match self {
-            Backend::Nftables(_) => None,
+            Backend::Nftables(_) | Backend::Ipvs(_) => None,
             Backend::Ebpf(backend) => Some(backend.maps()),
         }
     }

@@ -4,6 +4,10 @@ mod kube_proxy;
 mod legacy;
 mod names;
 mod plan;
+mod virtual_servers;
+
+pub(crate) use names::INTERFACE as KUBE_PROXY_LINK;
+pub(crate) use virtual_servers::delete_idle;
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +15,7 @@ use sluice_sys::bpf::Directory;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
+use crate::backend::ipvs::LINK;
 use crate::daemon::DaemonError;
 
 /// Something that was found in the kernel, and whether it could be removed.
@@ -31,6 +36,9 @@ pub(crate) enum StepError {
     /// An interface is not what its name says, or could not be asked for.
     #[error(transparent)]
     Link(#[from] sluice_sys::dummy::LinkError),
+    /// Virtual servers could not be deleted.
+    #[error(transparent)]
+    Batch(#[from] sluice_sys::netlink::BatchError<sluice_core::ipvs::Op>),
     /// The kernel's answer to a request about eBPF.
     #[error(transparent)]
     Bpf(#[from] sluice_sys::bpf::BpfError),
@@ -66,6 +74,11 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
         Err(error) => steps.push(Step { what: "table inet sluice".into(), result: Err(error.into()) }),
     }
+    match virtual_servers::remove(&[LINK]) {
+        Ok(false) => println!("nothing to remove: there is no interface {LINK}"),
+        Ok(true) => println!("removed interface {LINK} and its virtual servers"),
+        Err(error) => steps.push(Step { what: "virtual servers".into(), result: Err(error) }),
+    }
     let what = format!("eBPF programs and maps in {}", bpffs.display());
     match Directory::new(bpffs).remove() {
         Ok(true) => println!("removed {what}"),
@@ -74,7 +87,7 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
         Err(error) => steps.push(Step { what, result: Err(error.into()) }),
     }
     if with_kube_proxy {
-        let found = kube_proxy::remove();
+        let found = kube_proxy::remove(kube_proxy::Servers::Removed);
         if found.is_empty() {
             println!("nothing to remove: kube-proxy left nothing");
         }
@@ -90,9 +103,11 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
     if failures.is_empty() { Ok(()) } else { Err(DaemonError::Cleanup(failures)) }
 }
 
-/// Removes kube-proxy's leftovers when the daemon has taken over from it.
-pub fn take_over() {
-    for Step { what, result } in kube_proxy::remove() {
+/// Removes kube-proxy's leftovers when the daemon has taken over from it, except those of IPVS that connections may still
+/// need: with `adopts`, virtual servers are this daemon's from now on; without, they are drained.
+pub fn take_over(adopts: bool) {
+    let servers = if adopts { kube_proxy::Servers::Adopted } else { kube_proxy::Servers::Left };
+    for Step { what, result } in kube_proxy::remove(servers) {
         match result {
             Ok(()) => info!("removed what kube-proxy left: {what}"),
             Err(error) => warn!(%error, "cannot remove what kube-proxy left: {what}"),

@@ -14,8 +14,8 @@ pub(crate) use defaults::BPFFS;
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
 pub use resolve::{
-    BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, NodePortSelection, Scheduler,
-    Settings, Source, resolve,
+    BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, IpvsSettings, NodePortSelection,
+    Scheduler, Settings, Source, resolve,
 };
 pub use watch::changed;
 

@@ -125,7 +125,7 @@ fn open_backend(settings: &mut Settings) -> Result<Backend, DaemonError> {
     if capability::has_net_admin() == Some(false) {
         return Err(DaemonError::Capability);
     }
-    if settings.backend != BackendKind::Nftables {
+    if matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto) {
         match open_ebpf(settings) {
             Ok(backend) => return Ok(backend),
             Err(error) if settings.backend == BackendKind::Auto && is_lack(&error) => {
@@ -312,7 +312,8 @@ async fn source(
             let reporter =
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
-            let scope = Scope { node_name, pods: settings.backend != BackendKind::Nftables };
+            let pods = matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto);
+            let scope = Scope { node_name, pods };
             (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })
@@ -359,15 +360,25 @@ async fn after_first_pass(
     let Ok(port) = started.await else { return };
     let translated = port.is_none() && handover::keep_translations().await;
     if settings.cleanup_kube_proxy {
-        tokio::task::spawn_blocking(cleanup::take_over);
+        let adopts = settings.backend == BackendKind::Ipvs;
+        tokio::task::spawn_blocking(move || cleanup::take_over(adopts));
     }
     match port {
         Some(port) => {
             monitor(port, notices);
-            handover::from_ebpf(&settings.ebpf.bpffs).await;
+            tokio::join!(handover::from_ebpf(&settings.ebpf.bpffs), from_ipvs(&settings));
         }
-        None if translated => handover::until_translations_end().await,
-        None => {}
+        None if translated => {
+            tokio::join!(handover::until_translations_end(), from_ipvs(&settings));
+        }
+        None => from_ipvs(&settings).await,
+    }
+}
+
+/// What another backend leaves of mode ipvs, ours and kube-proxy's.
+async fn from_ipvs(settings: &Settings) {
+    if settings.backend != BackendKind::Ipvs {
+        handover::from_ipvs(settings.cleanup_kube_proxy).await;
     }
 }
 

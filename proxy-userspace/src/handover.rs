@@ -12,7 +12,8 @@ use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
-use crate::flows;
+use crate::backend::ipvs;
+use crate::{cleanup, flows};
 
 /// Between two looks at the flows of the eBPF backend.
 const FLOWS_PERIOD: Duration = Duration::from_secs(30);
@@ -88,6 +89,27 @@ fn remove(directory: &Directory) {
     match tokio::task::block_in_place(|| directory.remove()) {
         Ok(_) => info!(bpffs = %directory.path().display(), "the eBPF programs are gone"),
         Err(error) => warn!(%error, "cannot remove the eBPF programs: run sluice cleanup"),
+    }
+}
+
+/// After another backend has taken over from mode ipvs, ours and, with `and_kube_proxy`, kube-proxy's: virtual servers get
+/// no new connections, because these are translated before, and go with their last one.
+pub async fn from_ipvs(and_kube_proxy: bool) {
+    let links = [ipvs::LINK, cleanup::KUBE_PROXY_LINK];
+    let links = if and_kube_proxy { &links[..] } else { &links[..1] };
+    let mut told = false;
+    loop {
+        match tokio::task::block_in_place(|| cleanup::delete_idle(links)) {
+            Ok(false) if told => return info!("virtual servers and their links are gone"),
+            Ok(false) => return,
+            Ok(true) if !told => {
+                told = true;
+                info!("virtual servers get no new connections; they go when the last one has ended");
+            }
+            Ok(true) => {}
+            Err(error) => warn!(%error, "cannot remove virtual servers; trying again later"),
+        }
+        tokio::time::sleep(FLOWS_PERIOD).await;
     }
 }
 

@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use sluice_core::ebpf;
+use sluice_core::ipvs::{self, IpvsConfig};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::nft::{self, NftConfig, NodeView};
 use sluice_core::plan::{self, Detector, PlanConfig};
 use sluice_sys::bpf::Layer;
 
-use crate::config::{DetectLocal, GoDuration, NodePortSelection, Scheduler, Settings};
+use crate::config::{BackendKind, DetectLocal, GoDuration, NodePortSelection, Scheduler, Settings};
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +94,31 @@ pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
             Scheduler::RoundRobin => nft::Scheduler::RoundRobin,
         },
         match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
+        balancer: match settings.backend {
+            BackendKind::Ipvs => nft::Balancer::Ipvs,
+            _ => nft::Balancer::Ruleset,
+        },
     }
+}
+
+/// What virtual servers are made by.
+pub fn ipvs_config(settings: &Settings) -> IpvsConfig {
+    IpvsConfig { scheduler: settings.ipvs.scheduler, exclude: settings.ipvs.exclude.clone() }
+}
+
+/// What virtual servers depend on: node ports need one on each address that they answer on.
+pub fn ipvs_view(settings: &Settings, facts: &NodeFacts) -> ipvs::NodeView {
+    let is_usable = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let own = facts.interfaces.iter().copied();
+    let mut node_port_addresses = node_port_addresses(settings, facts);
+    let all = own.clone().filter(|ip| is_usable(ip) && matches_all(settings, Family::of(ip)));
+    node_port_addresses.extend(all);
+    node_port_addresses.sort_unstable();
+    node_port_addresses.dedup();
+    ipvs::NodeView { node_port_addresses, own_addresses: own.collect() }
 }
 
 /// Whether node ports of a family answer on all local addresses: a list that names no network of the family,
@@ -134,6 +159,10 @@ pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
     NodeView {
         node_port_addresses: node_port_addresses(settings, facts),
         service_networks: facts.service_networks.clone(),
+        own_addresses: match settings.backend {
+            BackendKind::Ipvs => facts.interfaces.clone(),
+            _ => Vec::new(),
+        },
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::addresses::Network;
-use crate::backend::{Applied, Backend, BackendError};
+use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::Settings;
 use crate::conntrack;
 use crate::health::Health;
@@ -476,8 +476,15 @@ impl Reconciler {
         }
         self.check_at = Instant::now() + CHECK_PERIOD;
         match self.backend.check() {
-            Ok(0) => {}
-            Ok(repaired) => {
+            Ok(Checked::Repaired(0)) => {}
+            Ok(Checked::Differs) => {
+                warn!(
+                    "somebody else changed virtual servers or their addresses: checking and repairing them"
+                );
+                self.phase = Phase::Full("repair");
+                self.retry_at = Some(Instant::now());
+            }
+            Ok(Checked::Repaired(repaired)) => {
                 warn!(repaired, "somebody else detached programs: attached again");
                 self.outputs.metrics.repairs.inc();
                 self.outputs.metrics.repaired_objects.inc_by(repaired as u64);

@@ -18,6 +18,7 @@ use super::NftConfig;
 use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
 use super::object::{Chain, ChainName, Rule, SetId, SetKind};
 use crate::group::GroupId;
+use crate::ipvs::server_mark;
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -93,6 +94,8 @@ pub enum Pick {
     },
     /// As the group's own chain says.
     ByGroup,
+    /// IPVS does, later.
+    ByServer,
 }
 
 /// A class of frontends that share a chain.
@@ -125,6 +128,7 @@ impl ClassChain {
         }
         match self.pick {
             Pick::ByGroup => name.push_str("-rr"),
+            Pick::ByServer => name.push_str("-ipvs"),
             Pick::Random { size, affinity } => {
                 name.push_str(&format!("-{size}"));
                 if let Some(seconds) = affinity {
@@ -139,6 +143,7 @@ impl ClassChain {
     pub(super) fn bytes(&self) -> [u8; 8] {
         const SHORT: u32 = 1 << 1;
         const BY_GROUP: u32 = 1 << 4;
+        const BY_SERVER: u32 = 1 << 6;
         let masquerade = match self.masquerade {
             MasqueradeRule::Never => 0,
             MasqueradeRule::Always => 1 << 2,
@@ -146,6 +151,7 @@ impl ClassChain {
         };
         let (size, pick) = match self.pick {
             Pick::ByGroup => (0, BY_GROUP),
+            Pick::ByServer => (0, BY_SERVER),
             // The API allows timeouts up to a day, 17 bits.
             Pick::Random { size, affinity } => (size, affinity.unwrap_or(0) << 8),
         };
@@ -166,6 +172,14 @@ impl ClassChain {
         }
         let find = self.find_group();
         match self.pick {
+            // To its own addresses the node speaks with the very address that it calls, from which no endpoint elsewhere
+            // could answer.
+            Pick::ByServer if self.masquerade != MasqueradeRule::Always => {
+                let mut exprs = from_host();
+                exprs.extend(set_mark(config));
+                rules.push(rule("masquerade this node", exprs));
+            }
+            Pick::ByServer => {}
             Pick::Random { size, affinity } => {
                 rules.extend(pick_rules(self.family, &find, random(size), affinity));
             }
@@ -352,6 +366,38 @@ pub(super) fn load_tuple(family: Family) -> Vec<Expr> {
     exprs.extend(load_port(address_regs(family)));
     exprs
 }
+
+/// Sets the packet mark to what stands for the group of the packet's frontend: the mark of a virtual server.
+pub(super) fn set_server_mark(table: IdTable, family: Family) -> Vec<Expr> {
+    let mut exprs = vec![dummy_load(GROUP, 4)];
+    exprs.extend(table.load_key(family));
+    exprs.push(Expr::LookupData { set: table.frontends(family), sreg: 0, dreg: FRONTEND });
+    exprs.push(Expr::SetMark { sreg: GROUP });
+    exprs
+}
+
+/// Ends the rule unless the packet carries the mark of a virtual server.
+pub(super) fn has_server_mark() -> Vec<Expr> {
+    let mask = server_mark::MASK.to_ne_bytes().to_vec();
+    vec![
+        Expr::Meta { dreg: 0, key: MetaKey::Mark },
+        Expr::Bitwise { sreg: 0, dreg: 0, mask, xor: vec![0; 4] },
+        Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: server_mark::PREFIX.to_ne_bytes().to_vec() },
+    ]
+}
+
+/// Ends the rule unless the source address is this node's.
+pub(super) fn from_host() -> Vec<Expr> {
+    vec![Expr::FibSourceType { dreg: 0 }, local_type()]
+}
+
+/// Ends the rule unless register 0 has the type of local routes.
+pub(super) fn local_type() -> Expr {
+    Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().to_vec() }
+}
+
+/// `RTN_LOCAL` of linux/rtnetlink.h.
+const RTN_LOCAL: u32 = 2;
 
 /// Sets the masquerade bit of the packet mark and leaves the others alone.
 pub(super) fn set_mark(config: &NftConfig) -> Vec<Expr> {

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::NftConfig;
 use super::classes::is_round_robin;
 use super::lower::{Lowered, Shared, address_key, element, lower, parse_endpoint};
 use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKind, SetSpec, Value};
 use super::skeleton::{NodeView, chains, sets, static_elements};
+use super::{Balancer, NftConfig};
 use crate::diff::{Delta, diff};
 use crate::group::{GroupId, Member, Slots};
+use crate::ipvs::Marks;
 use crate::net::Family;
 use crate::plan::{PlanChange, ServicePlan};
 
@@ -54,6 +55,8 @@ pub struct Ledger {
     config: NftConfig,
     node: NodeView,
     slots: Slots,
+    /// Marks of virtual servers; none but with IPVS.
+    marks: Marks,
     shared: FxHashMap<Shared, u32>,
     /// Chains that nobody needs any more, the longest unused first. They are deleted by a transaction of their
     /// own, later: kernels before 6.2 let a map's reference to a chain go only after the transaction that
@@ -72,6 +75,7 @@ impl Ledger {
             config,
             node,
             slots: Slots::default(),
+            marks: Marks::default(),
             shared: FxHashMap::default(),
             retired: Vec::new(),
             foreign: Vec::new(),
@@ -88,7 +92,7 @@ impl Ledger {
     /// with [`Ledger::finish_load`], when the services are in.
     pub fn create_skeleton(&self) -> Vec<Op> {
         let mut ops = vec![Op::AddTable];
-        ops.extend(sets().into_iter().map(Op::AddSet));
+        ops.extend(self.sets().into_iter().map(Op::AddSet));
         let empty = NodeView { service_networks: Vec::new(), ..self.node.clone() };
         let chains = chains(&self.config, &empty, &[]);
         ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
@@ -96,6 +100,15 @@ impl Ledger {
         ops.extend(static_elements().into_iter().map(Op::AddElement));
         ops.extend(self.node_elements().map(Op::AddElement));
         ops
+    }
+
+    fn sets(&self) -> Vec<SetSpec> {
+        sets(self.config.balancer)
+    }
+
+    /// The marks of virtual servers.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// Operations that end a first load.
@@ -121,10 +134,17 @@ impl Ledger {
         let changes = PlanChange::merged(changes);
         let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
         for change in &changes {
-            self.slots.renew(change);
+            self.renew(change);
         }
         let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
         self.transition(old, new)
+    }
+
+    fn renew(&mut self, change: &PlanChange) {
+        match self.config.balancer {
+            Balancer::Ruleset => self.slots.renew(change),
+            Balancer::Ipvs => self.marks.renew(change),
+        }
     }
 
     fn lower_all<'a>(&self, plans: impl Iterator<Item = &'a ServicePlan>) -> Lowered {
@@ -140,7 +160,7 @@ impl Ledger {
     }
 
     fn lower(&self, plan: &ServicePlan) -> Lowered {
-        lower(plan, &self.config, &|id, targets| self.slots.of(id, targets))
+        lower(plan, &self.config, &|id, targets| self.slots.of(id, targets), &self.marks)
     }
 
     fn transition(&mut self, old: Lowered, new: Lowered) -> Vec<Op> {
@@ -258,14 +278,16 @@ impl Ledger {
     }
 
     fn node_elements(&self) -> impl Iterator<Item = Element> + '_ {
-        self.node
+        let own = self.node.own_addresses.iter().filter(|_| self.config.balancer == Balancer::Ipvs);
+        let own = own.map(|ip| (SetKind::OwnAddresses, ip));
+        let for_node_ports = self
+            .node
             .node_port_addresses
             .iter()
             .filter(|ip| !self.config.match_all_node_addresses[Family::of(ip) as usize])
-            .map(|ip| {
-                let set = SetId::new(SetKind::NodePortAddresses, Family::of(ip));
-                element(set, address_key(ip), Value::None)
-            })
+            .map(|ip| (SetKind::NodePortAddresses, ip));
+        own.chain(for_node_ports)
+            .map(|(kind, ip)| element(SetId::new(kind, Family::of(ip)), address_key(ip), Value::None))
     }
 
     fn skeleton_chains(&self) -> Vec<Chain> {
@@ -291,6 +313,7 @@ impl Ledger {
     /// right elements where they are.
     pub fn restore_slots(&mut self, observed: &Observed) {
         self.slots.clear();
+        self.marks = Marks::default();
         self.shared.clear();
         self.foreign.clear();
         self.emptied.clear();
@@ -320,7 +343,7 @@ impl Ledger {
         self.slots.retain(plans);
         for plan in plans {
             let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) };
-            self.slots.renew(&change);
+            self.renew(&change);
             let lowered = self.lower(plan);
             for shared in &lowered.shared {
                 *self.shared.entry(*shared).or_default() += 1;
@@ -336,12 +359,12 @@ impl Ledger {
             }
         }
         wanted_chains.extend(self.skeleton_chains());
-        if !sets_fit(&observed) || observed.altered || !hooks_fit(&observed, &wanted_chains) {
-            return recreate(wanted_chains, sorted(wanted));
+        if !sets_fit(&self.sets(), &observed) || observed.altered || !hooks_fit(&observed, &wanted_chains) {
+            return recreate(self.sets(), wanted_chains, sorted(wanted));
         }
         let mut ops = vec![Op::AddTable];
         let names: FxHashSet<&str> = observed.sets.iter().map(|(name, ..)| name.as_str()).collect();
-        ops.extend(sets().into_iter().filter(|s| !names.contains(s.id.name())).map(Op::AddSet));
+        ops.extend(self.sets().into_iter().filter(|s| !names.contains(s.id.name())).map(Op::AddSet));
         ops.extend(chain_ops(&wanted_chains, &observed.chains));
         let held = observed.elements.into_iter().map(|(id, value)| Element { id, value }).collect();
         ops.extend(element_ops(diff(sorted(held), sorted(wanted))));
@@ -384,10 +407,10 @@ fn element_ops(delta: Delta<Element>) -> Vec<Op> {
     ops
 }
 
-fn sets_fit(observed: &Observed) -> bool {
+fn sets_fit(sets: &[SetSpec], observed: &Observed) -> bool {
     observed.sets.iter().all(|(name, key_len, data_len)| {
         SetId::by_name(name).is_some_and(|id| {
-            sets().iter().any(|s| s.id == id && s.key_len == *key_len && data_length(s) == *data_len)
+            sets.iter().any(|s| s.id == id && s.key_len == *key_len && data_length(s) == *data_len)
         })
     })
 }
@@ -408,9 +431,9 @@ fn hooks_fit(observed: &Observed, wanted: &[Chain]) -> bool {
 }
 
 /// A table of another layout is replaced by one transaction, so that no packet sees less than one of them.
-fn recreate(chains: Vec<Chain>, elements: Vec<Element>) -> Vec<Op> {
+fn recreate(sets: Vec<SetSpec>, chains: Vec<Chain>, elements: Vec<Element>) -> Vec<Op> {
     let mut ops = vec![Op::DeleteTable, Op::AddTable];
-    ops.extend(sets().into_iter().map(Op::AddSet));
+    ops.extend(sets.into_iter().map(Op::AddSet));
     ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
     ops.extend(chains.into_iter().map(|c| Op::SetRules(c.name, c.rules)));
     ops.extend(elements.into_iter().map(Op::AddElement));

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::NftConfig;
 use super::classes::{ClassChain, IdTable, MasqueradeRule, Pick, round_robin_chain, round_robin_name};
 use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
 use super::skeleton::Refusal;
+use super::{Balancer, NftConfig};
 use crate::group::{GroupId, LOCAL_BIT, SlotOrder};
+use crate::ipvs::Marks;
 use crate::net::{Family, Protocol};
 use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan};
 
@@ -69,14 +70,14 @@ pub struct Lowered {
 }
 
 /// Lowers the plan of a Service. `slots` gives the members of a group in the order of their slots.
-pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>) -> Lowered {
+pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>, marks: &Marks) -> Lowered {
     let mut out = Lowered::default();
     for ip in &plan.cluster_ips {
         let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
         out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
     }
     for port in &plan.ports {
-        Lowering { port, config, out: &mut out }.run(slots);
+        Lowering { port, config, marks, out: &mut out }.run(slots);
     }
     out.elements.sort_unstable_by_key(|e| e.id);
     out.elements.dedup_by_key(|e| e.id);
@@ -86,6 +87,7 @@ pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>) -> L
 struct Lowering<'a> {
     port: &'a PortPlan,
     config: &'a NftConfig,
+    marks: &'a Marks,
     out: &'a mut Lowered,
 }
 
@@ -93,7 +95,10 @@ impl Lowering<'_> {
     fn run(&mut self, slots: &SlotOrder<'_>) {
         for group in [Group::Cluster, Group::Local] {
             if self.uses(group) {
-                self.group(group, &slots(self.group_id(group), self.port.targets(group)));
+                self.hairpin(group);
+                if self.config.balancer == Balancer::Ruleset {
+                    self.group(group, &slots(self.group_id(group), self.port.targets(group)));
+                }
             }
         }
         let port = self.port;
@@ -134,13 +139,6 @@ impl Lowering<'_> {
                 self.own(SetKind::Members, key, Value::Data(copy));
             }
         }
-        let protocol = self.port.id.protocol;
-        for target in self.port.targets(group).iter().filter(|t| t.local) {
-            let ip = ip_bytes(&target.address);
-            let key = Key::new(&ip).with(&ip).with(&protocol_bytes(protocol)).with(&port_bytes(target.port));
-            let set = SetId::new(SetKind::Hairpin, self.family());
-            self.out.shared.push(Shared::Element(element(set, key, Value::None)));
-        }
         if self.config.scheduler == Scheduler::RoundRobin {
             let family = self.family();
             self.out.chains.push(round_robin_chain(id, family, slots.len() as u32, self.port.affinity));
@@ -149,7 +147,22 @@ impl Lowering<'_> {
         }
     }
 
+    fn hairpin(&mut self, group: Group) {
+        let protocol = self.port.id.protocol;
+        for target in self.port.targets(group).iter().filter(|t| t.local) {
+            let ip = ip_bytes(&target.address);
+            let key = Key::new(&ip).with(&ip).with(&protocol_bytes(protocol)).with(&port_bytes(target.port));
+            let set = SetId::new(SetKind::Hairpin, self.family());
+            self.out.shared.push(Shared::Element(element(set, key, Value::None)));
+        }
+    }
+
     fn frontend(&mut self, frontend: &Frontend) {
+        // With IPVS all these addresses are the node's own, so their other ports must be closed like those of ClusterIPs.
+        if let (Capture::Address(ip, ..), Balancer::Ipvs) = (&frontend.capture, self.config.balancer) {
+            let set = SetId::new(SetKind::ClusterIps, self.family());
+            self.out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
+        }
         let table = match frontend.capture {
             Capture::Address(..) => IdTable::Services,
             Capture::NodePort(..) => IdTable::NodePorts,
@@ -181,6 +194,10 @@ impl Lowering<'_> {
     /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others, and has set
     /// the mark where it is due.
     fn local_policy(&mut self, table: IdTable, key: Key, actions: Actions) {
+        if self.config.balancer == Balancer::Ipvs {
+            self.forward(table, key, Group::Local, [table.local_policy_class(), NO_CLASS, NO_CLASS]);
+            return;
+        }
         let never = MasqueradeRule::Never;
         let inside = self.class(SetKind::Classes, table, Group::Cluster, true, never);
         let outside = match actions.other {
@@ -191,7 +208,13 @@ impl Lowering<'_> {
     }
 
     fn forward(&mut self, table: IdTable, key: Key, group: Group, classes: [[u8; 8]; 3]) {
-        let mut value = Bytes::new(&self.group_id(group).padded_bytes());
+        let mut value = match self.config.balancer {
+            Balancer::Ruleset => Bytes::new(&self.group_id(group).padded_bytes()),
+            Balancer::Ipvs => {
+                let mark = self.marks.of(&self.group_id(Group::Cluster)).unwrap_or_default();
+                Bytes::new(&[0; 4]).with(&mark.to_ne_bytes()).with(&[0; 4])
+            }
+        };
         for class in classes {
             value = value.with(&class);
         }
@@ -208,6 +231,7 @@ impl Lowering<'_> {
         masquerade: MasqueradeRule,
     ) -> [u8; 8] {
         let pick = match self.config.scheduler {
+            _ if self.config.balancer == Balancer::Ipvs => Pick::ByServer,
             Scheduler::RoundRobin => Pick::ByGroup,
             // nf_tables has no Maglev; settings that ask for it are refused long before.
             Scheduler::Random | Scheduler::Maglev => {

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use crate::diff::Keyed;
 use crate::net::Family;
+use crate::nft::Balancer;
 use crate::nft::expr::Expr;
 
 /// A short byte string without an allocation of its own.
@@ -152,11 +153,13 @@ pub enum SetKind {
     ClusterIps,
     /// The node's addresses that node ports answer on.
     NodePortAddresses,
+    /// With IPVS: addresses of other interfaces than the one that holds the services' addresses.
+    OwnAddresses,
     /// Address, protocol, port → padding, refusal.
     NoEndpoints,
     /// Protocol, port → padding, refusal.
     NodePortNoEndpoints,
-    /// Address, protocol, port → padding, group id, class, class of outside clients, class of inside clients
+    /// Address, protocol, port → padding, group id (with IPVS: a mark), class, class of outside clients, class of inside clients
     /// (the latter two for eTP=Local only).
     Services,
     /// The same for node ports: protocol, port.
@@ -165,7 +168,7 @@ pub enum SetKind {
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 16] = [
+    pub const ALL: [SetKind; 17] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -178,11 +181,25 @@ impl SetKind {
         SetKind::Filtered,
         SetKind::ClusterIps,
         SetKind::NodePortAddresses,
+        SetKind::OwnAddresses,
         SetKind::NoEndpoints,
         SetKind::NodePortNoEndpoints,
         SetKind::Services,
         SetKind::NodePorts,
     ];
+
+    /// Whether rulesets of a balancer have such a set.
+    pub fn is_of(self, balancer: Balancer) -> bool {
+        match self {
+            SetKind::OwnAddresses => balancer == Balancer::Ipvs,
+            SetKind::Endpoints
+            | SetKind::Members
+            | SetKind::Affinity
+            | SetKind::Groups
+            | SetKind::Classes => balancer == Balancer::Ruleset,
+            _ => true,
+        }
+    }
 }
 
 /// One set or map.
@@ -220,6 +237,7 @@ impl SetId {
             SetKind::Filtered => ("filtered4", "filtered6"),
             SetKind::ClusterIps => ("cluster_ips4", "cluster_ips6"),
             SetKind::NodePortAddresses => ("nodeport_addresses4", "nodeport_addresses6"),
+            SetKind::OwnAddresses => ("own_addresses4", "own_addresses6"),
             SetKind::NoEndpoints => ("no_endpoints4", "no_endpoints6"),
             SetKind::NodePortNoEndpoints => ("nodeport_no_endpoints4", "nodeport_no_endpoints6"),
             SetKind::Services => ("services4", "services6"),

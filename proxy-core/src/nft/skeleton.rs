@@ -4,15 +4,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::NftConfig;
 use super::classes::{
-    CLASS, FRONTEND, INSIDE, IdTable, OUTSIDE, REFUSAL, address_regs, dummy_load, in_network, is_pod,
-    load_destination, load_port, load_source, load_tuple, rule, set_mark,
+    CLASS, FRONTEND, INSIDE, IdTable, OUTSIDE, REFUSAL, address_regs, dummy_load, from_host, has_server_mark,
+    in_network, is_pod, load_destination, load_port, load_source, load_tuple, local_type, rule, set_mark,
+    set_server_mark,
 };
 use super::expr::{CmpOp, Expr, MetaKey, Reg};
 use super::object::{
     Chain, ChainName, Element, ElementId, Hook, Key, Rule, SetId, SetKind, SetSpec, SetValue, Value, Verdict,
 };
+use super::{Balancer, NftConfig};
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -23,6 +24,9 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
+    /// With IPVS: addresses of interfaces other than the one that holds the services' addresses. All their ports are the
+    /// node's own.
+    pub own_addresses: Vec<IpAddr>,
 }
 
 const PREROUTING: u32 = 0;
@@ -31,12 +35,13 @@ const FORWARD: u32 = 2;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
+/// IPVS takes connections of this node at `NF_IP_PRI_NAT_DST + 2` (ip_vs_core.c), those of others in the input hook.
+const MARK: i32 = -106;
+const BEFORE_IPVS: i32 = -105;
 const DNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SNAT: i32 = 100;
 
-/// `RTN_LOCAL` of linux/rtnetlink.h.
-const RTN_LOCAL: u32 = 2;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)` of linux/netfilter/nf_conntrack_common.h.
 const CT_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
@@ -53,9 +58,9 @@ const PORT: u32 = 13;
 const NUMBER: u32 = 19;
 const INTEGER: u32 = 4;
 
-/// All sets.
-pub fn sets() -> Vec<SetSpec> {
-    SetId::all().map(spec).collect()
+/// All sets of a balancer's ruleset.
+pub fn sets(balancer: Balancer) -> Vec<SetSpec> {
+    SetId::all().filter(|id| id.kind.is_of(balancer)).map(spec).collect()
 }
 
 fn spec(id: SetId) -> SetSpec {
@@ -83,7 +88,9 @@ fn spec(id: SetId) -> SetSpec {
         SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
         SetKind::Groups | SetKind::Classes | SetKind::Entries => (vec![NUMBER, NUMBER], SetValue::Verdict),
         SetKind::Refusals => (vec![NUMBER], SetValue::Verdict),
-        SetKind::ClusterIps | SetKind::NodePortAddresses => (vec![ip], SetValue::None),
+        SetKind::ClusterIps | SetKind::NodePortAddresses | SetKind::OwnAddresses => {
+            (vec![ip], SetValue::None)
+        }
         SetKind::Filtered => (tuple, SetValue::None),
         SetKind::NoEndpoints => (tuple, words(2)),
         SetKind::NodePortNoEndpoints => (port, words(2)),
@@ -158,9 +165,9 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
     let mut chains = vec![
         chain("reject", None, vec![rule("refuse", vec![Expr::RejectPortUnreachable])]),
         chain("check-sources", None, check_sources()),
-        chain("check-endpoints", None, check_endpoints()),
+        chain("check-endpoints", None, check_endpoints(config)),
         chain("check-nodeports", None, check_node_ports(config)),
-        chain("check-cluster-ips", None, check_cluster_ips(node)),
+        chain("check-cluster-ips", None, check_cluster_ips(config, node)),
         chain("services", None, dispatch(config)),
     ];
     for family in Family::BOTH {
@@ -172,26 +179,38 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
         }
     }
     let sources = || vec![new_only("check-sources")];
-    let endpoints = || new_only("check-endpoints");
-    let translate = || vec![rule("translate", vec![jump("services")])];
+    let addresses = || vec![new_only("check-endpoints"), new_only("check-cluster-ips")];
     chains.extend([
         chain("filter-prerouting", hook("filter", PREROUTING, BEFORE_DNAT), sources()),
         chain("filter-output-early", hook("filter", OUTPUT, BEFORE_DNAT), sources()),
-        chain("nat-prerouting", hook("nat", PREROUTING, DNAT), translate()),
-        chain("nat-output", hook("nat", OUTPUT, DNAT), translate()),
-        chain("filter-input", hook("filter", INPUT, FILTER), vec![endpoints(), new_only("check-nodeports")]),
-        chain(
-            "filter-forward",
-            hook("filter", FORWARD, FILTER),
-            vec![endpoints(), new_only("check-cluster-ips")],
-        ),
-        chain(
-            "filter-output",
-            hook("filter", OUTPUT, FILTER),
-            vec![endpoints(), new_only("check-cluster-ips")],
-        ),
+        chain("filter-forward", hook("filter", FORWARD, FILTER), addresses()),
         chain("nat-postrouting", hook("nat", POSTROUTING, SNAT), masquerade(config)),
     ]);
+    match config.balancer {
+        Balancer::Ruleset => {
+            let translate = || vec![rule("translate", vec![jump("services")])];
+            let input = vec![new_only("check-endpoints"), new_only("check-nodeports")];
+            chains.extend([
+                chain("nat-prerouting", hook("nat", PREROUTING, DNAT), translate()),
+                chain("nat-output", hook("nat", OUTPUT, DNAT), translate()),
+                chain("filter-input", hook("filter", INPUT, FILTER), input),
+                chain("filter-output", hook("filter", OUTPUT, FILTER), addresses()),
+            ]);
+        }
+        // All addresses of services are the node's own, so connections of others to them come to the input hook. What IPVS
+        // shall not see must be refused before its place in the output hook.
+        Balancer::Ipvs => {
+            let mark = || vec![new_only("services")];
+            let mut input = addresses();
+            input.insert(1, new_only("check-nodeports"));
+            chains.extend([
+                chain("mark-prerouting", hook("filter", PREROUTING, MARK), mark()),
+                chain("mark-output", hook("filter", OUTPUT, MARK), mark()),
+                chain("filter-input", hook("filter", INPUT, FILTER), input),
+                chain("filter-output", hook("filter", OUTPUT, BEFORE_IPVS), addresses()),
+            ]);
+        }
+    }
     chains
 }
 
@@ -266,24 +285,35 @@ fn check_sources() -> Vec<Rule> {
         .into()
 }
 
-fn check_endpoints() -> Vec<Rule> {
-    Family::BOTH
-        .map(|family| {
-            let mut exprs = of_family(family);
-            exprs.extend(refuse(family, IdTable::Services, SetKind::NoEndpoints));
-            rule("frontends without endpoints", exprs)
-        })
-        .into()
+fn check_endpoints(config: &NftConfig) -> Vec<Rule> {
+    let mut rules = short_circuited(config);
+    rules.extend(Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.extend(refuse(family, IdTable::Services, SetKind::NoEndpoints));
+        rule("frontends without endpoints", exprs)
+    }));
+    rules
+}
+
+/// With IPVS the filter hooks see connections before they are translated; those that a mark leads to all endpoints are not
+/// to be measured by the local ones.
+fn short_circuited(config: &NftConfig) -> Vec<Rule> {
+    if config.balancer == Balancer::Ruleset {
+        return Vec::new();
+    }
+    let mut exprs = has_server_mark();
+    exprs.push(Expr::Verdict(Verdict::Accept));
+    vec![rule("who reaches all endpoints", exprs)]
 }
 
 fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
-    Family::BOTH
-        .map(|family| {
-            let mut exprs = to_node_port(config, family);
-            exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
-            rule("node ports without endpoints", exprs)
-        })
-        .into()
+    let mut rules = short_circuited(config);
+    rules.extend(Family::BOTH.map(|family| {
+        let mut exprs = to_node_port(config, family);
+        exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
+        rule("node ports without endpoints", exprs)
+    }));
+    rules
 }
 
 fn dispatch(config: &NftConfig) -> Vec<Rule> {
@@ -314,10 +344,6 @@ fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
     exprs
 }
 
-fn local_type() -> Expr {
-    Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().to_vec() }
-}
-
 fn not_loopback(family: Family) -> Vec<Expr> {
     let load = load_destination(family, 0);
     match family {
@@ -336,8 +362,11 @@ fn not_loopback(family: Family) -> Vec<Expr> {
     }
 }
 
-fn check_cluster_ips(node: &NodeView) -> Vec<Rule> {
+fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
     let mut rules = Vec::new();
+    if config.balancer == Balancer::Ipvs {
+        rules.extend(known_to_ipvs());
+    }
     for family in Family::BOTH {
         let mut exprs = of_family(family);
         exprs.push(load_destination(family, 0));
@@ -353,6 +382,27 @@ fn check_cluster_ips(node: &NodeView) -> Vec<Rule> {
         rules.push(rule("addresses that no service has", exprs));
     }
     rules
+}
+
+/// What is not to be refused although it is still addressed to a service: ports that the service has, and addresses that
+/// are the node's own too.
+fn known_to_ipvs() -> Vec<Rule> {
+    let ports = Family::BOTH.map(|family| {
+        let table = IdTable::Services;
+        let mut exprs = of_family(family);
+        exprs.extend(table.load_key(family));
+        exprs.push(Expr::LookupData { set: table.frontends(family), sreg: 0, dreg: FRONTEND });
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        rule("ports that a service has", exprs)
+    });
+    let addresses = Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.push(load_destination(family, 0));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::OwnAddresses, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        rule("addresses of the node", exprs)
+    });
+    ports.into_iter().chain(addresses).collect()
 }
 
 /// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.
@@ -388,7 +438,9 @@ fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
 
 /// eTP=Local: pods and this node are short-circuited to all endpoints, others get local ones only.
 fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule> {
-    let from_host = || vec![Expr::FibSourceType { dreg: 0 }, local_type()];
+    if config.balancer == Balancer::Ipvs {
+        return local_policy_by_marks(config, table, family);
+    }
     let mut rules = Vec::new();
     if *config.detector(family) != Detector::None {
         let mut exprs = is_pod(config.detector(family), family, true);
@@ -405,6 +457,32 @@ fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule>
     rules
 }
 
+/// The same with IPVS: a virtual server of its own has all endpoints, and takes the connections that have its mark.
+fn local_policy_by_marks(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if *config.detector(family) != Detector::None {
+        let mut exprs = is_pod(config.detector(family), family, true);
+        exprs.extend(set_server_mark(table, family));
+        rules.push(rule("pods reach all endpoints", exprs));
+    }
+    let mut host = from_host();
+    host.extend(set_server_mark(table, family));
+    rules.push(rule("this node reaches all endpoints", host));
+    rules
+}
+
+/// The mark of a virtual server has done its work in the postrouting hook; the node's own connections are masqueraded.
+fn masquerade_by_marks() -> Vec<Rule> {
+    let clear = [Expr::Immediate { dreg: 0, data: vec![0; 4] }, Expr::SetMark { sreg: 0 }];
+    let mut host = has_server_mark();
+    host.extend(from_host());
+    host.extend(clear.clone());
+    host.push(Expr::Masquerade);
+    let mut pods = has_server_mark();
+    pods.extend(clear);
+    vec![rule("this node reaches all endpoints", host), rule("pods reach all endpoints", pods)]
+}
+
 fn masquerade(config: &NftConfig) -> Vec<Rule> {
     let mut marked = vec![Expr::Meta { dreg: 0, key: MetaKey::Mark }];
     marked.extend(any_bit(config.mark()));
@@ -415,12 +493,17 @@ fn masquerade(config: &NftConfig) -> Vec<Rule> {
         Expr::SetMark { sreg: 0 },
         Expr::Masquerade,
     ]);
-    let mut rules = vec![rule("marked connections", marked)];
+    let is_ipvs = config.balancer == Balancer::Ipvs;
+    let mut rules = if is_ipvs { masquerade_by_marks() } else { Vec::new() };
+    rules.push(rule("marked connections", marked));
     for family in Family::BOTH {
         let words = address_regs(family);
         let mut exprs = of_family(family);
-        exprs.push(Expr::CtStatus { dreg: 0 });
-        exprs.extend(any_bit(CT_DNAT));
+        // IPVS leaves no such trace; but a pod that calls itself directly does not come by here.
+        if !is_ipvs {
+            exprs.push(Expr::CtStatus { dreg: 0 });
+            exprs.extend(any_bit(CT_DNAT));
+        }
         exprs.push(load_source(family, 0));
         exprs.push(load_destination(family, words));
         exprs.extend(load_port(2 * words));

@@ -106,13 +106,18 @@ impl Backend {
     }
 
     fn commit(&mut self, ops: &[Op]) -> Result<Applied, NetlinkError> {
-        let mut applied = Applied::default();
-        for part in transactions(ops, MAX_OPS) {
-            self.nft.commit(part)?;
-            applied += Applied { operations: part.len(), transactions: 1 };
-        }
-        Ok(applied)
+        commit(&mut self.nft, ops)
     }
+}
+
+/// Commits operations in transactions of bounded size.
+pub(super) fn commit(nft: &mut Nft, ops: &[Op]) -> Result<Applied, NetlinkError> {
+    let mut applied = Applied::default();
+    for part in transactions(ops, MAX_OPS) {
+        nft.commit(part)?;
+        applied += Applied { operations: part.len(), transactions: 1 };
+    }
+    Ok(applied)
 }
 
 /// Cuts operations into transactions. Their order makes cuts safe, except between the removal and the new

@@ -9,13 +9,24 @@ use sluice_sys::{ipset, ipvs};
 use super::plan::{TablePlan, plan};
 use super::{Step, StepError, legacy, names};
 
+/// What becomes of virtual servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Servers {
+    /// They are deleted, with their interface.
+    Removed,
+    /// They are somebody else's now, so only the interface goes.
+    Adopted,
+    /// They stay, with their interface.
+    Left,
+}
+
 /// Removes all of it. Each step is tried, whatever became of those before.
-pub(super) fn remove() -> Vec<Step> {
+pub(super) fn remove(servers: Servers) -> Vec<Step> {
     let mut steps = Vec::new();
     collect(&mut steps, "nftables tables of kube-proxy", tables());
     collect(&mut steps, "iptables chains of kube-proxy", chains());
     steps.extend(Family::BOTH.into_iter().filter_map(legacy::remove));
-    collect(&mut steps, "IPVS of kube-proxy", virtual_servers());
+    collect(&mut steps, "IPVS of kube-proxy", virtual_servers(servers));
     // Rules use sets, so the rules are gone first.
     collect(&mut steps, "ipsets of kube-proxy", sets());
     steps
@@ -74,14 +85,19 @@ fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, Net
 }
 
 /// The interface tells that the virtual servers are kube-proxy's. Like kube-proxy, this deletes them all.
-fn virtual_servers() -> Result<Vec<Step>, StepError> {
-    let Some(link) = Link::find(names::INTERFACE)? else { return Ok(Vec::new()) };
-    let servers = ipvs::flush().map(|_| ()).map_err(StepError::from);
-    let interface = link.delete().map_err(StepError::from);
-    Ok(vec![
-        Step { what: "IPVS virtual servers".into(), result: servers },
-        Step { what: format!("interface {}", names::INTERFACE), result: interface },
-    ])
+fn virtual_servers(servers: Servers) -> Result<Vec<Step>, StepError> {
+    let mut steps = Vec::new();
+    if servers == Servers::Left {
+        return Ok(steps);
+    }
+    let Some(link) = Link::find(names::INTERFACE)? else { return Ok(steps) };
+    if servers == Servers::Removed {
+        let result = ipvs::flush().map(|_| ()).map_err(StepError::from);
+        steps.push(Step { what: "IPVS virtual servers".into(), result });
+    }
+    let result = link.delete().map_err(StepError::from);
+    steps.push(Step { what: format!("interface {}", names::INTERFACE), result });
+    Ok(steps)
 }
 
 fn sets() -> Result<Vec<Step>, StepError> {

@@ -47,7 +47,7 @@ const SETS: [&str; 7] = [
 ];
 
 /// The interface of mode ipvs.
-pub(super) const INTERFACE: &str = "kube-ipvs0";
+pub(crate) const INTERFACE: &str = "kube-ipvs0";
 
 /// The tables of mode nftables.
 pub(super) const TABLE: &str = "kube-proxy";

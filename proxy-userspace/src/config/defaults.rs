@@ -15,6 +15,8 @@ pub(super) enum Requested {
     Nftables,
     /// Mode iptables, or none: its section counts.
     Iptables,
+    /// Mode ipvs: its section counts, and that of iptables for masquerading.
+    Ipvs,
     /// Anything else, which validation reports.
     Other,
 }
@@ -119,6 +121,21 @@ fn sections(config: &mut KubeProxyConfiguration) {
     }
 }
 
+/// Mode ipvs takes its masquerading from section iptables.
+fn ipvs(config: &mut KubeProxyConfiguration) {
+    if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
+        // Said, because nothing said means "primary" in mode nftables.
+        config.node_port_addresses = Some(vec!["0.0.0.0/0".into(), "::/0".into()]);
+    }
+    config.ipvs.sync_period = config.ipvs.sync_period.filter(|period| !period.is_zero());
+    config.ipvs.sync_period.get_or_insert(GoDuration::seconds(30));
+    config.ipvs.min_sync_period.get_or_insert_default();
+    let unset = Some(GoDuration::default());
+    (config.iptables.sync_period, config.iptables.min_sync_period) = (unset, unset);
+    let nftables = &mut config.nftables;
+    (nftables.sync_period, nftables.min_sync_period, nftables.masquerade_all) = (unset, unset, false);
+}
+
 /// Only the section of the mode supplies sync periods and masqueradeAll; those of the others show as unset, as in
 /// kube-proxy. Mode iptables, or none, runs as nftables with the values of its own section.
 fn mode(config: &mut KubeProxyConfiguration) -> Requested {
@@ -126,6 +143,10 @@ fn mode(config: &mut KubeProxyConfiguration) -> Requested {
         "nftables" | "ebpf" | "auto" => Requested::Nftables,
         // kube-proxy's default, which the files of existing clusters count on.
         "" | "iptables" => Requested::Iptables,
+        "ipvs" => {
+            ipvs(config);
+            return Requested::Ipvs;
+        }
         _ => return Requested::Other,
     };
     let (iptables, nftables) = (&mut config.iptables, &mut config.nftables);

@@ -77,7 +77,7 @@ impl Told {
 
 fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
     told.no_effect(
-        config.ipvs != Ipvs::default() && config.ipvs != unset_ipvs(),
+        config.mode != "ipvs" && config.ipvs != Ipvs::default() && config.ipvs != unset_ipvs(),
         "ipvs",
         "for mode ipvs only",
     );
@@ -107,6 +107,9 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
             "iptables.localhostNodePorts",
             "node ports do not answer on loopback",
         );
+        return;
+    }
+    if config.mode == "ipvs" {
         return;
     }
     let mut ours = iptables.clone();

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sluice_core::ipvs::SchedulerName;
 use sluice_core::net::{Family, parse_cidr, parse_ip};
+use sluice_sys::ipvs::Timeouts;
 
-use super::defaults::fill_in;
+use super::GoDuration;
+use super::defaults::{Requested, fill_in};
 use super::ignored;
 use super::raw::{Conntrack, KubeProxyConfiguration};
 use super::validate::{Errors, validate};
@@ -116,6 +119,8 @@ pub enum BackendKind {
     Nftables,
     /// Programs at sockets and interfaces.
     Ebpf,
+    /// IP virtual servers.
+    Ipvs,
     /// eBPF where the kernel has all that it takes, else nftables: to be decided at start.
     Auto,
 }
@@ -126,6 +131,7 @@ impl BackendKind {
         match self {
             BackendKind::Nftables => "nftables",
             BackendKind::Ebpf => "ebpf",
+            BackendKind::Ipvs => "ipvs",
             BackendKind::Auto => "auto",
         }
     }
@@ -157,6 +163,19 @@ pub struct EbpfSettings {
     pub debug: bool,
 }
 
+/// What only the IPVS backend needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpvsSettings {
+    /// How virtual servers pick a destination.
+    pub scheduler: SchedulerName,
+    /// Virtual servers in these networks belong to others.
+    pub exclude: Vec<IpNet>,
+    /// Whether the node answers ARP for addresses of the interface asked only.
+    pub strict_arp: bool,
+    /// Seconds after which silent connections end; 0 leaves the kernel's.
+    pub timeouts: Timeouts,
+}
+
 /// What the program needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -168,6 +187,8 @@ pub struct Settings {
     pub backend: BackendKind,
     /// What only the eBPF backend needs.
     pub ebpf: EbpfSettings,
+    /// What only the IPVS backend needs.
+    pub ipvs: IpvsSettings,
     /// Bit of the packet mark that asks for masquerading.
     pub masquerade_bit: u8,
     /// Masquerade all ClusterIP traffic.
@@ -218,7 +239,12 @@ pub fn resolve(
         config.hostname_override = name.trim().to_lowercase();
     }
     let node_name = node_name(&config, host_name, &mut errors);
-    let nftables = &config.nftables;
+    let (nftables, iptables) = (&config.nftables, &config.iptables);
+    let (masquerade_bit, masquerade_all, sync_period) = if requested == Requested::Ipvs {
+        (iptables.masquerade_bit, iptables.masquerade_all, config.ipvs.sync_period)
+    } else {
+        (nftables.masquerade_bit, nftables.masquerade_all, nftables.sync_period)
+    };
     let health = listen("healthzBindAddress", &config.healthz_bind_address, &mut errors);
     let metrics = listen("metricsBindAddress", &config.metrics_bind_address, &mut errors);
     let settings = Settings {
@@ -226,12 +252,13 @@ pub fn resolve(
         source: source(&config, flags),
         backend: backend(&config),
         ebpf: ebpf(&config),
-        masquerade_bit: nftables.masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
-        masquerade_all: nftables.masquerade_all,
+        ipvs: ipvs(&config, &mut errors),
+        masquerade_bit: masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
+        masquerade_all,
         detect_local: detect_local(&config, &mut errors),
         node_port_addresses: node_port_addresses(&config, &mut errors, &mut warnings),
         scheduler: scheduler(&config, &mut errors),
-        sync_period: nftables.sync_period.unwrap_or_default().value,
+        sync_period: sync_period.unwrap_or_default().value,
         bind_address: parse_ip(&config.bind_address).filter(|ip| !ip.is_unspecified()),
         healthz_bind: health.filter(|_| !flags.no_health),
         metrics_bind: metrics.filter(|_| !flags.no_metrics),
@@ -276,6 +303,7 @@ fn source(config: &KubeProxyConfiguration, flags: &Flags) -> Source {
 fn backend(config: &KubeProxyConfiguration) -> BackendKind {
     match config.mode.as_str() {
         "ebpf" => BackendKind::Ebpf,
+        "ipvs" => BackendKind::Ipvs,
         // Without that backend there is nothing to decide.
         "auto" if cfg!(feature = "ebpf") => BackendKind::Auto,
         _ => BackendKind::Nftables,
@@ -293,14 +321,46 @@ fn ebpf(config: &KubeProxyConfiguration) -> EbpfSettings {
     }
 }
 
+fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) -> IpvsSettings {
+    let section = &config.ipvs;
+    let name = match (section.scheduler.as_str(), config.sluice.scheduler.as_str()) {
+        // What is said for all modes.
+        ("", "maglev") => "mh",
+        ("", _) => "rr",
+        (name, _) => name,
+    };
+    let scheduler = SchedulerName::new(name).unwrap_or_else(|error| {
+        errors.check(false, || {
+            format!("ipvs.scheduler: {name:?}: {error}; for example \"rr\", \"lc\" or \"mh\"")
+        });
+        SchedulerName::ROUND_ROBIN
+    });
+    let seconds = |period: Option<GoDuration>| {
+        u32::try_from(period.unwrap_or_default().value.as_secs()).unwrap_or(u32::MAX)
+    };
+    IpvsSettings {
+        scheduler,
+        exclude: section.exclude_cidrs.iter().flatten().filter_map(|cidr| parse_cidr(cidr)).collect(),
+        strict_arp: section.strict_arp,
+        timeouts: Timeouts {
+            tcp: seconds(section.tcp_timeout),
+            tcp_fin: seconds(section.tcp_fin_timeout),
+            udp: seconds(section.udp_timeout),
+        },
+    }
+}
+
 fn scheduler(config: &KubeProxyConfiguration, errors: &mut Errors) -> Scheduler {
     match config.sluice.scheduler.as_str() {
         "random" => Scheduler::Random,
         "rr" => Scheduler::RoundRobin,
         "maglev" => {
             // Mode auto may end in nftables, which has no such thing.
-            errors.check(config.mode == "ebpf", || {
-                format!("sluice.scheduler: \"maglev\" needs mode \"ebpf\", and the mode is {:?}", config.mode)
+            errors.check(matches!(config.mode.as_str(), "ebpf" | "ipvs"), || {
+                format!(
+                    "sluice.scheduler: \"maglev\" needs mode \"ebpf\" or \"ipvs\", and the mode is {:?}",
+                    config.mode
+                )
             });
             Scheduler::Maglev
         }

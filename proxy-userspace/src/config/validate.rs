@@ -51,7 +51,14 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
         mode(config, errors);
     }
     errors.within("iptables.masqueradeBit", config.iptables.masquerade_bit, 0..=31);
-    let section = if requested == Requested::Iptables { "iptables" } else { "nftables" };
+    let section = match requested {
+        Requested::Iptables => "iptables",
+        Requested::Ipvs => "ipvs",
+        Requested::Nftables | Requested::Other => "nftables",
+    };
+    if requested == Requested::Ipvs {
+        ipvs(config, errors);
+    }
     if requested == Requested::Nftables {
         errors.within("nftables.masqueradeBit", config.nftables.masquerade_bit, 0..=31);
     }
@@ -105,17 +112,14 @@ fn kind(config: &KubeProxyConfiguration, errors: &mut Errors) {
 fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let mode = &config.mode;
     errors.check(false, || match mode.as_str() {
-        "ipvs" => {
-            format!("mode: {mode:?} is not available in this version; set it to \"nftables\" or leave it out")
-        }
         _ => format!(
-            "mode: {mode:?} is unknown; known are \"nftables\", \"ebpf\", \"auto\" and, as another name for nftables, \
-             \"iptables\""
+            "mode: {mode:?} is unknown; known are \"nftables\", \"ebpf\", \"auto\", \"ipvs\" and, as another name for \
+             nftables, \"iptables\""
         ),
     });
-    if mode != "ipvs" {
-        return;
-    }
+}
+
+fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let ipvs = &config.ipvs;
     errors.not_negative("ipvs.tcpTimeout", ipvs.tcp_timeout);
     errors.not_negative("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout);
@@ -127,7 +131,10 @@ fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
 
 /// `section` is where the user wrote what now stands in section nftables.
 fn periods(config: &KubeProxyConfiguration, section: &str, errors: &mut Errors) {
-    let (sync, min) = (config.nftables.sync_period, config.nftables.min_sync_period);
+    let (sync, min) = match section {
+        "ipvs" => (config.ipvs.sync_period, config.ipvs.min_sync_period),
+        _ => (config.nftables.sync_period, config.nftables.min_sync_period),
+    };
     errors.not_negative(&format!("{section}.syncPeriod"), sync);
     errors.not_negative(&format!("{section}.minSyncPeriod"), min);
     errors.check(min.unwrap_or_default().value <= sync.unwrap_or_default().value, || {

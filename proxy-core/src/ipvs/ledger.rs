@@ -1,0 +1,408 @@
+//! The ledger: what IPVS, the dummy link and the ruleset should hold, and the steps from one plan to the next.
+//!
+//! Connections begin between any two operations, and each must find what was right before or what is right after. So:
+//! - Virtual servers by mark come before the ruleset sets their mark.
+//! - The ruleset comes before the other virtual servers: it refuses what is to be refused before destinations are drained,
+//!   and allows it again just before there are destinations; IPVS itself refuses where it has none.
+//! - An address is bound when its virtual servers are there.
+//! - What nobody wants any more goes last: destinations are drained, or deleted if they are of UDP; a virtual server goes
+//!   with its last destination, an address with its last virtual server.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::lower::{Claim, Lowered, Wanted, lower};
+use super::{
+    Destination, DestinationKey, IpvsConfig, Load, Marks, NodeView, ObservedServer, Op, Server, ServerKey,
+};
+use crate::net::Protocol;
+use crate::nft;
+use crate::plan::{PlanChange, ServicePlan};
+
+/// The kernel's share of new connections; all endpoints have the same.
+const WEIGHT: u32 = 1;
+
+/// What the kernel holds.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// All virtual servers.
+    pub servers: Vec<ObservedServer>,
+    /// The addresses of the dummy link.
+    pub addresses: Vec<IpAddr>,
+    /// The table; `None` if there is none.
+    pub table: Option<nft::Observed>,
+}
+
+/// Operations, to be applied in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// Virtual servers by mark, which are to be there before the ruleset leads to them; where another backend's ruleset
+    /// is to be replaced, all others and addresses too.
+    pub before: Vec<Op>,
+    /// The ruleset.
+    pub ruleset: Vec<nft::Op>,
+    /// Virtual servers, then addresses.
+    pub after: Vec<Op>,
+    /// What nobody wants any more.
+    pub last: Vec<Op>,
+}
+
+impl Steps {
+    /// The number of operations.
+    pub fn len(&self) -> usize {
+        self.before.len() + self.ruleset.len() + self.after.len() + self.last.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A virtual server as the kernel should have it by now.
+#[derive(Clone, Debug)]
+struct Held {
+    server: Server,
+    /// Destinations with their weights; those of weight 0 are being drained.
+    destinations: BTreeMap<DestinationKey, u32>,
+}
+
+/// What the kernel should hold.
+pub struct Ledger {
+    config: IpvsConfig,
+    node: NodeView,
+    ruleset: nft::Ledger,
+    /// Who wants a virtual server, and how; of several the first counts.
+    wanted: FxHashMap<ServerKey, BTreeMap<Claim, Wanted>>,
+    held: FxHashMap<ServerKey, Held>,
+    /// How many frontends and ClusterIPs have an address.
+    addresses: FxHashMap<IpAddr, u32>,
+    bound: FxHashSet<IpAddr>,
+    /// Addresses that may have to be bound or unbound.
+    unsettled: FxHashSet<IpAddr>,
+    /// Virtual servers of which something is being drained.
+    draining: FxHashSet<ServerKey>,
+}
+
+impl Ledger {
+    /// A ledger of a kernel that holds nothing.
+    pub fn new(config: IpvsConfig, node: NodeView, ruleset: nft::Ledger) -> Self {
+        Ledger {
+            config,
+            node,
+            ruleset,
+            wanted: FxHashMap::default(),
+            held: FxHashMap::default(),
+            addresses: FxHashMap::default(),
+            bound: FxHashSet::default(),
+            unsettled: FxHashSet::default(),
+            draining: FxHashSet::default(),
+        }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &IpvsConfig {
+        &self.config
+    }
+
+    /// The ruleset.
+    pub fn ruleset(&self) -> &nft::Ledger {
+        &self.ruleset
+    }
+
+    /// The ruleset, to collect its garbage.
+    pub fn ruleset_mut(&mut self) -> &mut nft::Ledger {
+        &mut self.ruleset
+    }
+
+    /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
+    pub fn change(&mut self, changes: &[PlanChange]) -> Steps {
+        let changes = PlanChange::merged(changes);
+        let old_marks = self.ruleset.marks().clone();
+        let ruleset = self.ruleset.change(&changes);
+        let mut touched = FxHashSet::default();
+        for change in &changes {
+            if let Some(plan) = &change.old {
+                let lowered = self.lower(plan, &old_marks);
+                self.unclaim(&lowered, &mut touched);
+            }
+        }
+        for change in &changes {
+            if let Some(plan) = &change.new {
+                let lowered = self.lower(plan, self.ruleset.marks());
+                self.claim(lowered, &mut touched);
+            }
+        }
+        self.steps(touched, ruleset)
+    }
+
+    /// What virtual servers know of the node. A changed one needs [`Ledger::reconcile`].
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
+    /// Steps that turn what the kernel holds into what the plans ask for: none, when it is right. What others put there is
+    /// drained like what nobody wants any more, unless it is in an excluded network.
+    pub fn reconcile(
+        &mut self,
+        plans: &[Arc<ServicePlan>],
+        observed: Observed,
+        node: NodeView,
+        of_ruleset: nft::NodeView,
+    ) -> Steps {
+        self.node = node;
+        // What would be done for a changed node is part of the reconciliation.
+        let _ = self.ruleset.set_node(of_ruleset);
+        let replaces = observed.table.is_some();
+        let ruleset = match observed.table {
+            Some(table) => self.ruleset.reconcile(plans, table),
+            None => {
+                self.ruleset.reconcile(plans, nft::Observed { altered: true, ..nft::Observed::default() })
+            }
+        };
+        let mut touched = FxHashSet::default();
+        self.held.clear();
+        self.draining.clear();
+        for server in observed.servers {
+            if !self.is_excluded(&server.server.key) {
+                touched.insert(server.server.key);
+                self.held.insert(server.server.key, held(server));
+            }
+        }
+        self.bound = observed.addresses.into_iter().collect();
+        self.claim_all(plans, &mut touched);
+        let mut steps = self.steps(touched, ruleset);
+        if replaces {
+            // Until then the ruleset of before captures connections.
+            steps.before.append(&mut steps.after);
+        }
+        steps
+    }
+
+    fn is_excluded(&self, key: &ServerKey) -> bool {
+        match key {
+            ServerKey::Address(ip, ..) => self.config.exclude.iter().any(|net| net.contains(ip)),
+            ServerKey::Mark(_, mark) => !super::marks::is_ours(*mark),
+        }
+    }
+
+    fn claim_all(&mut self, plans: &[Arc<ServicePlan>], touched: &mut FxHashSet<ServerKey>) {
+        self.wanted.clear();
+        self.addresses.clear();
+        self.unsettled.extend(&self.bound);
+        for plan in plans {
+            let lowered = self.lower(plan, self.ruleset.marks());
+            self.claim(lowered, touched);
+        }
+    }
+
+    fn lower(&self, plan: &ServicePlan, marks: &Marks) -> Lowered {
+        lower(plan, &self.config, &self.node, marks)
+    }
+
+    fn claim(&mut self, lowered: Lowered, touched: &mut FxHashSet<ServerKey>) {
+        for (claim, wanted) in lowered.servers {
+            let key = wanted.server.key;
+            self.wanted.entry(key).or_default().insert(claim, wanted);
+            touched.insert(key);
+        }
+        self.unsettled.extend(&lowered.addresses);
+        for ip in lowered.addresses {
+            *self.addresses.entry(ip).or_default() += 1;
+        }
+    }
+
+    fn unclaim(&mut self, lowered: &Lowered, touched: &mut FxHashSet<ServerKey>) {
+        for (claim, wanted) in &lowered.servers {
+            let key = wanted.server.key;
+            if let Some(claims) = self.wanted.get_mut(&key) {
+                claims.remove(claim);
+                if claims.is_empty() {
+                    self.wanted.remove(&key);
+                }
+            }
+            touched.insert(key);
+        }
+        self.unsettled.extend(&lowered.addresses);
+        for ip in &lowered.addresses {
+            if let Some(count) = self.addresses.get_mut(ip) {
+                *count -= 1;
+                if *count == 0 {
+                    self.addresses.remove(ip);
+                }
+            }
+        }
+    }
+
+    /// The way from what is held of the touched virtual servers to what is wanted.
+    fn steps(&mut self, touched: FxHashSet<ServerKey>, ruleset: Vec<nft::Op>) -> Steps {
+        let mut steps = Steps { ruleset, ..Steps::default() };
+        let mut touched: Vec<ServerKey> = touched.into_iter().collect();
+        touched.sort_unstable();
+        let mut last = Vec::new();
+        for key in touched {
+            let first = if matches!(key, ServerKey::Mark(..)) { &mut steps.before } else { &mut steps.after };
+            let wanted = self.wanted.get(&key).and_then(|claims| claims.values().next());
+            let held = self.held.get_mut(&key);
+            let left = match (wanted, held) {
+                (Some(wanted), Some(held)) => converge(held, wanted, first, &mut last),
+                (Some(wanted), None) => {
+                    let mut new = Held { server: wanted.server, destinations: BTreeMap::new() };
+                    first.push(Op::AddServer(wanted.server));
+                    converge(&mut new, wanted, first, &mut last);
+                    self.held.insert(key, new);
+                    false
+                }
+                (None, Some(held)) => {
+                    drain(held, &FxHashSet::default(), &mut last);
+                    if held.destinations.is_empty() {
+                        self.held.remove(&key);
+                        last.push(Op::DeleteServer(key));
+                        false
+                    } else {
+                        true
+                    }
+                }
+                (None, None) => false,
+            };
+            if left {
+                self.draining.insert(key);
+            } else {
+                self.draining.remove(&key);
+            }
+        }
+        let (bind, unbind) = self.rebind();
+        steps.after.extend(bind);
+        last.extend(unbind);
+        steps.last = last;
+        steps
+    }
+
+    /// Addresses to bind and to unbind. Those with virtual servers that are being drained stay.
+    fn rebind(&mut self) -> (Vec<Op>, Vec<Op>) {
+        let drained: FxHashSet<IpAddr> = self.draining.iter().filter_map(address).collect();
+        let (mut bind, mut unbind) = (Vec::new(), Vec::new());
+        let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
+        unsettled.sort_unstable();
+        for ip in unsettled {
+            let is_own = self.node.own_addresses.contains(&ip);
+            if self.addresses.contains_key(&ip) && !is_own {
+                if self.bound.insert(ip) {
+                    bind.push(Op::BindAddress(ip));
+                }
+            } else if (is_own || !drained.contains(&ip)) && self.bound.remove(&ip) {
+                unbind.push(Op::UnbindAddress(ip));
+            }
+        }
+        (bind, unbind)
+    }
+
+    /// The virtual servers whose destinations are being drained.
+    pub fn draining(&self) -> impl ExactSizeIterator<Item = &ServerKey> {
+        self.draining.iter()
+    }
+
+    /// Deletes what has been drained. `loads` tells the connections of the destinations of a virtual server; one that is not
+    /// named there is not in the kernel any more.
+    pub fn delete_drained(&mut self, loads: &FxHashMap<(ServerKey, DestinationKey), Load>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let mut keys: Vec<ServerKey> = self.draining.iter().copied().collect();
+        keys.sort_unstable();
+        for key in keys {
+            let Some(held) = self.held.get_mut(&key) else { continue };
+            held.destinations.retain(|destination, weight| {
+                let load = loads.get(&(key, *destination));
+                let is_done = *weight == 0 && load.is_none_or(|load| load.active + load.inactive == 0);
+                if is_done && load.is_some() {
+                    ops.push(Op::DeleteDestination(key, *destination));
+                }
+                !is_done
+            });
+            if held.destinations.values().all(|weight| *weight > 0) {
+                self.draining.remove(&key);
+            }
+            if held.destinations.is_empty() && !self.wanted.contains_key(&key) {
+                self.held.remove(&key);
+                self.unsettled.extend(address(&key));
+                ops.push(Op::DeleteServer(key));
+            }
+        }
+        ops.extend(self.rebind().1);
+        ops
+    }
+
+    /// Whether the kernel's virtual servers and addresses are those that it should have. Destinations are not looked at.
+    pub fn agrees(&self, servers: &[Server], addresses: &[IpAddr]) -> bool {
+        let ours: Vec<&Server> = servers.iter().filter(|server| !self.is_excluded(&server.key)).collect();
+        ours.len() == self.held.len()
+            && ours.iter().all(|s| self.held.get(&s.key).is_some_and(|held| held.server == **s))
+            && addresses.len() == self.bound.len()
+            && addresses.iter().all(|ip| self.bound.contains(ip))
+    }
+}
+
+/// The address of a virtual server that has one.
+fn address(key: &ServerKey) -> Option<IpAddr> {
+    match key {
+        ServerKey::Address(ip, ..) => Some(*ip),
+        ServerKey::Mark(..) => None,
+    }
+}
+
+fn held(observed: ObservedServer) -> Held {
+    // What others have set and we never do is written anew: it must not look like ours.
+    let mut server = observed.server;
+    if !observed.is_exact {
+        server.persistence = Some(u32::MAX);
+    }
+    let weights = observed.destinations.iter().map(|observed| {
+        let weight = if observed.is_exact { observed.destination.weight } else { u32::MAX };
+        (observed.destination.key, weight)
+    });
+    Held { server, destinations: weights.collect() }
+}
+
+/// Makes a virtual server as it is wanted; returns whether something is being drained. What has to wait for the rest goes to
+/// `last`.
+fn converge(held: &mut Held, wanted: &Wanted, first: &mut Vec<Op>, last: &mut Vec<Op>) -> bool {
+    let key = wanted.server.key;
+    if held.server != wanted.server {
+        held.server = wanted.server;
+        first.push(Op::SetServer(wanted.server));
+    }
+    for destination in wanted.destinations.iter() {
+        let op = Destination { key: *destination, weight: WEIGHT };
+        match held.destinations.insert(*destination, WEIGHT) {
+            None => first.push(Op::AddDestination(key, op)),
+            Some(WEIGHT) => {}
+            Some(_) => first.push(Op::SetDestination(key, op)),
+        }
+    }
+    let keep: FxHashSet<DestinationKey> = wanted.destinations.iter().copied().collect();
+    drain(held, &keep, last);
+    held.destinations.values().any(|weight| *weight == 0)
+}
+
+/// Drains all destinations but some. Datagrams have no connection to finish: their destinations go at once, and IPVS moves
+/// their clients (`expire_nodest_conn`).
+fn drain(held: &mut Held, keep: &FxHashSet<DestinationKey>, last: &mut Vec<Op>) {
+    let key = held.server.key;
+    let is_udp = matches!(key, ServerKey::Address(_, Protocol::Udp, _));
+    held.destinations.retain(|destination, weight| {
+        if keep.contains(destination) {
+            return true;
+        }
+        if is_udp {
+            last.push(Op::DeleteDestination(key, *destination));
+            return false;
+        }
+        if *weight != 0 {
+            *weight = 0;
+            last.push(Op::SetDestination(key, Destination { key: *destination, weight: 0 }));
+        }
+        true
+    });
+}

@@ -1,0 +1,119 @@
+//! From the plan of one Service to its virtual servers.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::marks::{Marks, cluster_group, group_of, is_split};
+use super::{DestinationKey, SchedulerName, Server, ServerFlags, ServerKey};
+use crate::model::ServicePortName;
+use crate::net::Family;
+use crate::plan::{Capture, Frontend, Group, PortPlan, ServicePlan};
+
+/// Settings of IPVS that do not change while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpvsConfig {
+    /// How every virtual server picks.
+    pub scheduler: SchedulerName,
+    /// Virtual servers with addresses in these networks belong to others and are left alone.
+    pub exclude: Vec<IpNet>,
+}
+
+impl IpvsConfig {
+    fn flags(&self) -> ServerFlags {
+        match self.scheduler.as_str() {
+            // As kube-proxy does; without it all connections of a client would go to one endpoint.
+            "mh" => ServerFlags::HASH_SOURCE_PORT,
+            _ => ServerFlags::NONE,
+        }
+    }
+}
+
+/// What virtual servers depend on and what may change while the daemon runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// The addresses that node ports answer on.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// Addresses of other interfaces than the dummy link: these are not bound there too.
+    pub own_addresses: Vec<IpAddr>,
+}
+
+/// Whose a virtual server is; of several claims the first counts, as it does in the ruleset: addresses before node ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Claim {
+    pub(super) is_node_port: bool,
+    pub(super) port: ServicePortName,
+}
+
+/// A virtual server that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) server: Server,
+    pub(super) destinations: Arc<[DestinationKey]>,
+}
+
+/// What one Service needs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lowered {
+    pub(super) servers: Vec<(Claim, Wanted)>,
+    /// Addresses to bind, with repetitions.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// Lowers the plan of a Service.
+pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, marks: &Marks) -> Lowered {
+    let mut out = Lowered { servers: Vec::new(), addresses: plan.cluster_ips.to_vec() };
+    for port in &plan.ports {
+        let [cluster, local] = [Group::Cluster, Group::Local].map(|group| destinations(port, group));
+        let members = |group| match group {
+            Group::Cluster => Arc::clone(&cluster),
+            Group::Local => Arc::clone(&local),
+        };
+        let mut add = |is_node_port, key, group| {
+            let server = Server {
+                key,
+                scheduler: config.scheduler,
+                flags: config.flags(),
+                persistence: port.affinity,
+            };
+            let claim = Claim { is_node_port, port: port.id.clone() };
+            out.servers.push((claim, Wanted { server, destinations: members(group) }));
+        };
+        for frontend in &port.frontends {
+            if let Some(group) = group_of(frontend.actions.other) {
+                for (is_node_port, key) in keys(frontend, node) {
+                    add(is_node_port, key, group);
+                }
+            }
+        }
+        if port.frontends.iter().any(is_split)
+            && let Some(mark) = marks.of(&cluster_group(port))
+        {
+            add(false, ServerKey::Mark(port.id.family, mark), Group::Cluster);
+        }
+        out.addresses.extend(port.frontends.iter().filter_map(|frontend| match frontend.capture {
+            Capture::Address(ip, ..) => Some(ip),
+            Capture::NodePort(..) => None,
+        }));
+    }
+    out
+}
+
+fn destinations(port: &PortPlan, group: Group) -> Arc<[DestinationKey]> {
+    let keys = port.targets(group).iter().map(|t| DestinationKey { address: t.address, port: t.port });
+    keys.collect()
+}
+
+/// The virtual servers of a frontend.
+fn keys<'a>(frontend: &Frontend, node: &'a NodeView) -> Box<dyn Iterator<Item = (bool, ServerKey)> + 'a> {
+    match frontend.capture {
+        Capture::Address(ip, protocol, port) => {
+            Box::new(std::iter::once((false, ServerKey::Address(ip, protocol, port))))
+        }
+        Capture::NodePort(family, protocol, port) => {
+            let addresses = node.node_port_addresses.iter().filter(move |ip| Family::of(ip) == family);
+            Box::new(addresses.map(move |ip| (true, ServerKey::Address(*ip, protocol, port))))
+        }
+    }
+}

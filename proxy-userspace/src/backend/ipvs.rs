@@ -1,0 +1,162 @@
+//! The IPVS backend's driver: applies the ledger's steps to IPVS, the dummy link and our nf_tables table.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use sluice_core::ipvs::{DestinationKey, Ledger, Load, Observed, Op, ServerKey, Steps};
+use sluice_core::nft;
+use sluice_core::plan::{PlanChange, ServicePlan};
+use sluice_sys::dummy::Link;
+use sluice_sys::ipvs::{Ipvs, sysctls};
+use sluice_sys::nft::{Nft, observe, without_present};
+use tracing::info;
+
+use super::nftables::commit;
+use super::{Applied, BackendError};
+use crate::config::Settings;
+use crate::node::{self, NodeFacts};
+
+/// The dummy link that holds the addresses of services.
+pub const LINK: &str = "sluice-ipvs0";
+
+/// The backend.
+pub struct Backend {
+    nft: Nft,
+    ipvs: Ipvs,
+    link: Link,
+    ledger: Ledger,
+}
+
+fn ledger(settings: &Settings, facts: &NodeFacts) -> Ledger {
+    let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
+    let ruleset = nft::Ledger::new(config, view);
+    Ledger::new(node::ipvs_config(settings), node::ipvs_view(settings, facts), ruleset)
+}
+
+impl Backend {
+    /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
+    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
+        let mut ipvs = Ipvs::open()?;
+        let scheduler = settings.ipvs.scheduler;
+        if !ipvs.has_scheduler(scheduler)? {
+            return Err(BackendError::Scheduler(scheduler));
+        }
+        for (name, value) in sysctls::apply(settings.ipvs.strict_arp)? {
+            info!(name, value, "sysctl set");
+        }
+        ipvs.set_timeouts(settings.ipvs.timeouts)?;
+        let link = Link::open(LINK)?;
+        info!(%scheduler, link = LINK, "IPVS is there");
+        Ok(Backend { nft: Nft::open()?, ipvs, link, ledger: ledger(settings, facts) })
+    }
+
+    /// Our netlink port, by which notices of our own changes of the table are known.
+    pub fn port(&self) -> u32 {
+        self.nft.port()
+    }
+
+    /// Makes the kernel hold what the plans say, whatever it holds.
+    pub fn full(
+        &mut self,
+        settings: &Settings,
+        facts: &NodeFacts,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Applied, BackendError> {
+        if *self.ledger.ruleset().config() != node::nft_config(settings, facts) {
+            self.ledger = ledger(settings, facts);
+        }
+        // Somebody may have deleted it.
+        self.link = Link::open(LINK)?;
+        let observed = Observed {
+            servers: self.ipvs.dump()?,
+            addresses: self.link.addresses()?.into_iter().collect(),
+            table: observe(&mut self.nft)?,
+        };
+        let (view, of_ruleset) = (node::ipvs_view(settings, facts), node::node_view(settings, facts));
+        let mut steps = self.ledger.reconcile(plans, observed, view, of_ruleset);
+        steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
+        self.apply(&steps)
+    }
+
+    /// Applies changed plans.
+    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        let steps = self.ledger.change(changes);
+        self.apply(&steps)
+    }
+
+    /// Applies a changed node. `None`: only a full pass can.
+    pub fn set_node(
+        &mut self,
+        settings: &Settings,
+        facts: &NodeFacts,
+    ) -> Result<Option<Applied>, BackendError> {
+        let same = *self.ledger.ruleset().config() == node::nft_config(settings, facts)
+            && *self.ledger.node() == node::ipvs_view(settings, facts);
+        if !same {
+            return Ok(None);
+        }
+        let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
+        Ok(Some(commit(&mut self.nft, &ops)?))
+    }
+
+    /// Whether destinations are being drained, or chains wait to be deleted.
+    pub fn has_garbage(&self) -> bool {
+        self.ledger.draining().len() > 0 || self.ledger.ruleset().has_retired()
+    }
+
+    /// Deletes what nobody needs.
+    pub fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
+        let mut applied = Applied::default();
+        while self.ledger.ruleset().has_retired() {
+            let ops = self.ledger.ruleset_mut().delete_retired();
+            applied += commit(&mut self.nft, &ops)?;
+        }
+        let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
+        let loads = self.loads(&keys)?;
+        let ops = self.ledger.delete_drained(&loads);
+        applied += self.apply_servers(&ops)?;
+        Ok(applied)
+    }
+
+    fn loads(
+        &mut self,
+        keys: &[ServerKey],
+    ) -> Result<FxHashMap<(ServerKey, DestinationKey), Load>, BackendError> {
+        let mut loads = FxHashMap::default();
+        for key in keys {
+            for observed in self.ipvs.destinations(key)? {
+                loads.insert((*key, observed.destination.key), observed.load);
+            }
+        }
+        Ok(loads)
+    }
+
+    /// Whether virtual servers and addresses are as they should be; nobody tells of changes that others make.
+    pub fn agrees(&mut self) -> Result<bool, BackendError> {
+        if Link::find(LINK)?.is_none_or(|link| link.index() != self.link.index()) {
+            return Ok(false);
+        }
+        let addresses: Vec<IpAddr> = self.link.addresses()?.into_iter().collect();
+        let servers: Vec<_> = self.ipvs.servers()?.into_iter().map(|observed| observed.server).collect();
+        Ok(self.ledger.agrees(&servers, &addresses))
+    }
+
+    fn apply(&mut self, steps: &Steps) -> Result<Applied, BackendError> {
+        let mut applied = self.apply_servers(&steps.before)?;
+        applied += commit(&mut self.nft, &steps.ruleset)?;
+        applied += self.apply_servers(&steps.after)?;
+        applied += self.apply_servers(&steps.last)?;
+        Ok(applied)
+    }
+
+    /// Applies operations on virtual servers, then those on addresses.
+    fn apply_servers(&mut self, ops: &[Op]) -> Result<Applied, BackendError> {
+        if ops.is_empty() {
+            return Ok(Applied::default());
+        }
+        self.ipvs.apply(ops)?;
+        self.link.apply(ops)?;
+        Ok(Applied { operations: ops.len(), transactions: 1 })
+    }
+}
