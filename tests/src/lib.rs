@@ -24,3 +24,4 @@ pub mod scenarios;
 pub mod self_test;
 pub mod target;
 pub mod topology;
+pub mod vm;
