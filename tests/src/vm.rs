@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
 use control::Control;
-pub use control::Output;
+pub use control::{Output, Running};
 pub use kernel::Kernel;
 use qemu::{Files, Qemu};
 pub use script::Command;
@@ -89,13 +89,27 @@ pub struct Vm {
 impl Vm {
     /// Boots a VM, and waits until it runs commands.
     pub fn start(kernel: &Kernel, options: &VmOptions) -> Result<Self> {
+        let mut vm = Self::power_on(kernel, options)?;
+        vm.await_boot(options.boot_limit)?;
+        Ok(vm)
+    }
+
+    /// Boots several at the same time.
+    pub fn start_all(kernel: &Kernel, options: &[VmOptions]) -> Result<Vec<Self>> {
+        let vms: Result<Vec<Self>> = options.iter().map(|options| Self::power_on(kernel, options)).collect();
+        let mut vms = vms?;
+        for (vm, options) in vms.iter_mut().zip(options) {
+            vm.await_boot(options.boot_limit)?;
+        }
+        Ok(vms)
+    }
+
+    fn power_on(kernel: &Kernel, options: &VmOptions) -> Result<Self> {
         let files = Files::create(kernel, options, None)?;
         let qemu = Qemu::start(kernel, options, &files, false)?;
         let control = Control::new(files.control());
-        let mut vm =
-            Self { name: options.name.clone(), kernel: kernel.release.clone(), qemu, control, _files: files };
-        vm.await_boot(options.boot_limit)?;
-        Ok(vm)
+        let (name, kernel) = (options.name.clone(), kernel.release.clone());
+        Ok(Self { name, kernel, qemu, control, _files: files })
     }
 
     fn await_boot(&mut self, limit: Duration) -> Result<()> {
@@ -204,8 +218,6 @@ impl Vm {
         drop(self);
     }
 }
-
-pub use control::Running;
 
 /// A VM for a person: a shell on this process's terminal, until it ends.
 pub fn shell(kernel: &Kernel, options: &VmOptions, directory: &Path) -> Result<()> {

@@ -52,11 +52,12 @@ ulimit -n 1048576
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 if [ -n "$shell" ]; then
-	stty rows "$rows" cols "$columns" 2>/dev/null
+	# Not the console, which has no name in there.
+	exec </dev/ttyS0 >/dev/ttyS0 2>&1
+	/bin/stty rows "$rows" cols "$columns"
 	# A terminal needs a session that it controls.
-	PATH=/bin:$PATH setsid -c chroot /new /bin/sh -c "cd \"\$0\"; exec \"\$1\" -i" "$directory_of_shell" "$shell"
-	sync
-	poweroff -f
+	/bin/setsid -c /bin/chroot /new /bin/sh -c "cd \"\$0\"; exec \"\$1\" -i" "$directory_of_shell" "$shell"
+	/bin/poweroff -f
 fi
 
 run() { # NUMBER

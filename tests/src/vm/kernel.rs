@@ -37,7 +37,9 @@ impl Kernel {
         self.directory.join("vmlinuz")
     }
 
-    pub(super) fn busybox(&self) -> PathBuf {
+    /// A program with many others in it that needs no library.
+    #[must_use]
+    pub fn busybox(&self) -> PathBuf {
         self.directory.join("busybox")
     }
 

@@ -198,8 +198,8 @@ impl Qemu {
     /// Fails if it ended.
     pub(super) fn check(&mut self) -> Result<()> {
         let Some(status) = self.child.try_wait()? else { return Ok(()) };
-        let console = self.console();
-        let why = if console.contains("Kernel panic") { "its kernel panicked" } else { "it ended by itself" };
+        let console = fs::read(&self.console).unwrap_or_default();
+        let (why, console) = cause(&String::from_utf8_lossy(&console));
         bail!("{why} ({status}):\n{}{console}", process::tail(&self.errors, 20))
     }
 
@@ -218,6 +218,19 @@ impl Qemu {
     }
 }
 
+/// Why a VM ended, and the lines of its console that say more.
+fn cause(console: &str) -> (&'static str, String) {
+    let lines: Vec<&str> = console.lines().collect();
+    let panicked = lines.iter().position(|line| line.contains("Kernel panic"));
+    let (why, first, count) = match panicked {
+        // The line before often says what the panic is about.
+        Some(line) => ("its kernel panicked", line.saturating_sub(5), 30),
+        None => ("it ended by itself", lines.len().saturating_sub(30), 30),
+    };
+    let shown: Vec<&str> = lines.into_iter().skip(first).take(count).collect();
+    (why, shown.join("\n"))
+}
+
 impl Drop for Qemu {
     fn drop(&mut self) {
         process::kill(&mut self.child);
@@ -232,6 +245,18 @@ mod tests {
     fn only_hidden_directories_are_kept_and_each_once() {
         let given = ["/tmp/w/target", "/work", "/tmp/w", "/tmpfs", "/tmp/w", "/run/x"].map(PathBuf::from);
         assert_eq!(hidden(&given), [Path::new("/run/x"), Path::new("/tmp/w")]);
+    }
+
+    #[test]
+    fn a_panic_is_told_from_another_end() {
+        let (why, shown) =
+            cause(&format!("{}Kernel panic - x\n{}", "before\n".repeat(50), "after\n".repeat(50)));
+        assert_eq!(why, "its kernel panicked");
+        assert!(shown.starts_with("before\n") && shown.contains("Kernel panic - x\nafter"), "{shown}");
+        assert_eq!(
+            cause("sluice-vm: no share root\n"),
+            ("it ended by itself", "sluice-vm: no share root".to_owned())
+        );
     }
 
     #[test]
