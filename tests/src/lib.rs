@@ -16,6 +16,7 @@ pub mod known;
 pub mod lab;
 pub mod needs;
 pub mod objects;
+pub mod patience;
 pub mod process;
 pub mod proxy;
 pub mod report;

@@ -11,6 +11,7 @@ mod control;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod modules;
 mod qemu;
 mod script;
 pub mod switch;
@@ -169,6 +170,12 @@ impl Vm {
             bail!("{command} ended with status {status} in the VM {}:\n{stdout}{stderr}", self.name);
         }
         Ok(stdout)
+    }
+
+    /// Loads modules, with those that they need.
+    pub fn load(&mut self, modules: &[&str]) -> Result<()> {
+        let argv = ["modprobe", "-a"].iter().chain(modules).copied();
+        self.run_ok(&Command::new(argv), Duration::from_secs(120)).map(drop)
     }
 
     /// Starts a command, and does not wait for its end: others may run beside it.

@@ -47,6 +47,7 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
         cases: Vec::new(),
         json: None,
         jobs: None,
+        vm: None,
     }
 }
 
