@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The shared cases beside the project, and the project's own.
-fn default_cases() -> Vec<PathBuf> {
+pub(crate) fn default_cases() -> Vec<PathBuf> {
     let shared = root().join("../shared/conformance/cases");
     let own = root().join("tests/cases");
     if !shared.is_dir() {

@@ -28,8 +28,8 @@ struct Cli {
 enum Command {
     /// Show Sluice at work: two nodes, real traffic, live changes. Needs nothing but this machine.
     Demo(demo::Arguments),
-    /// Run all tests: unit, property, kernel, the runner's self-test, conformance.
-    Test,
+    /// Run all tests: unit, property, kernel, the runner's self-test, conformance, scenarios, some in a VM.
+    Test(test::Arguments),
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
     /// Run scenarios against a real API server: controllers, faults, migration, restarts.
@@ -51,7 +51,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments)?,
-        Command::Test => test::run()?,
+        Command::Test(arguments) => test::run(&arguments)?,
         Command::Conformance(arguments) => conformance::run(&arguments)?,
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
