@@ -11,7 +11,7 @@ use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, interrupt, scenarios, self_test};
+use sluice_tests::{agent, interrupt, patience, scenarios, self_test};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -66,6 +66,9 @@ struct RunArguments {
     /// Cases at a time; twice the number of CPUs when not given, as many as CPUs with --source api
     #[arg(long)]
     jobs: Option<usize>,
+    /// How many times longer than usual an expectation may take to be met, on a slow machine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    patience: u32,
 }
 
 #[derive(Debug, clap::Args)]
@@ -173,6 +176,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let program = program(arguments, &proxy)?;
     let options =
         RunOptions { lab: prepare(program)?, tools, known: KnownErrors::parse(known::OF_THE_PROJECT)? };
+    patience::set(arguments.patience);
     let report = Report::default();
     // A control plane for each job takes memory and, at its start, most of a core.
     let default_jobs = if options.tools.is_some() { cpus() } else { cpus() * 2 };

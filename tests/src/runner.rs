@@ -22,6 +22,7 @@ use crate::interrupt;
 use crate::known::KnownErrors;
 use crate::lab::{Lab, LabOptions};
 use crate::needs;
+use crate::patience;
 use crate::report::{CaseReport, Ending, Failure, Report, seconds};
 use crate::target::From;
 
@@ -161,6 +162,8 @@ impl<'a> Execution<'a> {
         };
         lab.apply(&case.objects)?;
         lab.start_proxies(&case.config)?;
+        let asked = case.steps.iter().map(|(_, step)| asked_time(step)).sum::<Duration>();
+        let limit = patience::stretched(CASE_LIMIT + asked);
         Ok(Self {
             case,
             lab,
@@ -168,9 +171,7 @@ impl<'a> Execution<'a> {
             captures: BTreeMap::new(),
             captures_made: 0,
             answered: BTreeMap::new(),
-            deadline: Instant::now()
-                + CASE_LIMIT
-                + case.steps.iter().map(|(_, step)| asked_time(step)).sum::<Duration>(),
+            deadline: Instant::now() + limit,
         })
     }
 
@@ -205,7 +206,7 @@ impl<'a> Execution<'a> {
         within: Option<Duration>,
         mut look: impl FnMut(&mut Self) -> Result<Verdict>,
     ) -> Result<()> {
-        let within = within.unwrap_or(WITHIN);
+        let within = patience::stretched(within.unwrap_or(WITHIN));
         let end = Instant::now() + within;
         // A look may itself take the whole time, as a lost SYN does: one that fails is followed by another.
         let mut last = within.is_zero();

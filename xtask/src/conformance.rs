@@ -1,5 +1,7 @@
 //! `cargo xtask conformance`: builds, then hands over to the runner.
 
+mod in_vm;
+
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -7,6 +9,7 @@ use anyhow::Result;
 
 use crate::cluster_tools;
 use crate::machine::{self, root, run as run_command};
+use crate::vm::kernels::Series;
 
 /// Arguments of the conformance command.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,16 +29,22 @@ pub(crate) struct Arguments {
     /// Cases at a time
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
+    /// Run in a VM with that kernel instead of on this machine
+    #[arg(long, value_name = "KERNEL")]
+    pub(crate) vm: Option<Series>,
 }
 
 /// Runs cases; fails unless every selected case passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     let programs = machine::build()?;
+    let cases = if arguments.cases.is_empty() { default_cases() } else { arguments.cases.clone() };
+    if let Some(series) = arguments.vm {
+        return in_vm::run(arguments, series, &programs, &cases);
+    }
     let mut command = Command::new(&programs.conformance);
     command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source, "--sluice"]);
     command.arg(&programs.sluice);
-    let cases = if arguments.cases.is_empty() { default_cases() } else { arguments.cases.clone() };
     command.arg("--cases").args(cases);
     if arguments.source == "api" {
         command.arg("--cluster-tools").arg(cluster_tools::build()?);
@@ -50,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The shared cases beside the project, and the project's own.
-fn default_cases() -> Vec<PathBuf> {
+pub(crate) fn default_cases() -> Vec<PathBuf> {
     let shared = root().join("../shared/conformance/cases");
     let own = root().join("tests/cases");
     if !shared.is_dir() {

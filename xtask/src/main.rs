@@ -10,6 +10,9 @@ mod machine;
 mod passes;
 mod scenarios;
 mod test;
+mod vm;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -25,12 +28,14 @@ struct Cli {
 enum Command {
     /// Show Sluice at work: two nodes, real traffic, live changes. Needs nothing but this machine.
     Demo(demo::Arguments),
-    /// Run all tests: unit, property, kernel, the runner's self-test, conformance.
-    Test,
+    /// Run all tests: unit, property, kernel, the runner's self-test, conformance, scenarios, some in a VM.
+    Test(test::Arguments),
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
     /// Run scenarios against a real API server: controllers, faults, migration, restarts.
     Scenarios(scenarios::Arguments),
+    /// Run a command, or a shell, in a VM with another kernel.
+    Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
     Bench(bench::Arguments),
     /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
@@ -43,19 +48,18 @@ enum Command {
     Lint,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Cli::parse().command {
-        Command::Demo(arguments) => demo::run(&arguments),
-        Command::Test => test::run(),
-        Command::Conformance(arguments) => conformance::run(&arguments),
-        Command::Scenarios(arguments) => scenarios::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
-        Command::BuildEbpf => build_ebpf::run(),
-        Command::ClusterTools => {
-            println!("{}", cluster_tools::build()?.display());
-            Ok(())
-        }
-        Command::Image(arguments) => image::run(&arguments),
-        Command::Lint => test::lint(),
+        Command::Demo(arguments) => demo::run(&arguments)?,
+        Command::Test(arguments) => test::run(&arguments)?,
+        Command::Conformance(arguments) => conformance::run(&arguments)?,
+        Command::Scenarios(arguments) => scenarios::run(&arguments)?,
+        Command::Vm(arguments) => return vm::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments)?,
+        Command::BuildEbpf => build_ebpf::run()?,
+        Command::ClusterTools => println!("{}", cluster_tools::build()?.display()),
+        Command::Image(arguments) => image::run(&arguments)?,
+        Command::Lint => test::lint()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

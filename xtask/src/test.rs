@@ -1,5 +1,7 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
+mod in_vms;
+
 use std::process::Command;
 
 use anyhow::Result;
@@ -10,15 +12,29 @@ use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
 use crate::scenarios;
 
-/// Runs everything that this machine can run.
-pub(crate) fn run() -> Result<()> {
+/// Arguments of the test command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Instead of the tests of this machine, all those in VMs: every case with each backend, under each kernel
+    #[arg(long)]
+    vm: bool,
+}
+
+/// Runs everything that this machine can run, or everything in VMs.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
+    if arguments.vm {
+        return in_vms::all();
+    }
     build_ebpf::prepare()?;
     let has_go = cluster_tools::has_go();
     let mut tests = cargo(&["test", "--workspace", "--quiet"]);
     if has_go {
         // First, because some of these tests compare with the real kube-proxy, and skip that where it is not named.
         tests.env("SLUICE_KUBE_PROXY", cluster_tools::build()?.join("kube-proxy"));
+    }
+    if let Some(kernel) = in_vms::kernel_of_tests()? {
+        tests.env(in_vms::KERNEL_VARIABLE, kernel);
     }
     println!("unit, property and kernel tests");
     run_command(&mut tests)?;
@@ -27,6 +43,7 @@ pub(crate) fn run() -> Result<()> {
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
     conformance::run(&cases("nftables", "manifests"))?;
     conformance::run(&cases("ebpf", "manifests"))?;
+    in_vms::smoke()?;
     if !has_go {
         println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
         return Ok(());
@@ -47,6 +64,7 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
         cases: Vec::new(),
         json: None,
         jobs: None,
+        vm: None,
     }
 }
 
