@@ -11,7 +11,7 @@ use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, interrupt, patience, scenarios, self_test};
+use sluice_tests::{agent, interrupt, needs, patience, scenarios, self_test};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -131,7 +131,14 @@ fn program(arguments: &RunArguments, name: &str) -> Result<ProxyProgram> {
             ProxyProgram::sluice(&arguments.sluice, name)
         }
         ProxyKind::Ipvs => {
-            bail!("--proxy {name} is not available in this version; --proxy nftables and ebpf are")
+            for need in ["ipvs", "dummy"] {
+                if let Some(lack) = needs::missing(need)? {
+                    bail!(
+                        "--proxy {name} {lack}; cargo xtask conformance --vm runs it in a VM whose kernel has it"
+                    );
+                }
+            }
+            ProxyProgram::sluice(&arguments.sluice, name)
         }
         ProxyKind::KubeProxyNftables | ProxyKind::KubeProxyIptables => {
             ensure!(

@@ -160,7 +160,10 @@ impl Ledger {
         let ruleset = match observed.table {
             Some(table) => self.ruleset.reconcile(plans, table),
             None => {
-                self.ruleset.reconcile(plans, nft::Observed { altered: true, ..nft::Observed::default() })
+                let nothing = nft::Observed { altered: true, ..nft::Observed::default() };
+                let mut ops = self.ruleset.reconcile(plans, nothing);
+                ops.retain(|op| *op != nft::Op::DeleteTable);
+                ops
             }
         };
         let mut touched = FxHashSet::default();

@@ -24,5 +24,8 @@ pub const OF_NFTABLES: [&str; 14] = [
     "nft_reject_inet",
 ];
 
+/// What virtual servers and their addresses take.
+pub const OF_IPVS: [&str; 4] = ["ip_vs", "ip_vs_rr", "ip_vs_mh", "dummy"];
+
 /// What eBPF programs at interfaces are attached by, where the kernel has no TCX.
 pub const OF_EBPF: [&str; 2] = ["sch_ingress", "cls_bpf"];

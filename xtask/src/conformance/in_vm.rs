@@ -78,6 +78,9 @@ fn modules_of(proxy: &str) -> Vec<&'static str> {
     if proxy == "ebpf" {
         wanted.extend(modules::OF_EBPF);
     }
+    if proxy == "ipvs" {
+        wanted.extend(modules::OF_IPVS);
+    }
     wanted
 }
 
