@@ -1,4 +1,5 @@
-//! Cases that are wrong, with the evidence: they count as skipped, not as failures of the proxy.
+//! Cases that are wrong, with the evidence, or demand what a proxy is documented not to do: they count as skipped, not as
+//! failures of the proxy.
 
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
@@ -6,7 +7,7 @@ use serde::Deserialize;
 /// The list that the project keeps.
 pub const OF_THE_PROJECT: &str = include_str!("../known-case-errors.yaml");
 
-/// Cases that demand what the real kube-proxy does not do.
+/// Cases that demand what the real kube-proxy does not do, or what a backend has as a documented limit.
 #[derive(Debug, Clone, Default)]
 pub struct KnownErrors(Vec<KnownError>);
 
@@ -17,8 +18,17 @@ struct KnownError {
     case: String,
     /// The proxies that it is skipped for
     proxies: Vec<String>,
+    #[serde(flatten)]
+    why: Why,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Why {
     /// What the real kube-proxy does, and how that was seen
-    evidence: String,
+    Evidence(String),
+    /// What the proxy does not do, and where that is documented
+    Limit(String),
 }
 
 impl KnownErrors {
@@ -35,10 +45,11 @@ impl KnownErrors {
         let listed =
             |error: &&KnownError| error.case == case && error.proxies.iter().any(|name| name == proxy);
         let error = self.0.iter().find(listed)?;
-        Some(format!(
-            "the case is wrong: {}",
-            error.evidence.split_whitespace().collect::<Vec<_>>().join(" ")
-        ))
+        let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Some(match &error.why {
+            Why::Evidence(evidence) => format!("the case is wrong: {}", one_line(evidence)),
+            Why::Limit(limit) => format!("not for {proxy}: {}", one_line(limit)),
+        })
     }
 }
 
@@ -52,6 +63,8 @@ mod tests {
         let known = KnownErrors::parse(text).unwrap();
         assert_eq!(known.skip_reason("a", "kube-proxy-nftables").unwrap(), "the case is wrong: it does not");
         assert_eq!(known.skip_reason("a", "nftables"), None);
+        let limit = KnownErrors::parse("- {case: a, proxies: [ebpf], limit: no such packets}").unwrap();
+        assert_eq!(limit.skip_reason("a", "ebpf").unwrap(), "not for ebpf: no such packets");
         assert_eq!(known.skip_reason("b", "kube-proxy-nftables"), None);
         assert!(KnownErrors::parse("- case: a\n").is_err());
         assert!(KnownErrors::parse("# nothing\n").is_ok());
