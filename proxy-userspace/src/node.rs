@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use sluice_core::ebpf;
-use sluice_core::ipvs::{self, IpvsConfig};
+use sluice_core::ipvs::{self, IpvsConfig, SchedulerName};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::nft::{self, NftConfig, NodeView};
@@ -102,8 +102,8 @@ pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
 }
 
 /// What virtual servers are made by.
-pub fn ipvs_config(settings: &Settings) -> IpvsConfig {
-    IpvsConfig { scheduler: settings.ipvs.scheduler, exclude: settings.ipvs.exclude.clone() }
+pub fn ipvs_config(settings: &Settings, sticky: SchedulerName) -> IpvsConfig {
+    IpvsConfig { scheduler: settings.ipvs.scheduler, sticky, exclude: settings.ipvs.exclude.clone() }
 }
 
 /// What virtual servers depend on: node ports need one on each address that they answer on.

@@ -16,11 +16,21 @@ use crate::plan::{Capture, Frontend, Group, PortPlan, ServicePlan};
 pub struct IpvsConfig {
     /// How every virtual server picks.
     pub scheduler: SchedulerName,
+    /// How virtual servers by mark pick that a client shall stick to: by a hash of its address. Persistence is of no use
+    /// there, because the kernel keeps the port that a persistent one is called at (`ip_vs_sched_persist`).
+    pub sticky: SchedulerName,
     /// Virtual servers with addresses in these networks belong to others and are left alone.
     pub exclude: Vec<IpNet>,
 }
 
 impl IpvsConfig {
+    fn server(&self, key: ServerKey, affinity: Option<u32>) -> Server {
+        if matches!(key, ServerKey::Mark(..)) && affinity.is_some() {
+            return Server { key, scheduler: self.sticky, flags: ServerFlags::NONE, persistence: None };
+        }
+        Server { key, scheduler: self.scheduler, flags: self.flags(), persistence: affinity }
+    }
+
     fn flags(&self) -> ServerFlags {
         match self.scheduler.as_str() {
             // As kube-proxy does; without it all connections of a client would go to one endpoint.
@@ -71,12 +81,7 @@ pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, ma
             Group::Local => Arc::clone(&local),
         };
         let mut add = |is_node_port, key, group| {
-            let server = Server {
-                key,
-                scheduler: config.scheduler,
-                flags: config.flags(),
-                persistence: port.affinity,
-            };
+            let server = config.server(key, port.affinity);
             let claim = Claim { is_node_port, port: port.id.clone() };
             out.servers.push((claim, Wanted { server, destinations: members(group) }));
         };

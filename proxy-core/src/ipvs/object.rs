@@ -51,6 +51,11 @@ impl SchedulerName {
     /// Round robin, which every Service has unless something else is said.
     pub const ROUND_ROBIN: SchedulerName = SchedulerName(*b"rr\0\0\0\0\0\0\0\0\0\0\0\0\0");
 
+    /// Maglev hashing of the source address.
+    pub const MAGLEV: SchedulerName = SchedulerName(*b"mh\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    /// Hashing of the source address.
+    pub const SOURCE_HASH: SchedulerName = SchedulerName(*b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0");
+
     /// Takes a text that can be a name. Whether the kernel has such a scheduler is another question.
     pub fn new(text: &str) -> Result<Self, InvalidSchedulerName> {
         let mut name = [0; 15];
@@ -243,6 +248,7 @@ mod tests {
     fn names_of_schedulers_fit_the_kernel() {
         assert_eq!(SchedulerName::new("rr"), Ok(SchedulerName::ROUND_ROBIN));
         assert_eq!(SchedulerName::ROUND_ROBIN.as_str(), "rr");
+        assert_eq!((SchedulerName::MAGLEV.as_str(), SchedulerName::SOURCE_HASH.as_str()), ("mh", "sh"));
         assert_eq!(SchedulerName::new("fifteen-letters").unwrap().as_str(), "fifteen-letters");
         for bad in ["", "sixteen--letters", "r r", "rr\0", "../x"] {
             assert_eq!(SchedulerName::new(bad), Err(InvalidSchedulerName), "{bad}");

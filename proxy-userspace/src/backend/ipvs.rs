@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use sluice_core::ipvs::{DestinationKey, Ledger, Load, Observed, Op, ServerKey, Steps};
+use sluice_core::ipvs::{DestinationKey, Ledger, Load, Observed, Op, SchedulerName, ServerKey, Steps};
 use sluice_core::nft;
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::dummy::Link;
@@ -25,13 +25,14 @@ pub struct Backend {
     nft: Nft,
     ipvs: Ipvs,
     link: Link,
+    sticky: SchedulerName,
     ledger: Ledger,
 }
 
-fn ledger(settings: &Settings, facts: &NodeFacts) -> Ledger {
+fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledger {
     let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
     let ruleset = nft::Ledger::new(config, view);
-    Ledger::new(node::ipvs_config(settings), node::ipvs_view(settings, facts), ruleset)
+    Ledger::new(node::ipvs_config(settings, sticky), node::ipvs_view(settings, facts), ruleset)
 }
 
 impl Backend {
@@ -42,13 +43,16 @@ impl Backend {
         if !ipvs.has_scheduler(scheduler)? {
             return Err(BackendError::Scheduler(scheduler));
         }
+        let has_maglev = ipvs.has_scheduler(SchedulerName::MAGLEV)?;
+        let sticky = if has_maglev { SchedulerName::MAGLEV } else { SchedulerName::SOURCE_HASH };
         for (name, value) in sysctls::apply(settings.ipvs.strict_arp)? {
             info!(name, value, "sysctl set");
         }
         ipvs.set_timeouts(settings.ipvs.timeouts)?;
         let link = Link::open(LINK)?;
         info!(%scheduler, link = LINK, "IPVS is there");
-        Ok(Backend { nft: Nft::open()?, ipvs, link, ledger: ledger(settings, facts) })
+        let ledger = ledger(settings, facts, sticky);
+        Ok(Backend { nft: Nft::open()?, ipvs, link, sticky, ledger })
     }
 
     /// Our netlink port, by which notices of our own changes of the table are known.
@@ -64,7 +68,7 @@ impl Backend {
         plans: &[Arc<ServicePlan>],
     ) -> Result<Applied, BackendError> {
         if *self.ledger.ruleset().config() != node::nft_config(settings, facts) {
-            self.ledger = ledger(settings, facts);
+            self.ledger = ledger(settings, facts, self.sticky);
         }
         // Somebody may have deleted it.
         self.link = Link::open(LINK)?;

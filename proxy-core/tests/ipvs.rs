@@ -1,0 +1,371 @@
+//! What holds for every history of events with IPVS: every operation fits what the kernel holds, nobody's connections are
+//! cut off, and in the end the kernel holds what a fresh load would make of the same objects.
+
+#![expect(clippy::panic, clippy::expect_used, reason = "tests fail by panicking")]
+
+#[path = "support/kernel.rs"]
+mod kernel;
+#[path = "support/objects.rs"]
+mod objects;
+#[path = "support/universe.rs"]
+mod universe;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rustc_hash::FxHashMap;
+use sluice_core::event::{Change, Event};
+use sluice_core::index::Index;
+use sluice_core::ipvs::{
+    Destination, DestinationKey, IpvsConfig, Ledger, Load, NodeView, Observed, ObservedDestination,
+    ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey, Steps,
+};
+use sluice_core::model::{ServiceType, TrafficPolicy};
+use sluice_core::net::Protocol::{self, Tcp, Udp};
+use sluice_core::nft::{self, Balancer, NftConfig};
+use sluice_core::plan::{Detector, PlanConfig, Planner, ServicePlan};
+
+use kernel::Kernel;
+use objects::{endpoint, ip, nets, port, service, slice};
+use universe::{DETECTS, any_config, any_event, cases, chance};
+
+/// IPVS and the dummy link.
+#[derive(Clone, Default)]
+struct Machine {
+    servers: BTreeMap<ServerKey, (Server, BTreeMap<DestinationKey, u32>)>,
+    addresses: BTreeSet<IpAddr>,
+    /// Destinations with connections.
+    busy: BTreeSet<(ServerKey, DestinationKey)>,
+}
+
+impl Machine {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::AddServer(server) => {
+                let new = self.servers.insert(server.key, (*server, BTreeMap::new())).is_none();
+                assert!(new, "is there: {op}");
+            }
+            Op::SetServer(server) => self.servers.get_mut(&server.key).expect("a server").0 = *server,
+            Op::DeleteServer(key) => {
+                let (_, destinations) =
+                    self.servers.remove(key).unwrap_or_else(|| panic!("is not there: {op}"));
+                assert!(destinations.is_empty(), "cuts off: {op}");
+            }
+            Op::AddDestination(key, Destination { key: to, weight }) => {
+                let destinations = &mut self.servers.get_mut(key).expect("a server").1;
+                assert!(destinations.insert(*to, *weight).is_none(), "is there: {op}");
+            }
+            Op::SetDestination(key, Destination { key: to, weight }) => {
+                let destinations = &mut self.servers.get_mut(key).expect("a server").1;
+                assert!(
+                    destinations.insert(*to, *weight).is_some_and(|old| old != *weight),
+                    "changes nothing: {op}"
+                );
+            }
+            Op::DeleteDestination(key, to) => {
+                let removed = self.servers.get_mut(key).expect("a server").1.remove(to);
+                assert!(removed.is_some(), "is not there: {op}");
+                let is_udp = matches!(key, ServerKey::Address(_, Udp, _));
+                assert!(is_udp || !self.busy.contains(&(*key, *to)), "cuts off: {op}");
+                self.busy.remove(&(*key, *to));
+            }
+            Op::BindAddress(ip) => assert!(self.addresses.insert(*ip), "is bound: {op}"),
+            Op::UnbindAddress(ip) => {
+                assert!(self.addresses.remove(ip), "is not bound: {op}");
+                let cut = self
+                    .busy
+                    .iter()
+                    .any(|(key, _)| matches!(key, ServerKey::Address(at, Tcp, _) if at == ip));
+                assert!(!cut || OWN.iter().any(|own| objects::ip(own) == *ip), "cuts off: {op}");
+            }
+        }
+    }
+
+    fn observe(&self) -> Vec<ObservedServer> {
+        let load = |key: &ServerKey, to: &DestinationKey| Load {
+            active: u32::from(self.busy.contains(&(*key, *to))),
+            inactive: 0,
+        };
+        let of = |(key, (server, destinations)): (&ServerKey, &(Server, BTreeMap<DestinationKey, u32>))| {
+            let destinations = destinations.iter().map(|(to, weight)| ObservedDestination {
+                destination: Destination { key: *to, weight: *weight },
+                is_exact: true,
+                load: load(key, to),
+            });
+            ObservedServer { server: *server, is_exact: true, destinations: destinations.collect() }
+        };
+        self.servers.iter().map(of).collect()
+    }
+
+    fn loads(&self) -> FxHashMap<(ServerKey, DestinationKey), Load> {
+        let observed = self.observe().into_iter().flat_map(|server| {
+            let key = server.server.key;
+            server.destinations.into_iter().map(move |held| ((key, held.destination.key), held.load))
+        });
+        observed.collect()
+    }
+}
+
+/// Addresses that the node may have; the last one is a Service's too.
+const OWN: [&str; 4] = ["192.168.0.2", "192.168.1.2", "fd00::2", "192.0.2.1"];
+
+fn views(seed: u64) -> (NodeView, nft::NodeView) {
+    let own: Vec<IpAddr> =
+        OWN.iter().enumerate().filter(|(at, _)| seed >> at & 1 == 1).map(|(_, text)| ip(text)).collect();
+    let of_ruleset = nft::NodeView { own_addresses: own.clone(), ..nft::NodeView::default() };
+    (NodeView { node_port_addresses: own.clone(), own_addresses: own }, of_ruleset)
+}
+
+fn ledger(view: (NodeView, nft::NodeView)) -> Ledger {
+    let config = NftConfig {
+        detectors: [Detector::Cidr(nets("10.0.0.0/8")[0]), Detector::None],
+        balancer: Balancer::Ipvs,
+        match_all_node_addresses: [true, true],
+        ..NftConfig::default()
+    };
+    let ipvs = IpvsConfig {
+        scheduler: SchedulerName::ROUND_ROBIN,
+        sticky: SchedulerName::MAGLEV,
+        exclude: nets("198.18.0.0/15"),
+    };
+    Ledger::new(ipvs, view.0, nft::Ledger::new(config, view.1))
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Events(Vec<Event>),
+    Reconfigure(PlanConfig),
+    /// The node has other addresses.
+    Node(u64),
+    /// The daemon restarts, and has missed something.
+    Restart(Vec<Event>),
+    /// Clients connect and leave.
+    Traffic(u64),
+    /// What has been drained is deleted.
+    Collect,
+}
+
+fn history() -> impl Strategy<Value = Vec<Step>> {
+    let events = || proptest::collection::vec(any_event(), 1..4);
+    let step = prop_oneof![
+        12 => events().prop_map(Step::Events),
+        2 => any_config().prop_map(Step::Reconfigure),
+        2 => any::<u64>().prop_map(Step::Node),
+        2 => events().prop_map(Step::Restart),
+        4 => any::<u64>().prop_map(Step::Traffic),
+        3 => Just(Step::Collect),
+    ];
+    proptest::collection::vec(step, 1..16)
+}
+
+struct Run {
+    index: Index,
+    planner: Planner,
+    view: (NodeView, nft::NodeView),
+    ledger: Ledger,
+    table: Option<Kernel>,
+    machine: Machine,
+}
+
+impl Run {
+    fn new() -> Self {
+        let config = PlanConfig { node_name: "here".into(), detects_pods: DETECTS, ..PlanConfig::default() };
+        let mut run = Run {
+            index: Index::default(),
+            planner: Planner::new(config),
+            view: views(0),
+            ledger: ledger(views(0)),
+            table: None,
+            machine: Machine::default(),
+        };
+        run.reconcile();
+        run
+    }
+
+    fn plans(&self) -> Vec<Arc<ServicePlan>> {
+        let mut plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
+        plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        plans
+    }
+
+    fn apply(&mut self, steps: &Steps) {
+        steps.before.iter().for_each(|op| self.machine.apply(op));
+        self.table.get_or_insert_default().commit(&steps.ruleset).expect("a ruleset that fits");
+        steps.after.iter().chain(&steps.last).for_each(|op| self.machine.apply(op));
+    }
+
+    fn reconcile(&mut self) {
+        let observed = Observed {
+            servers: self.machine.observe(),
+            addresses: self.machine.addresses.iter().copied().collect(),
+            table: self.table.as_ref().map(Kernel::observe),
+        };
+        let (view, of_ruleset) = self.view.clone();
+        let steps = self.ledger.reconcile(&self.plans(), observed, view, of_ruleset);
+        self.apply(&steps);
+    }
+
+    fn events(&mut self, events: &[Event]) {
+        for event in events {
+            self.index.apply(event.clone());
+        }
+    }
+
+    fn replan(&mut self) -> Vec<sluice_core::plan::PlanChange> {
+        let dirty = self.index.take_dirty();
+        self.planner.replan(&self.index, dirty.services)
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Events(events) => {
+                self.events(events);
+                let changes = self.replan();
+                let steps = self.ledger.change(&changes);
+                self.apply(&steps);
+            }
+            Step::Reconfigure(config) => {
+                let changes = self.planner.reconfigure(config.clone(), &self.index);
+                let steps = self.ledger.change(&changes);
+                self.apply(&steps);
+            }
+            Step::Node(seed) => {
+                self.view = views(*seed);
+                self.reconcile();
+            }
+            Step::Restart(missed) => {
+                self.events(missed);
+                self.replan();
+                self.ledger = ledger(self.view.clone());
+                self.reconcile();
+            }
+            Step::Traffic(seed) => {
+                let all: Vec<_> = self.machine.loads().into_keys().collect();
+                self.machine.busy = all.into_iter().filter(|at| chance(*seed, at) % 3 == 0).collect();
+            }
+            Step::Collect => {
+                let ops = self.ledger.delete_drained(&self.machine.loads());
+                ops.iter().for_each(|op| self.machine.apply(op));
+            }
+        }
+        let servers: Vec<Server> = self.machine.servers.values().map(|(server, _)| *server).collect();
+        let addresses: Vec<IpAddr> = self.machine.addresses.iter().copied().collect();
+        assert!(self.ledger.agrees(&servers, &addresses), "after {step:?}");
+    }
+}
+
+fn live(history: &[Step]) {
+    let mut run = Run::new();
+    for step in history {
+        run.step(step);
+    }
+    run.machine.busy.clear();
+    run.step(&Step::Collect);
+    assert_eq!(run.ledger.draining().len(), 0);
+    let (machine, table) = (run.machine.clone(), run.table.take().expect("a table"));
+    run.machine = Machine::default();
+    run.ledger = ledger(run.view.clone());
+    run.reconcile();
+    assert_eq!(machine.servers, run.machine.servers);
+    assert_eq!(machine.addresses, run.machine.addresses);
+    table.same_as(&run.table.take().expect("a table")).expect("the same table");
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    #[test]
+    fn every_history_ends_where_a_fresh_start_does(history in history()) {
+        live(&history);
+    }
+}
+
+// What the property cannot say.
+
+fn web(policy: TrafficPolicy) -> Event {
+    Event::Service(Change::Apply(sluice_core::model::Service {
+        service_type: ServiceType::NodePort,
+        ports: vec![port("http", Tcp, 80, 30080)],
+        external_policy: policy,
+        ..service("web", "172.30.0.1")
+    }))
+}
+
+fn endpoints(addresses: &[(&str, &str)]) -> Event {
+    let endpoints = addresses.iter().map(|(address, node)| endpoint(address, node)).collect();
+    Event::Slice(Change::Apply(slice("web-1", "web", ("http", Tcp, 8080), endpoints)))
+}
+
+fn key(address: &str, protocol: Protocol, port: u16) -> ServerKey {
+    ServerKey::Address(ip(address), protocol, port)
+}
+
+fn weights(run: &Run, server: ServerKey) -> Vec<(String, u32)> {
+    let (_, destinations) = run.machine.servers.get(&server).expect("a server");
+    destinations.iter().map(|(to, weight)| (to.to_string(), *weight)).collect()
+}
+
+#[test]
+fn node_ports_have_a_virtual_server_on_each_address_and_services_an_address() {
+    let mut run = Run::new();
+    run.step(&Step::Node(0b0011));
+    run.step(&Step::Events(vec![web(TrafficPolicy::Cluster), endpoints(&[("10.0.0.1", "here")])]));
+    let keys: Vec<ServerKey> = run.machine.servers.keys().copied().collect();
+    let wanted = [key("172.30.0.1", Tcp, 80), key("192.168.0.2", Tcp, 30080), key("192.168.1.2", Tcp, 30080)];
+    assert_eq!(keys, wanted);
+    assert_eq!(run.machine.addresses, BTreeSet::from([ip("172.30.0.1")]));
+    assert_eq!(weights(&run, wanted[0]), [("10.0.0.1:8080".to_owned(), 1)]);
+}
+
+#[test]
+fn a_busy_destination_is_drained_and_comes_back() {
+    let mut run = Run::new();
+    let both = [("10.0.0.1", "here"), ("10.0.0.2", "here")];
+    run.step(&Step::Events(vec![web(TrafficPolicy::Cluster), endpoints(&both)]));
+    let server = key("172.30.0.1", Tcp, 80);
+    let gone = DestinationKey { address: ip("10.0.0.1"), port: 8080 };
+    run.machine.busy.insert((server, gone));
+    run.step(&Step::Events(vec![endpoints(&both[1..])]));
+    run.step(&Step::Collect);
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 0), ("10.0.0.2:8080".to_owned(), 1)]);
+    // The service goes while it is being drained: server and address stay for the connection.
+    run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
+    run.step(&Step::Collect);
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 0)]);
+    assert!(run.machine.addresses.contains(&ip("172.30.0.1")));
+    run.step(&Step::Events(vec![web(TrafficPolicy::Cluster), endpoints(&both)]));
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 1), ("10.0.0.2:8080".to_owned(), 1)]);
+    assert_eq!(run.ledger.draining().len(), 0);
+}
+
+#[test]
+fn under_the_local_policy_a_mark_leads_to_all_endpoints() {
+    let mut run = Run::new();
+    run.step(&Step::Node(0b0001));
+    let far = [("10.0.0.1", "here"), ("10.0.0.2", "there")];
+    run.step(&Step::Events(vec![web(TrafficPolicy::Local), endpoints(&far)]));
+    let marked: Vec<ServerKey> =
+        run.machine.servers.keys().copied().filter(|key| matches!(key, ServerKey::Mark(..))).collect();
+    assert_eq!(marked.len(), 1);
+    assert_eq!(weights(&run, marked[0]).len(), 2);
+    assert_eq!(weights(&run, key("192.168.0.2", Tcp, 30080)), [("10.0.0.1:8080".to_owned(), 1)]);
+}
+
+#[test]
+fn virtual_servers_of_others_stay_in_excluded_networks_only() {
+    let mut run = Run::new();
+    let server = |address: &str| Server {
+        key: key(address, Tcp, 80),
+        scheduler: SchedulerName::ROUND_ROBIN,
+        flags: ServerFlags::NONE,
+        persistence: None,
+    };
+    for address in ["198.18.0.1", "203.0.113.7"] {
+        run.machine.apply(&Op::AddServer(server(address)));
+    }
+    run.reconcile();
+    let left: Vec<ServerKey> = run.machine.servers.keys().copied().collect();
+    assert_eq!(left, [key("198.18.0.1", Tcp, 80)]);
+}
