@@ -13,7 +13,7 @@ use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::backend::{Backend, BackendError, ebpf};
+use crate::backend::{Backend, BackendError, ebpf, ipvs};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
@@ -187,6 +187,9 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
     } else {
         // This loads the modules too, without which there are no sysctls of connection tracking.
         preflight()?;
+    }
+    if settings.backend == BackendKind::Ipvs {
+        ipvs::prepare(settings).map_err(DaemonError::Backend)?;
     }
     for (name, value) in conntrack_sysctls(settings, cpus()) {
         let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());

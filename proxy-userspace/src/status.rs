@@ -6,16 +6,29 @@ use std::path::Path;
 
 use sluice_common::counters::Counter;
 use sluice_sys::bpf::{self, BpfError, Directory, Place, Usage, View, counters};
+use sluice_sys::dummy::Link;
 use sluice_sys::nft::Nft;
 
 use crate::backend::BackendError;
+use crate::backend::ipvs::LINK;
 use crate::daemon::DaemonError;
 
 /// What there is.
 #[derive(Debug, Default)]
 struct Status {
     nftables: bool,
+    ipvs: Option<Ipvs>,
     ebpf: Option<Ebpf>,
+}
+
+#[derive(Debug, Default)]
+struct Ipvs {
+    /// Of the link.
+    addresses: usize,
+    /// Of the node, others' too.
+    servers: usize,
+    destinations: usize,
+    draining: usize,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +55,17 @@ fn read(bpffs: &Path) -> Result<Status, DaemonError> {
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
         Err(error) => return Err(DaemonError::Backend(BackendError::Bpf(error))),
     };
-    Ok(Status { nftables, ebpf })
+    Ok(Status { nftables, ipvs: read_ipvs(), ebpf })
+}
+
+/// `None` without the link. Without IPVS there are no virtual servers.
+fn read_ipvs() -> Option<Ipvs> {
+    let addresses = Link::find(LINK).ok().flatten()?.addresses().ok()?.len();
+    let find = sluice_sys::ipvs::Ipvs::find().ok().flatten();
+    let servers = find.and_then(|mut ipvs| ipvs.dump().ok()).unwrap_or_default();
+    let destinations = || servers.iter().flat_map(|server| &server.destinations);
+    let draining = destinations().filter(|held| held.destination.weight == 0).count();
+    Some(Ipvs { addresses, servers: servers.len(), destinations: destinations().count(), draining })
 }
 
 fn read_ebpf(directory: &Directory) -> Result<Ebpf, BpfError> {
@@ -70,11 +93,18 @@ fn read_ebpf(directory: &Directory) -> Result<Ebpf, BpfError> {
 
 impl Display for Status {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if !self.nftables && self.ebpf.is_none() {
+        if !self.nftables && self.ipvs.is_none() && self.ebpf.is_none() {
             return writeln!(f, "nothing of sluice is in the kernel");
         }
         if self.nftables {
             writeln!(f, "nftables: table inet sluice (nft list table inet sluice)")?;
+        }
+        if let Some(Ipvs { addresses, servers, destinations, draining }) = &self.ipvs {
+            writeln!(f, "ipvs: link {LINK} with {addresses} addresses (ipvsadm -Ln)")?;
+            writeln!(
+                f,
+                "  virtual servers: {servers}, destinations: {destinations}, of which {draining} get no new connections"
+            )?;
         }
         let Some(ebpf) = &self.ebpf else { return Ok(()) };
         writeln!(f, "ebpf: {}", ebpf.directory)?;
@@ -102,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_backends_are_shown_or_that_there_is_none() {
+    fn all_backends_are_shown_or_that_there_is_none() {
         assert_eq!(Status::default().to_string(), "nothing of sluice is in the kernel\n");
         let ebpf = Ebpf {
             directory: "/b".into(),
@@ -110,10 +140,17 @@ mod tests {
             counted: vec![(Counter::Rejected, 7)],
             links: BTreeMap::from([("eth0".into(), vec!["egress".into(), "ingress".into()])]),
         };
-        let text = Status { nftables: true, ebpf: Some(ebpf) }.to_string();
-        for line in
-            ["nftables: table inet sluice", "ebpf: /b", "3 of 10", "rejected", "    eth0: egress ingress\n"]
-        {
+        let ipvs = Ipvs { addresses: 2, servers: 3, destinations: 9, draining: 1 };
+        let text = Status { nftables: true, ipvs: Some(ipvs), ebpf: Some(ebpf) }.to_string();
+        for line in [
+            "nftables: table inet sluice",
+            "sluice-ipvs0 with 2 addresses",
+            "servers: 3, destinations: 9, of which 1 get no new",
+            "ebpf: /b",
+            "3 of 10",
+            "rejected",
+            "    eth0: egress ingress\n",
+        ] {
             assert!(text.contains(line), "{line} in {text}");
         }
     }

@@ -208,19 +208,46 @@ const TAKEN: &[(&[&str], Option<&str>)] = &[
     (&[], Some("clusterCIDR: a\ndetectLocalMode: NodeCIDR")),
 ];
 
+/// The same, for mode ipvs.
+const TAKEN_IN_MODE_IPVS: &[(&[&str], Option<&str>)] = &[
+    (&[], None),
+    (&["--ipvs-sync-period=7s", "--ipvs-min-sync-period=2s", "--iptables-sync-period=9s"], None),
+    (&["--ipvs-scheduler=wlc", "--ipvs-strict-arp", "--ipvs-exclude-cidrs=1.0.0.0/8,fd00::/8"], None),
+    (&["--ipvs-tcp-timeout=1s", "--ipvs-tcpfin-timeout=2s", "--ipvs-udp-timeout=3s"], None),
+    (&["--masquerade-all", "--iptables-masquerade-bit=3", "--nodeport-addresses=1.2.3.0/24"], None),
+    (&[], Some("")),
+    (
+        &[],
+        Some(
+            "ipvs: {syncPeriod: 3s, minSyncPeriod: 1s, scheduler: sh, excludeCIDRs: [1.0.0.0/8], strictARP: true}",
+        ),
+    ),
+    (&[], Some("iptables: {masqueradeBit: 5, masqueradeAll: true, syncPeriod: 5s}\nipvs: {syncPeriod: 0s}")),
+    (
+        &[],
+        Some(
+            "nftables: {masqueradeBit: 5, masqueradeAll: true, syncPeriod: 5s}\nnodePortAddresses: [primary]",
+        ),
+    ),
+];
+
 #[test]
 fn what_kube_proxy_takes_is_taken_with_the_same_result() {
     let oracle = kube_proxy();
     let mut different: Vec<String> = Vec::new();
-    for (flags, file) in TAKEN {
+    let modes = [("nftables", TAKEN), ("ipvs", TAKEN_IN_MODE_IPVS)];
+    for (mode, (flags, file)) in
+        modes.into_iter().flat_map(|(mode, all)| all.iter().map(move |one| (mode, one)))
+    {
         // kube-proxy's own default is iptables, so both are told.
         let (mut flags, mut file) = (flags.to_vec(), file.map(str::to_owned));
+        let said = format!("--proxy-mode={mode}");
         match &mut file {
-            Some(file) => *file += "\nmode: nftables",
-            None => flags.push("--proxy-mode=nftables"),
+            Some(file) => *file += &format!("\nmode: {mode}"),
+            None => flags.push(&said),
         }
         let ours = ours(&flags, file.as_deref());
-        assert_eq!(ours["mode"], "nftables");
+        assert_eq!(ours["mode"], mode);
         if let Some(oracle) = &oracle {
             let theirs = effective(oracle, &flags, file.as_deref())
                 .unwrap_or_else(|output| panic!("kube-proxy {flags:?} {file:?}: {output:?}"));

@@ -35,22 +35,28 @@ fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledg
     Ledger::new(node::ipvs_config(settings, sticky), node::ipvs_view(settings, facts), ruleset)
 }
 
+/// What needs full privileges: IPVS with the scheduler, and its sysctls.
+pub fn prepare(settings: &Settings) -> Result<Ipvs, BackendError> {
+    let mut ipvs = Ipvs::open()?;
+    let scheduler = settings.ipvs.scheduler;
+    if !ipvs.has_scheduler(scheduler)? {
+        return Err(BackendError::Scheduler(scheduler));
+    }
+    for (name, value) in sysctls::apply(settings.ipvs.strict_arp)? {
+        info!(name, value, "sysctl set");
+    }
+    Ok(ipvs)
+}
+
 impl Backend {
     /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
-        let mut ipvs = Ipvs::open()?;
-        let scheduler = settings.ipvs.scheduler;
-        if !ipvs.has_scheduler(scheduler)? {
-            return Err(BackendError::Scheduler(scheduler));
-        }
+        let mut ipvs = prepare(settings)?;
         let has_maglev = ipvs.has_scheduler(SchedulerName::MAGLEV)?;
         let sticky = if has_maglev { SchedulerName::MAGLEV } else { SchedulerName::SOURCE_HASH };
-        for (name, value) in sysctls::apply(settings.ipvs.strict_arp)? {
-            info!(name, value, "sysctl set");
-        }
         ipvs.set_timeouts(settings.ipvs.timeouts)?;
         let link = Link::open(LINK)?;
-        info!(%scheduler, link = LINK, "IPVS is there");
+        info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
         let ledger = ledger(settings, facts, sticky);
         Ok(Backend { nft: Nft::open()?, ipvs, link, sticky, ledger })
     }

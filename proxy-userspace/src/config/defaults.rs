@@ -123,10 +123,6 @@ fn sections(config: &mut KubeProxyConfiguration) {
 
 /// Mode ipvs takes its masquerading from section iptables.
 fn ipvs(config: &mut KubeProxyConfiguration) {
-    if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
-        // Said, because nothing said means "primary" in mode nftables.
-        config.node_port_addresses = Some(vec!["0.0.0.0/0".into(), "::/0".into()]);
-    }
     config.ipvs.sync_period = config.ipvs.sync_period.filter(|period| !period.is_zero());
     config.ipvs.sync_period.get_or_insert(GoDuration::seconds(30));
     config.ipvs.min_sync_period.get_or_insert_default();

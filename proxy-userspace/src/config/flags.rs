@@ -178,7 +178,7 @@ fn text(value: &Option<String>) -> String {
     value.clone().unwrap_or_default()
 }
 
-/// --masquerade-all and the iptables sync periods are of every mode; the masquerade bit is not.
+/// --masquerade-all is of every mode, and so are the iptables sync periods but of mode ipvs; the masquerade bit is not.
 fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     let given = &args.dataplane;
     config.mode = text(&given.proxy_mode);
@@ -191,22 +191,24 @@ fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     let all = given.masquerade_all.unwrap_or_default();
     config.iptables.masquerade_bit = given.iptables_masquerade_bit;
     config.iptables.localhost_node_ports = given.iptables_localhost_nodeports;
-    // No mode is mode iptables.
-    if matches!(config.mode.as_str(), "" | "iptables") {
-        let iptables = &mut config.iptables;
-        (iptables.sync_period, iptables.min_sync_period, iptables.masquerade_all) = (sync, min, all);
-    } else {
-        let nftables = &mut config.nftables;
-        (nftables.sync_period, nftables.min_sync_period, nftables.masquerade_all) = (sync, min, all);
+    let (iptables, nftables, ipvs) = (&mut config.iptables, &mut config.nftables, &mut config.ipvs);
+    match config.mode.as_str() {
+        // No mode is mode iptables.
+        "" | "iptables" => {
+            (iptables.sync_period, iptables.min_sync_period, iptables.masquerade_all) = (sync, min, all);
+        }
+        "ipvs" => {
+            iptables.masquerade_all = all;
+            ipvs.sync_period = given.ipvs_sync_period;
+            // Not the default of a file.
+            ipvs.min_sync_period = given.ipvs_min_sync_period.or(Some(GoDuration::seconds(1)));
+        }
+        _ => (nftables.sync_period, nftables.min_sync_period, nftables.masquerade_all) = (sync, min, all),
     }
-    let ipvs = &mut config.ipvs;
     ipvs.scheduler = text(&given.ipvs_scheduler);
     ipvs.exclude_cidrs = list(&given.ipvs_exclude_cidrs);
     ipvs.strict_arp = given.ipvs_strict_arp.unwrap_or_default();
     ipvs.tcp_timeout = given.ipvs_tcp_timeout;
     ipvs.tcp_fin_timeout = given.ipvs_tcpfin_timeout;
     ipvs.udp_timeout = given.ipvs_udp_timeout;
-    let in_ipvs = |period: Option<GoDuration>| period.filter(|_| config.mode == "ipvs");
-    ipvs.sync_period = in_ipvs(given.ipvs_sync_period);
-    ipvs.min_sync_period = in_ipvs(given.ipvs_min_sync_period);
 }

@@ -366,7 +366,7 @@ fn scheduler(config: &KubeProxyConfiguration, errors: &mut Errors) -> Scheduler 
         }
         other => {
             errors.check(false, || {
-                format!("sluice.scheduler: {other:?} is unknown; use \"random\", \"rr\" or, in mode ebpf, \"maglev\"")
+                format!("sluice.scheduler: {other:?} is unknown; use \"random\", \"rr\" or, in modes ebpf and ipvs, \"maglev\"")
             });
             Scheduler::Random
         }

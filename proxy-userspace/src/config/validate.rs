@@ -111,11 +111,11 @@ fn kind(config: &KubeProxyConfiguration, errors: &mut Errors) {
 
 fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let mode = &config.mode;
-    errors.check(false, || match mode.as_str() {
-        _ => format!(
+    errors.check(false, || {
+        format!(
             "mode: {mode:?} is unknown; known are \"nftables\", \"ebpf\", \"auto\", \"ipvs\" and, as another name for \
              nftables, \"iptables\""
-        ),
+        )
     });
 }
 
