@@ -130,6 +130,11 @@ impl Agent {
         }
     }
 
+    /// Ends a held connection.
+    pub fn end_held(&self, id: &str) -> Result<()> {
+        self.call(Request::EndHeld { id: id.to_owned() }, Duration::from_secs(10)).map(drop)
+    }
+
     /// Begins to open connections at a steady rate.
     pub fn load(&self, id: &str, load: LoadRequest) -> Result<()> {
         self.call(Request::Load { id: id.to_owned(), load }, Duration::from_secs(10)).map(drop)

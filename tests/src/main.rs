@@ -88,6 +88,9 @@ struct ScenarioArguments {
     /// Write the results there
     #[arg(long)]
     json: Option<PathBuf>,
+    /// How many times longer than usual an expectation may take to be met, on a slow machine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    patience: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -196,6 +199,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
 }
 
 fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
+    patience::set(arguments.patience);
     let selected = scenarios::select(&arguments.only)?;
     let tools = Tools::of(&arguments.cluster_tools)?;
     let lab = prepare(ProxyProgram::sluice(&arguments.sluice, "nftables")?)?;

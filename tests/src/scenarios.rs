@@ -4,6 +4,7 @@
 mod backends;
 mod controllers;
 mod draining;
+mod ipvs;
 mod migration;
 mod outage;
 mod pods;
@@ -74,6 +75,7 @@ fn all() -> impl Iterator<Item = Scenario> {
         restart::ALL,
         backends::ALL,
         migration::ALL,
+        ipvs::ALL,
         watch::ALL,
         outage::ALL,
     ];

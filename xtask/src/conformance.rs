@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Cases at a time
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
+    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a VM 10 at least
+    #[arg(long, default_value_t = 1)]
+    pub(crate) patience: u32,
     /// Run in a VM with that kernel instead of on this machine
     #[arg(long, value_name = "KERNEL")]
     pub(crate) vm: Option<Series>,
@@ -43,7 +46,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return in_vm::run(arguments, series, &programs, &cases);
     }
     let mut command = Command::new(&programs.conformance);
-    command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source, "--sluice"]);
+    command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source]);
+    command.args(["--patience", &arguments.patience.to_string(), "--sluice"]);
     command.arg(&programs.sluice);
     command.arg("--cases").args(cases);
     if arguments.source == "api" {

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::cluster_tools;
-use crate::machine::{self, run as run_command};
+use crate::machine::{self, Programs, run as run_command};
+use crate::vm::kernels::Series;
+use crate::vm::runner::{self, Job, PATIENCE};
 
 /// Arguments of the scenarios command.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Only these, by name
     #[arg(long, value_name = "NAME", num_args = 1..)]
@@ -20,23 +23,55 @@ pub(crate) struct Arguments {
     /// Write the results there
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
+    /// Run in a VM with that kernel instead of on this machine
+    #[arg(long, value_name = "KERNEL")]
+    pub(crate) vm: Option<Series>,
 }
+
+/// What a scenario may take in a VM; the API server alone takes half a minute there.
+const VM_LIMIT: Duration = Duration::from_secs(600);
+/// In MiB: a control plane is in it.
+const VM_MEMORY: u32 = 4096;
 
 /// Runs scenarios; fails unless every selected one passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     let tools = cluster_tools::build()?;
     let programs = machine::build()?;
-    let mut command = Command::new(&programs.conformance);
-    command.args(["scenarios", "--sluice"]).arg(&programs.sluice).arg("--cluster-tools").arg(tools);
+    let mut argv = vec!["scenarios".to_owned(), "--sluice".to_owned(), programs.sluice.display().to_string()];
+    argv.extend(["--cluster-tools".to_owned(), tools.display().to_string()]);
     if !arguments.only.is_empty() {
-        command.arg("--only").args(&arguments.only);
+        argv.push("--only".to_owned());
+        argv.extend(arguments.only.iter().cloned());
     }
     if arguments.long {
-        command.arg("--long");
+        argv.push("--long".to_owned());
     }
+    if let Some(series) = arguments.vm {
+        return in_vm(arguments, series, &programs, argv);
+    }
+    let mut command = Command::new(&programs.conformance);
+    command.args(argv);
     if let Some(file) = &arguments.json {
         command.arg("--json").arg(file);
     }
     run_command(&mut command)
+}
+
+fn in_vm(arguments: &Arguments, series: Series, programs: &Programs, mut argv: Vec<String>) -> Result<()> {
+    ensure!(
+        !arguments.only.is_empty(),
+        "--vm needs --only NAME...: not all scenarios are made for slow machines"
+    );
+    argv.insert(0, programs.conformance.display().to_string());
+    argv.extend(["--patience".to_owned(), PATIENCE.to_string()]);
+    runner::run(Job {
+        series,
+        proxies: &["ebpf", "ipvs"],
+        memory: VM_MEMORY,
+        keep: Vec::new(),
+        argv,
+        limit: VM_LIMIT * u32::try_from(arguments.only.len())?,
+        json: arguments.json.as_deref(),
+    })
 }

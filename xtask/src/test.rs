@@ -12,6 +12,9 @@ use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
 use crate::scenarios;
 
+/// A test says whether something comes to be, not how fast: it may share its cores with others.
+const PATIENCE: u32 = 3;
+
 /// Arguments of the test command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -52,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     conformance::run(&cases("ebpf", "api"))?;
     conformance::run(&cases("kube-proxy-nftables", "api"))?;
     println!("scenarios");
-    scenarios::run(&scenarios::Arguments { only: Vec::new(), long: false, json: None })
+    scenarios::run(&scenarios::Arguments::default())
 }
 
 /// All cases with a proxy and a source of objects.
@@ -64,6 +67,7 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
         cases: Vec::new(),
         json: None,
         jobs: None,
+        patience: PATIENCE,
         vm: None,
     }
 }

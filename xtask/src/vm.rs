@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: this machine's programs under other kernels.
 
 pub(crate) mod kernels;
+pub(crate) mod runner;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

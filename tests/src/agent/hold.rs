@@ -1,4 +1,4 @@
-//! Connections that are kept busy: a line every 50 ms until the case ends.
+//! Connections that are kept busy: a line every 50 ms until the case ends, or they are told to end.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
@@ -21,6 +21,7 @@ pub struct Held(Arc<Mutex<State>>);
 struct State {
     status: HoldStatus,
     answered_at: Option<Instant>,
+    ended: bool,
 }
 
 impl Held {
@@ -30,6 +31,15 @@ impl Held {
         let state = lock(&self.0);
         let age = state.answered_at.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         HoldStatus { since_answer_ms: age, ..state.status.clone() }
+    }
+
+    /// Nothing more is sent, and a connection is closed, soon.
+    pub fn end(&self) {
+        lock(&self.0).ended = true;
+    }
+
+    fn goes_on(&self) -> bool {
+        !lock(&self.0).ended
     }
 
     fn sent(&self) {
@@ -64,7 +74,7 @@ pub fn connection(target: Target) -> io::Result<Held> {
     stream.set_read_timeout(None)?;
     let state = held.clone();
     thread::spawn(move || {
-        loop {
+        while state.goes_on() {
             thread::sleep(EVERY);
             if let Err(error) = line(&stream, &mut reader, &state) {
                 state.broken(&error);
@@ -119,7 +129,7 @@ fn keep_sending(
     let held = Held::default();
     let (sending, receiving) = (held.clone(), held.clone());
     thread::spawn(move || {
-        loop {
+        while sending.goes_on() {
             // A refused datagram is a lost one; the socket lives on.
             if send(&socket).is_ok() {
                 sending.sent();

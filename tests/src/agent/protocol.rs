@@ -57,6 +57,11 @@ pub enum Request {
         /// Its name
         id: String,
     },
+    /// End a held connection
+    EndHeld {
+        /// Its name
+        id: String,
+    },
     /// Open connections until the load is stopped
     Load {
         /// Its name

@@ -62,6 +62,11 @@ fn serve(request: Request, running: &Running) -> Result<Reply> {
             let status = lock(&running.holds).get(&id).map(Held::status);
             Ok(Reply::Held(status.ok_or_else(|| anyhow!("nothing is held as {id}"))?))
         }
+        Request::EndHeld { id } => {
+            let held = lock(&running.holds).remove(&id);
+            held.ok_or_else(|| anyhow!("nothing is held as {id}"))?.end();
+            Ok(Reply::Done)
+        }
         Request::Load { id, load } => {
             lock(&running.loads).insert(id, Load::start(load));
             Ok(Reply::Done)

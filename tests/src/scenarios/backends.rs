@@ -72,14 +72,14 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
         let rules = table(stage)?;
         Ok(met(!rules.contains("10.96.0.10"), "nothing of the Service is in table inet sluice", || rules))
     })?;
-    change_and_change_back(stage)?;
+    stage.change_and_change_back()?;
     stage.step("from eBPF to nftables")?;
     switch(stage, &ebpf, &nftables)?;
     stage.eventually(SYNC, |stage| {
         let rules = table(stage)?;
         Ok(met(rules.contains("10.96.0.10"), "the Service is in table inet sluice", || rules))
     })?;
-    change_and_change_back(stage)?;
+    stage.change_and_change_back()?;
     stage.end_traffic()
 }
 
@@ -89,17 +89,6 @@ fn switch(stage: &mut Stage, from: &ProxyProgram, to: &ProxyProgram) -> Result<(
     stage.traffic_goes_on(Duration::from_secs(1))?;
     stage.lab.start_program(NODE, to, &Value::Null)?;
     stage.traffic_goes_on(Duration::from_secs(3))
-}
-
-/// Only a proxy that is in charge can do this.
-fn change_and_change_back(stage: &mut Stage) -> Result<()> {
-    stage.point_web_to(&["a1", "b1", "b2"])?;
-    stage.reaches("pod/user", WEB, &["a1", "b1", "b2"])?;
-    stage.reaches("client", "tcp://192.168.77.11:30080", &["a1", "b1", "b2"])?;
-    stage.point_web_to(&["a1", "b1"])?;
-    stage.reaches("pod/user", WEB, &["a1", "b1"])?;
-    stage.reaches("client", "tcp://192.168.77.11:30080", &["a1", "b1"])?;
-    stage.traffic_goes_on(Duration::from_secs(1))
 }
 
 /// Our table, or nothing where it does not exist.

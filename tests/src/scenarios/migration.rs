@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::{ADDRESSES, WEB};
+use super::traffic::ADDRESSES;
 use crate::expect::Verdict;
 use crate::needs;
 use crate::proxy::ProxyProgram;
@@ -57,7 +57,7 @@ fn to_sluice(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
     })?;
     stage.step("sluice alone")?;
     stage.traffic_goes_on(Duration::from_secs(2))?;
-    change_and_change_back(stage)
+    stage.change_and_change_back()
 }
 
 fn back(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
@@ -75,16 +75,7 @@ fn back(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
     met(left.is_empty(), "nothing of sluice is left", || left)?;
     stage.step("kube-proxy alone again")?;
     stage.traffic_goes_on(Duration::from_secs(2))?;
-    change_and_change_back(stage)
-}
-
-/// Only a proxy that is in charge can do this.
-fn change_and_change_back(stage: &mut Stage) -> Result<()> {
-    stage.point_web_to(&["a1", "b1", "b2"])?;
-    stage.reaches("pod/user", WEB, &["a1", "b1", "b2"])?;
-    stage.point_web_to(&["a1", "b1"])?;
-    stage.reaches("pod/user", WEB, &["a1", "b1"])?;
-    stage.traffic_goes_on(Duration::from_secs(1))
+    stage.change_and_change_back()
 }
 
 /// All rules of the node, of nf_tables and of the kernel's older tables; each line with the table that it is in.

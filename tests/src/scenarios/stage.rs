@@ -15,6 +15,7 @@ use crate::expect::{self, Senders, Unmet, Verdict};
 use crate::interrupt;
 use crate::lab::Lab;
 use crate::objects::Key;
+use crate::patience;
 use crate::process::Finished;
 use crate::proxy::ProxyProgram;
 use crate::report::Failure;
@@ -66,6 +67,7 @@ impl Stage {
         within: Duration,
         mut look: impl FnMut(&Self) -> Result<Verdict>,
     ) -> Result<()> {
+        let within = patience::stretched(within);
         let end = Instant::now() + within;
         loop {
             let Some(mut unmet) = look(self)?.err() else { return Ok(()) };

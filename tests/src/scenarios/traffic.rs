@@ -145,6 +145,16 @@ impl Stage {
         HELD.iter().try_for_each(|(id, from, _)| self.held_alive(&place(from)?, id))
     }
 
+    /// More endpoints and fewer again. Only a proxy that is in charge can do this.
+    pub(super) fn change_and_change_back(&mut self) -> Result<()> {
+        for endpoints in [["a1", "b1", "b2"].as_slice(), &["a1", "b1"]] {
+            self.point_web_to(endpoints)?;
+            self.reaches("pod/user", WEB, endpoints)?;
+            self.reaches("client", NODE_PORT, endpoints)?;
+        }
+        self.traffic_goes_on(Duration::from_secs(1))
+    }
+
     /// How many connections the loads have opened.
     pub(super) fn connections_opened(&self) -> Result<u64> {
         LOADED.iter().map(|from| Ok(self.lab.agent(&place(from)?)?.loaded(LOAD, false)?.opened)).sum()
@@ -167,6 +177,11 @@ impl Stage {
             let lost = status.sent.saturating_sub(status.answered);
             Ok(met(lost <= UNDER_WAY, "every datagram is answered", || format!("{status:?}")))
         })
+    }
+
+    /// Ends what is held.
+    pub(super) fn end_held(&self) -> Result<()> {
+        HELD.iter().try_for_each(|(id, from, _)| self.lab.agent(&place(from)?)?.end_held(id))
     }
 
     /// Fails if a connection failed up to now.

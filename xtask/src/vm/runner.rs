@@ -1,0 +1,82 @@
+//! The conformance runner in a VM: the programs of this machine, another kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sluice_tests::vm::{Command, Vm, VmOptions, modules};
+use sluice_tests::{interrupt, lab::prune};
+
+use super::kernels::{self, Series};
+use super::{options, stream};
+use crate::machine::target_directory;
+
+/// How many times longer than usual an expectation may take to be met. Emulation makes a machine ten times slower.
+pub(crate) const PATIENCE: u32 = 10;
+/// What a run may take beside what it runs.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What the runner is to do.
+pub(crate) struct Job<'a> {
+    /// The kernel
+    pub(crate) series: Series,
+    /// Backends, whose modules are loaded
+    pub(crate) proxies: &'a [&'a str],
+    /// In MiB
+    pub(crate) memory: u32,
+    /// Places that it sees, beside the workspace
+    pub(crate) keep: Vec<PathBuf>,
+    /// The runner and its arguments but `--json`
+    pub(crate) argv: Vec<String>,
+    /// How long what it runs may take
+    pub(crate) limit: Duration,
+    /// Where the report goes
+    pub(crate) json: Option<&'a Path>,
+}
+
+/// Runs it; fails unless the runner succeeds.
+pub(crate) fn run(job: Job<'_>) -> Result<()> {
+    let output = target_directory().join(format!("vm/report-{}", std::process::id()));
+    let done = run_and_report(job, &output);
+    drop(fs::remove_dir_all(output));
+    done
+}
+
+fn run_and_report(job: Job<'_>, output: &Path) -> Result<()> {
+    interrupt::install()?;
+    prune::stale();
+    let kernel = kernels::get(job.series, false)?;
+    let mut options = VmOptions { memory: job.memory, ..options(Some(output))? };
+    options.keep.extend(job.keep);
+    let mut vm = Vm::start(&kernel, &options)?;
+    println!("in a VM: Linux {}", kernel.release);
+    vm.load(&modules_of(job.proxies))?;
+    let limit = LIMIT + job.limit;
+    let mut argv = job.argv;
+    argv.extend(["--json", "/out/report.json"].map(str::to_owned));
+    let status = stream(&mut vm, &Command::new(argv), limit)?;
+    let report = output.join("report.json");
+    // A runner that could not begin has written none, and the reason is its status.
+    if let Some(file) = job.json.filter(|_| report.exists()) {
+        fs::copy(&report, file).with_context(|| format!("writing {}", file.display()))?;
+    }
+    match status {
+        Some(0) => Ok(()),
+        Some(status) => bail!("the conformance runner in the VM ended with status {status}"),
+        None if interrupt::requested() => bail!("interrupted"),
+        None => bail!("the conformance runner in the VM did not end within {limit:?}"),
+    }
+}
+
+/// What a node has loaded that runs these.
+fn modules_of(proxies: &[&str]) -> Vec<&'static str> {
+    let mut wanted = [modules::OF_A_NODE.as_slice(), &modules::OF_NFTABLES].concat();
+    if proxies.contains(&"ebpf") {
+        wanted.extend(modules::OF_EBPF);
+    }
+    if proxies.contains(&"ipvs") {
+        wanted.extend(modules::OF_IPVS);
+    }
+    wanted
+}
