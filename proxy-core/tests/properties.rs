@@ -19,8 +19,8 @@ use sluice_core::index::Index;
 use sluice_core::model::{EndpointSlice, Hints, ObjectName, Service, SliceEndpoint};
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{
-    ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetValue, Value,
-    Verdict, sets,
+    Balancer, ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId,
+    SetValue, Value, Verdict, sets,
 };
 use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan};
 
@@ -57,6 +57,7 @@ fn any_node() -> impl Strategy<Value = NodeView> {
         .prop_map(|(addresses, networks)| NodeView {
             node_port_addresses: ips(&addresses),
             service_networks: nets(&networks),
+            ..NodeView::default()
         })
 }
 
@@ -361,7 +362,10 @@ impl Run {
 
 /// A set of a kind, with a key that fits it and that no Service has.
 fn first_set(value: SetValue) -> (SetId, Key) {
-    let spec = sets().into_iter().find(|spec| spec.value == value && !spec.dynamic).expect("such a set");
+    let spec = sets(Balancer::Ruleset)
+        .into_iter()
+        .find(|spec| spec.value == value && !spec.dynamic)
+        .expect("such a set");
     (spec.id, Key::new(&vec![9; spec.key_len as usize]))
 }
 
@@ -535,8 +539,11 @@ fn a_change_of_one_endpoint_costs_few_operations() {
 
 #[test]
 fn unknown_cluster_ips_are_refused_only_at_the_end_of_a_first_load() {
-    let node =
-        NodeView { node_port_addresses: vec![ip("192.168.0.2")], service_networks: nets("172.30.0.0/16") };
+    let node = NodeView {
+        node_port_addresses: vec![ip("192.168.0.2")],
+        service_networks: nets("172.30.0.0/16"),
+        ..NodeView::default()
+    };
     let ledger = Ledger::new(nft_config(Scheduler::Random), node);
     let mut kernel = Kernel::default();
     kernel.commit(&ledger.create_skeleton()).expect("the skeleton");

@@ -41,7 +41,6 @@ enum Command {
     SetConfig = 12,
     GetConfig = 13,
     GetInfo = 15,
-    Flush = 17,
 }
 
 impl Command {
@@ -242,15 +241,4 @@ impl Ipvs {
             }
         }
     }
-
-    /// Deletes every virtual server of this network namespace, whoever made it.
-    pub fn flush(&mut self) -> Result<(), NetlinkError> {
-        self.socket.request("flush IPVS", self.family, Command::Flush.head(), |_| {})
-    }
-}
-
-/// Deletes every virtual server of this network namespace. Returns false where the kernel has no IPVS.
-pub fn flush() -> Result<bool, NetlinkError> {
-    let Some(mut ipvs) = Ipvs::find()? else { return Ok(false) };
-    ipvs.flush().map(|()| true)
 }

@@ -98,6 +98,7 @@ fn node() -> NodeView {
     NodeView {
         node_port_addresses: vec!["192.168.77.11".parse().unwrap(), "fd00:77::11".parse().unwrap()],
         service_networks: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+        ..NodeView::default()
     }
 }
 

@@ -27,6 +27,7 @@ fn listed() -> Option<Listed> {
         let node = NodeView {
             node_port_addresses: vec!["192.168.77.11".parse().unwrap()],
             service_networks: vec!["10.96.0.0/16".parse().unwrap()],
+            ..NodeView::default()
         };
         let ledger = Ledger::new(NftConfig::default(), node);
         let mut nft = Nft::open().unwrap();

@@ -19,6 +19,7 @@ pub mod objects;
 pub mod patience;
 pub mod process;
 pub mod proxy;
+pub mod replay;
 pub mod report;
 pub mod runner;
 pub mod scenarios;

@@ -115,8 +115,8 @@ impl ProxyProgram {
     }
 }
 
-/// A directory with links that call iptables by its legacy variant.
-fn legacy_iptables(dir: &Path) -> Result<PathBuf> {
+/// A directory, in `dir`, with links that call iptables by its legacy variant.
+pub fn legacy_iptables(dir: &Path) -> Result<PathBuf> {
     let links = dir.join("iptables");
     if !links.is_dir() {
         std::fs::create_dir(&links)?;

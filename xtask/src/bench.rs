@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, each printed by a command that anyone can run again.
 
 mod datapath;
+mod ipvs;
 mod peers;
 mod scale;
 
@@ -23,12 +24,15 @@ enum Command {
     Scale(scale::Arguments),
     /// The eBPF data path: ClusterIPs against direct access, and the cost of a packet by number of services.
     Datapath(datapath::Arguments),
+    /// Mode ipvs against kube-proxy's, in a VM: load and change times, memory.
+    Ipvs(ipvs::Arguments),
 }
 
 /// Runs a benchmark.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Some(Command::Scale(arguments)) => scale::run(arguments),
+        Some(Command::Ipvs(arguments)) => ipvs::run(arguments),
         Some(Command::Datapath(arguments)) => datapath::run(arguments),
         None => peers::run(&arguments.peers),
     }

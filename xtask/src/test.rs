@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
     conformance::run(&cases("nftables", "manifests"))?;
     conformance::run(&cases("ebpf", "manifests"))?;
-    in_vms::smoke()?;
+    in_vms::smoke(&programs)?;
     if !has_go {
         println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
         return Ok(());

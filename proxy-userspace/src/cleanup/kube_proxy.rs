@@ -2,12 +2,12 @@
 
 use sluice_core::net::Family;
 use sluice_sys::dummy::Link;
+use sluice_sys::ipset;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{FAMILIES, Nft};
-use sluice_sys::{ipset, ipvs};
 
 use super::plan::{TablePlan, plan};
-use super::{Step, StepError, legacy, names};
+use super::{Step, StepError, legacy, names, virtual_servers};
 
 /// What becomes of virtual servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) fn remove(servers: Servers) -> Vec<Step> {
     collect(&mut steps, "nftables tables of kube-proxy", tables());
     collect(&mut steps, "iptables chains of kube-proxy", chains());
     steps.extend(Family::BOTH.into_iter().filter_map(legacy::remove));
-    collect(&mut steps, "IPVS of kube-proxy", virtual_servers(servers));
+    collect(&mut steps, "IPVS of kube-proxy", interface(servers));
     // Rules use sets, so the rules are gone first.
     collect(&mut steps, "ipsets of kube-proxy", sets());
     steps
@@ -85,18 +85,18 @@ fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, Net
 }
 
 /// The interface tells that the virtual servers are kube-proxy's. Like kube-proxy, this deletes them all.
-fn virtual_servers(servers: Servers) -> Result<Vec<Step>, StepError> {
+fn interface(servers: Servers) -> Result<Vec<Step>, StepError> {
     let mut steps = Vec::new();
     if servers == Servers::Left {
         return Ok(steps);
     }
     let Some(link) = Link::find(names::INTERFACE)? else { return Ok(steps) };
-    if servers == Servers::Removed {
-        let result = ipvs::flush().map(|_| ()).map_err(StepError::from);
-        steps.push(Step { what: "IPVS virtual servers".into(), result });
-    }
-    let result = link.delete().map_err(StepError::from);
-    steps.push(Step { what: format!("interface {}", names::INTERFACE), result });
+    let (what, result) = if servers == Servers::Removed {
+        ("and its virtual servers", virtual_servers::remove(&[names::INTERFACE]).map(drop))
+    } else {
+        ("but not its virtual servers", link.delete().map_err(StepError::from))
+    };
+    steps.push(Step { what: format!("interface {} {what}", names::INTERFACE), result });
     Ok(steps)
 }
 

@@ -8,6 +8,8 @@ use sluice_sys::dummy::Link;
 use sluice_sys::ipvs::Ipvs;
 
 use super::StepError;
+use super::names::INTERFACE;
+use crate::backend::ipvs::LINK;
 
 /// Ports out of which node ports are allocated unless the API server is told otherwise. Virtual servers of such ports are
 /// taken for those of node ports: nothing else in the kernel tells whose they are.
@@ -44,8 +46,14 @@ fn go_through(names: &[&str], may_go: impl Fn(&ObservedServer) -> bool) -> Resul
         return Ok(false);
     }
     if let Some(mut ipvs) = Ipvs::find()? {
-        let ours: Vec<ObservedServer> =
-            ipvs.dump()?.into_iter().filter(|server| is_ours(&server.server.key, &bound)).collect();
+        let others = others(names)?;
+        let is_theirs = |key: &ServerKey| others.as_ref().is_some_and(|others| is_ours(key, others));
+        let ours: Vec<ObservedServer> = ipvs
+            .dump()?
+            .into_iter()
+            .filter(|server| is_ours(&server.server.key, &bound))
+            .filter(|server| !is_theirs(&server.server.key) || is_mark(&server.server.key))
+            .collect();
         let (idle, busy): (Vec<_>, Vec<_>) = ours.into_iter().partition(may_go);
         let ops: Vec<Op> = idle.iter().map(|server| Op::DeleteServer(server.server.key)).collect();
         ipvs.apply(&ops)?;
@@ -57,6 +65,22 @@ fn go_through(names: &[&str], may_go: impl Fn(&ObservedServer) -> bool) -> Resul
         link.delete()?;
     }
     Ok(false)
+}
+
+/// Addresses of the link of whoever else is there: kube-proxy may have taken over from us, or we from it. `None`: nobody.
+fn others(names: &[&str]) -> Result<Option<BTreeSet<IpAddr>>, StepError> {
+    let mut others = None;
+    for name in [LINK, INTERFACE].iter().filter(|name| !names.contains(name)) {
+        if let Some(mut link) = Link::find(name)? {
+            others.get_or_insert_with(BTreeSet::new).extend(link.addresses()?);
+        }
+    }
+    Ok(others)
+}
+
+/// Only we have such.
+fn is_mark(key: &ServerKey) -> bool {
+    matches!(key, ServerKey::Mark(..))
 }
 
 fn is_ours(key: &ServerKey, bound: &BTreeSet<IpAddr>) -> bool {

@@ -18,7 +18,9 @@ use sluice_tests::proxy::ProxyProgram;
 use crate::cluster_tools;
 use crate::machine;
 use figures::Figures;
+pub(super) use figures::{Spread, spread};
 use session::Session;
+pub(super) use world::{bulk, bulk_address};
 
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "peers")]

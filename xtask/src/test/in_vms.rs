@@ -1,22 +1,39 @@
 //! Tests in VMs: a few of them every time, all when asked for.
 
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
+use crate::cluster_tools;
 use crate::conformance::{self, default_cases};
-use crate::machine::{self, cargo, run as run_command};
+use crate::machine::{self, Programs, cargo, run as run_command};
+use crate::scenarios;
 use crate::vm::kernels::{self, Series};
+use crate::vm::{options, runner};
 
 /// Names the kernel for the tests of the VMs themselves.
 pub(super) const KERNEL_VARIABLE: &str = "SLUICE_VM_KERNEL";
+/// Names the daemon for the tests with nodes.
+const SLUICE_VARIABLE: &str = "SLUICE_BINARY";
+/// For all kernel tests.
+const TESTS_LIMIT: Duration = Duration::from_secs(300);
 /// The oldest kernel for which everything is meant.
 const OLDEST: Series = Series::V6_1;
 /// The backends that VMs are for.
-const BACKENDS: [&str; 2] = ["nftables", "ebpf"];
+const BACKENDS: [&str; 3] = ["nftables", "ebpf", "ipvs"];
+/// Scenarios that need what few machines have.
+const SCENARIOS: [&str; 4] = [
+    "ipvs-restart-under-load",
+    "switch-to-ipvs-and-back",
+    "migration-ipvs-to-ipvs",
+    "migration-ipvs-to-nftables",
+];
 
 /// What is run every time, with the oldest kernel: one case of each kind, and what this machine's kernel may lack.
-const SMOKE: [(&str, &[&str]); 2] = [
+const SMOKE: [(&str, &[&str]); 3] = [
     (
         "nftables",
         &[
@@ -37,6 +54,23 @@ const SMOKE: [(&str, &[&str]); 2] = [
             "pods-choose-the-socket-path-while-they-run",
             "maglev-spreads-over-all-endpoints",
             "ipv6-external-frontends-follow-the-traffic-policy",
+        ],
+    ),
+    (
+        "ipvs",
+        &[
+            "sctp-services-work",
+            "cluster-ip-balances-over-ready-endpoints",
+            "round-robin-takes-turns",
+            "external-policy-cluster-masquerades-every-external-frontend",
+            "external-policy-local-keeps-the-source-and-short-circuits-inside",
+            "load-balancer-source-ranges-filter-only-the-vip",
+            "no-endpoints-rejects-and-recovers",
+            "client-ip-affinity-sticks-until-the-endpoint-goes",
+            "udp-flows-of-every-frontend-follow-their-service",
+            "connections-outlive-endpoint-changes-and-proxy-restarts",
+            "ipv6-ranges-affinity-and-hairpin-work",
+            "flushed-rules-come-back",
         ],
     ),
 ];
@@ -62,11 +96,13 @@ pub(super) fn kernel_of_tests() -> Result<Option<PathBuf>> {
     Ok(Some(kernels::directory(OLDEST)))
 }
 
-/// Runs the cases of every time.
-pub(super) fn smoke() -> Result<()> {
+/// Runs the tests of every time: IPVS, which this machine may lack, and cases of each backend.
+pub(super) fn smoke(programs: &Programs) -> Result<()> {
     if obstacle().is_some() {
         return Ok(());
     }
+    kernel_tests(OLDEST)?;
+    nodes(OLDEST, programs, "nodes_with_ipvs")?;
     for (backend, names) in SMOKE {
         let cases = places_of(names);
         if !cases.is_empty() {
@@ -76,26 +112,67 @@ pub(super) fn smoke() -> Result<()> {
     Ok(())
 }
 
-/// Runs everything: the tests of VMs, and all cases with each backend, under each kernel.
+/// Runs everything: all cases with each backend, nodes, scenarios and the tests of VMs, under each kernel.
 pub(super) fn all() -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!("there can be no VMs: {obstacle}");
     }
+    let programs = machine::build()?;
     let mut failed = Vec::new();
     for series in [Series::V6_1, Series::V6_12] {
+        // The others are of interest, too.
+        let mut note = |what: &str, done: Result<()>| {
+            if let Err(error) = done {
+                failed.push(format!("{what} with Linux {series}: {error:#}"));
+            }
+        };
         kernels::get(series, false)?;
         println!("tests of VMs: Linux {series}");
         let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "vm"]);
-        run_command(tests.env(KERNEL_VARIABLE, kernels::directory(series)))?;
+        note("tests of VMs", run_command(tests.env(KERNEL_VARIABLE, kernels::directory(series))));
+        note("kernel tests", kernel_tests(series));
+        note("nodes", nodes(series, &programs, ""));
         for backend in BACKENDS {
-            // The others are of interest, too.
-            if let Err(error) = run_cases(backend, series, Vec::new()) {
-                failed.push(format!("{backend} with Linux {series}: {error:#}"));
-            }
+            note(backend, run_cases(backend, series, Vec::new()));
         }
+        note("scenarios", run_scenarios(series));
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
+}
+
+/// The tests of IPVS and dummy links against the kernel.
+fn kernel_tests(series: Series) -> Result<()> {
+    println!("kernel tests of IPVS in a VM");
+    let mut build = cargo(&["test", "--package", "sluice-sys", "--test", "ipvs", "--no-run", "--quiet"]);
+    build.arg("--message-format=json").stderr(Stdio::inherit());
+    let output = build.output().context("starting cargo")?;
+    ensure!(output.status.success(), "the tests of sluice-sys cannot be built");
+    let test = executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no test")?;
+    runner::program(series, &options(None)?, &["ipvs"], vec![test], TESTS_LIMIT)
+}
+
+/// The executable that cargo's messages name.
+fn executable(messages: &str) -> Option<String> {
+    let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages.find_map(|message| Some(message.get("executable")?.as_str()?.to_owned()))
+}
+
+/// Services on nodes that are VMs: the tests of a name, or all.
+fn nodes(series: Series, programs: &Programs, name: &str) -> Result<()> {
+    println!("nodes that are VMs: {}", if name.is_empty() { "all backends" } else { name });
+    let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "nodes", "--", name]);
+    tests.env(KERNEL_VARIABLE, kernels::directory(series)).env(SLUICE_VARIABLE, &programs.sluice);
+    run_command(&mut tests)
+}
+
+fn run_scenarios(series: Series) -> Result<()> {
+    if !cluster_tools::has_go() {
+        println!("skip: scenarios in VMs: Go, which builds the real API server, is missing");
+        return Ok(());
+    }
+    let only = SCENARIOS.map(str::to_owned).to_vec();
+    scenarios::run(&scenarios::Arguments { only, vm: Some(series), ..scenarios::Arguments::default() })
 }
 
 /// Runs cases, or all, with a backend in a VM.

@@ -44,28 +44,39 @@ pub(crate) fn run(job: Job<'_>) -> Result<()> {
 }
 
 fn run_and_report(job: Job<'_>, output: &Path) -> Result<()> {
-    interrupt::install()?;
-    prune::stale();
-    let kernel = kernels::get(job.series, false)?;
     let mut options = VmOptions { memory: job.memory, ..options(Some(output))? };
     options.keep.extend(job.keep);
-    let mut vm = Vm::start(&kernel, &options)?;
-    println!("in a VM: Linux {}", kernel.release);
-    vm.load(&modules_of(job.proxies))?;
-    let limit = LIMIT + job.limit;
     let mut argv = job.argv;
     argv.extend(["--json", "/out/report.json"].map(str::to_owned));
-    let status = stream(&mut vm, &Command::new(argv), limit)?;
+    let done = program(job.series, &options, job.proxies, argv, LIMIT + job.limit);
     let report = output.join("report.json");
     // A runner that could not begin has written none, and the reason is its status.
     if let Some(file) = job.json.filter(|_| report.exists()) {
         fs::copy(&report, file).with_context(|| format!("writing {}", file.display()))?;
     }
-    match status {
+    done
+}
+
+/// Runs a program in a VM that has loaded what some backends need; fails unless it succeeds.
+pub(crate) fn program(
+    series: Series,
+    options: &VmOptions,
+    proxies: &[&str],
+    argv: Vec<String>,
+    limit: Duration,
+) -> Result<()> {
+    interrupt::install()?;
+    prune::stale();
+    let kernel = kernels::get(series, false)?;
+    let mut vm = Vm::start(&kernel, options)?;
+    println!("in a VM: Linux {}", kernel.release);
+    vm.load(&modules_of(proxies))?;
+    let name = argv.first().cloned().unwrap_or_default();
+    match stream(&mut vm, &Command::new(argv), limit)? {
         Some(0) => Ok(()),
-        Some(status) => bail!("the conformance runner in the VM ended with status {status}"),
+        Some(status) => bail!("{name} in the VM ended with status {status}"),
         None if interrupt::requested() => bail!("interrupted"),
-        None => bail!("the conformance runner in the VM did not end within {limit:?}"),
+        None => bail!("{name} in the VM did not end within {limit:?}"),
     }
 }
 

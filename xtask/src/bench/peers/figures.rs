@@ -49,10 +49,10 @@ pub(super) struct Machine {
 
 /// Median and range of some samples.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(in crate::bench) struct Spread {
+    pub(in crate::bench) median: f64,
+    pub(in crate::bench) min: f64,
+    pub(in crate::bench) max: f64,
 }
 
 impl Figures {
@@ -115,7 +115,7 @@ impl Figures {
 }
 
 /// Median and range; none without samples.
-pub(super) fn spread(samples: &[f64]) -> Option<Spread> {
+pub(in crate::bench) fn spread(samples: &[f64]) -> Option<Spread> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (min, max) = (*sorted.first()?, *sorted.last()?);

@@ -1,5 +1,7 @@
 //! What the benchmark's cluster holds: a node with pods and a Service of its own for each proxy, and the bulk.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sluice_tests::agent::bench::Service;
@@ -105,31 +107,49 @@ pub(super) fn own_slice(place: usize, endpoint: &str) -> (Key, Value) {
 pub(super) fn fill(cluster: &Cluster, from: usize, services: usize, endpoints: usize) -> Result<()> {
     // The API server is shared by all proxies; a few requests at a time keep its two cores busy.
     const PARALLEL: usize = 32;
-    let ports = json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]);
-    let slice_ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
     if services > from {
         println!("writing Services {} to {services} with {endpoints} endpoints each", from + 1);
     }
     for chunk in (from..services).collect::<Vec<_>>().chunks(1000) {
         let mut objects = Vec::new();
         for &index in chunk {
-            let name = format!("bulk-{index}");
-            // 10.96.1.0 and on: the first addresses are for the nodes' own Services.
-            let number = index + 256;
-            let address = format!("10.96.{}.{}", number / 256, number % 256);
-            objects.push((Key::new("Service", None, &name), service(&name, &address, &ports)));
-            let members: Vec<Value> = (0..endpoints)
-                .map(|member| {
-                    let number = index * endpoints + member;
-                    let (high, middle, low) = (number >> 16, (number >> 8) & 0xff, number & 0xff);
-                    endpoint_at(&format!("10.{}.{middle}.{low}", 128 + high), "elsewhere")
-                })
-                .collect();
-            objects.push(slice(&name, &slice_ports, &json!(members)));
+            let (service, (key, slice)) = bulk_objects(index, endpoints);
+            objects.push((Key::new("Service", None, &bulk_name(index)), service));
+            objects.push((key, slice));
         }
         cluster.api().create_all(objects, PARALLEL).context("writing bulk Services")?;
     }
     Ok(())
+}
+
+fn bulk_name(index: usize) -> String {
+    format!("bulk-{index}")
+}
+
+/// The ClusterIP of a bulk Service: 10.96.1.0 and on, because the first addresses are for the nodes' own Services.
+pub(in crate::bench) fn bulk_address(index: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0100_u32.saturating_add(u32::try_from(index).unwrap_or(u32::MAX)))
+}
+
+/// A bulk Service and its slice.
+pub(in crate::bench) fn bulk(index: usize, endpoints: usize) -> (Value, Value) {
+    let (service, (_, slice)) = bulk_objects(index, endpoints);
+    (service, slice)
+}
+
+fn bulk_objects(index: usize, endpoints: usize) -> (Value, (Key, Value)) {
+    let ports = json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]);
+    let slice_ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
+    let members: Vec<Value> = (0..endpoints)
+        .map(|member| {
+            let number = index * endpoints + member;
+            let (high, middle, low) = (number >> 16, (number >> 8) & 0xff, number & 0xff);
+            endpoint_at(&format!("10.{}.{middle}.{low}", 128 + high), "elsewhere")
+        })
+        .collect();
+    let name = bulk_name(index);
+    let service = service(&name, &bulk_address(index).to_string(), &ports);
+    (service, slice(&name, &slice_ports, &json!(members)))
 }
 
 fn service(name: &str, address: &str, ports: &Value) -> Value {
