@@ -220,6 +220,18 @@ fn the_component_for_mode_ebpf_has_what_the_mode_needs_where_its_configuration_s
     assert!(init.volume_mounts.unwrap().iter().all(|mount| mounts.contains(mount)));
 }
 
+#[test]
+fn the_component_for_mode_ipvs_sets_the_mode_and_brings_what_writes_its_sysctls() {
+    let map = object::<ConfigMap>("components/ipvs/configmap.yaml", "ConfigMap");
+    assert_eq!(map.metadata.name, config_map().metadata.name);
+    let data = map.data.unwrap();
+    let settings = settings("ipvs", &data["config.conf"]);
+    assert_eq!(settings.backend, sluice::config::BackendKind::Ipvs);
+    let component: Value = serde_saphyr::from_str(&text("components/ipvs/kustomization.yaml")).unwrap();
+    assert_eq!(component["components"], json!(["../node-sysctls"]));
+    assert_eq!(component["patches"], json!([{"path": "configmap.yaml"}]));
+}
+
 /// API group, resource and verb.
 type Request = (String, String, String);
 

@@ -94,7 +94,7 @@ table ip others { chain KUBE-SERVICES {
 /// What kube-proxy leaves in its modes; returns the variants of iptables that are there.
 fn leave_behind() -> Vec<&'static str> {
     shell("nft -f -", NFTABLES);
-    shell("ip link add kube-ipvs0 type bridge", "");
+    shell("ip link add kube-ipvs0 type dummy || echo 'skip: the kernel has no dummy links' >&2", "");
     let nat6 = IPTABLES_NAT.replace("10.96.0.9/32", "fd00::9/128").replace("10.244.0.5:80", "[fd00::5]:80");
     let mut variants = Vec::new();
     for variant in ["iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft"] {
@@ -143,7 +143,11 @@ fn assert_gone(variants: &[&str]) {
     if has("ipset") {
         assert_eq!(shell("ipset list -name", "").trim(), "OTHERS");
     }
-    assert!(!shell("ip -o link", "").contains("kube-ipvs0"));
+    assert!(!has_link());
+}
+
+fn has_link() -> bool {
+    shell("ip -o link", "").contains("kube-ipvs0")
 }
 
 #[test]
@@ -154,12 +158,13 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_else() {
         let sluice = env!("CARGO_BIN_EXE_sluice");
         shell(&format!("{sluice} cleanup"), "");
         assert!(shell("nft list tables", "").contains("kube-proxy"));
+        let had_link = has_link();
         let output = kube_proxy(directory).arg("--cleanup").output().unwrap();
         assert!(output.status.success(), "{output:?}");
         assert_gone(&variants);
         let told = String::from_utf8(output.stdout).unwrap();
         assert!(told.contains("removed table ip6 kube-proxy"), "{told}");
-        assert!(told.contains("removed interface kube-ipvs0"), "{told}");
+        assert_eq!(told.contains("removed interface kube-ipvs0"), had_link, "{told}");
         let again = shell(&format!("{sluice} cleanup --kube-proxy"), "");
         assert!(again.contains("kube-proxy left nothing"), "{again}");
     });
@@ -311,9 +316,10 @@ fn the_daemon_removes_leftovers_once_its_own_rules_are_in_force() {
         assert!(shell("nft list tables", "").contains("table ip kube-proxy"));
         drop(daemon);
         daemon = Daemon::start(directory, &config, &[]);
-        daemon.wait_for("interface kube-ipvs0");
+        daemon.wait_for("what kube-proxy left");
         let end = Instant::now() + Duration::from_secs(10);
-        while has("ipset") && shell("ipset list -name", "").contains("KUBE-") && Instant::now() < end {
+        let is_left = || has_link() || has("ipset") && shell("ipset list -name", "").contains("KUBE-");
+        while is_left() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert_gone(&variants);

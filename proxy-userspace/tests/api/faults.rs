@@ -131,7 +131,7 @@ async fn first_lists_come_at_once_and_later_ones_spread() {
     let cluster = FakeApi::start(Options::default()).await;
     let proxy = proxy_for(cluster.url());
     cluster.put(service("web", 80));
-    let timing = Timing { relist_spread: Duration::from_secs(3), ..quick() };
+    let timing = Timing { relist_spread: Duration::from_secs(10), ..quick() };
     let begun = Instant::now();
     let mut nodes = Vec::new();
     for _ in 0..8 {
@@ -140,7 +140,8 @@ async fn first_lists_come_at_once_and_later_ones_spread() {
     for node in &nodes {
         node.until_services(&[("web", 80)]).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // All eight within that happen once in sixty times, if they were spread.
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 
     proxy.inject(SERVICES, Fault::Status { code: 410, retry_after: None, requests: nodes.len() });
     proxy.reset_connections();

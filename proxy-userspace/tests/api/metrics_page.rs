@@ -111,14 +111,15 @@ async fn page_of(program: Option<&Path>, arguments: &[&str]) -> (String, String)
     };
     let wait = || tokio::time::sleep(Duration::from_millis(200));
     let mut text = String::new();
-    for round in 0..100 {
+    // Some have no sample before a busy machine has got round to it.
+    let wanted = expected(&["always"]).len();
+    for round in 0..300 {
         wait().await;
         // Endpoints that come and go: syncs, latencies and flows to look for.
         api.put(slice(&format!("10.0.0.{}", 1 + round % 200)));
         let answers = [page("127.0.0.1:10256", "/healthz").await, page("127.0.0.1:10256", "/livez").await];
         text = page("127.0.0.1:10249", "/metrics").await.unwrap_or_default();
-        if answers.iter().all(Option::is_some) && text.contains("kubeproxy_network_programming") && round > 25
-        {
+        if answers.iter().all(Option::is_some) && shapes(&text).len() >= wanted && round > 25 {
             break;
         }
     }
