@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nftables::schema::NfListObject;
 use nftables::types::{NfChainType, NfFamily, NfHook};
-use sluice_core::nft::{Ledger, NftConfig, NodeView, SetId};
+use sluice_core::nft::{Balancer, Ledger, NftConfig, NodeView, sets};
 use sluice_sys::nft::Nft;
 
 /// What nft lists. Maps are read from the JSON itself: nft 1.0.6 writes their data types as one text
@@ -18,8 +18,8 @@ struct Listed {
 }
 
 /// Loads the skeleton in a fresh network namespace and lists it; `None`, with the reason, where that cannot be.
-fn listed() -> Option<Listed> {
-    let thread = std::thread::spawn(|| {
+fn listed(balancer: Balancer) -> Option<Listed> {
+    let thread = std::thread::spawn(move || {
         if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
             println!("skip: needs root to make a network namespace ({error})");
             return None;
@@ -29,7 +29,7 @@ fn listed() -> Option<Listed> {
             service_networks: vec!["10.96.0.0/16".parse().unwrap()],
             ..NodeView::default()
         };
-        let ledger = Ledger::new(NftConfig::default(), node);
+        let ledger = Ledger::new(NftConfig { balancer, ..NftConfig::default() }, node);
         let mut nft = Nft::open().unwrap();
         nft.commit(&ledger.create_skeleton()).unwrap();
         nft.commit(&ledger.finish_load()).unwrap();
@@ -76,7 +76,7 @@ fn list_single_flags(value: &mut serde_json::Value) {
 
 #[test]
 fn base_chains_hook_where_the_reference_says() {
-    let Some(ruleset) = listed() else { return };
+    let Some(ruleset) = listed(Balancer::Ruleset) else { return };
     let mut hooks: BTreeMap<String, (NfChainType, NfHook, i32)> = BTreeMap::new();
     let mut chains = BTreeSet::new();
     for object in &ruleset.objects {
@@ -106,30 +106,38 @@ fn base_chains_hook_where_the_reference_says() {
 
 #[test]
 fn every_set_is_there_and_only_small_maps_hold_verdicts() {
-    let Some(ruleset) = listed() else { return };
-    let mut names: BTreeSet<String> = ruleset.maps.keys().cloned().collect();
-    for object in &ruleset.objects {
-        if let NfListObject::Set(set) = object {
-            names.insert(set.name.to_string());
+    let both = ["entries4", "entries6", "refusals4", "refusals6"];
+    let of_ruleset = ["classes4", "classes6", "groups4", "groups6"];
+    for (balancer, more) in [(Balancer::Ruleset, of_ruleset.as_slice()), (Balancer::Ipvs, &[])] {
+        let Some(ruleset) = listed(balancer) else { return };
+        let mut names: BTreeSet<String> = ruleset.maps.keys().cloned().collect();
+        for object in &ruleset.objects {
+            if let NfListObject::Set(set) = object {
+                names.insert(set.name.to_string());
+            }
         }
+        assert_eq!(names, sets(balancer).iter().map(|set| set.id.name().to_owned()).collect());
+        let verdicts: BTreeSet<&str> = ruleset
+            .maps
+            .iter()
+            .filter(|(_, data)| *data == "verdict")
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(verdicts, both.iter().chain(more).copied().collect());
     }
-    let verdicts: BTreeSet<String> =
-        ruleset.maps.iter().filter(|(_, data)| *data == "verdict").map(|(name, _)| name.clone()).collect();
-    assert_eq!(names, SetId::all().map(|set| set.name().to_owned()).collect());
-    let small =
-        ["classes4", "classes6", "entries4", "entries6", "groups4", "groups6", "refusals4", "refusals6"];
-    assert_eq!(verdicts, small.map(str::to_owned).into_iter().collect());
 }
 
 #[test]
 fn every_rule_says_what_it_is_for() {
-    let Some(ruleset) = listed() else { return };
-    let mut rules = 0;
-    for object in &ruleset.objects {
-        if let NfListObject::Rule(rule) = object {
-            rules += 1;
-            assert!(rule.comment.as_ref().is_some_and(|comment| comment.contains(" #")), "{rule:?}");
+    for balancer in [Balancer::Ruleset, Balancer::Ipvs] {
+        let Some(ruleset) = listed(balancer) else { return };
+        let mut rules = 0;
+        for object in &ruleset.objects {
+            if let NfListObject::Rule(rule) = object {
+                rules += 1;
+                assert!(rule.comment.as_ref().is_some_and(|comment| comment.contains(" #")), "{rule:?}");
+            }
         }
+        assert!(rules > 30, "{rules} rules");
     }
-    assert!(rules > 30, "{rules} rules");
 }

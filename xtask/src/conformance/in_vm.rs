@@ -15,6 +15,8 @@ use crate::vm::runner::{self, Job, PATIENCE};
 const CASE_LIMIT: Duration = Duration::from_secs(60);
 /// Cases at a time; they wait more than they work, even here.
 const JOBS: usize = 3;
+/// In mode ebpf they work: to verify its programs takes a daemon some ten seconds of an emulated CPU.
+const JOBS_OF_EBPF: usize = 1;
 /// In MiB.
 const MEMORY: u32 = 3072;
 
@@ -44,8 +46,9 @@ pub(super) fn run(
 
 fn argv(arguments: &Arguments, programs: &Programs, cases: &[PathBuf]) -> Vec<String> {
     let text = |path: &PathBuf| path.display().to_string();
-    let (jobs, patience) =
-        (arguments.jobs.unwrap_or(JOBS).to_string(), arguments.patience.max(PATIENCE).to_string());
+    let usual = if arguments.proxy == "ebpf" { JOBS_OF_EBPF } else { JOBS };
+    let jobs = arguments.jobs.unwrap_or(usual).to_string();
+    let patience = arguments.patience.max(PATIENCE).to_string();
     let mut argv = vec![text(&programs.conformance)];
     argv.extend(["run", "--proxy", &arguments.proxy, "--jobs", &jobs].map(str::to_owned));
     argv.extend(["--patience", &patience, "--sluice"].map(str::to_owned));
