@@ -23,8 +23,9 @@ use sluice_core::ipvs::{
     ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey, Steps,
 };
 use sluice_core::model::{ServiceType, TrafficPolicy};
+use sluice_core::net::Family;
 use sluice_core::net::Protocol::{self, Tcp, Udp};
-use sluice_core::nft::{self, Balancer, NftConfig};
+use sluice_core::nft::{self, Balancer, ElementId, NftConfig, SetId, SetKind};
 use sluice_core::plan::{Detector, PlanConfig, Planner, ServicePlan};
 
 use kernel::Kernel;
@@ -67,8 +68,7 @@ impl Machine {
             Op::DeleteDestination(key, to) => {
                 let removed = self.servers.get_mut(key).expect("a server").1.remove(to);
                 assert!(removed.is_some(), "is not there: {op}");
-                let is_udp = matches!(key, ServerKey::Address(_, Udp, _));
-                assert!(is_udp || !self.busy.contains(&(*key, *to)), "cuts off: {op}");
+                assert!(key.is_udp() || !self.busy.contains(&(*key, *to)), "cuts off: {op}");
                 self.busy.remove(&(*key, *to));
             }
             Op::BindAddress(ip) => assert!(self.addresses.insert(*ip), "is bound: {op}"),
@@ -194,6 +194,7 @@ impl Run {
         steps.before.iter().for_each(|op| self.machine.apply(op));
         self.table.get_or_insert_default().commit(&steps.ruleset).expect("a ruleset that fits");
         steps.after.iter().chain(&steps.last).for_each(|op| self.machine.apply(op));
+        self.table.get_or_insert_default().commit(&steps.closing).expect("a ruleset that fits");
     }
 
     fn reconcile(&mut self) {
@@ -246,13 +247,26 @@ impl Run {
                 self.machine.busy = all.into_iter().filter(|at| chance(*seed, at) % 3 == 0).collect();
             }
             Step::Collect => {
-                let ops = self.ledger.delete_drained(&self.machine.loads());
-                ops.iter().for_each(|op| self.machine.apply(op));
+                let steps = self.ledger.delete_drained(&self.machine.loads());
+                self.apply(&steps);
             }
         }
         let servers: Vec<Server> = self.machine.servers.values().map(|(server, _)| *server).collect();
         let addresses: Vec<IpAddr> = self.machine.addresses.iter().copied().collect();
         assert!(self.ledger.agrees(&servers, &addresses), "after {step:?}");
+        // Ports of the node must not be reached by way of a service's address.
+        for ip in &addresses {
+            assert!(self.closes(ip), "{ip} is bound and open after {step:?}");
+        }
+    }
+
+    fn closes(&self, ip: &IpAddr) -> bool {
+        let key = match ip {
+            IpAddr::V4(ip) => nft::Key::new(&ip.octets()),
+            IpAddr::V6(ip) => nft::Key::new(&ip.octets()),
+        };
+        let id = ElementId { set: SetId::new(SetKind::ClusterIps, Family::of(ip)), key };
+        self.table.as_ref().is_some_and(|table| table.elements.contains_key(&id))
     }
 }
 
@@ -354,6 +368,72 @@ fn under_the_local_policy_a_mark_leads_to_all_endpoints() {
 }
 
 #[test]
+fn datagrams_by_a_mark_leave_a_destination_at_once() {
+    let mut run = Run::new();
+    run.step(&Step::Node(0b0001));
+    let dns = |addresses: &[(&str, &str)]| {
+        let endpoints = addresses.iter().map(|(address, node)| endpoint(address, node)).collect();
+        Event::Slice(Change::Apply(slice("dns-1", "dns", ("dns", Udp, 8053), endpoints)))
+    };
+    let service = Event::Service(Change::Apply(sluice_core::model::Service {
+        service_type: ServiceType::NodePort,
+        ports: vec![port("dns", Udp, 53, 30053)],
+        external_policy: TrafficPolicy::Local,
+        ..service("dns", "172.30.0.9")
+    }));
+    run.step(&Step::Events(vec![service, dns(&[("10.0.0.1", "here"), ("10.0.0.2", "there")])]));
+    let is_mark = |key: &&ServerKey| matches!(key, ServerKey::Mark(..));
+    let marked = *run.machine.servers.keys().find(is_mark).expect("a virtual server by a mark");
+    run.machine.busy.insert((marked, DestinationKey { address: ip("10.0.0.2"), port: 8053 }));
+    run.step(&Step::Events(vec![dns(&[("10.0.0.1", "here")])]));
+    assert_eq!(weights(&run, marked), [("10.0.0.1:8053".to_owned(), 1)]);
+    assert_eq!(run.ledger.draining().len(), 0);
+}
+
+#[test]
+fn a_frontend_that_was_refused_has_its_server_before_the_ruleset_lets_clients_pass() {
+    let mut run = Run::new();
+    run.step(&Step::Node(0b0001));
+    run.step(&Step::Events(vec![web(TrafficPolicy::Local), endpoints(&[("10.0.0.2", "there")])]));
+    run.events(&[endpoints(&[("10.0.0.1", "here"), ("10.0.0.2", "there")])]);
+    let changes = run.replan();
+    let steps = run.ledger.change(&changes);
+    let node_port = key("192.168.0.2", Tcp, 30080);
+    let adds = |op: &Op| matches!(op, Op::AddDestination(server, _) if *server == node_port);
+    assert!(steps.before.iter().any(adds), "{steps:?}");
+    assert!(!steps.ruleset.is_empty());
+    run.apply(&steps);
+}
+
+#[test]
+fn health_checks_are_let_through_to_addresses_of_load_balancers() {
+    let mut run = Run::new();
+    let service = sluice_core::model::Service {
+        service_type: ServiceType::LoadBalancer,
+        ports: vec![port("http", Tcp, 80, 30080)],
+        external_policy: TrafficPolicy::Local,
+        health_check_node_port: 32000,
+        ..service("web", "172.30.0.1")
+    };
+    run.step(&Step::Events(vec![Event::Service(Change::Apply(service))]));
+    let health = |run: &Run| {
+        let table = run.table.as_ref().expect("a table");
+        table.elements.keys().filter(|id| id.set.kind == SetKind::HealthPorts).count()
+    };
+    assert_eq!(health(&run), 2);
+    run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
+    assert_eq!(health(&run), 0);
+}
+
+#[test]
+fn addresses_that_the_kernel_takes_from_nobody_are_left_out() {
+    let mut run = Run::new();
+    let bad = [("10.0.0.1", "here"), ("224.0.1.1", "here"), ("255.255.255.255", "here")];
+    run.step(&Step::Events(vec![web(TrafficPolicy::Cluster), endpoints(&bad)]));
+    assert_eq!(weights(&run, key("172.30.0.1", Tcp, 80)), [("10.0.0.1:8080".to_owned(), 1)]);
+}
+
+#[test]
 fn virtual_servers_of_others_stay_in_excluded_networks_only() {
     let mut run = Run::new();
     let server = |address: &str| Server {
@@ -368,4 +448,23 @@ fn virtual_servers_of_others_stay_in_excluded_networks_only() {
     run.reconcile();
     let left: Vec<ServerKey> = run.machine.servers.keys().copied().collect();
     assert_eq!(left, [key("198.18.0.1", Tcp, 80)]);
+}
+
+#[test]
+fn a_service_may_be_in_an_excluded_network() {
+    let mut run = Run::new();
+    let web = Event::Service(Change::Apply(sluice_core::model::Service {
+        ports: vec![port("http", Tcp, 80, 0)],
+        ..service("web", "198.18.0.7")
+    }));
+    run.step(&Step::Events(vec![web, endpoints(&[("10.0.0.1", "here")])]));
+    let server = key("198.18.0.7", Tcp, 80);
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 1)]);
+    // Nothing is to be done, neither for this ledger nor for the next one.
+    run.reconcile();
+    run.step(&Step::Restart(vec![endpoints(&[("10.0.0.2", "here")])]));
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 0), ("10.0.0.2:8080".to_owned(), 1)]);
+    run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
+    run.step(&Step::Collect);
+    assert!(run.machine.servers.is_empty());
 }

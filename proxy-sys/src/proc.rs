@@ -33,16 +33,6 @@ pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError>
     }
 }
 
-/// The first two numbers of the kernel's version: 6.12 is `(6, 12)`.
-pub fn kernel_version() -> Option<(u32, u32)> {
-    version(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 /// Ports that the kernel gives to processes that ask for any (`net.ipv4.ip_local_port_range`).
 pub fn local_port_range() -> std::ops::RangeInclusive<u16> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -82,13 +72,6 @@ pub fn resident_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn a_kernel_s_version_is_read() {
-        assert_eq!(super::version("6.12.9-amd64\n"), Some((6, 12)));
-        assert_eq!(super::version("5.4-rc1"), Some((5, 4)));
-        assert_eq!(super::version("unknown"), None);
-    }
-
     #[test]
     fn a_range_of_ports_is_read() {
         assert_eq!(super::port_range("32768\t60999\n"), Some(32768..=60999));

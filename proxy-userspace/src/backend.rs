@@ -5,8 +5,9 @@ pub mod ipvs;
 pub mod nftables;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use sluice_core::ipvs::{Op, SchedulerName};
+use sluice_core::ipvs::Op;
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{BpfError, Maps, Missing, Usage};
 use sluice_sys::dummy::LinkError;
@@ -26,17 +27,17 @@ pub enum BackendError {
     /// bpf(2) refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
-    /// IPVS cannot be used.
-    #[error("the IPVS backend cannot run here: {0}")]
+    /// IPVS refused, or could not be asked.
+    #[error("IPVS: {0}")]
     Ipvs(#[from] IpvsError),
-    /// The dummy link cannot be used.
-    #[error("the IPVS backend cannot run here: {0}")]
+    /// The dummy link could not be looked for, or made.
+    #[error("IPVS: {0}")]
     Link(#[from] LinkError),
-    /// The kernel has no such scheduler.
-    #[error("ipvs.scheduler: the kernel has no scheduler {0:?}: load module ip_vs_{0}, or choose another")]
-    Scheduler(SchedulerName),
+    /// The IPVS backend cannot run here.
+    #[error("the IPVS backend cannot run here:\n  {}", .0.join("\n  "))]
+    NoIpvs(Vec<String>),
     /// A sysctl that IPVS needs cannot be set.
-    #[error("the IPVS backend cannot run here: {0}")]
+    #[error("IPVS: {0}")]
     Sysctl(#[from] ProcError),
     /// IPVS or the dummy link refused operations.
     #[error("IPVS: {0}")]
@@ -161,6 +162,11 @@ impl Backend {
     /// Whether [`Backend::check`] finds anything that nobody else tells.
     pub fn wants_checks(&self) -> bool {
         matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
+    }
+
+    /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of changes of destinations.
+    pub fn audit_period(&self, settings: &Settings) -> Option<Duration> {
+        matches!(self, Backend::Ipvs(_)).then_some(settings.sync_period)
     }
 
     /// Looks for what others did.

@@ -381,7 +381,7 @@ async fn after_first_pass(
 /// What another backend leaves of mode ipvs, ours and kube-proxy's.
 async fn from_ipvs(settings: &Settings) {
     if settings.backend != BackendKind::Ipvs {
-        handover::from_ipvs(settings.cleanup_kube_proxy).await;
+        handover::from_ipvs(settings.cleanup_kube_proxy, &settings.ipvs.exclude).await;
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sluice_common::node::{Config, option};
 use sluice_core::nft;
 use sluice_sys::bpf::{BpfError, Directory, Lock, Maps, View};
@@ -94,12 +95,12 @@ fn remove(directory: &Directory) {
 
 /// After another backend has taken over from mode ipvs, ours and, with `and_kube_proxy`, kube-proxy's: virtual servers get
 /// no new connections, because these are translated before, and go with their last one.
-pub async fn from_ipvs(and_kube_proxy: bool) {
+pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
     let links = [ipvs::LINK, cleanup::KUBE_PROXY_LINK];
     let links = if and_kube_proxy { &links[..] } else { &links[..1] };
     let mut told = false;
     loop {
-        match tokio::task::block_in_place(|| cleanup::delete_idle(links)) {
+        match tokio::task::block_in_place(|| cleanup::delete_idle(links, excluded)) {
             Ok(false) if told => return info!("virtual servers and their links are gone"),
             Ok(false) => return,
             Ok(true) if !told => {

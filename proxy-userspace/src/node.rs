@@ -108,17 +108,22 @@ pub fn ipvs_config(settings: &Settings, sticky: SchedulerName) -> IpvsConfig {
 
 /// What virtual servers depend on: node ports need one on each address that they answer on.
 pub fn ipvs_view(settings: &Settings, facts: &NodeFacts) -> ipvs::NodeView {
-    let is_usable = |ip: &IpAddr| match ip {
+    let own = own_addresses(facts);
+    let mut node_port_addresses = node_port_addresses(settings, facts);
+    node_port_addresses.extend(own.iter().filter(|ip| matches_all(settings, Family::of(ip))));
+    node_port_addresses.sort_unstable();
+    node_port_addresses.dedup();
+    ipvs::NodeView { node_port_addresses, own_addresses: own }
+}
+
+/// Addresses of this node that a Service may have too. Those of a link (IPv6) come and go with every pod, and no Service
+/// has them.
+fn own_addresses(facts: &NodeFacts) -> Vec<IpAddr> {
+    let is_usable = |ip: &&IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_loopback(),
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
     };
-    let own = facts.interfaces.iter().copied();
-    let mut node_port_addresses = node_port_addresses(settings, facts);
-    let all = own.clone().filter(|ip| is_usable(ip) && matches_all(settings, Family::of(ip)));
-    node_port_addresses.extend(all);
-    node_port_addresses.sort_unstable();
-    node_port_addresses.dedup();
-    ipvs::NodeView { node_port_addresses, own_addresses: own.collect() }
+    facts.interfaces.iter().filter(is_usable).copied().collect()
 }
 
 /// Whether node ports of a family answer on all local addresses: a list that names no network of the family,
@@ -160,7 +165,7 @@ pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
         node_port_addresses: node_port_addresses(settings, facts),
         service_networks: facts.service_networks.clone(),
         own_addresses: match settings.backend {
-            BackendKind::Ipvs => facts.interfaces.clone(),
+            BackendKind::Ipvs => own_addresses(facts),
             _ => Vec::new(),
         },
     }

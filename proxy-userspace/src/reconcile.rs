@@ -355,19 +355,23 @@ impl Reconciler {
         plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let begun = Instant::now();
         let applied = self.backend.full(&self.settings, &self.facts, &plans)?;
-        info!(
-            kind,
-            services = plans.len(),
-            operations = applied.operations,
-            transactions = applied.transactions,
-            seconds = begun.elapsed().as_secs_f64(),
-            "ruleset in place"
-        );
-        if kind != "full" {
+        // Not worth a line each time.
+        let is_right = kind == "audit" && applied.operations == 0;
+        if !is_right {
+            info!(
+                kind,
+                services = plans.len(),
+                operations = applied.operations,
+                transactions = applied.transactions,
+                seconds = begun.elapsed().as_secs_f64(),
+                "ruleset in place"
+            );
+        }
+        if kind != "full" && !is_right {
             self.outputs.metrics.repairs.inc();
             self.outputs.metrics.repaired_objects.inc_by(applied.operations as u64);
         }
-        self.audit_at = Instant::now() + AUDIT_PERIOD;
+        self.audit_at = Instant::now() + self.backend.audit_period(&self.settings).unwrap_or(AUDIT_PERIOD);
         self.phase = Phase::Incremental;
         // A full pass holds all objects for a moment; the allocator would keep that memory.
         drop(plans);
@@ -458,7 +462,7 @@ impl Reconciler {
         }
         self.garbage_at = None;
         if let Err(error) = self.backend.collect_garbage() {
-            warn!(%error, "cannot delete unused chains; a full pass follows");
+            warn!(%error, "cannot delete what nobody needs any more; a full pass follows");
             let metrics = &self.outputs.metrics;
             Metrics::for_families(|family| {
                 metrics.cleanup_failures.get_or_create(family).inc();

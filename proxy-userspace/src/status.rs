@@ -7,6 +7,7 @@ use std::path::Path;
 use sluice_common::counters::Counter;
 use sluice_sys::bpf::{self, BpfError, Directory, Place, Usage, View, counters};
 use sluice_sys::dummy::Link;
+use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Nft;
 
 use crate::backend::BackendError;
@@ -55,17 +56,25 @@ fn read(bpffs: &Path) -> Result<Status, DaemonError> {
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
         Err(error) => return Err(DaemonError::Backend(BackendError::Bpf(error))),
     };
-    Ok(Status { nftables, ipvs: read_ipvs(), ebpf })
+    Ok(Status { nftables, ipvs: read_ipvs()?, ebpf })
 }
 
 /// `None` without the link. Without IPVS there are no virtual servers.
-fn read_ipvs() -> Option<Ipvs> {
-    let addresses = Link::find(LINK).ok().flatten()?.addresses().ok()?.len();
-    let find = sluice_sys::ipvs::Ipvs::find().ok().flatten();
-    let servers = find.and_then(|mut ipvs| ipvs.dump().ok()).unwrap_or_default();
+fn read_ipvs() -> Result<Option<Ipvs>, DaemonError> {
+    let failed = |error: NetlinkError| match error.errno() {
+        Some(libc::EPERM) => DaemonError::Capability,
+        _ => DaemonError::Backend(BackendError::Netlink(error)),
+    };
+    let link = Link::find(LINK).map_err(|error| DaemonError::Backend(BackendError::Link(error)))?;
+    let Some(mut link) = link else { return Ok(None) };
+    let addresses = link.addresses().map_err(failed)?.len();
+    let servers = match sluice_sys::ipvs::Ipvs::find().map_err(failed)? {
+        Some(mut ipvs) => ipvs.dump().map_err(failed)?,
+        None => Vec::new(),
+    };
     let destinations = || servers.iter().flat_map(|server| &server.destinations);
     let draining = destinations().filter(|held| held.destination.weight == 0).count();
-    Some(Ipvs { addresses, servers: servers.len(), destinations: destinations().count(), draining })
+    Ok(Some(Ipvs { addresses, servers: servers.len(), destinations: destinations().count(), draining }))
 }
 
 fn read_ebpf(directory: &Directory) -> Result<Ebpf, BpfError> {

@@ -15,10 +15,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::lower::{Claim, Lowered, Wanted, lower};
-use super::{
-    Destination, DestinationKey, IpvsConfig, Load, Marks, NodeView, ObservedServer, Op, Server, ServerKey,
-};
-use crate::net::Protocol;
+use super::{Destination, DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Server, ServerKey};
 use crate::nft;
 use crate::plan::{PlanChange, ServicePlan};
 
@@ -48,12 +45,14 @@ pub struct Steps {
     pub after: Vec<Op>,
     /// What nobody wants any more.
     pub last: Vec<Op>,
+    /// What the ruleset had to keep until then.
+    pub closing: Vec<nft::Op>,
 }
 
 impl Steps {
     /// The number of operations.
     pub fn len(&self) -> usize {
-        self.before.len() + self.ruleset.len() + self.after.len() + self.last.len()
+        self.before.len() + self.ruleset.len() + self.after.len() + self.last.len() + self.closing.len()
     }
 
     /// Whether there is nothing to do.
@@ -85,6 +84,8 @@ pub struct Ledger {
     unsettled: FxHashSet<IpAddr>,
     /// Virtual servers of which something is being drained.
     draining: FxHashSet<ServerKey>,
+    /// Addresses that are bound for what is being drained only. The ruleset goes on to close their ports.
+    closed: FxHashSet<IpAddr>,
 }
 
 impl Ledger {
@@ -100,6 +101,7 @@ impl Ledger {
             bound: FxHashSet::default(),
             unsettled: FxHashSet::default(),
             draining: FxHashSet::default(),
+            closed: FxHashSet::default(),
         }
     }
 
@@ -121,22 +123,20 @@ impl Ledger {
     /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Steps {
         let changes = PlanChange::merged(changes);
-        let old_marks = self.ruleset.marks().clone();
+        // By the marks of before.
+        let old: Vec<Lowered> =
+            changes.iter().filter_map(|change| change.old.as_deref()).map(|plan| self.lower(plan)).collect();
         let ruleset = self.ruleset.change(&changes);
         let mut touched = FxHashSet::default();
-        for change in &changes {
-            if let Some(plan) = &change.old {
-                let lowered = self.lower(plan, &old_marks);
-                self.unclaim(&lowered, &mut touched);
-            }
-        }
+        old.iter().for_each(|lowered| self.unclaim(lowered, &mut touched));
+        let refused = old.into_iter().flat_map(|lowered| lowered.refused).collect();
         for change in &changes {
             if let Some(plan) = &change.new {
-                let lowered = self.lower(plan, self.ruleset.marks());
+                let lowered = self.lower(plan);
                 self.claim(lowered, &mut touched);
             }
         }
-        self.steps(touched, ruleset)
+        self.steps(touched, &refused, ruleset)
     }
 
     /// What virtual servers know of the node. A changed one needs [`Ledger::reconcile`].
@@ -156,7 +156,6 @@ impl Ledger {
         self.node = node;
         // What would be done for a changed node is part of the reconciliation.
         let _ = self.ruleset.set_node(of_ruleset);
-        let replaces = observed.table.is_some();
         let ruleset = match observed.table {
             Some(table) => self.ruleset.reconcile(plans, table),
             None => {
@@ -169,17 +168,21 @@ impl Ledger {
         let mut touched = FxHashSet::default();
         self.held.clear();
         self.draining.clear();
+        self.closed.clear();
+        self.claim_all(plans, &mut touched);
         for server in observed.servers {
-            if !self.is_excluded(&server.server.key) {
-                touched.insert(server.server.key);
-                self.held.insert(server.server.key, held(server));
+            let key = server.server.key;
+            if !self.is_excluded(&key) || self.wanted.contains_key(&key) {
+                touched.insert(key);
+                self.held.insert(key, held(server));
             }
         }
         self.bound = observed.addresses.into_iter().collect();
-        self.claim_all(plans, &mut touched);
-        let mut steps = self.steps(touched, ruleset);
-        if replaces {
-            // Until then the ruleset of before captures connections.
+        self.unsettled.extend(&self.bound);
+        let is_new = ruleset.first() == Some(&nft::Op::DeleteTable);
+        let mut steps = self.steps(touched, &FxHashSet::default(), ruleset);
+        if is_new {
+            // Until then another backend's ruleset captures connections.
             steps.before.append(&mut steps.after);
         }
         steps
@@ -195,15 +198,14 @@ impl Ledger {
     fn claim_all(&mut self, plans: &[Arc<ServicePlan>], touched: &mut FxHashSet<ServerKey>) {
         self.wanted.clear();
         self.addresses.clear();
-        self.unsettled.extend(&self.bound);
         for plan in plans {
-            let lowered = self.lower(plan, self.ruleset.marks());
+            let lowered = self.lower(plan);
             self.claim(lowered, touched);
         }
     }
 
-    fn lower(&self, plan: &ServicePlan, marks: &Marks) -> Lowered {
-        lower(plan, &self.config, &self.node, marks)
+    fn lower(&self, plan: &ServicePlan) -> Lowered {
+        lower(plan, &self.config, &self.node, self.ruleset.marks())
     }
 
     fn claim(&mut self, lowered: Lowered, touched: &mut FxHashSet<ServerKey>) {
@@ -240,14 +242,21 @@ impl Ledger {
         }
     }
 
-    /// The way from what is held of the touched virtual servers to what is wanted.
-    fn steps(&mut self, touched: FxHashSet<ServerKey>, ruleset: Vec<nft::Op>) -> Steps {
+    /// The way from what is held of the touched virtual servers to what is wanted. Those that the ruleset has `refused` come
+    /// before it, so that nobody finds none there when it does not refuse any more.
+    fn steps(
+        &mut self,
+        touched: FxHashSet<ServerKey>,
+        refused: &FxHashSet<ServerKey>,
+        ruleset: Vec<nft::Op>,
+    ) -> Steps {
         let mut steps = Steps { ruleset, ..Steps::default() };
         let mut touched: Vec<ServerKey> = touched.into_iter().collect();
         touched.sort_unstable();
         let mut last = Vec::new();
         for key in touched {
-            let first = if matches!(key, ServerKey::Mark(..)) { &mut steps.before } else { &mut steps.after };
+            let is_early = matches!(key, ServerKey::Mark(..)) || refused.contains(&key);
+            let first = if is_early { &mut steps.before } else { &mut steps.after };
             let wanted = self.wanted.get(&key).and_then(|claims| claims.values().next());
             let held = self.held.get_mut(&key);
             let left = match (wanted, held) {
@@ -281,12 +290,50 @@ impl Ledger {
         steps.after.extend(bind);
         last.extend(unbind);
         steps.last = last;
+        self.keep_closed(&mut steps);
         steps
+    }
+
+    /// Ports of an address stay closed for as long as it is bound.
+    fn keep_closed(&mut self, steps: &mut Steps) {
+        if steps.ruleset.first() == Some(&nft::Op::DeleteTable) {
+            for ip in self.bound.iter().filter(|ip| !self.addresses.contains_key(ip)) {
+                steps.ruleset.push(nft::Op::AddElement(nft::closed_address(ip)));
+                self.closed.insert(*ip);
+            }
+        }
+        let (bound, wanted, closed) = (&self.bound, &self.addresses, &mut self.closed);
+        steps.ruleset.retain(|op| match op {
+            nft::Op::DeleteElement(id) => {
+                let stays = |ip: &IpAddr| bound.contains(ip) && !wanted.contains_key(ip);
+                let Some(ip) = nft::is_closed_address(id).filter(stays) else { return true };
+                closed.insert(ip);
+                false
+            }
+            // It is there already.
+            nft::Op::AddElement(element) => nft::is_closed_address(&element.id)
+                .is_none_or(|ip| !wanted.contains_key(&ip) || !closed.remove(&ip)),
+            _ => true,
+        });
+        self.open_unbound(steps);
+    }
+
+    fn open_unbound(&mut self, steps: &mut Steps) {
+        let (bound, closing) = (&self.bound, &mut steps.closing);
+        self.closed.retain(|ip| {
+            if !bound.contains(ip) {
+                closing.push(nft::Op::DeleteElement(nft::closed_address(ip).id));
+            }
+            bound.contains(ip)
+        });
     }
 
     /// Addresses to bind and to unbind. Those with virtual servers that are being drained stay.
     fn rebind(&mut self) -> (Vec<Op>, Vec<Op>) {
-        let drained: FxHashSet<IpAddr> = self.draining.iter().filter_map(address).collect();
+        if self.unsettled.is_empty() {
+            return Default::default();
+        }
+        let drained: FxHashSet<IpAddr> = self.draining.iter().filter_map(ServerKey::address).collect();
         let (mut bind, mut unbind) = (Vec::new(), Vec::new());
         let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
         unsettled.sort_unstable();
@@ -310,7 +357,7 @@ impl Ledger {
 
     /// Deletes what has been drained. `loads` tells the connections of the destinations of a virtual server; one that is not
     /// named there is not in the kernel any more.
-    pub fn delete_drained(&mut self, loads: &FxHashMap<(ServerKey, DestinationKey), Load>) -> Vec<Op> {
+    pub fn delete_drained(&mut self, loads: &FxHashMap<(ServerKey, DestinationKey), Load>) -> Steps {
         let mut ops = Vec::new();
         let mut keys: Vec<ServerKey> = self.draining.iter().copied().collect();
         keys.sort_unstable();
@@ -329,29 +376,25 @@ impl Ledger {
             }
             if held.destinations.is_empty() && !self.wanted.contains_key(&key) {
                 self.held.remove(&key);
-                self.unsettled.extend(address(&key));
+                self.unsettled.extend(key.address());
                 ops.push(Op::DeleteServer(key));
             }
         }
         ops.extend(self.rebind().1);
-        ops
+        let mut steps = Steps { last: ops, ..Steps::default() };
+        self.open_unbound(&mut steps);
+        steps
     }
 
     /// Whether the kernel's virtual servers and addresses are those that it should have. Destinations are not looked at.
     pub fn agrees(&self, servers: &[Server], addresses: &[IpAddr]) -> bool {
-        let ours: Vec<&Server> = servers.iter().filter(|server| !self.is_excluded(&server.key)).collect();
+        let is_ours =
+            |server: &&Server| !self.is_excluded(&server.key) || self.held.contains_key(&server.key);
+        let ours: Vec<&Server> = servers.iter().filter(is_ours).collect();
         ours.len() == self.held.len()
             && ours.iter().all(|s| self.held.get(&s.key).is_some_and(|held| held.server == **s))
             && addresses.len() == self.bound.len()
             && addresses.iter().all(|ip| self.bound.contains(ip))
-    }
-}
-
-/// The address of a virtual server that has one.
-fn address(key: &ServerKey) -> Option<IpAddr> {
-    match key {
-        ServerKey::Address(ip, ..) => Some(*ip),
-        ServerKey::Mark(..) => None,
     }
 }
 
@@ -393,7 +436,7 @@ fn converge(held: &mut Held, wanted: &Wanted, first: &mut Vec<Op>, last: &mut Ve
 /// their clients (`expire_nodest_conn`).
 fn drain(held: &mut Held, keep: &FxHashSet<DestinationKey>, last: &mut Vec<Op>) {
     let key = held.server.key;
-    let is_udp = matches!(key, ServerKey::Address(_, Protocol::Udp, _));
+    let is_udp = key.is_udp();
     held.destinations.retain(|destination, weight| {
         if keep.contains(destination) {
             return true;

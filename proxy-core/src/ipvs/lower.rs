@@ -67,29 +67,34 @@ pub(super) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lowered {
     pub(super) servers: Vec<(Claim, Wanted)>,
+    /// Virtual servers that there are none of, because the ruleset refuses all connections of others.
+    pub(super) refused: Vec<ServerKey>,
     /// Addresses to bind, with repetitions.
     pub(super) addresses: Vec<IpAddr>,
 }
 
 /// Lowers the plan of a Service.
 pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, marks: &Marks) -> Lowered {
-    let mut out = Lowered { servers: Vec::new(), addresses: plan.cluster_ips.to_vec() };
+    let mut out = Lowered { addresses: plan.cluster_ips.to_vec(), ..Lowered::default() };
     for port in &plan.ports {
         let [cluster, local] = [Group::Cluster, Group::Local].map(|group| destinations(port, group));
         let members = |group| match group {
             Group::Cluster => Arc::clone(&cluster),
             Group::Local => Arc::clone(&local),
         };
+        let refused = &mut out.refused;
+        let servers = &mut out.servers;
         let mut add = |is_node_port, key, group| {
             let server = config.server(key, port.affinity);
             let claim = Claim { is_node_port, port: port.id.clone() };
-            out.servers.push((claim, Wanted { server, destinations: members(group) }));
+            servers.push((claim, Wanted { server, destinations: members(group) }));
         };
         for frontend in &port.frontends {
-            if let Some(group) = group_of(frontend.actions.other) {
-                for (is_node_port, key) in keys(frontend, node) {
-                    add(is_node_port, key, group);
+            match group_of(frontend.actions.other) {
+                Some(group) => {
+                    keys(frontend, node).for_each(|(is_node_port, key)| add(is_node_port, key, group));
                 }
+                None => refused.extend(keys(frontend, node).map(|(_, key)| key)),
             }
         }
         if port.frontends.iter().any(is_split)
@@ -102,12 +107,20 @@ pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, ma
             Capture::NodePort(..) => None,
         }));
     }
+    out.addresses.retain(is_usable);
+    out.servers.retain(|(_, wanted)| wanted.server.key.address().is_none_or(|ip| is_usable(&ip)));
     out
 }
 
+/// Whether the kernel takes an address. One that it refuses would be refused again and again.
+fn is_usable(ip: &IpAddr) -> bool {
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !ip.is_multicast() && !ip.is_unspecified() && !is_broadcast
+}
+
 fn destinations(port: &PortPlan, group: Group) -> Arc<[DestinationKey]> {
-    let keys = port.targets(group).iter().map(|t| DestinationKey { address: t.address, port: t.port });
-    keys.collect()
+    let targets = port.targets(group).iter().filter(|target| is_usable(&target.address));
+    targets.map(|target| DestinationKey { address: target.address, port: target.port }).collect()
 }
 
 /// The virtual servers of a frontend.

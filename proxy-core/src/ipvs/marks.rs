@@ -3,17 +3,20 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::group::GroupId;
+use crate::net::Protocol;
 use crate::plan::{Group, PlanChange, PortPlan, ServicePlan};
 
 /// Which marks are ours: bits 24 to 31 are always the same, bits 14 and 15 zero. By these kube-proxy, kubelet and others ask
-/// for masquerading and for drops.
+/// for masquerading and for drops. Bit 0 is set for UDP.
 pub(crate) mod server_mark {
     /// Bits that are the same in all.
     pub(crate) const MASK: u32 = 0xff00_c000;
     /// What they are.
     pub(crate) const PREFIX: u32 = 0x5300_0000;
-    /// How many marks there are: 14 low bits and 8 high ones.
-    pub(crate) const COUNT: u32 = 1 << 22;
+    /// How many marks there are of each kind: 13 low bits and 8 high ones.
+    pub(crate) const COUNT: u32 = 1 << 21;
+    /// What serves datagrams.
+    pub(crate) const UDP: u32 = 1;
 }
 
 /// The marks of service ports of eTP=Local, each by its Cluster group.
@@ -35,20 +38,20 @@ impl Marks {
     /// Gives marks to service ports that need them from now on, and takes those of others back.
     pub(crate) fn renew(&mut self, change: &PlanChange) {
         let (old, new) = (needing(change.old.as_deref()), needing(change.new.as_deref()));
-        for group in old.difference(&new) {
+        for (group, _) in old.difference(&new) {
             if let Some(mark) = self.by_group.remove(group) {
                 self.taken.remove(&mark);
             }
         }
-        let mut new: Vec<GroupId> = new.into_iter().collect();
+        let mut new: Vec<(GroupId, bool)> = new.into_iter().collect();
         new.sort_unstable();
-        for group in new {
+        for (group, is_udp) in new {
             if !self.by_group.contains_key(&group) && self.taken.len() < server_mark::COUNT as usize {
                 let mut number = group.number() as u32 >> 1;
-                while !self.taken.insert(mark(number)) {
+                while !self.taken.insert(mark(number, is_udp)) {
                     number = number.wrapping_add(1);
                 }
-                self.by_group.insert(group, mark(number));
+                self.by_group.insert(group, mark(number, is_udp));
             }
         }
     }
@@ -59,14 +62,22 @@ pub fn is_ours(mark: u32) -> bool {
     mark & server_mark::MASK == server_mark::PREFIX
 }
 
-fn mark(number: u32) -> u32 {
-    let number = number % server_mark::COUNT;
-    server_mark::PREFIX | (number & 0x3fff) | (number >> 14) << 16
+/// Whether a mark of ours stands for a virtual server of UDP.
+pub(super) fn is_udp(mark: u32) -> bool {
+    mark & server_mark::UDP != 0
 }
 
-fn needing(plan: Option<&ServicePlan>) -> FxHashSet<GroupId> {
+fn mark(number: u32, is_udp: bool) -> u32 {
+    let number = number % server_mark::COUNT;
+    let kind = if is_udp { server_mark::UDP } else { 0 };
+    server_mark::PREFIX | kind | (number & 0x1fff) << 1 | (number >> 13) << 16
+}
+
+/// The groups of service ports that need marks, and whether they are of UDP.
+fn needing(plan: Option<&ServicePlan>) -> FxHashSet<(GroupId, bool)> {
     let ports = plan.iter().flat_map(|plan| plan.ports.iter());
-    ports.filter(|port| port.frontends.iter().any(is_split)).map(cluster_group).collect()
+    let split = ports.filter(|port| port.frontends.iter().any(is_split));
+    split.map(|port| (cluster_group(port), port.id.protocol == Protocol::Udp)).collect()
 }
 
 /// The group that marks stand for.
@@ -93,10 +104,13 @@ mod tests {
 
     #[test]
     fn marks_are_ours_and_differ() {
-        let all: FxHashSet<u32> = (0..100_000).map(mark).collect();
-        assert_eq!(all.len(), 100_000);
+        let both = [false, true];
+        let all: FxHashSet<u32> =
+            (0..100_000).flat_map(|number| both.map(|is_udp| mark(number, is_udp))).collect();
+        assert_eq!(all.len(), 200_000);
         assert!(all.iter().all(|mark| mark & server_mark::MASK == server_mark::PREFIX));
-        assert_eq!(mark(server_mark::COUNT), mark(0));
-        assert_eq!(mark(server_mark::COUNT - 1), 0x53ff_3fff);
+        assert_eq!(mark(server_mark::COUNT, false), mark(0, false));
+        assert_eq!(mark(server_mark::COUNT - 1, true), 0x53ff_3fff);
+        assert!(both.iter().all(|kind| is_udp(mark(7, *kind)) == *kind));
     }
 }

@@ -23,6 +23,22 @@ impl ServerKey {
             ServerKey::Mark(family, _) => *family,
         }
     }
+
+    /// The address, of those that have one.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            ServerKey::Address(address, ..) => Some(*address),
+            ServerKey::Mark(..) => None,
+        }
+    }
+
+    /// Whether it is for datagrams, as marks of ours tell.
+    pub fn is_udp(&self) -> bool {
+        match self {
+            ServerKey::Address(_, protocol, _) => *protocol == Protocol::Udp,
+            ServerKey::Mark(_, mark) => super::marks::is_udp(*mark),
+        }
+    }
 }
 
 impl fmt::Display for ServerKey {

@@ -76,6 +76,13 @@ pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>, mark
         let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
         out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
     }
+    if let (Some(health), Balancer::Ipvs) = (&plan.health_check, config.balancer) {
+        for family in Family::BOTH {
+            let key = Key::new(&protocol_bytes(Protocol::Tcp)).with(&port_bytes(health.node_port));
+            let set = SetId::new(SetKind::HealthPorts, family);
+            out.shared.push(Shared::Element(element(set, key, Value::None)));
+        }
+    }
     for port in &plan.ports {
         Lowering { port, config, marks, out: &mut out }.run(slots);
     }
@@ -289,6 +296,20 @@ pub(super) fn element(set: SetId, key: Key, value: Value) -> Element {
 
 pub(super) fn address_key(ip: &IpAddr) -> Key {
     Key::new(&ip_bytes(ip))
+}
+
+/// The element by which ports of an address that no service has are refused.
+pub(crate) fn closed_address(ip: &IpAddr) -> Element {
+    element(SetId::new(SetKind::ClusterIps, Family::of(ip)), address_key(ip), Value::None)
+}
+
+/// The address, if it is such an element.
+pub(crate) fn is_closed_address(id: &ElementId) -> Option<IpAddr> {
+    match (id.set.kind, &*id.key) {
+        (SetKind::ClusterIps, [a, b, c, d]) => Some(IpAddr::from([*a, *b, *c, *d])),
+        (SetKind::ClusterIps, bytes) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 fn capture_key(capture: &Capture) -> Key {

@@ -155,6 +155,8 @@ pub enum SetKind {
     NodePortAddresses,
     /// With IPVS: addresses of other interfaces than the one that holds the services' addresses.
     OwnAddresses,
+    /// With IPVS: protocol and port of health-check node ports.
+    HealthPorts,
     /// Address, protocol, port → padding, refusal.
     NoEndpoints,
     /// Protocol, port → padding, refusal.
@@ -168,7 +170,7 @@ pub enum SetKind {
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 17] = [
+    pub const ALL: [SetKind; 18] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -182,6 +184,7 @@ impl SetKind {
         SetKind::ClusterIps,
         SetKind::NodePortAddresses,
         SetKind::OwnAddresses,
+        SetKind::HealthPorts,
         SetKind::NoEndpoints,
         SetKind::NodePortNoEndpoints,
         SetKind::Services,
@@ -191,7 +194,7 @@ impl SetKind {
     /// Whether rulesets of a balancer have such a set.
     pub fn is_of(self, balancer: Balancer) -> bool {
         match self {
-            SetKind::OwnAddresses => balancer == Balancer::Ipvs,
+            SetKind::OwnAddresses | SetKind::HealthPorts => balancer == Balancer::Ipvs,
             SetKind::Endpoints
             | SetKind::Members
             | SetKind::Affinity
@@ -238,6 +241,7 @@ impl SetId {
             SetKind::ClusterIps => ("cluster_ips4", "cluster_ips6"),
             SetKind::NodePortAddresses => ("nodeport_addresses4", "nodeport_addresses6"),
             SetKind::OwnAddresses => ("own_addresses4", "own_addresses6"),
+            SetKind::HealthPorts => ("health_ports4", "health_ports6"),
             SetKind::NoEndpoints => ("no_endpoints4", "no_endpoints6"),
             SetKind::NodePortNoEndpoints => ("nodeport_no_endpoints4", "nodeport_no_endpoints6"),
             SetKind::Services => ("services4", "services6"),

@@ -92,6 +92,7 @@ fn spec(id: SetId) -> SetSpec {
             (vec![ip], SetValue::None)
         }
         SetKind::Filtered => (tuple, SetValue::None),
+        SetKind::HealthPorts => (port, SetValue::None),
         SetKind::NoEndpoints => (tuple, words(2)),
         SetKind::NodePortNoEndpoints => (port, words(2)),
         SetKind::Services => (tuple, words(9)),
@@ -307,13 +308,12 @@ fn short_circuited(config: &NftConfig) -> Vec<Rule> {
 }
 
 fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
-    let mut rules = short_circuited(config);
-    rules.extend(Family::BOTH.map(|family| {
+    let refusals = Family::BOTH.map(|family| {
         let mut exprs = to_node_port(config, family);
         exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
         rule("node ports without endpoints", exprs)
-    }));
-    rules
+    });
+    refusals.into()
 }
 
 fn dispatch(config: &NftConfig) -> Vec<Rule> {
@@ -384,8 +384,8 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
     rules
 }
 
-/// What is not to be refused although it is still addressed to a service: ports that the service has, and addresses that
-/// are the node's own too.
+/// What is not to be refused although it is still addressed to a service: ports that the service has, those that load
+/// balancers ask for the node's health, and addresses that are the node's own too.
 fn known_to_ipvs() -> Vec<Rule> {
     let ports = Family::BOTH.map(|family| {
         let table = IdTable::Services;
@@ -402,7 +402,14 @@ fn known_to_ipvs() -> Vec<Rule> {
         exprs.push(Expr::Verdict(Verdict::Accept));
         rule("addresses of the node", exprs)
     });
-    ports.into_iter().chain(addresses).collect()
+    let health = Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.extend(IdTable::NodePorts.load_key(family));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::HealthPorts, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        rule("health checks", exprs)
+    });
+    ports.into_iter().chain(health).chain(addresses).collect()
 }
 
 /// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.

@@ -7,10 +7,11 @@ use rustc_hash::FxHashMap;
 use sluice_core::ipvs::{DestinationKey, Ledger, Load, Observed, Op, SchedulerName, ServerKey, Steps};
 use sluice_core::nft;
 use sluice_core::plan::{PlanChange, ServicePlan};
-use sluice_sys::dummy::Link;
-use sluice_sys::ipvs::{Ipvs, sysctls};
+use sluice_sys::dummy::{Link, LinkError};
+use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
+use sluice_sys::netlink::{BatchError, Refusals};
 use sluice_sys::nft::{Nft, observe, without_present};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::nftables::commit;
 use super::{Applied, BackendError};
@@ -35,25 +36,57 @@ fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledg
     Ledger::new(node::ipvs_config(settings, sticky), node::ipvs_view(settings, facts), ruleset)
 }
 
-/// What needs full privileges: IPVS with the scheduler, and its sysctls.
+/// What needs full privileges: IPVS with the scheduler, the link, and sysctls. All that is missing is named at once.
 pub fn prepare(settings: &Settings) -> Result<Ipvs, BackendError> {
-    let mut ipvs = Ipvs::open()?;
-    let scheduler = settings.ipvs.scheduler;
-    if !ipvs.has_scheduler(scheduler)? {
-        return Err(BackendError::Scheduler(scheduler));
+    let mut missing = Vec::new();
+    let ipvs = match Ipvs::open() {
+        Ok(mut ipvs) => {
+            let scheduler = settings.ipvs.scheduler;
+            if !ipvs.has_scheduler(scheduler)? {
+                missing.push(format!(
+                    "ipvs.scheduler: the kernel has no scheduler \"{scheduler}\"; on the node, run: modprobe \
+                     ip_vs_{scheduler}, or choose another"
+                ));
+            }
+            Some(ipvs)
+        }
+        Err(IpvsError::Missing(error)) => {
+            missing.push(error.to_string());
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match Link::open(LINK) {
+        Ok(_) => {}
+        Err(LinkError::Missing(error)) => missing.push(error.to_string()),
+        Err(error) => return Err(error.into()),
     }
+    let Some(ipvs) = ipvs.filter(|_| missing.is_empty()) else { return Err(BackendError::NoIpvs(missing)) };
     for (name, value) in sysctls::apply(settings.ipvs.strict_arp)? {
         info!(name, value, "sysctl set");
     }
     Ok(ipvs)
 }
 
+/// The scheduler of virtual servers by mark that clients shall stick to.
+fn sticky(ipvs: &mut Ipvs, settings: &Settings) -> Result<SchedulerName, BackendError> {
+    for scheduler in [SchedulerName::MAGLEV, SchedulerName::SOURCE_HASH] {
+        if ipvs.has_scheduler(scheduler)? {
+            return Ok(scheduler);
+        }
+    }
+    warn!(
+        "the kernel has neither ip_vs_mh nor ip_vs_sh: no ClientIP affinity for pods and this node with \
+         externalTrafficPolicy Local"
+    );
+    Ok(settings.ipvs.scheduler)
+}
+
 impl Backend {
     /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
         let mut ipvs = prepare(settings)?;
-        let has_maglev = ipvs.has_scheduler(SchedulerName::MAGLEV)?;
-        let sticky = if has_maglev { SchedulerName::MAGLEV } else { SchedulerName::SOURCE_HASH };
+        let sticky = sticky(&mut ipvs, settings)?;
         ipvs.set_timeouts(settings.ipvs.timeouts)?;
         let link = Link::open(LINK)?;
         info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
@@ -83,16 +116,19 @@ impl Backend {
             addresses: self.link.addresses()?.into_iter().collect(),
             table: observe(&mut self.nft)?,
         };
+        let is_new = observed.table.is_none();
         let (view, of_ruleset) = (node::ipvs_view(settings, facts), node::node_view(settings, facts));
         let mut steps = self.ledger.reconcile(plans, observed, view, of_ruleset);
-        steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
-        self.apply(&steps)
+        if !is_new {
+            steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
+        }
+        self.apply(&steps, is_new)
     }
 
     /// Applies changed plans.
     pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
         let steps = self.ledger.change(changes);
-        self.apply(&steps)
+        self.apply(&steps, false)
     }
 
     /// Applies a changed node. `None`: only a full pass can.
@@ -124,8 +160,8 @@ impl Backend {
         }
         let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
         let loads = self.loads(&keys)?;
-        let ops = self.ledger.delete_drained(&loads);
-        applied += self.apply_servers(&ops)?;
+        let steps = self.ledger.delete_drained(&loads);
+        applied += self.apply(&steps, false)?;
         Ok(applied)
     }
 
@@ -152,21 +188,44 @@ impl Backend {
         Ok(self.ledger.agrees(&servers, &addresses))
     }
 
-    fn apply(&mut self, steps: &Steps) -> Result<Applied, BackendError> {
-        let mut applied = self.apply_servers(&steps.before)?;
-        applied += commit(&mut self.nft, &steps.ruleset)?;
-        applied += self.apply_servers(&steps.after)?;
-        applied += self.apply_servers(&steps.last)?;
-        Ok(applied)
+    /// Applies steps. What is refused keeps nothing else from being done; it is told in the end. With `at_once` the ruleset is
+    /// one transaction: one half of a new one refuses what the other half would let pass.
+    fn apply(&mut self, steps: &Steps, at_once: bool) -> Result<Applied, BackendError> {
+        let mut applied = Applied::default();
+        let mut refused = None;
+        self.apply_servers(&steps.before, &mut applied, &mut refused)?;
+        if at_once {
+            self.nft.commit(&steps.ruleset)?;
+            applied += Applied { operations: steps.ruleset.len(), transactions: 1 };
+        } else {
+            applied += commit(&mut self.nft, &steps.ruleset)?;
+        }
+        self.apply_servers(&steps.after, &mut applied, &mut refused)?;
+        self.apply_servers(&steps.last, &mut applied, &mut refused)?;
+        applied += commit(&mut self.nft, &steps.closing)?;
+        refused.map_or(Ok(applied), |refusals| Err(BatchError::Refused(refusals).into()))
     }
 
     /// Applies operations on virtual servers, then those on addresses.
-    fn apply_servers(&mut self, ops: &[Op]) -> Result<Applied, BackendError> {
+    fn apply_servers(
+        &mut self,
+        ops: &[Op],
+        applied: &mut Applied,
+        refused: &mut Option<Refusals<Op>>,
+    ) -> Result<(), BackendError> {
         if ops.is_empty() {
-            return Ok(Applied::default());
+            return Ok(());
         }
-        self.ipvs.apply(ops)?;
-        self.link.apply(ops)?;
-        Ok(Applied { operations: ops.len(), transactions: 1 })
+        for result in [self.ipvs.apply(ops), self.link.apply(ops)] {
+            match result {
+                Ok(()) => {}
+                Err(BatchError::Refused(refusals)) => {
+                    refused.get_or_insert(refusals);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        *applied += Applied { operations: ops.len(), transactions: 1 };
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sluice_core::ipvs::{ObservedServer, Op, ServerKey, is_our_mark};
 use sluice_sys::dummy::Link;
 use sluice_sys::ipvs::Ipvs;
@@ -11,60 +12,75 @@ use super::StepError;
 use super::names::INTERFACE;
 use crate::backend::ipvs::LINK;
 
-/// Ports out of which node ports are allocated unless the API server is told otherwise. Virtual servers of such ports are
-/// taken for those of node ports: nothing else in the kernel tells whose they are.
+/// Ports out of which node ports are allocated unless the API server is told otherwise. Without the objects nothing in the
+/// kernel tells whose a virtual server is: those of such ports are taken for those of node ports, and of others, those of
+/// addresses of the link.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// Deletes the virtual servers of links that have no connection any more, and then the links. Returns whether any link is
-/// left.
-pub(crate) fn delete_idle(links: &[&str]) -> Result<bool, StepError> {
-    go_through(links, |server| {
-        server.destinations.iter().all(|held| held.load.active + held.load.inactive == 0)
-    })
-}
-
-/// Deletes the virtual servers of links, and the links. Returns whether there were any links.
-pub(super) fn remove(links: &[&str]) -> Result<bool, StepError> {
-    let exist =
-        links.iter().try_fold(false, |any, name| Ok::<_, StepError>(any | Link::find(name)?.is_some()))?;
-    if exist {
-        go_through(links, |_| true)?;
-    }
-    Ok(exist)
-}
-
-fn go_through(names: &[&str], may_go: impl Fn(&ObservedServer) -> bool) -> Result<bool, StepError> {
-    let mut links = Vec::new();
-    let mut bound: BTreeSet<IpAddr> = BTreeSet::new();
-    for name in names {
-        if let Some(mut link) = Link::find(name)? {
-            bound.extend(link.addresses()?);
-            links.push(link);
-        }
-    }
+/// Deletes the virtual servers that have no connection any more, and the links with the last of them; all virtual servers
+/// but those in `excluded` networks, as mode ipvs does. Returns whether any link is left.
+pub(crate) fn delete_idle(names: &[&str], excluded: &[IpNet]) -> Result<bool, StepError> {
+    let links = found(names)?;
     if links.is_empty() {
         return Ok(false);
     }
-    if let Some(mut ipvs) = Ipvs::find()? {
-        let others = others(names)?;
-        let is_theirs = |key: &ServerKey| others.as_ref().is_some_and(|others| is_ours(key, others));
-        let ours: Vec<ObservedServer> = ipvs
-            .dump()?
-            .into_iter()
-            .filter(|server| is_ours(&server.server.key, &bound))
-            .filter(|server| !is_theirs(&server.server.key) || is_mark(&server.server.key))
-            .collect();
-        let (idle, busy): (Vec<_>, Vec<_>) = ours.into_iter().partition(may_go);
-        let ops: Vec<Op> = idle.iter().map(|server| Op::DeleteServer(server.server.key)).collect();
-        ipvs.apply(&ops)?;
-        if !busy.is_empty() {
-            return Ok(true);
+    let others = others(names)?;
+    let is_ours = |key: &ServerKey| match key {
+        ServerKey::Address(ip, ..) => {
+            !excluded.iter().any(|net| net.contains(ip)) && !is_theirs(key, others.as_ref())
         }
+        ServerKey::Mark(_, mark) => is_our_mark(*mark),
+    };
+    let is_idle = |server: &ObservedServer| {
+        server.destinations.iter().all(|held| held.load.active + held.load.inactive == 0)
+    };
+    if delete_servers(is_ours, is_idle)? {
+        return Ok(true);
     }
-    for link in links {
-        link.delete()?;
-    }
+    delete(links)?;
     Ok(false)
+}
+
+/// Deletes the virtual servers of links, and the links. Returns whether there were any links.
+pub(super) fn remove(names: &[&str]) -> Result<bool, StepError> {
+    let mut links = found(names)?;
+    if links.is_empty() {
+        return Ok(false);
+    }
+    let mut bound: BTreeSet<IpAddr> = BTreeSet::new();
+    for link in &mut links {
+        bound.extend(link.addresses()?);
+    }
+    let others = others(names)?;
+    let is_ours = |key: &ServerKey| match key {
+        ServerKey::Address(ip, _, port) => bound.contains(ip) || NODE_PORTS.contains(port),
+        ServerKey::Mark(_, mark) => is_our_mark(*mark),
+    };
+    delete_servers(|key| is_ours(key) && !is_theirs(key, others.as_ref()), |_| true)?;
+    delete(links)?;
+    Ok(true)
+}
+
+fn found(names: &[&str]) -> Result<Vec<Link>, StepError> {
+    let links = names.iter().map(|name| Ok(Link::find(name)?));
+    Ok(links.collect::<Result<Vec<_>, StepError>>()?.into_iter().flatten().collect())
+}
+
+fn delete(links: Vec<Link>) -> Result<(), StepError> {
+    links.into_iter().try_for_each(|link| Ok(link.delete()?))
+}
+
+/// Deletes those of our virtual servers that may go. Returns whether one may not.
+fn delete_servers(
+    is_ours: impl Fn(&ServerKey) -> bool,
+    may_go: impl Fn(&ObservedServer) -> bool,
+) -> Result<bool, StepError> {
+    let Some(mut ipvs) = Ipvs::find()? else { return Ok(false) };
+    let ours = ipvs.dump()?.into_iter().filter(|server| is_ours(&server.server.key));
+    let (gone, staying): (Vec<_>, Vec<_>) = ours.partition(may_go);
+    let ops: Vec<Op> = gone.iter().map(|server| Op::DeleteServer(server.server.key)).collect();
+    ipvs.apply(&ops)?;
+    Ok(!staying.is_empty())
 }
 
 /// Addresses of the link of whoever else is there: kube-proxy may have taken over from us, or we from it. `None`: nobody.
@@ -78,14 +94,12 @@ fn others(names: &[&str]) -> Result<Option<BTreeSet<IpAddr>>, StepError> {
     Ok(others)
 }
 
-/// Only we have such.
-fn is_mark(key: &ServerKey) -> bool {
-    matches!(key, ServerKey::Mark(..))
-}
-
-fn is_ours(key: &ServerKey, bound: &BTreeSet<IpAddr>) -> bool {
+fn is_theirs(key: &ServerKey, others: Option<&BTreeSet<IpAddr>>) -> bool {
     match key {
-        ServerKey::Address(ip, _, port) => bound.contains(ip) || NODE_PORTS.contains(port),
-        ServerKey::Mark(_, mark) => is_our_mark(*mark),
+        ServerKey::Address(ip, _, port) => {
+            others.is_some_and(|others| others.contains(ip) || NODE_PORTS.contains(port))
+        }
+        // Only we have such.
+        ServerKey::Mark(..) => false,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::Scenario;
@@ -108,9 +108,17 @@ fn links(stage: &Stage) -> Result<String> {
 }
 
 fn nothing_of_kube_proxy(stage: &Stage) -> Result<Verdict> {
-    let sets = stage.run(NODE, &["ipset", "list", "-n"])?.stdout;
-    let rules = stage.run(NODE, &["xtables-legacy-multi", "iptables-save"])?.stdout;
-    let all = format!("{}{sets}{rules}", links(stage)?);
+    let mut all = links(stage)?;
+    let commands: [&[&str]; 3] = [
+        &["ipset", "list", "-n"],
+        &["xtables-legacy-multi", "iptables-save"],
+        &["xtables-legacy-multi", "ip6tables-save"],
+    ];
+    for argv in commands {
+        let listed = stage.run(NODE, argv)?;
+        ensure!(listed.status.success(), "{argv:?}: {}", listed.stderr);
+        all += &listed.stdout;
+    }
     let left: Vec<&str> =
         all.lines().filter(|line| line.contains("kube-ipvs0") || line.contains("KUBE-")).collect();
     Ok(met(left.is_empty(), "nothing of kube-proxy is left", || left.join("\n")))

@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     /// Endpoints of each Service
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
-    /// Turns of each proxy
-    #[arg(long, default_value_t = 3)]
+    /// Turns of each proxy. One of kube-proxy takes most of an hour with 10,000 Services
+    #[arg(long, default_value_t = 1)]
     repetitions: usize,
     /// Changes measured in each turn
     #[arg(long, default_value_t = 5)]
@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t)]
     kernel: Series,
     /// How long all of it may take, in seconds
-    #[arg(long, default_value_t = 3600)]
+    #[arg(long, default_value_t = 7200)]
     limit: u64,
     /// Write every sample there
     #[arg(long, value_name = "FILE")]

@@ -26,7 +26,7 @@ pub(super) const ADDRESS: &str = "192.168.77.11";
 /// An endpoint that no Service has.
 const NEW_ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 255, 255, 254);
 /// How long a load or a change may take.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(5400);
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
 
 /// The binaries.
