@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Endpoints of each Service
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
-    /// Turns of each proxy. One of kube-proxy takes most of an hour with 10,000 Services
+    /// Turns of each proxy. One of kube-proxy takes more than half an hour with 10,000 Services
     #[arg(long, default_value_t = 1)]
     repetitions: usize,
     /// Changes measured in each turn
@@ -41,6 +41,9 @@ pub(crate) struct Arguments {
     /// The kernel
     #[arg(long, default_value_t)]
     kernel: Series,
+    /// A proxy that takes longer for a load or a change is given up, seconds
+    #[arg(long, default_value_t = 1800)]
+    give_up: u64,
     /// How long all of it may take, in seconds
     #[arg(long, default_value_t = 7200)]
     limit: u64,
@@ -88,6 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ];
     let mut argv = vec![std::env::current_exe()?.display().to_string(), "bench".into(), "ipvs".into()];
     argv.extend(numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]));
+    argv.extend(["--give-up".to_owned(), arguments.give_up.to_string()]);
     argv.extend(["--json", "/out/samples.json", "--inside"].map(str::to_owned));
     argv.extend([sluice, kube_proxy].map(|program| program.display().to_string()));
     let done = program(arguments.kernel, &options, &["ipvs"], argv, Duration::from_secs(arguments.limit));
@@ -111,7 +115,14 @@ fn inside(arguments: &Arguments, programs: &Programs) -> Result<()> {
                 arguments.repetitions
             );
             let slices = objects.get("endpointslices").map(Vec::as_slice).unwrap_or_default();
-            turn::run(arguments, programs, proxy, &mut api, slices, &mut samples)?;
+            let done = turn::run(arguments, programs, proxy, &mut api, slices, &mut samples);
+            if let Err(error) = &done {
+                println!("  gave up on {proxy}: {error:#}");
+            }
+            if proxy == "ipvs" {
+                done?;
+            }
+            turn::clean_up(programs)?;
             if let Some(file) = &arguments.json {
                 std::fs::write(file, serde_json::to_string_pretty(&samples)? + "\n")?;
             }

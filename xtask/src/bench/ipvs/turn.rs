@@ -25,8 +25,6 @@ pub(super) const NODE: &str = "node-a";
 pub(super) const ADDRESS: &str = "192.168.77.11";
 /// An endpoint that no Service has.
 const NEW_ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 255, 255, 254);
-/// How long a load or a change may take.
-const LIMIT: Duration = Duration::from_secs(5400);
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
 
 /// The binaries.
@@ -39,6 +37,8 @@ pub(super) struct Programs {
 struct Running {
     child: Child,
     log: PathBuf,
+    /// How long a load or a change may take.
+    limit: Duration,
 }
 
 impl Drop for Running {
@@ -59,7 +59,7 @@ pub(super) fn run(
     let directory = PathBuf::from("/tmp/bench-ipvs");
     prepare(&directory, api)?;
     let started = unix_now();
-    let mut running = start(programs, proxy, &directory)?;
+    let mut running = start(programs, proxy, &directory, Duration::from_secs(arguments.give_up))?;
     let done =
         running.await_metric("kubeproxy_sync_proxy_rules_last_timestamp_seconds", |value| value > started)?;
     samples.add("load_seconds", proxy, done - started);
@@ -81,10 +81,15 @@ pub(super) fn run(
         let took = change(&mut running, &mut ipvs, api, slice, index)?;
         samples.add("change_seconds", proxy, took);
     }
-    drop(running);
-    let status = Command::new(&programs.sluice).args(["cleanup", "--kube-proxy"]).status()?;
+    Ok(())
+}
+
+/// Removes what a proxy has left.
+pub(super) fn clean_up(programs: &Programs) -> Result<()> {
+    let mut command = Command::new(&programs.sluice);
+    let status = command.args(["cleanup", "--kube-proxy"]).stdout(Stdio::null()).status()?;
     ensure!(status.success(), "sluice cleanup: {status}");
-    ensure!(ipvs.servers()?.is_empty(), "cleanup left virtual servers");
+    ensure!(Ipvs::open()?.servers()?.is_empty(), "cleanup left virtual servers");
     Ok(())
 }
 
@@ -112,7 +117,7 @@ fn prepare(directory: &Path, api: &Replay) -> Result<()> {
     Ok(())
 }
 
-fn start(programs: &Programs, proxy: &str, directory: &Path) -> Result<Running> {
+fn start(programs: &Programs, proxy: &str, directory: &Path, limit: Duration) -> Result<Running> {
     let log = directory.join(format!("{proxy}.log"));
     let output = File::options().create(true).append(true).open(&log)?;
     let mut command = if proxy == "ipvs" {
@@ -127,7 +132,7 @@ fn start(programs: &Programs, proxy: &str, directory: &Path) -> Result<Running> 
     };
     command.arg("--config").arg(directory.join("config"));
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    Ok(Running { child: command.spawn().with_context(|| format!("starting {proxy}"))?, log })
+    Ok(Running { child: command.spawn().with_context(|| format!("starting {proxy}"))?, log, limit })
 }
 
 impl Running {
@@ -140,7 +145,7 @@ impl Running {
 
     /// The first value of a metric that will do; an error where the page has been there for long without it.
     fn await_metric(&mut self, name: &str, will_do: impl Fn(f64) -> bool) -> Result<f64> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + self.limit;
         loop {
             self.check()?;
             if let Ok(page) = http::get(METRICS) {
@@ -152,7 +157,7 @@ impl Running {
                     _ => {}
                 }
             }
-            ensure!(Instant::now() < end, "no {name} within {LIMIT:?}");
+            ensure!(Instant::now() < end, "no {name} within {:?}", self.limit);
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -199,7 +204,7 @@ fn change(
             return Ok(started.elapsed().as_secs_f64());
         }
         running.check()?;
-        ensure!(started.elapsed() < LIMIT, "no change within {LIMIT:?}");
+        ensure!(started.elapsed() < running.limit, "no change within {:?}", running.limit);
         std::thread::sleep(Duration::from_millis(1));
     }
 }
