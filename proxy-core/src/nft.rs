@@ -21,7 +21,7 @@ pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};
 pub use ledger::{Ledger, Observed, ObservedChain};
 pub use lower::{Lowered, Shared, lower};
-pub(crate) use lower::{closed_address, is_closed_address};
+pub(crate) use lower::{close_address, closed_address};
 pub use object::{
     Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
     Value, Verdict,

@@ -265,8 +265,11 @@ impl Run {
             IpAddr::V4(ip) => nft::Key::new(&ip.octets()),
             IpAddr::V6(ip) => nft::Key::new(&ip.octets()),
         };
-        let id = ElementId { set: SetId::new(SetKind::ClusterIps, Family::of(ip)), key };
-        self.table.as_ref().is_some_and(|table| table.elements.contains_key(&id))
+        let has = |kind| {
+            let id = ElementId { set: SetId::new(kind, Family::of(ip)), key };
+            self.table.as_ref().is_some_and(|table| table.elements.contains_key(&id))
+        };
+        has(SetKind::ClusterIps) || has(SetKind::Closed)
     }
 }
 

@@ -84,7 +84,7 @@ pub struct Ledger {
     unsettled: FxHashSet<IpAddr>,
     /// Virtual servers of which something is being drained.
     draining: FxHashSet<ServerKey>,
-    /// Addresses that are bound for what is being drained only. The ruleset goes on to close their ports.
+    /// Addresses that the ruleset closes.
     closed: FxHashSet<IpAddr>,
 }
 
@@ -290,42 +290,32 @@ impl Ledger {
         steps.after.extend(bind);
         last.extend(unbind);
         steps.last = last;
-        self.keep_closed(&mut steps);
+        self.close(&mut steps);
         steps
     }
 
-    /// Ports of an address stay closed for as long as it is bound.
-    fn keep_closed(&mut self, steps: &mut Steps) {
-        if steps.ruleset.first() == Some(&nft::Op::DeleteTable) {
-            for ip in self.bound.iter().filter(|ip| !self.addresses.contains_key(ip)) {
-                steps.ruleset.push(nft::Op::AddElement(nft::closed_address(ip)));
-                self.closed.insert(*ip);
-            }
-        }
-        let (bound, wanted, closed) = (&self.bound, &self.addresses, &mut self.closed);
+    /// An address that is bound for what is being drained only is closed for everybody else: otherwise it would lead to the
+    /// node's own ports.
+    fn close(&mut self, steps: &mut Steps) {
+        // What the table holds of such is nothing that a plan asks for, so a reconciliation would delete it.
         steps.ruleset.retain(|op| match op {
-            nft::Op::DeleteElement(id) => {
-                let stays = |ip: &IpAddr| bound.contains(ip) && !wanted.contains_key(ip);
-                let Some(ip) = nft::is_closed_address(id).filter(stays) else { return true };
-                closed.insert(ip);
+            nft::Op::DeleteElement(id) => nft::closed_address(id).is_none_or(|ip| {
+                self.closed.insert(ip);
                 false
-            }
-            // It is there already.
-            nft::Op::AddElement(element) => nft::is_closed_address(&element.id)
-                .is_none_or(|ip| !wanted.contains_key(&ip) || !closed.remove(&ip)),
+            }),
             _ => true,
         });
-        self.open_unbound(steps);
-    }
-
-    fn open_unbound(&mut self, steps: &mut Steps) {
-        let (bound, closing) = (&self.bound, &mut steps.closing);
-        self.closed.retain(|ip| {
-            if !bound.contains(ip) {
-                closing.push(nft::Op::DeleteElement(nft::closed_address(ip).id));
-            }
-            bound.contains(ip)
-        });
+        let drained = self.draining.iter().filter_map(ServerKey::address);
+        let wanted: FxHashSet<IpAddr> =
+            drained.filter(|ip| self.bound.contains(ip) && !self.addresses.contains_key(ip)).collect();
+        for ip in wanted.difference(&self.closed) {
+            steps.ruleset.push(nft::Op::AddElement(nft::close_address(ip)));
+        }
+        for ip in self.closed.difference(&wanted) {
+            let ops = if self.bound.contains(ip) { &mut steps.ruleset } else { &mut steps.closing };
+            ops.push(nft::Op::DeleteElement(nft::close_address(ip).id));
+        }
+        self.closed = wanted;
     }
 
     /// Addresses to bind and to unbind. Those with virtual servers that are being drained stay.
@@ -382,7 +372,7 @@ impl Ledger {
         }
         ops.extend(self.rebind().1);
         let mut steps = Steps { last: ops, ..Steps::default() };
-        self.open_unbound(&mut steps);
+        self.close(&mut steps);
         steps
     }
 

@@ -298,16 +298,16 @@ pub(super) fn address_key(ip: &IpAddr) -> Key {
     Key::new(&ip_bytes(ip))
 }
 
-/// The element by which ports of an address that no service has are refused.
-pub(crate) fn closed_address(ip: &IpAddr) -> Element {
-    element(SetId::new(SetKind::ClusterIps, Family::of(ip)), address_key(ip), Value::None)
+/// The element by which nobody gets to an address, with IPVS.
+pub(crate) fn close_address(ip: &IpAddr) -> Element {
+    element(SetId::new(SetKind::Closed, Family::of(ip)), address_key(ip), Value::None)
 }
 
 /// The address, if it is such an element.
-pub(crate) fn is_closed_address(id: &ElementId) -> Option<IpAddr> {
+pub(crate) fn closed_address(id: &ElementId) -> Option<IpAddr> {
     match (id.set.kind, &*id.key) {
-        (SetKind::ClusterIps, [a, b, c, d]) => Some(IpAddr::from([*a, *b, *c, *d])),
-        (SetKind::ClusterIps, bytes) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        (SetKind::Closed, [a, b, c, d]) => Some(IpAddr::from([*a, *b, *c, *d])),
+        (SetKind::Closed, bytes) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         _ => None,
     }
 }

@@ -157,6 +157,8 @@ pub enum SetKind {
     OwnAddresses,
     /// With IPVS: protocol and port of health-check node ports.
     HealthPorts,
+    /// With IPVS: addresses of services that are gone, which are still bound for connections of before.
+    Closed,
     /// Address, protocol, port → padding, refusal.
     NoEndpoints,
     /// Protocol, port → padding, refusal.
@@ -170,7 +172,7 @@ pub enum SetKind {
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 18] = [
+    pub const ALL: [SetKind; 19] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -185,6 +187,7 @@ impl SetKind {
         SetKind::NodePortAddresses,
         SetKind::OwnAddresses,
         SetKind::HealthPorts,
+        SetKind::Closed,
         SetKind::NoEndpoints,
         SetKind::NodePortNoEndpoints,
         SetKind::Services,
@@ -194,7 +197,7 @@ impl SetKind {
     /// Whether rulesets of a balancer have such a set.
     pub fn is_of(self, balancer: Balancer) -> bool {
         match self {
-            SetKind::OwnAddresses | SetKind::HealthPorts => balancer == Balancer::Ipvs,
+            SetKind::OwnAddresses | SetKind::HealthPorts | SetKind::Closed => balancer == Balancer::Ipvs,
             SetKind::Endpoints
             | SetKind::Members
             | SetKind::Affinity
@@ -242,6 +245,7 @@ impl SetId {
             SetKind::NodePortAddresses => ("nodeport_addresses4", "nodeport_addresses6"),
             SetKind::OwnAddresses => ("own_addresses4", "own_addresses6"),
             SetKind::HealthPorts => ("health_ports4", "health_ports6"),
+            SetKind::Closed => ("closed4", "closed6"),
             SetKind::NoEndpoints => ("no_endpoints4", "no_endpoints6"),
             SetKind::NodePortNoEndpoints => ("nodeport_no_endpoints4", "nodeport_no_endpoints6"),
             SetKind::Services => ("services4", "services6"),

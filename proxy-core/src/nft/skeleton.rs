@@ -88,7 +88,7 @@ fn spec(id: SetId) -> SetSpec {
         SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
         SetKind::Groups | SetKind::Classes | SetKind::Entries => (vec![NUMBER, NUMBER], SetValue::Verdict),
         SetKind::Refusals => (vec![NUMBER], SetValue::Verdict),
-        SetKind::ClusterIps | SetKind::NodePortAddresses | SetKind::OwnAddresses => {
+        SetKind::ClusterIps | SetKind::NodePortAddresses | SetKind::OwnAddresses | SetKind::Closed => {
             (vec![ip], SetValue::None)
         }
         SetKind::Filtered => (tuple, SetValue::None),
@@ -384,8 +384,9 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
     rules
 }
 
-/// What is not to be refused although it is still addressed to a service: ports that the service has, those that load
-/// balancers ask for the node's health, and addresses that are the node's own too.
+/// What is dropped because its service is gone, and what is not to be refused although it is still addressed to a service:
+/// ports that the service has, those that load balancers ask for the node's health, and addresses that are the node's own
+/// too.
 fn known_to_ipvs() -> Vec<Rule> {
     let ports = Family::BOTH.map(|family| {
         let table = IdTable::Services;
@@ -409,7 +410,14 @@ fn known_to_ipvs() -> Vec<Rule> {
         exprs.push(Expr::Verdict(Verdict::Accept));
         rule("health checks", exprs)
     });
-    ports.into_iter().chain(health).chain(addresses).collect()
+    let closed = Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.push(load_destination(family, 0));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::Closed, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Drop));
+        rule("addresses of services that are gone", exprs)
+    });
+    closed.into_iter().chain(ports).chain(health).chain(addresses).collect()
 }
 
 /// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.
