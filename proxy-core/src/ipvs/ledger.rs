@@ -2,8 +2,8 @@
 //!
 //! Connections begin between any two operations, and each must find what was right before or what is right after. So:
 //! - Virtual servers by mark come before the ruleset sets their mark.
-//! - The ruleset comes before the other virtual servers: it refuses what is to be refused before destinations are drained,
-//!   and allows it again just before there are destinations; IPVS itself refuses where it has none.
+//! - The ruleset comes before the other virtual servers: it refuses what is to be refused before destinations are drained.
+//!   Those of frontends that it has refused until now come before it, because IPVS itself refuses where it has none.
 //! - An address is bound when its virtual servers are there.
 //! - What nobody wants any more goes last: destinations are drained, or deleted if they are of UDP; a virtual server goes
 //!   with its last destination, an address with its last virtual server.
@@ -36,8 +36,8 @@ pub struct Observed {
 /// Operations, to be applied in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
-    /// Virtual servers by mark, which are to be there before the ruleset leads to them; where another backend's ruleset
-    /// is to be replaced, all others and addresses too.
+    /// Virtual servers by mark, which are to be there before the ruleset leads to them, and those whose frontends it refuses
+    /// no more; where another backend's ruleset is to be replaced, all others and addresses too.
     pub before: Vec<Op>,
     /// The ruleset.
     pub ruleset: Vec<nft::Op>,
@@ -47,18 +47,6 @@ pub struct Steps {
     pub last: Vec<Op>,
     /// What the ruleset had to keep until then.
     pub closing: Vec<nft::Op>,
-}
-
-impl Steps {
-    /// The number of operations.
-    pub fn len(&self) -> usize {
-        self.before.len() + self.ruleset.len() + self.after.len() + self.last.len() + self.closing.len()
-    }
-
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// A virtual server as the kernel should have it by now.
@@ -286,17 +274,21 @@ impl Ledger {
                 self.draining.remove(&key);
             }
         }
-        let (bind, unbind) = self.rebind();
-        steps.after.extend(bind);
-        last.extend(unbind);
         steps.last = last;
-        self.close(&mut steps);
+        self.settle(&mut steps);
         steps
+    }
+
+    /// Addresses, when it is known what is being drained.
+    fn settle(&mut self, steps: &mut Steps) {
+        let drained: FxHashSet<IpAddr> = self.draining.iter().filter_map(ServerKey::address).collect();
+        self.rebind(&drained, steps);
+        self.close(&drained, steps);
     }
 
     /// An address that is bound for what is being drained only is closed for everybody else: otherwise it would lead to the
     /// node's own ports.
-    fn close(&mut self, steps: &mut Steps) {
+    fn close(&mut self, drained: &FxHashSet<IpAddr>, steps: &mut Steps) {
         // What the table holds of such is nothing that a plan asks for, so a reconciliation would delete it.
         steps.ruleset.retain(|op| match op {
             nft::Op::DeleteElement(id) => nft::closed_address(id).is_none_or(|ip| {
@@ -305,9 +297,8 @@ impl Ledger {
             }),
             _ => true,
         });
-        let drained = self.draining.iter().filter_map(ServerKey::address);
-        let wanted: FxHashSet<IpAddr> =
-            drained.filter(|ip| self.bound.contains(ip) && !self.addresses.contains_key(ip)).collect();
+        let is_left = |ip: &&IpAddr| self.bound.contains(ip) && !self.addresses.contains_key(ip);
+        let wanted: FxHashSet<IpAddr> = drained.iter().filter(is_left).copied().collect();
         for ip in wanted.difference(&self.closed) {
             steps.ruleset.push(nft::Op::AddElement(nft::close_address(ip)));
         }
@@ -318,26 +309,20 @@ impl Ledger {
         self.closed = wanted;
     }
 
-    /// Addresses to bind and to unbind. Those with virtual servers that are being drained stay.
-    fn rebind(&mut self) -> (Vec<Op>, Vec<Op>) {
-        if self.unsettled.is_empty() {
-            return Default::default();
-        }
-        let drained: FxHashSet<IpAddr> = self.draining.iter().filter_map(ServerKey::address).collect();
-        let (mut bind, mut unbind) = (Vec::new(), Vec::new());
+    /// Binds and unbinds addresses. Those with virtual servers that are being drained stay.
+    fn rebind(&mut self, drained: &FxHashSet<IpAddr>, steps: &mut Steps) {
         let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
         unsettled.sort_unstable();
         for ip in unsettled {
             let is_own = self.node.own_addresses.contains(&ip);
             if self.addresses.contains_key(&ip) && !is_own {
                 if self.bound.insert(ip) {
-                    bind.push(Op::BindAddress(ip));
+                    steps.after.push(Op::BindAddress(ip));
                 }
             } else if (is_own || !drained.contains(&ip)) && self.bound.remove(&ip) {
-                unbind.push(Op::UnbindAddress(ip));
+                steps.last.push(Op::UnbindAddress(ip));
             }
         }
-        (bind, unbind)
     }
 
     /// The virtual servers whose destinations are being drained.
@@ -370,9 +355,8 @@ impl Ledger {
                 ops.push(Op::DeleteServer(key));
             }
         }
-        ops.extend(self.rebind().1);
         let mut steps = Steps { last: ops, ..Steps::default() };
-        self.close(&mut steps);
+        self.settle(&mut steps);
         steps
     }
 

@@ -278,8 +278,7 @@ impl Ledger {
     }
 
     fn node_elements(&self) -> impl Iterator<Item = Element> + '_ {
-        let own = self.node.own_addresses.iter().filter(|_| self.config.balancer == Balancer::Ipvs);
-        let own = own.map(|ip| (SetKind::OwnAddresses, ip));
+        let own = self.node.own_addresses.iter().map(|ip| (SetKind::OwnAddresses, ip));
         let for_node_ports = self
             .node
             .node_port_addresses

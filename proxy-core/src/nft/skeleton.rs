@@ -24,8 +24,8 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
-    /// With IPVS: addresses of interfaces other than the one that holds the services' addresses. All their ports are the
-    /// node's own.
+    /// Addresses of interfaces other than the one that holds the services' addresses. All their ports are the node's own.
+    /// With IPVS only; none otherwise.
     pub own_addresses: Vec<IpAddr>,
 }
 
@@ -368,11 +368,8 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
         rules.extend(known_to_ipvs());
     }
     for family in Family::BOTH {
-        let mut exprs = of_family(family);
-        exprs.push(load_destination(family, 0));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::ClusterIps, family), sreg: 0 });
-        exprs.push(Expr::Verdict(Verdict::Goto(reject_chain())));
-        rules.push(rule("ports that no service has", exprs));
+        let (key, refuse) = (vec![load_destination(family, 0)], Verdict::Goto(reject_chain()));
+        rules.push(listed("ports that no service has", family, key, SetKind::ClusterIps, refuse));
     }
     for net in &node.service_networks {
         let family = Family::of_net(net);
@@ -382,6 +379,15 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
         rules.push(rule("addresses that no service has", exprs));
     }
     rules
+}
+
+/// What becomes of packets of a family whose key is in a set.
+fn listed(name: &'static str, family: Family, key: Vec<Expr>, kind: SetKind, verdict: Verdict) -> Rule {
+    let mut exprs = of_family(family);
+    exprs.extend(key);
+    exprs.push(Expr::Lookup { set: SetId::new(kind, family), sreg: 0 });
+    exprs.push(Expr::Verdict(verdict));
+    rule(name, exprs)
 }
 
 /// What is dropped because its service is gone, and what is not to be refused although it is still addressed to a service:
@@ -396,27 +402,15 @@ fn known_to_ipvs() -> Vec<Rule> {
         exprs.push(Expr::Verdict(Verdict::Accept));
         rule("ports that a service has", exprs)
     });
-    let addresses = Family::BOTH.map(|family| {
-        let mut exprs = of_family(family);
-        exprs.push(load_destination(family, 0));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::OwnAddresses, family), sreg: 0 });
-        exprs.push(Expr::Verdict(Verdict::Accept));
-        rule("addresses of the node", exprs)
-    });
     let health = Family::BOTH.map(|family| {
-        let mut exprs = of_family(family);
-        exprs.extend(IdTable::NodePorts.load_key(family));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::HealthPorts, family), sreg: 0 });
-        exprs.push(Expr::Verdict(Verdict::Accept));
-        rule("health checks", exprs)
+        let key = IdTable::NodePorts.load_key(family);
+        listed("health checks", family, key, SetKind::HealthPorts, Verdict::Accept)
     });
-    let closed = Family::BOTH.map(|family| {
-        let mut exprs = of_family(family);
-        exprs.push(load_destination(family, 0));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::Closed, family), sreg: 0 });
-        exprs.push(Expr::Verdict(Verdict::Drop));
-        rule("addresses of services that are gone", exprs)
-    });
+    let to = |name, kind, verdict| {
+        Family::BOTH.map(|family| listed(name, family, vec![load_destination(family, 0)], kind, verdict))
+    };
+    let closed = to("addresses of services that are gone", SetKind::Closed, Verdict::Drop);
+    let addresses = to("addresses of the node", SetKind::OwnAddresses, Verdict::Accept);
     closed.into_iter().chain(ports).chain(health).chain(addresses).collect()
 }
 

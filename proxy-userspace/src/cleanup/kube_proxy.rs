@@ -84,7 +84,7 @@ fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, Net
     ask()
 }
 
-/// The interface tells that the virtual servers are kube-proxy's. Like kube-proxy, this deletes them all.
+/// The interface tells that there are virtual servers of kube-proxy's, and with its addresses, which.
 fn interface(servers: Servers) -> Result<Vec<Step>, StepError> {
     let mut steps = Vec::new();
     if servers == Servers::Left {
