@@ -80,7 +80,6 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Vm {
     name: String,
-    kernel: String,
     qemu: Qemu,
     control: Control,
     // Last, so that nothing uses the files any more when they are removed.
@@ -109,8 +108,7 @@ impl Vm {
         let files = Files::create(kernel, options, None)?;
         let qemu = Qemu::start(kernel, options, &files, false)?;
         let control = Control::new(files.control());
-        let (name, kernel) = (options.name.clone(), kernel.release.clone());
-        Ok(Self { name, kernel, qemu, control, _files: files })
+        Ok(Self { name: options.name.clone(), qemu, control, _files: files })
     }
 
     fn await_boot(&mut self, limit: Duration) -> Result<()> {
@@ -127,18 +125,6 @@ impl Vm {
             interrupt::sleep(POLL)?;
         }
         Ok(())
-    }
-
-    /// Its host name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The release of its kernel, as `uname -r` says it.
-    #[must_use]
-    pub fn kernel(&self) -> &str {
-        &self.kernel
     }
 
     /// Fails if it ended by itself, as it does when its kernel panics.
@@ -212,17 +198,6 @@ impl Vm {
             }
             std::thread::sleep(POLL);
         }
-    }
-
-    /// The last lines of its console.
-    #[must_use]
-    pub fn console(&self) -> String {
-        self.qemu.console()
-    }
-
-    /// Ends it at once.
-    pub fn stop(self) {
-        drop(self);
     }
 }
 

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::WEB;
 use crate::interrupt;
 use crate::proxy::ProxyProgram;
 
@@ -53,11 +52,7 @@ fn restart_under_load(stage: &mut Stage) -> Result<()> {
         stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
         stage.traffic_goes_on(Duration::from_secs(1))?;
     }
-    stage.step("what changed while it was stopped is in force")?;
-    stage.lab.stop_program(NODE, &ebpf)?;
-    stage.point_web_to(&["a1", "b1", "b2"])?;
-    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
-    stage.reaches("pod/user", WEB, &["a1", "b1", "b2"])?;
+    stage.catches_up(NODE, &ebpf)?;
     stage.end_traffic()
 }
 
@@ -67,28 +62,20 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
     stage.lab.start_program(NODE, &nftables, &Value::Null)?;
     stage.begin_traffic(PER_SECOND)?;
     stage.step("from nftables to eBPF")?;
-    switch(stage, &nftables, &ebpf)?;
+    stage.exchange(NODE, &nftables, &ebpf)?;
     stage.eventually(SYNC, |stage| {
         let rules = table(stage)?;
         Ok(met(!rules.contains("10.96.0.10"), "nothing of the Service is in table inet sluice", || rules))
     })?;
     stage.change_and_change_back()?;
     stage.step("from eBPF to nftables")?;
-    switch(stage, &ebpf, &nftables)?;
+    stage.exchange(NODE, &ebpf, &nftables)?;
     stage.eventually(SYNC, |stage| {
         let rules = table(stage)?;
         Ok(met(rules.contains("10.96.0.10"), "the Service is in table inet sluice", || rules))
     })?;
     stage.change_and_change_back()?;
     stage.end_traffic()
-}
-
-fn switch(stage: &mut Stage, from: &ProxyProgram, to: &ProxyProgram) -> Result<()> {
-    stage.traffic_goes_on(Duration::from_secs(1))?;
-    stage.lab.stop_program(NODE, from)?;
-    stage.traffic_goes_on(Duration::from_secs(1))?;
-    stage.lab.start_program(NODE, to, &Value::Null)?;
-    stage.traffic_goes_on(Duration::from_secs(3))
 }
 
 /// Our table, or nothing where it does not exist.

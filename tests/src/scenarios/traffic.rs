@@ -12,6 +12,7 @@ use crate::expect;
 use crate::interrupt;
 use crate::needs;
 use crate::objects::Key;
+use crate::proxy::ProxyProgram;
 use crate::target::{From, Target};
 
 /// A node with the user and a pod, another node with two pods; the client is outside.
@@ -153,6 +154,25 @@ impl Stage {
             self.reaches("client", NODE_PORT, endpoints)?;
         }
         self.traffic_goes_on(Duration::from_secs(1))
+    }
+
+    /// One proxy in the place of another, in the order of docs/migration.md: both want the same ports, so the old one ends
+    /// first.
+    pub(super) fn exchange(&mut self, node: &str, from: &ProxyProgram, to: &ProxyProgram) -> Result<()> {
+        self.traffic_goes_on(Duration::from_secs(1))?;
+        self.lab.stop_program(node, from)?;
+        self.traffic_goes_on(Duration::from_secs(1))?;
+        self.lab.start_program(node, to, &Value::Null)?;
+        self.traffic_goes_on(Duration::from_secs(3))
+    }
+
+    /// What changes while a proxy does not run is in force when it runs again.
+    pub(super) fn catches_up(&mut self, node: &str, proxy: &ProxyProgram) -> Result<()> {
+        self.step("what changed while it was stopped is in force")?;
+        self.lab.stop_program(node, proxy)?;
+        self.point_web_to(&["a1", "b1", "b2"])?;
+        self.lab.start_program(node, proxy, &Value::Null)?;
+        self.reaches("pod/user", WEB, &["a1", "b1", "b2"])
     }
 
     /// How many connections the loads have opened.
