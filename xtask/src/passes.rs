@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use sluice_tests::lab::Lab;
 use sluice_tests::target::From;
@@ -55,6 +55,15 @@ pub(crate) fn await_sync(
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A size in `/proc/PID/status`, such as `VmRSS`, in bytes.
+pub(crate) fn memory(pid: u32, field: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    let kilobytes = kilobytes.with_context(|| format!("/proc/{pid}/status has no {field}"))?;
+    Ok(kilobytes.parse::<f64>()? * 1024.0)
 }
 
 /// A sample of IPv4, or one without labels, on a metrics page.

@@ -18,7 +18,7 @@ use sluice_tests::replay::Replay;
 
 use super::super::peers::bulk_address;
 use super::{Arguments, Samples};
-use crate::passes::metric;
+use crate::passes::{memory, metric};
 
 /// The node that the proxies are told they run on, and its address.
 pub(super) const NODE: &str = "node-a";
@@ -72,7 +72,7 @@ pub(super) fn run(
     samples.add("load_rules_seconds", proxy, rules);
     let mut ipvs = Ipvs::open()?;
     is_complete(&mut ipvs, arguments)?;
-    samples.add("memory_mb", proxy, running.memory()?);
+    samples.add("memory_mb", proxy, memory(running.child.id(), "VmRSS")? / 1e6);
     for number in 0..arguments.changes {
         // Changes come at arbitrary moments; a proxy may wait between passes.
         std::thread::sleep(Duration::from_millis(2000));
@@ -160,14 +160,6 @@ impl Running {
             ensure!(Instant::now() < end, "no {name} within {:?}", self.limit);
             std::thread::sleep(Duration::from_millis(200));
         }
-    }
-
-    /// Resident, in MB.
-    fn memory(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
-        Ok(kilobytes.parse::<f64>()? * 1024.0 / 1e6)
     }
 }
 

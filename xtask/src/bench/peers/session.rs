@@ -14,7 +14,7 @@ use sluice_tests::target::{From, Target};
 use super::Arguments;
 use super::figures::Figures;
 use super::world::{self, node, pod};
-use crate::passes::{get, metric};
+use crate::passes::{get, memory, metric};
 
 /// Connections of the load during a restart, each worker's pause between two.
 const PAUSE_MICROS: u64 = 1000;
@@ -141,10 +141,7 @@ impl Session<'_> {
 
     fn memory(&self, field: &str) -> Result<f64> {
         let pid = self.lab.program_pid(&self.node(), self.program)?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()).context("no such field")?;
-        Ok(kilobytes.parse::<f64>()? * 1024.0)
+        memory(pid, field)
     }
 
     /// Loads through the ClusterIP and straight to the pod, in turns.
