@@ -5,5 +5,5 @@
 mod allocate;
 mod range;
 
-pub use allocate::{AllocationError, Lease, Leases, allocate};
+pub use allocate::{AllocationError, Family, Lease, Leases, allocate};
 pub use range::RangeError;

@@ -28,7 +28,8 @@ pub enum Family {
 }
 
 impl Family {
-    fn of(ip: &IpAddr) -> Self {
+    /// That of an address.
+    pub fn of(ip: &IpAddr) -> Self {
         if ip.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 }
