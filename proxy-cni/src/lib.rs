@@ -1,5 +1,8 @@
 //! The CNI plugin: what a container runtime asks for, and which addresses a pod gets.
 
 pub mod ipam;
+pub mod net;
+pub mod plugin;
 pub mod spec;
 pub mod store;
+pub mod wiring;

@@ -195,8 +195,8 @@ fn read(path: &Path, boot: &str) -> Result<Leases, StoreError> {
             written.layout
         )));
     }
-    let mut leases = Leases::default();
-    leases.last = written.last.into_iter().map(|address| (Family::of(&address), address)).collect();
+    let last = written.last.into_iter().map(|address| (Family::of(&address), address)).collect();
+    let mut leases = Leases { last, ..Leases::default() };
     if written.boot == boot {
         for lease in written.leases {
             let holder = Attachment { container: lease.container, interface: lease.interface };

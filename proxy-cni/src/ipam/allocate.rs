@@ -43,6 +43,13 @@ pub struct Lease {
     pub gateway: IpAddr,
 }
 
+impl Lease {
+    /// The gateway, with the length of the network's prefix: what the node has in that network.
+    pub fn gateway_address(&self) -> IpNet {
+        with_prefix(self.gateway, self.address)
+    }
+}
+
 /// Why there is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocationError {

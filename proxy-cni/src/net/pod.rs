@@ -1,0 +1,105 @@
+//! The pod's side, in its network namespace.
+
+use std::thread;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use nix::sched::{CloneFlags, setns};
+
+use super::netlink::{NetError, Netlink};
+use super::{Namespace, up, write_sysctl};
+use crate::wiring::Wiring;
+
+/// Runs something in a network namespace, on a thread that is used for nothing else.
+pub fn in_namespace<T: Send>(
+    namespace: &Namespace,
+    work: impl FnOnce() -> Result<T, NetError> + Send,
+) -> Result<T, NetError> {
+    let enter = || {
+        setns(&namespace.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetError::Namespace { path: namespace.path.clone(), source: error.into() })?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(enter).join().unwrap_or(Err(NetError::Thread)))
+}
+
+/// Addresses, routes and sysctls.
+pub(super) fn settle(
+    wiring: &Wiring,
+    namespace: &Namespace,
+    sysctls: &[(String, String)],
+) -> Result<(), NetError> {
+    in_namespace(namespace, || {
+        let mut netlink = Netlink::open()?;
+        if let Some(lo) = netlink.index("lo")? {
+            let mut link = up();
+            link.header.index = lo;
+            netlink.new_link("set lo up", link, 0)?;
+        }
+        let index = netlink.index(&wiring.pod)?.ok_or_else(|| NetError::Gone(wiring.pod.clone()))?;
+        if wiring.leases.iter().any(|lease| lease.address.addr().is_ipv6()) {
+            // Nobody may have to wait for the link's own address either. Without IPv6 the addresses fail, and say so.
+            drop(write_sysctl(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
+            drop(write_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
+        }
+        for lease in &wiring.leases {
+            netlink.add_address(index, wiring.pod_address(lease))?;
+        }
+        let mut link = up();
+        link.header.index = index;
+        netlink.new_link("set the pod's interface up", link, 0)?;
+        for lease in &wiring.leases {
+            netlink.add_neighbour(index, wiring.gateway(lease), wiring.gateway_mac(lease))?;
+        }
+        for (to, gateway) in wiring.pod_routes() {
+            netlink.add_route(index, to, Some(gateway), NLM_F_CREATE | NLM_F_REPLACE)?;
+        }
+        for (name, value) in sysctls {
+            write_sysctl(name, value)?;
+        }
+        Ok(())
+    })
+}
+
+/// What a pod's interface looks like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodState {
+    /// Its MTU.
+    pub mtu: Option<u32>,
+    /// Its hardware address.
+    pub mac: Vec<u8>,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// Where its routes lead.
+    pub routes: Vec<IpNet>,
+}
+
+impl PodState {
+    /// Looks at an interface in a namespace; `None`: there is none of this name.
+    pub fn read(namespace: &Namespace, interface: &str) -> Result<Option<Self>, NetError> {
+        in_namespace(namespace, || {
+            let mut netlink = Netlink::open()?;
+            let Some(link) = netlink.link(interface)? else { return Ok(None) };
+            let index = link.header.index;
+            let addresses = netlink.addresses(index)?;
+            let routes = netlink.routes(index)?;
+            Ok(Some(PodState { mtu: mtu(&link), mac: mac(&link), addresses, routes }))
+        })
+    }
+}
+
+fn mtu(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+fn mac(link: &LinkMessage) -> Vec<u8> {
+    let found = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => Some(mac.clone()),
+        _ => None,
+    });
+    found.unwrap_or_default()
+}

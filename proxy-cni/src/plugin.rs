@@ -1,0 +1,208 @@
+//! The commands.
+
+mod addresses;
+
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::ipam::Lease;
+use crate::net::{self, Namespace, NetError, PodState};
+use crate::spec::{Attachment, CniError, Code, Command, Environment, NetConf, Outcome, Version};
+use crate::store::StoreError;
+use crate::wiring::{self, Mac, Wiring};
+use addresses::Addresses;
+
+/// What the runtime is told: nothing, an object, or an error object.
+pub type Answer = Result<Option<Value>, Value>;
+
+impl From<StoreError> for CniError {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Busy(_) => Code::TryAgainLater,
+            StoreError::Io { .. } | StoreError::Damaged { .. } => Code::Io,
+        };
+        CniError::new(code, error.to_string())
+    }
+}
+
+impl From<NetError> for CniError {
+    fn from(error: NetError) -> Self {
+        let code = match &error {
+            NetError::Namespace { .. } => Code::UnknownContainer,
+            NetError::Sysctl { .. } => Code::Io,
+            _ => Code::Kernel,
+        };
+        CniError::new(code, error.to_string())
+    }
+}
+
+/// Does what the runtime asks for.
+pub fn run(variable: impl Fn(&str) -> Option<String>, input: io::Result<Vec<u8>>) -> Answer {
+    let mut version = Version::NEWEST;
+    obey(variable, input, &mut version).map_err(|error| error.object(version))
+}
+
+fn obey(
+    variable: impl Fn(&str) -> Option<String>,
+    input: io::Result<Vec<u8>>,
+    version: &mut Version,
+) -> Result<Option<Value>, CniError> {
+    let environment = Environment::read(variable)?;
+    let input = input.map_err(|error| CniError::new(Code::Io, format!("stdin: {error}")))?;
+    if environment.command == Command::Version {
+        // It is answered even if nothing, or nonsense, is on stdin.
+        let asked = NetConf::parse(&input).ok().map(|config| config.version);
+        return Ok(Some(Version::answer(asked)));
+    }
+    let config = NetConf::parse(&input)?;
+    *version = config.version;
+    supports(config.version, environment.command)?;
+    let attachment = || {
+        let missing =
+            || CniError::new(Code::InvalidEnvironment, "CNI_CONTAINERID and CNI_IFNAME are not set");
+        environment.attachment.as_ref().ok_or_else(missing)
+    };
+    match environment.command {
+        Command::Add => add(&environment, &config, attachment()?).map(Some),
+        Command::Del => delete(&config, attachment()?).map(|()| None),
+        Command::Check => check(&environment, &config, attachment()?).map(|()| None),
+        Command::Gc => collect(&config).map(|()| None),
+        Command::Status => Addresses::of(&config)?.can_give().map(|()| None),
+        Command::Version => Ok(None),
+    }
+}
+
+/// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
+fn supports(version: Version, command: Command) -> Result<(), CniError> {
+    let since = match command {
+        Command::Check => Version::V0_4_0,
+        Command::Gc | Command::Status => Version::V1_1_0,
+        _ => Version::V0_3_1,
+    };
+    if version < since {
+        let text = format!("there is no such command in version {version}; it came with {since}");
+        return Err(CniError::new(Code::IncompatibleVersion, text));
+    }
+    Ok(())
+}
+
+fn namespace(environment: &Environment) -> Result<Namespace, CniError> {
+    let missing = || CniError::new(Code::InvalidEnvironment, "CNI_NETNS is not set");
+    Ok(Namespace::open(environment.netns.as_deref().ok_or_else(missing)?)?)
+}
+
+fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<Value, CniError> {
+    if config.previous.is_some() {
+        let text =
+            "prevResult: this plugin makes the pod's interface, so it has to be the first one of the chain";
+        return Err(CniError::new(Code::InvalidConfig, text));
+    }
+    let namespace = namespace(environment)?;
+    let mac = asked_mac(environment, config)?;
+    let mut addresses = Addresses::of(config)?;
+    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?)?;
+    let mut wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, mtu, mac);
+    wiring.leases = leases;
+    wiring.routes = addresses.routes();
+    // Others may have theirs while links are made.
+    drop(addresses);
+    let sysctls: Vec<(String, String)> =
+        config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    if let Err(error) = net::connect(&wiring, &namespace, &sysctls) {
+        // What cannot be taken back now is taken back by DEL or GC.
+        drop(Addresses::without_ranges(config).and_then(|mut addresses| addresses.take_back(whose)));
+        return Err(error.into());
+    }
+    let netns = environment.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
+    Outcome { dns: config.dns.clone(), ..wiring.outcome(&netns) }.object(config.version)
+}
+
+/// A hardware address that is asked for, by capability or, as before there were any, by `CNI_ARGS`.
+fn asked_mac(environment: &Environment, config: &NetConf) -> Result<Option<Mac>, CniError> {
+    let asked = config.capabilities.mac.as_ref().or_else(|| environment.arguments.get("MAC"));
+    let Some(text) = asked.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let wrong =
+        || CniError::new(Code::InvalidConfig, format!("mac: {text:?} is no hardware address of one machine"));
+    wiring::parse_mac(text).map(Some).ok_or_else(wrong)
+}
+
+/// Without a namespace, without a result of ADD, and any number of times.
+fn delete(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
+    net::disconnect(&wiring::host_name(&config.name, whose))?;
+    Addresses::without_ranges(config)?.take_back(whose)
+}
+
+fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
+    let missing = || CniError::new(Code::InvalidConfig, "prevResult: CHECK needs what ADD has answered");
+    let previous = config.previous.as_ref().ok_or_else(missing)?;
+    let namespace = namespace(environment)?;
+    let mut wrong = Vec::new();
+    let host = wiring::host_name(&config.name, whose);
+    if !net::host_links()?.contains(&host) {
+        wrong.push(format!("interface {host} of the host is gone"));
+    }
+    match PodState::read(&namespace, &whose.interface)? {
+        None => wrong.push(format!("interface {} is gone", whose.interface)),
+        Some(state) => wrong.extend(differences(&state, previous, whose)),
+    }
+    let held = Addresses::without_ranges(config)?.held(whose);
+    for ip in pod_ips(previous, whose) {
+        if !held.contains(&ip.addr()) {
+            wrong.push(format!("address {} is not written down as that of this pod", ip.addr()));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(CniError::new(Code::Differs, wrong.join("; "))) }
+}
+
+/// The addresses of the pod's own interface: plugins behind us may have added others.
+fn pod_ips(previous: &Outcome, whose: &Attachment) -> Vec<ipnet::IpNet> {
+    let is_own = |place: usize| {
+        previous
+            .interfaces
+            .get(place)
+            .is_some_and(|link| link.name == whose.interface && !link.sandbox.is_empty())
+    };
+    previous.ips.iter().filter(|ip| ip.interface.is_none_or(is_own)).map(|ip| ip.address).collect()
+}
+
+fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for address in pod_ips(previous, whose).iter().filter(|address| !state.addresses.contains(address)) {
+        wrong.push(format!("{} has no address {address}", whose.interface));
+    }
+    for route in previous.routes.iter().filter(|route| !state.routes.contains(&route.dst)) {
+        wrong.push(format!("there is no route to {}", route.dst));
+    }
+    let link =
+        previous.interfaces.iter().find(|link| link.name == whose.interface && !link.sandbox.is_empty());
+    if let Some(link) = link {
+        let mac = wiring::parse_mac(&link.mac);
+        if mac.is_some_and(|mac| mac.as_slice() != state.mac) {
+            wrong.push(format!("{} has another hardware address than {}", whose.interface, link.mac));
+        }
+        if link.mtu.is_some() && link.mtu != state.mtu {
+            wrong.push(format!("{} has another MTU than {}", whose.interface, link.mtu.unwrap_or_default()));
+        }
+    }
+    wrong
+}
+
+/// Removes what belongs to no valid attachment: links, then addresses.
+fn collect(config: &NetConf) -> Result<(), CniError> {
+    let missing = || CniError::new(Code::InvalidConfig, "cni.dev/valid-attachments: GC needs them");
+    let valid = config.valid.as_ref().ok_or_else(missing)?;
+    let mut addresses = Addresses::without_ranges(config)?;
+    let mut errors = Vec::new();
+    for holder in addresses.holders().into_iter().filter(|holder| !valid.contains(holder)) {
+        let gone = net::disconnect(&wiring::host_name(&config.name, &holder)).map_err(CniError::from);
+        if let Err(error) = gone.and_then(|()| addresses.take_back(&holder)) {
+            errors.push(format!("container {}, interface {}: {error}", holder.container, holder.interface));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(CniError::new(Code::Io, errors.join("; "))) }
+}
+
+/// Addresses, and the MTU that goes with them.
+type Given = (Vec<Lease>, u32);

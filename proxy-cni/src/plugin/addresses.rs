@@ -1,0 +1,148 @@
+//! Addresses for a command: ranges of the configuration or of the node, and what is written down.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::Given;
+use crate::ipam::{AllocationError, allocate};
+use crate::spec::{Attachment, CniError, Code, Environment, Ipam, NetConf, Range};
+use crate::store::{Store, boot_id};
+
+/// What the daemon knows of the node's part of the pod network.
+const NODE_FILE: &str = "/run/sluice/pod-network.json";
+/// Where nothing says how large packets may be.
+const USUAL_MTU: u32 = 1500;
+
+/// As the daemon writes it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeFile {
+    pod_cidrs: Vec<IpNet>,
+    mtu: u32,
+}
+
+/// Addresses of a network.
+pub(super) struct Addresses {
+    sets: Vec<Vec<Range>>,
+    reserved: BTreeSet<IpAddr>,
+    routes: Vec<IpNet>,
+    mtu: u32,
+    store: Store,
+}
+
+/// Addresses that are asked for: by capability, by `CNI_ARGS` (`IP`), or by `args.cni.ips`.
+pub(super) fn requested(environment: &Environment, config: &NetConf) -> Result<Vec<IpAddr>, CniError> {
+    let of_arguments = config.arguments.get("ips").and_then(serde_json::Value::as_array);
+    let of_arguments = of_arguments.into_iter().flatten().filter_map(serde_json::Value::as_str);
+    let of_environment = environment.arguments.get("IP").map(|text| text.split(',')).into_iter().flatten();
+    let texts = config.capabilities.ips.iter().map(String::as_str).chain(of_environment).chain(of_arguments);
+    let mut found = BTreeSet::new();
+    for text in texts.filter(|text| !text.is_empty()) {
+        let address = text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
+        found.insert(
+            address
+                .map_err(|_| CniError::new(Code::InvalidConfig, format!("ips: {text:?} is no address")))?,
+        );
+    }
+    Ok(found.into_iter().collect())
+}
+
+impl Addresses {
+    /// With ranges to take addresses from.
+    pub(super) fn of(config: &NetConf) -> Result<Self, CniError> {
+        let mut addresses = Addresses::without_ranges(config)?;
+        if addresses.sets.is_empty() {
+            let node = node_file(Path::new(NODE_FILE))?;
+            addresses.sets = node.pod_cidrs.into_iter().map(|cidr| vec![Range::of(cidr)]).collect();
+            if config.mtu.is_none() {
+                addresses.mtu = node.mtu;
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// To look at what is written down, and to give back: that needs nothing of the node.
+    pub(super) fn without_ranges(config: &NetConf) -> Result<Self, CniError> {
+        let Ipam::Own { sets, reserved, routes, directory } = &config.ipam else {
+            let text = "ipam.type: other plugins are not called yet; leave it out";
+            return Err(CniError::new(Code::UnsupportedField, text));
+        };
+        Ok(Addresses {
+            sets: sets.clone(),
+            reserved: reserved.iter().copied().collect(),
+            routes: routes.clone(),
+            mtu: config.mtu.unwrap_or(USUAL_MTU),
+            store: Store::open(directory, &config.name, &boot_id()?)?,
+        })
+    }
+
+    /// Gives addresses to a pod, and says which MTU goes with them.
+    pub(super) fn give(&mut self, whose: &Attachment, requested: &[IpAddr]) -> Result<Given, CniError> {
+        let leases = allocate(&self.sets, &self.reserved, self.store.leases(), requested, whose);
+        let leases = leases.map_err(|error| {
+            let code = match error {
+                AllocationError::Outside(..) => Code::InvalidConfig,
+                _ => Code::NoAddress,
+            };
+            CniError::new(code, error.to_string())
+        })?;
+        let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
+        self.store.give(whose, &addresses)?;
+        Ok((leases, self.mtu))
+    }
+
+    /// Whether ADD would find an address (STATUS).
+    pub(super) fn can_give(&self) -> Result<(), CniError> {
+        let nobody = Attachment { container: String::new(), interface: String::new() };
+        match allocate(&self.sets, &self.reserved, self.store.leases(), &[], &nobody) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(CniError::new(Code::NotAvailable, error.to_string())),
+        }
+    }
+
+    /// Networks that pods reach by their gateway.
+    pub(super) fn routes(&self) -> Vec<IpNet> {
+        self.routes.clone()
+    }
+
+    /// Takes back what somebody has.
+    pub(super) fn take_back(&mut self, whose: &Attachment) -> Result<(), CniError> {
+        Ok(self.store.take_back(whose).map(drop)?)
+    }
+
+    /// Who has any.
+    pub(super) fn holders(&self) -> BTreeSet<Attachment> {
+        self.store.leases().held.values().cloned().collect()
+    }
+
+    /// What somebody has.
+    pub(super) fn held(&self, whose: &Attachment) -> BTreeSet<IpAddr> {
+        let held = self.store.leases().held.iter().filter(|(_, holder)| *holder == whose);
+        held.map(|(address, _)| *address).collect()
+    }
+}
+
+fn node_file(path: &Path) -> Result<NodeFile, CniError> {
+    let place = PathBuf::from(path);
+    let text = std::fs::read(path).map_err(|error| {
+        CniError::new(
+            Code::TryAgainLater,
+            format!(
+                "{}: {error}: sluice has not written this node's pod CIDRs yet; is it running, with the pod network switched \
+                 on? Or give ipam.ranges",
+                place.display()
+            ),
+        )
+    })?;
+    let node: NodeFile = serde_json::from_slice(&text)
+        .map_err(|error| CniError::new(Code::Io, format!("{}: {error}", place.display())))?;
+    if node.pod_cidrs.is_empty() {
+        let text = format!("{}: this node has no pod CIDR yet", place.display());
+        return Err(CniError::new(Code::TryAgainLater, text));
+    }
+    Ok(node)
+}
