@@ -1,0 +1,319 @@
+//! The plugin as a runtime calls it, against the real kernel: each test has a "node" of its own, a network namespace, with
+//! pods that are network namespaces too.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::{Value, json};
+
+/// A node, and the files of its test.
+struct Node {
+    directory: PathBuf,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            // Pods that a failed test has left.
+            let _ = nix::mount::umount2(&entry.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+/// What the plugin answered.
+struct Answer {
+    is_success: bool,
+    value: Value,
+}
+
+impl Answer {
+    fn ok(self) -> Value {
+        assert!(self.is_success, "{}", self.value);
+        self.value
+    }
+
+    fn code(self) -> u64 {
+        assert!(!self.is_success, "{}", self.value);
+        assert!(self.value["msg"].is_string() && self.value["cniVersion"].is_string(), "{}", self.value);
+        self.value["code"].as_u64().unwrap()
+    }
+}
+
+/// Runs a test in a fresh network namespace. Without root: a skip that says so.
+fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
+    let directory = std::env::temp_dir().join(format!("sluice-cni-test-{name}-{}", std::process::id()));
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            println!("skip: needs root to make a network namespace ({error})");
+            return;
+        }
+        std::fs::create_dir_all(&directory).unwrap();
+        let node = Node { directory };
+        // The node's own addresses, wherever they are.
+        node.shell("ip link set lo up; ip address add 192.0.2.1/32 dev lo; ip address add fd99::1/128 dev lo");
+        for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), "1").unwrap();
+        }
+        test(&node);
+    });
+    thread.join().unwrap();
+}
+
+impl Node {
+    fn shell(&self, line: &str) -> String {
+        let output = Command::new("sh").args(["-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Makes a pod's namespace, as a runtime does.
+    fn pod(&self, name: &str) -> PathBuf {
+        let path = self.directory.join(name);
+        std::fs::write(&path, "").unwrap();
+        let at = path.clone();
+        let made = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let own = Path::new("/proc/thread-self/ns/net");
+            nix::mount::mount(Some(own), &at, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
+                .unwrap();
+        });
+        made.join().unwrap();
+        path
+    }
+
+    fn remove_pod(&self, name: &str) {
+        let path = self.directory.join(name);
+        nix::mount::umount(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    fn config(&self, version: &str, mode: &str, more: &Value) -> Value {
+        let mut config = json!({
+            "cniVersion": version, "name": "pods", "type": "sluice-cni", "mode": mode, "mtu": 1450,
+            "ipam": {"dataDir": self.directory.join("data"),
+                "ranges": [[{"subnet": "10.50.0.0/24"}], [{"subnet": "fd50::/64"}]]},
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        config
+    }
+
+    fn call(&self, command: &str, pod: &str, netns: &str, config: &str) -> Answer {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-cni"))
+            .env_clear()
+            .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", pod), ("CNI_IFNAME", "eth0")])
+            .envs([("CNI_NETNS", netns), ("CNI_PATH", "/opt/cni/bin")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may have gone already.
+        drop(child.stdin.take().unwrap().write_all(config.as_bytes()));
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
+        Answer { is_success: output.status.success(), value }
+    }
+
+    fn add(&self, pod: &str, mode: &str) -> Value {
+        let netns = self.pod(pod);
+        self.call("ADD", pod, netns.to_str().unwrap(), &self.config("1.1.0", mode, &json!({})).to_string())
+            .ok()
+    }
+
+    fn links(&self) -> usize {
+        self.shell("ip -o link").lines().filter(|line| line.contains(": sl") && line.contains('@')).count()
+    }
+
+    fn leases(&self) -> usize {
+        let text = std::fs::read_to_string(self.directory.join("data/pods/leases.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["leases"].as_array().unwrap().len()
+    }
+}
+
+fn addresses(result: &Value) -> Vec<IpAddr> {
+    let of = |ip: &Value| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
+    result["ips"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// Runs something in a pod.
+fn within<T: Send + 'static>(netns: PathBuf, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
+        setns(std::fs::File::open(netns).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    });
+    thread.join().unwrap()
+}
+
+/// Whom a server in one pod sees when a client in another one, or in the node, calls it.
+fn call_from(server: PathBuf, at: IpAddr, client: Option<PathBuf>) -> IpAddr {
+    let listener = within(server, move || TcpListener::bind((at, 8080)).unwrap());
+    let to = SocketAddr::new(at, 8080);
+    let call = move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream
+    };
+    let _stream = match client {
+        Some(client) => within(client, call),
+        None => call(),
+    };
+    let (mut accepted, peer) = listener.accept().unwrap();
+    accepted.read_exact(&mut [0]).unwrap();
+    peer.ip()
+}
+
+fn pods_reach_each_other(mode: &'static str) {
+    on_a_node(mode, move |node| {
+        let (a, b) = (node.add("a", mode), node.add("b", mode));
+        let [in_a, in_b] = ["a", "b"].map(|name| node.directory.join(name));
+        for (of_a, of_b) in addresses(&a).into_iter().zip(addresses(&b)) {
+            // At once: no address waits for anything.
+            assert_eq!(call_from(in_b.clone(), of_b, Some(in_a.clone())), of_a, "{mode}");
+            assert_eq!(call_from(in_a.clone(), of_a, Some(in_b.clone())), of_b, "{mode}");
+            call_from(in_a.clone(), of_a, None);
+        }
+        assert_eq!(node.links(), 2);
+        for pod in ["a", "b"] {
+            let config = node.config("1.1.0", mode, &json!({})).to_string();
+            node.call("DEL", pod, node.directory.join(pod).to_str().unwrap(), &config).ok();
+        }
+        assert_eq!((node.links(), node.leases()), (0, 0));
+    });
+}
+
+#[test]
+fn pods_on_a_bridge_reach_each_other_and_the_node() {
+    pods_reach_each_other("bridge");
+}
+
+#[test]
+fn routed_pods_reach_each_other_and_the_node() {
+    pods_reach_each_other("routed");
+}
+
+#[test]
+fn del_succeeds_whatever_is_there() {
+    on_a_node("del", |node| {
+        node.add("a", "bridge");
+        let config = node.config("0.3.1", "bridge", &json!({})).to_string();
+        node.remove_pod("a");
+        for _ in 0..100 {
+            assert_eq!(node.call("DEL", "a", "", &config).ok(), Value::Null);
+        }
+        node.call("DEL", "never-seen", "/no/such/namespace", &config).ok();
+        assert_eq!((node.links(), node.leases()), (0, 0));
+    });
+}
+
+#[test]
+fn a_second_add_finds_the_interface_and_leaves_the_first_pod_whole() {
+    on_a_node("twice", |node| {
+        let netns = node.pod("a");
+        let config = node.config("1.0.0", "bridge", &json!({})).to_string();
+        let add = || node.call("ADD", "a", netns.to_str().unwrap(), &config).ok();
+        // A runtime that was killed asks again: the same addresses, one link.
+        assert_eq!(addresses(&add()), addresses(&add()));
+        assert_eq!((node.links(), node.leases()), (1, 2));
+        // Another container in the same namespace is an error that changes nothing.
+        assert_eq!(node.call("ADD", "b", netns.to_str().unwrap(), &config).code(), 101);
+        assert_eq!((node.links(), node.leases()), (1, 2));
+    });
+}
+
+#[test]
+fn check_says_what_is_missing() {
+    on_a_node("check", |node| {
+        let result = node.add("a", "bridge");
+        let netns = node.directory.join("a");
+        let config = node.config("1.1.0", "bridge", &json!({"prevResult": result})).to_string();
+        let check = || node.call("CHECK", "a", netns.to_str().unwrap(), &config);
+        check().ok();
+        let in_pod = |line: &'static str| {
+            within(netns.clone(), move || Command::new("sh").args(["-c", line]).status().unwrap())
+        };
+        in_pod("ip -6 address del fd50::2/64 dev eth0; ip route del default");
+        let answer = check();
+        let told = answer.value["msg"].as_str().unwrap().to_owned();
+        assert_eq!(answer.code(), 102);
+        for part in ["eth0 has no address fd50::2/64", "no route to 0.0.0.0/0"] {
+            assert!(told.contains(part), "{told}");
+        }
+        in_pod("ip link del eth0");
+        assert!(check().value["msg"].as_str().unwrap().contains("eth0 is gone"));
+    });
+}
+
+#[test]
+fn gc_removes_what_is_not_valid() {
+    on_a_node("gc", |node| {
+        for pod in ["a", "b", "c"] {
+            node.add(pod, "bridge");
+        }
+        let valid = json!({"cni.dev/valid-attachments": [{"containerID": "b", "ifname": "eth0"}]});
+        node.call("GC", "", "", &node.config("1.1.0", "bridge", &valid).to_string()).ok();
+        assert_eq!((node.links(), node.leases()), (1, 2));
+        assert_eq!(
+            node.call("GC", "", "", &node.config("1.1.0", "bridge", &json!({})).to_string()).code(),
+            7
+        );
+        assert_eq!(node.call("GC", "", "", &node.config("1.0.0", "bridge", &valid).to_string()).code(), 1);
+    });
+}
+
+#[test]
+fn a_changed_pod_cidr_changes_the_bridges_address() {
+    on_a_node("cidr", |node| {
+        node.add("a", "bridge");
+        let netns = node.pod("b");
+        let ranges = json!({"ipam": {"dataDir": node.directory.join("data"), "ranges": [[{"subnet": "10.51.0.0/24"}]]}});
+        let config = node.config("1.1.0", "bridge", &ranges).to_string();
+        let result = node.call("ADD", "b", netns.to_str().unwrap(), &config).ok();
+        let bridge = node.shell("ip -o address show dev sluice0");
+        assert!(bridge.contains("10.51.0.1/24") && !bridge.contains("10.50.0.1"), "{bridge}");
+        // The other family is another pod's business.
+        assert!(bridge.contains("fd50::1/64"), "{bridge}");
+        call_from(netns, addresses(&result)[0], None);
+    });
+}
+
+#[test]
+fn when_no_address_is_free_the_error_says_who_has_them() {
+    on_a_node("exhausted", |node| {
+        let ranges = json!({"ipam": {"dataDir": node.directory.join("data"), "ranges": [[{"subnet": "10.50.0.0/30"}]]}});
+        let config = node.config("1.1.0", "routed", &ranges).to_string();
+        let add = |pod: &str| node.call("ADD", pod, node.pod(pod).to_str().unwrap(), &config);
+        assert_eq!(addresses(&add("a").ok()), ["10.50.0.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(node.call("STATUS", "", "", &config).code(), 50);
+        let answer = add("b");
+        assert!(answer.value["msg"].as_str().unwrap().contains("1 are in use, by a"), "{}", answer.value);
+        assert_eq!(answer.code(), 100);
+        assert_eq!(node.links(), 1);
+        node.call("DEL", "a", "", &config).ok();
+        node.call("STATUS", "", "", &config).ok();
+    });
+}
+
+#[test]
+fn nonsense_gets_an_error_object() {
+    on_a_node("nonsense", |node| {
+        let good = node.config("1.1.0", "bridge", &json!({}));
+        assert_eq!(node.call("ADD", "a", "/no/such", &good.to_string()).code(), 3);
+        assert_eq!(node.call("ADD", "../a", "/no/such", &good.to_string()).code(), 4);
+        assert_eq!(node.call("ADD", "a", "", &good.to_string()).code(), 4);
+        assert_eq!(node.call("FLY", "a", "/x", &good.to_string()).code(), 4);
+        for (config, code) in
+            [("", 6), ("[1]", 6), ("{\"cniVersion\":\"3.0.0\"}", 1), ("{\"cniVersion\":\"1.0.0\"}", 7)]
+        {
+            assert_eq!(node.call("ADD", "a", "/x", config).code(), code, "{config}");
+        }
+        let version = node.call("VERSION", "", "", "nonsense").ok();
+        assert_eq!(version["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(node.links(), 0);
+    });
+}
