@@ -1,5 +1,6 @@
 //! The CNI plugin: what a container runtime asks for, and which addresses a pod gets.
 
+pub mod delegate;
 pub mod ipam;
 pub mod net;
 pub mod plugin;

@@ -5,11 +5,13 @@ mod addresses;
 use std::io;
 use std::path::Path;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::delegate::Delegate;
 use crate::ipam::Lease;
 use crate::net::{self, Namespace, NetError, PodState};
-use crate::spec::{Attachment, CniError, Code, Command, Environment, NetConf, Outcome, Version};
+use crate::spec::{Attachment, CniError, Code, Command, Environment, Ipam, NetConf, Outcome, Version};
 use crate::store::StoreError;
 use crate::wiring::{self, Mac, Wiring};
 use addresses::Addresses;
@@ -66,10 +68,10 @@ fn obey(
     };
     match environment.command {
         Command::Add => add(&environment, &config, attachment()?).map(Some),
-        Command::Del => delete(&config, attachment()?).map(|()| None),
+        Command::Del => delete(&environment, &config, attachment()?).map(|()| None),
         Command::Check => check(&environment, &config, attachment()?).map(|()| None),
-        Command::Gc => collect(&config).map(|()| None),
-        Command::Status => Addresses::of(&config)?.can_give().map(|()| None),
+        Command::Gc => collect(&environment, &config).map(|()| None),
+        Command::Status => status(&environment, &config).map(|()| None),
         Command::Version => Ok(None),
     }
 }
@@ -101,22 +103,52 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     }
     let namespace = namespace(environment)?;
     let mac = asked_mac(environment, config)?;
-    let mut addresses = Addresses::of(config)?;
-    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?)?;
+    let (leases, routes, mtu) = give(environment, config, whose)?;
     let mut wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, mtu, mac);
     wiring.leases = leases;
-    wiring.routes = addresses.routes();
-    // Others may have theirs while links are made.
-    drop(addresses);
+    wiring.routes = routes;
     let sysctls: Vec<(String, String)> =
         config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     if let Err(error) = net::connect(&wiring, &namespace, &sysctls) {
         // What cannot be taken back now is taken back by DEL or GC.
-        drop(Addresses::without_ranges(config).and_then(|mut addresses| addresses.take_back(whose)));
+        drop(take_back(environment, config, whose));
         return Err(error.into());
     }
     let netns = environment.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
     Outcome { dns: config.dns.clone(), ..wiring.outcome(&netns) }.object(config.version)
+}
+
+/// Addresses for a pod, its further routes, and its MTU. Others may have theirs while links are made: nothing stays locked.
+fn give(
+    environment: &Environment,
+    config: &NetConf,
+    whose: &Attachment,
+) -> Result<(Vec<Lease>, Vec<IpNet>, u32), CniError> {
+    if let Ipam::Delegated(name) = &config.ipam {
+        let (leases, outcome) = delegate(name, environment).add(config)?;
+        let routes = outcome.routes.into_iter().map(|route| route.dst).filter(|to| to.prefix_len() > 0);
+        return Ok((leases, routes.collect(), config.mtu.unwrap_or_else(addresses::node_mtu)));
+    }
+    let mut addresses = Addresses::of(config)?;
+    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?)?;
+    Ok((leases, addresses.routes(), mtu))
+}
+
+fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
+    match &config.ipam {
+        Ipam::Delegated(name) => delegate(name, environment).tell("DEL", config),
+        Ipam::Own { .. } => Addresses::without_ranges(config)?.take_back(whose),
+    }
+}
+
+fn delegate<'a>(name: &'a str, environment: &'a Environment) -> Delegate<'a> {
+    Delegate {
+        name,
+        path: &environment.path,
+        whose: environment.attachment.as_ref(),
+        netns: environment.netns.as_deref(),
+        arguments: &environment.arguments_text,
+    }
 }
 
 /// A hardware address that is asked for, by capability or, as before there were any, by `CNI_ARGS`.
@@ -129,9 +161,16 @@ fn asked_mac(environment: &Environment, config: &NetConf) -> Result<Option<Mac>,
 }
 
 /// Without a namespace, without a result of ADD, and any number of times.
-fn delete(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
+fn delete(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
     net::disconnect(&wiring::host_name(&config.name, whose))?;
-    Addresses::without_ranges(config)?.take_back(whose)
+    take_back(environment, config, whose)
+}
+
+fn status(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
+    match &config.ipam {
+        Ipam::Delegated(name) => delegate(name, environment).tell("STATUS", config),
+        Ipam::Own { .. } => Addresses::of(config)?.can_give(),
+    }
 }
 
 fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
@@ -147,9 +186,11 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
         None => wrong.push(format!("interface {} is gone", whose.interface)),
         Some(state) => wrong.extend(differences(&state, previous, whose)),
     }
-    let held = Addresses::without_ranges(config)?.held(whose);
-    for ip in pod_ips(previous, whose) {
-        if !held.contains(&ip.addr()) {
+    if let Ipam::Delegated(name) = &config.ipam {
+        wrong.extend(delegate(name, environment).tell("CHECK", config).err().map(|error| error.to_string()));
+    } else {
+        let held = Addresses::without_ranges(config)?.held(whose);
+        for ip in pod_ips(previous, whose).iter().filter(|ip| !held.contains(&ip.addr())) {
             wrong.push(format!("address {} is not written down as that of this pod", ip.addr()));
         }
     }
@@ -157,7 +198,7 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
 }
 
 /// The addresses of the pod's own interface: plugins behind us may have added others.
-fn pod_ips(previous: &Outcome, whose: &Attachment) -> Vec<ipnet::IpNet> {
+fn pod_ips(previous: &Outcome, whose: &Attachment) -> Vec<IpNet> {
     let is_own = |place: usize| {
         previous
             .interfaces
@@ -190,9 +231,16 @@ fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<
 }
 
 /// Removes what belongs to no valid attachment: links, then addresses.
-fn collect(config: &NetConf) -> Result<(), CniError> {
+fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
     let missing = || CniError::new(Code::InvalidConfig, "cni.dev/valid-attachments: GC needs them");
     let valid = config.valid.as_ref().ok_or_else(missing)?;
+    if let Ipam::Delegated(name) = &config.ipam {
+        let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
+        for link in net::host_links()?.iter().filter(|link| !kept.contains(link)) {
+            net::disconnect(link)?;
+        }
+        return delegate(name, environment).tell("GC", config);
+    }
     let mut addresses = Addresses::without_ranges(config)?;
     let mut errors = Vec::new();
     for holder in addresses.holders().into_iter().filter(|holder| !valid.contains(holder)) {

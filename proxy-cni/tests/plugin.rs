@@ -56,7 +56,9 @@ fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
         std::fs::create_dir_all(&directory).unwrap();
         let node = Node { directory };
         // The node's own addresses, wherever they are.
-        node.shell("ip link set lo up; ip address add 192.0.2.1/32 dev lo; ip address add fd99::1/128 dev lo");
+        node.shell(
+            "ip link set lo up; ip address add 192.0.2.1/32 dev lo; ip address add fd99::1/128 dev lo",
+        );
         for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             std::fs::write(format!("/proc/sys/net/{sysctl}"), "1").unwrap();
         }
@@ -107,7 +109,8 @@ impl Node {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-cni"))
             .env_clear()
             .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", pod), ("CNI_IFNAME", "eth0")])
-            .envs([("CNI_NETNS", netns), ("CNI_PATH", "/opt/cni/bin")])
+            .envs([("CNI_NETNS", netns), ("PATH", "/usr/bin:/bin")])
+            .env("CNI_PATH", &self.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -315,5 +318,48 @@ fn nonsense_gets_an_error_object() {
         let version = node.call("VERSION", "", "", "nonsense").ok();
         assert_eq!(version["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(node.links(), 0);
+    });
+}
+
+/// A plugin that gives one address, and writes down what it was asked.
+const OTHER: &str = r#"#!/bin/sh
+cat >"$0.config"
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME" >>"$0.calls"
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"1.1.0","ips":[{"address":"10.52.0.9/24","gateway":"10.52.0.254"}],"routes":[{"dst":"10.0.0.0/8"}]}' ;;
+STATUS) echo '{"cniVersion":"1.1.0","code":50,"msg":"nothing left"}'; exit 1 ;;
+esac
+"#;
+
+#[test]
+fn another_plugin_may_manage_addresses() {
+    use std::os::unix::fs::PermissionsExt;
+
+    on_a_node("delegate", |node| {
+        let program = node.directory.join("other");
+        std::fs::write(&program, OTHER).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let ipam = json!({"ipam": {"type": "other", "more": 1}});
+        let config = node.config("1.1.0", "bridge", &ipam).to_string();
+        let netns = node.pod("a");
+        let result = node.call("ADD", "a", netns.to_str().unwrap(), &config).ok();
+        assert_eq!(
+            result["ips"],
+            json!([{"address": "10.52.0.9/24", "gateway": "10.52.0.254", "interface": 2}])
+        );
+        assert_eq!(result["routes"][1], json!({"dst": "10.0.0.0/8", "gw": "10.52.0.254"}));
+        call_from(netns.clone(), addresses(&result)[0], None);
+        let told: Value =
+            serde_json::from_str(&std::fs::read_to_string(node.directory.join("other.config")).unwrap())
+                .unwrap();
+        assert_eq!(told["ipam"]["more"], 1);
+        let status = node.call("STATUS", "", "", &config);
+        assert!(status.value["msg"].as_str().unwrap().contains("nothing left"), "{}", status.value);
+        node.call("DEL", "a", "", &config).ok();
+        let calls = std::fs::read_to_string(node.directory.join("other.calls")).unwrap();
+        assert_eq!(calls, "ADD a eth0\nSTATUS  eth0\nDEL a eth0\n");
+        assert_eq!(node.links(), 0);
+        let nobody = node.config("1.1.0", "bridge", &json!({"ipam": {"type": "nobody"}})).to_string();
+        assert_eq!(node.call("ADD", "b", node.pod("b").to_str().unwrap(), &nobody).code(), 7);
     });
 }

@@ -68,8 +68,7 @@ impl Addresses {
     /// To look at what is written down, and to give back: that needs nothing of the node.
     pub(super) fn without_ranges(config: &NetConf) -> Result<Self, CniError> {
         let Ipam::Own { sets, reserved, routes, directory } = &config.ipam else {
-            let text = "ipam.type: other plugins are not called yet; leave it out";
-            return Err(CniError::new(Code::UnsupportedField, text));
+            return Err(CniError::new(Code::InvalidConfig, "ipam.type: addresses are another plugin's"));
         };
         Ok(Addresses {
             sets: sets.clone(),
@@ -124,6 +123,11 @@ impl Addresses {
         let held = self.store.leases().held.iter().filter(|(_, holder)| *holder == whose);
         held.map(|(address, _)| *address).collect()
     }
+}
+
+/// The MTU that the daemon has found, if it has.
+pub(super) fn node_mtu() -> u32 {
+    node_file(Path::new(NODE_FILE)).map_or(USUAL_MTU, |node| node.mtu)
 }
 
 fn node_file(path: &Path) -> Result<NodeFile, CniError> {

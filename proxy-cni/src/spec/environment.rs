@@ -83,6 +83,8 @@ pub struct Environment {
     pub attachment: Option<Attachment>,
     /// `CNI_NETNS`: the network namespace. DEL may do without.
     pub netns: Option<PathBuf>,
+    /// `CNI_ARGS`, as it came.
+    pub arguments_text: String,
     /// `CNI_ARGS`
     pub arguments: BTreeMap<String, String>,
     /// `CNI_PATH`: where other plugins are.
@@ -113,13 +115,14 @@ impl Environment {
         if netns.as_deref().is_some_and(|path| !Path::is_absolute(path)) {
             errors.push("CNI_NETNS is no absolute path".to_owned());
         }
-        let arguments = arguments(&given("CNI_ARGS").unwrap_or_default(), &mut errors);
+        let arguments_text = given("CNI_ARGS").unwrap_or_default();
+        let arguments = arguments(&arguments_text, &mut errors);
         let path = given("CNI_PATH").unwrap_or_default();
         if !errors.is_empty() {
             return Err(wrong(format!("{}: {}", command.name(), errors.join("; "))));
         }
         let path = std::env::split_paths(&path).filter(|place| !place.as_os_str().is_empty()).collect();
-        Ok(Environment { command, attachment, netns, arguments, path })
+        Ok(Environment { command, attachment, netns, arguments_text, arguments, path })
     }
 }
 
