@@ -21,4 +21,5 @@ pub mod net;
 
 pub mod nft;
 pub mod plan;
+pub mod pod_network;
 pub mod slots;
