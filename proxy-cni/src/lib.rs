@@ -3,6 +3,7 @@
 pub mod delegate;
 pub mod ipam;
 pub mod net;
+pub mod node_file;
 pub mod plugin;
 pub mod spec;
 pub mod store;

@@ -17,7 +17,7 @@ use netlink_packet_route::link::{
 };
 
 use crate::spec::Mode;
-use crate::wiring::{Wiring, bridge_mac};
+use crate::wiring::{Wiring, bridge_mac, is_of_network};
 pub use netlink::{NetError, Netlink};
 pub use pod::{PodState, in_namespace};
 
@@ -69,13 +69,16 @@ fn disconnect_with(netlink: &mut Netlink, host: &str) -> Result<(), NetError> {
     }
 }
 
-/// Names of the host's ends that are there.
-pub fn host_links() -> Result<Vec<String>, NetError> {
+/// Names of the host's ends of a network that are there.
+pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
     let mut netlink = Netlink::open()?;
-    Ok(netlink.links()?.into_iter().filter(|name| is_host_name(name)).collect())
+    let links = netlink.links()?.into_iter();
+    let own = links.filter(|(name, alias)| is_host_name(name) && is_of_network(alias, network));
+    Ok(own.map(|(name, _)| name).collect())
 }
 
-fn is_host_name(name: &str) -> bool {
+/// Whether a link is called as the host's ends are.
+pub fn is_host_name(name: &str) -> bool {
     let rest = name.strip_prefix(crate::wiring::PREFIX);
     rest.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
@@ -172,17 +175,20 @@ fn veth(
 
 /// The host's side: the port of the bridge, or the way to the pod.
 fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> Result<(), NetError> {
+    let mut link = LinkMessage::default();
+    link.header.index = host;
+    // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
+    link.attributes.push(LinkAttribute::IfAlias(wiring.alias.clone()));
     if is_port {
-        let mut link = LinkMessage::default();
-        link.header.index = host;
         // A pod may reach itself by way of a Service.
         let port = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
-        link.attributes = vec![LinkAttribute::LinkInfo(vec![
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(port),
-        ])];
-        return netlink.new_link("let a pod reach itself", link, 0);
+        ]));
+        return netlink.new_link("set the bridge's port up", link, 0);
     }
+    netlink.new_link("name the pod's link", link, 0)?;
     for lease in &wiring.leases {
         let address = IpNet::from(lease.address.addr());
         netlink.add_neighbour(host, address.addr(), wiring.pod_mac)?;

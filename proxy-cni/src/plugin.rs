@@ -3,6 +3,7 @@
 mod addresses;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -124,19 +125,27 @@ fn give(
     config: &NetConf,
     whose: &Attachment,
 ) -> Result<(Vec<Lease>, Vec<IpNet>, u32), CniError> {
+    let mappings = &config.capabilities.port_mappings;
     if let Ipam::Delegated(name) = &config.ipam {
         let (leases, outcome) = delegate(name, environment).add(config)?;
+        let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
+        if let Some(ports) = addresses::host_ports(whose, &addresses, mappings) {
+            addresses::store(config)?.give(whose, &[], Some(ports))?;
+        }
         let routes = outcome.routes.into_iter().map(|route| route.dst).filter(|to| to.prefix_len() > 0);
-        return Ok((leases, routes.collect(), config.mtu.unwrap_or_else(addresses::node_mtu)));
+        return Ok((leases, routes.collect(), config.mtu.unwrap_or_else(|| addresses::node_mtu(config))));
     }
     let mut addresses = Addresses::of(config)?;
-    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?)?;
+    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?, mappings)?;
     Ok((leases, addresses.routes(), mtu))
 }
 
 fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
     match &config.ipam {
-        Ipam::Delegated(name) => delegate(name, environment).tell("DEL", config),
+        Ipam::Delegated(name) => {
+            addresses::store(config)?.take_back(whose)?;
+            delegate(name, environment).tell("DEL", config)
+        }
         Ipam::Own { .. } => Addresses::without_ranges(config)?.take_back(whose),
     }
 }
@@ -179,7 +188,7 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
     let namespace = namespace(environment)?;
     let mut wrong = Vec::new();
     let host = wiring::host_name(&config.name, whose);
-    if !net::host_links()?.contains(&host) {
+    if !net::host_links(&config.name)?.contains(&host) {
         wrong.push(format!("interface {host} of the host is gone"));
     }
     match PodState::read(&namespace, &whose.interface)? {
@@ -236,9 +245,10 @@ fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> 
     let valid = config.valid.as_ref().ok_or_else(missing)?;
     if let Ipam::Delegated(name) = &config.ipam {
         let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
-        for link in net::host_links()?.iter().filter(|link| !kept.contains(link)) {
+        for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {
             net::disconnect(link)?;
         }
+        addresses::store(config)?.keep(|holder| valid.contains(holder))?;
         return delegate(name, environment).tell("GC", config);
     }
     let mut addresses = Addresses::without_ranges(config)?;

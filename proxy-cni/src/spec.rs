@@ -9,7 +9,7 @@ mod error;
 mod result;
 mod version;
 
-pub use config::{Capabilities, Ipam, Mode, NetConf, PortMapping, Range, STDIN_LIMIT};
+pub use config::{BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT};
 pub use environment::{Attachment, Command, Environment};
 pub use error::{CniError, Code};
 pub use result::{Dns, Interface, Ip, Outcome, Route};

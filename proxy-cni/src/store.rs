@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::ipam::{Family, Leases};
-use crate::spec::Attachment;
+use crate::spec::{Attachment, PortMapping};
 
 /// How long to wait for other plugins. Each holds the lock for some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,6 +62,8 @@ struct Written {
     boot: String,
     leases: Vec<WrittenLease>,
     last: Vec<IpAddr>,
+    #[serde(default)]
+    host_ports: Vec<WrittenPorts>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,12 +74,41 @@ struct WrittenLease {
     interface: String,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPorts {
+    container: String,
+    interface: String,
+    addresses: Vec<IpAddr>,
+    mappings: Vec<PortMapping>,
+}
+
+/// Ports of the node that lead to a pod. Who watches the file sees to it that they do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    /// Whose.
+    pub holder: Attachment,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Which.
+    pub mappings: Vec<PortMapping>,
+}
+
+/// What is written down of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Addresses.
+    pub leases: Leases,
+    /// In the order in which they were asked for.
+    pub host_ports: Vec<HostPorts>,
+}
+
 /// The addresses of a network, for as long as nobody else may change them.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
     boot: String,
-    leases: Leases,
+    contents: Contents,
     _lock: Flock<File>,
 }
 
@@ -98,23 +129,30 @@ impl Store {
         let directory = directory.join(network);
         fs::create_dir_all(&directory).map_err(failed("make the directory", &directory))?;
         let lock = lock(&directory.join("lock"))?;
-        let leases = read(&directory.join(FILE), boot)?;
-        Ok(Store { directory, boot: boot.to_owned(), leases, _lock: lock })
+        let contents = read(&directory.join(FILE), boot)?;
+        Ok(Store { directory, boot: boot.to_owned(), contents, _lock: lock })
     }
 
-    /// What is written down.
+    /// Who has which address.
     pub fn leases(&self) -> &Leases {
-        &self.leases
+        &self.contents.leases
     }
 
-    /// Writes down that somebody has addresses, besides what he has.
-    pub fn give(&mut self, whose: &Attachment, addresses: &[IpAddr]) -> Result<(), StoreError> {
-        let mut leases = self.leases.clone();
+    /// Writes down that somebody has addresses, besides what he has, and that ports of the node lead to him.
+    pub fn give(
+        &mut self,
+        whose: &Attachment,
+        addresses: &[IpAddr],
+        ports: Option<HostPorts>,
+    ) -> Result<(), StoreError> {
+        let mut contents = self.contents.clone();
         for address in addresses {
-            leases.held.insert(*address, whose.clone());
-            leases.last.insert(Family::of(address), *address);
+            contents.leases.held.insert(*address, whose.clone());
+            contents.leases.last.insert(Family::of(address), *address);
         }
-        self.replace(leases)
+        contents.host_ports.retain(|had| had.holder != *whose);
+        contents.host_ports.extend(ports);
+        self.replace(contents)
     }
 
     /// Writes down that somebody has none any more, and returns those that he had.
@@ -124,32 +162,35 @@ impl Store {
 
     /// Writes down that only these have any, and returns those that others had.
     pub fn keep(&mut self, is_kept: impl Fn(&Attachment) -> bool) -> Result<Vec<IpAddr>, StoreError> {
-        let mut leases = self.leases.clone();
-        let mut gone = Vec::new();
-        leases.held.retain(|address, holder| {
-            let kept = is_kept(holder);
-            if !kept {
-                gone.push(*address);
-            }
-            kept
-        });
-        if !gone.is_empty() {
-            self.replace(leases)?;
+        let mut contents = self.contents.clone();
+        let gone =
+            contents.leases.held.extract_if(.., |_, holder| !is_kept(holder)).map(|(address, _)| address);
+        let gone: Vec<IpAddr> = gone.collect();
+        contents.host_ports.retain(|ports| is_kept(&ports.holder));
+        if contents != self.contents {
+            self.replace(contents)?;
         }
         Ok(gone)
     }
 
-    fn replace(&mut self, leases: Leases) -> Result<(), StoreError> {
-        let held = leases.held.iter().map(|(address, holder)| WrittenLease {
+    fn replace(&mut self, contents: Contents) -> Result<(), StoreError> {
+        let held = contents.leases.held.iter().map(|(address, holder)| WrittenLease {
             address: *address,
             container: holder.container.clone(),
             interface: holder.interface.clone(),
+        });
+        let ports = contents.host_ports.iter().cloned().map(|ports| WrittenPorts {
+            container: ports.holder.container,
+            interface: ports.holder.interface,
+            addresses: ports.addresses,
+            mappings: ports.mappings,
         });
         let written = Written {
             layout: LAYOUT,
             boot: self.boot.clone(),
             leases: held.collect(),
-            last: leases.last.values().copied().collect(),
+            last: contents.leases.last.values().copied().collect(),
+            host_ports: ports.collect(),
         };
         let (new, path) = (self.directory.join("leases.new"), self.directory.join(FILE));
         let text = serde_json::to_vec(&written).map_err(io::Error::other).map_err(failed("write", &new))?;
@@ -158,9 +199,19 @@ impl Store {
         fs::rename(&new, &path).map_err(failed("replace", &path))?;
         let sync = || File::open(&self.directory)?.sync_all();
         sync().map_err(failed("sync", &self.directory))?;
-        self.leases = leases;
+        self.contents = contents;
         Ok(())
     }
+}
+
+/// The file of a network.
+pub fn file(directory: &Path, network: &str) -> PathBuf {
+    directory.join(network).join(FILE)
+}
+
+/// What is written down at the moment, for who only looks: no lock is taken, and a network that has nothing yet has nothing.
+pub fn look(directory: &Path, network: &str) -> Result<Contents, StoreError> {
+    read(&file(directory, network), &boot_id()?)
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
@@ -181,10 +232,10 @@ fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-fn read(path: &Path, boot: &str) -> Result<Leases, StoreError> {
+fn read(path: &Path, boot: &str) -> Result<Contents, StoreError> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leases::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
         Err(error) => return Err(failed("read", path)(error)),
     };
     let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
@@ -196,14 +247,20 @@ fn read(path: &Path, boot: &str) -> Result<Leases, StoreError> {
         )));
     }
     let last = written.last.into_iter().map(|address| (Family::of(&address), address)).collect();
-    let mut leases = Leases { last, ..Leases::default() };
+    let mut contents = Contents { leases: Leases { last, ..Leases::default() }, ..Contents::default() };
     if written.boot == boot {
-        for lease in written.leases {
-            let holder = Attachment { container: lease.container, interface: lease.interface };
-            leases.held.insert(lease.address, holder);
-        }
+        let held = written.leases.into_iter().map(|lease| {
+            (lease.address, Attachment { container: lease.container, interface: lease.interface })
+        });
+        contents.leases.held = held.collect();
+        let ports = written.host_ports.into_iter().map(|ports| HostPorts {
+            holder: Attachment { container: ports.container, interface: ports.interface },
+            addresses: ports.addresses,
+            mappings: ports.mappings,
+        });
+        contents.host_ports = ports.collect();
     }
-    Ok(leases)
+    Ok(contents)
 }
 
 #[cfg(test)]
@@ -242,8 +299,8 @@ mod tests {
     fn what_is_written_is_read_by_the_next_one() {
         let scratch = Scratch::new("store");
         let both = [ip("10.0.0.2"), ip("fd00::2")];
-        scratch.open("b").give(&pod("a"), &both).unwrap();
-        scratch.open("b").give(&pod("c"), &[ip("10.0.0.3")]).unwrap();
+        scratch.open("b").give(&pod("a"), &both, None).unwrap();
+        scratch.open("b").give(&pod("c"), &[ip("10.0.0.3")], None).unwrap();
         let mut store = scratch.open("b");
         assert_eq!(store.leases().held.len(), 3);
         assert_eq!(store.leases().last[&Family::V4], ip("10.0.0.3"));
@@ -256,9 +313,35 @@ mod tests {
     }
 
     #[test]
+    fn ports_of_the_node_go_with_the_pod() {
+        let scratch = Scratch::new("ports");
+        let mapping = PortMapping {
+            host_port: 80,
+            container_port: 8080,
+            protocol: "tcp".into(),
+            host_ip: String::new(),
+        };
+        let ports = |name| HostPorts {
+            holder: pod(name),
+            addresses: vec![ip("10.0.0.2")],
+            mappings: vec![mapping.clone()],
+        };
+        let mut store = scratch.open("b");
+        for name in ["b", "a", "b"] {
+            store.give(&pod(name), &[], Some(ports(name))).unwrap();
+        }
+        drop(store);
+        let read = |boot| read(&file(&scratch.0, "pods"), boot).unwrap().host_ports;
+        assert_eq!(read("b"), [ports("a"), ports("b")]);
+        assert_eq!(read("c"), []);
+        scratch.open("b").take_back(&pod("a")).unwrap();
+        assert_eq!(read("b"), [ports("b")]);
+    }
+
+    #[test]
     fn a_boot_frees_all_addresses_and_none_comes_back_at_once() {
         let scratch = Scratch::new("boot");
-        scratch.open("one").give(&pod("a"), &[ip("10.0.0.2")]).unwrap();
+        scratch.open("one").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
         let store = scratch.open("two");
         assert!(store.leases().held.is_empty());
         assert_eq!(store.leases().last[&Family::V4], ip("10.0.0.2"));
@@ -267,11 +350,11 @@ mod tests {
     #[test]
     fn what_a_killed_plugin_leaves_half_written_is_not_read() {
         let scratch = Scratch::new("killed");
-        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")]).unwrap();
+        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
         fs::write(scratch.0.join("pods/leases.new"), "{\"layout\": 1, \"bo").unwrap();
         let mut store = scratch.open("b");
         assert_eq!(store.leases().held.len(), 1);
-        store.give(&pod("c"), &[ip("10.0.0.3")]).unwrap();
+        store.give(&pod("c"), &[ip("10.0.0.3")], None).unwrap();
         drop(store);
         assert_eq!(scratch.open("b").leases().held.len(), 2);
     }
@@ -300,7 +383,7 @@ mod tests {
                     let mut store = scratch.open("b");
                     let next = u8::try_from(store.leases().held.len()).unwrap();
                     let address = IpAddr::from([10, 0, 0, next]);
-                    store.give(&pod(&format!("pod-{number}")), &[address]).unwrap();
+                    store.give(&pod(&format!("pod-{number}")), &[address], None).unwrap();
                 });
             }
         });
@@ -310,11 +393,11 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_not_believed() {
         let scratch = Scratch::new("full");
-        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")]).unwrap();
+        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
         let mut store = scratch.open("b");
         // Its place is taken.
         fs::create_dir(scratch.0.join("pods/leases.new")).unwrap();
-        assert!(store.give(&pod("c"), &[ip("10.0.0.3")]).is_err());
+        assert!(store.give(&pod("c"), &[ip("10.0.0.3")], None).is_err());
         assert_eq!(store.leases().held.len(), 1);
         drop(store);
         assert_eq!(scratch.open("b").leases().held.len(), 1);

@@ -15,6 +15,8 @@ pub type Mac = [u8; 6];
 /// What a pod asks for a way out of in mode routed: addresses of the link itself, the same in all pods.
 const ROUTED_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const ROUTED_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// `IFALIASZ` of linux/if.h, less the final zero.
+const ALIAS_LIMIT: usize = 255;
 /// How names of host-side links begin.
 pub const PREFIX: &str = "sl";
 
@@ -27,6 +29,8 @@ pub struct Wiring {
     pub bridge: String,
     /// The host's end.
     pub host: String,
+    /// What people and GC are told of the host's end: network, container, interface.
+    pub alias: String,
     /// The hardware address of the host's end, which no bridge gets to see.
     pub host_mac: Mac,
     /// The pod's end.
@@ -55,6 +59,18 @@ fn digest(network: &str, whose: &Attachment) -> [u8; 32] {
 pub fn host_name(network: &str, whose: &Attachment) -> String {
     let hex: String = digest(network, whose).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("{PREFIX}{hex}")
+}
+
+/// The alias of the host's end. Container and interface do not always fit, the network does.
+fn alias(network: &str, whose: &Attachment) -> String {
+    let mut text = format!("{network} {}/{}", whose.container, whose.interface);
+    text.truncate(text.floor_char_boundary(ALIAS_LIMIT));
+    text
+}
+
+/// Whether an alias is that of a link of a network.
+pub fn is_of_network(alias: &str, network: &str) -> bool {
+    alias.split(' ').next() == Some(network)
 }
 
 /// A hardware address out of some bytes: locally administered, of one machine (IEEE 802, section 8.2).
@@ -103,6 +119,7 @@ impl Wiring {
             mode,
             bridge: bridge.to_owned(),
             host: host_name(network, whose),
+            alias: alias(network, whose),
             host_mac: mac(digest.get(12..).unwrap_or_default()),
             pod: whose.interface.clone(),
             pod_mac: asked_mac.unwrap_or_else(|| mac(digest.get(6..).unwrap_or_default())),
@@ -223,6 +240,14 @@ mod tests {
         let wiring = wiring(Mode::Bridge);
         assert_ne!(wiring.host_mac, wiring.pod_mac);
         assert!([wiring.host_mac, wiring.pod_mac].iter().all(|mac| mac[0] & 3 == 2));
+    }
+
+    #[test]
+    fn an_alias_says_whose_a_link_is_and_fits() {
+        let whose = Attachment::new(&"c".repeat(250), "eth0").unwrap();
+        let alias = alias("pods", &whose);
+        assert_eq!(alias.len(), 255);
+        assert!(is_of_network(&alias, "pods") && !is_of_network(&alias, "pod"));
     }
 
     #[test]

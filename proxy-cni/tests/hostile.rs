@@ -78,13 +78,10 @@ fn any_config() -> impl Strategy<Value = Value> {
     let versions = proptest::sample::select(vec!["0.3.1", "0.4.0", "1.0.0", "1.1.0", "9.9.9", ""]);
     (versions, proptest::collection::vec((any_key(), any_value()), 0..4)).prop_map(|(version, fields)| {
         let mut config = json!({"cniVersion": version, "name": "pods", "type": "sluice-cni",
-            "ipam": {"dataDir": "/proc/no/such/place", "ranges": [[{"subnet": "10.0.0.0/24"}]]}});
+            "dataDir": "/proc/no/such/place", "ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}]]}});
         config.as_object_mut().unwrap().extend(fields);
         // Nothing of this machine's.
-        match config["ipam"].as_object_mut() {
-            Some(ipam) => drop(ipam.insert("dataDir".to_owned(), json!("/proc/no/such/place"))),
-            None => config["ipam"] = json!({"dataDir": "/proc/no/such/place"}),
-        }
+        config["dataDir"] = json!("/proc/no/such/place");
         config
     })
 }

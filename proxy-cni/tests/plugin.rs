@@ -98,7 +98,8 @@ impl Node {
     fn config(&self, version: &str, mode: &str, more: &Value) -> Value {
         let mut config = json!({
             "cniVersion": version, "name": "pods", "type": "sluice-cni", "mode": mode, "mtu": 1450,
-            "ipam": {"dataDir": self.directory.join("data"),
+            "dataDir": self.directory.join("data"),
+            "ipam": {
                 "ranges": [[{"subnet": "10.50.0.0/24"}], [{"subnet": "fd50::/64"}]]},
         });
         config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
@@ -274,7 +275,7 @@ fn a_changed_pod_cidr_changes_the_bridges_address() {
     on_a_node("cidr", |node| {
         node.add("a", "bridge");
         let netns = node.pod("b");
-        let ranges = json!({"ipam": {"dataDir": node.directory.join("data"), "ranges": [[{"subnet": "10.51.0.0/24"}]]}});
+        let ranges = json!({"dataDir": node.directory.join("data"), "ipam": {"ranges": [[{"subnet": "10.51.0.0/24"}]]}});
         let config = node.config("1.1.0", "bridge", &ranges).to_string();
         let result = node.call("ADD", "b", netns.to_str().unwrap(), &config).ok();
         let bridge = node.shell("ip -o address show dev sluice0");
@@ -288,7 +289,7 @@ fn a_changed_pod_cidr_changes_the_bridges_address() {
 #[test]
 fn when_no_address_is_free_the_error_says_who_has_them() {
     on_a_node("exhausted", |node| {
-        let ranges = json!({"ipam": {"dataDir": node.directory.join("data"), "ranges": [[{"subnet": "10.50.0.0/30"}]]}});
+        let ranges = json!({"dataDir": node.directory.join("data"), "ipam": {"ranges": [[{"subnet": "10.50.0.0/30"}]]}});
         let config = node.config("1.1.0", "routed", &ranges).to_string();
         let add = |pod: &str| node.call("ADD", pod, node.pod(pod).to_str().unwrap(), &config);
         assert_eq!(addresses(&add("a").ok()), ["10.50.0.2".parse::<IpAddr>().unwrap()]);

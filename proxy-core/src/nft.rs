@@ -18,6 +18,7 @@ mod object;
 mod skeleton;
 
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
+pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};
 pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};
 pub use ledger::{Ledger, Observed, ObservedChain};
 pub use lower::{Lowered, Shared, lower};
@@ -25,6 +26,9 @@ pub(crate) use lower::{close_address, closed_address};
 pub use object::{
     Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
     Value, Verdict,
+};
+pub(crate) use skeleton::{
+    CT_DNAT, DNAT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
 };
 pub use skeleton::{NodeView, chains, sets};
 

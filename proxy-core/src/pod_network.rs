@@ -3,6 +3,9 @@
 //! Everything follows from the Nodes, and nothing has to be written into them: the hardware address of a node's VXLAN device
 //! is a hash of the node's name, its address the first one of the node's pod CIDR.
 
+mod kernel;
+mod rules;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -11,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Node, ObjectName};
 use crate::net::Family;
+pub use kernel::{Device, KernelState, Step};
+pub use rules::{HostPort, PodRules, TABLE};
 
 /// A hardware address.
 pub type Mac = [u8; 6];

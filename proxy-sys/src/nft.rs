@@ -77,7 +77,8 @@ impl Nft {
         self.commit_to(TABLE, ops)
     }
 
-    fn commit_to(&mut self, table: &str, ops: &[Op]) -> Result<Committed, NetlinkError> {
+    /// The same to another table than that of the services.
+    pub fn commit_to(&mut self, table: &str, ops: &[Op]) -> Result<Committed, NetlinkError> {
         if ops.is_empty() {
             return Ok(Committed::default());
         }
@@ -124,7 +125,7 @@ impl Nft {
         }
     }
 
-    /// Whether our table exists.
+    /// Whether the table of the services exists.
     pub fn has_table(&mut self) -> Result<bool, NetlinkError> {
         let mut found = false;
         self.socket.dump(
@@ -139,9 +140,14 @@ impl Nft {
         Ok(found)
     }
 
-    /// Deletes our table with everything in it. Returns whether there was one.
+    /// Deletes the table of the services with everything in it. Returns whether there was one.
     pub fn delete_table(&mut self) -> Result<bool, NetlinkError> {
-        match self.commit(&[Op::DeleteTable]) {
+        self.delete(TABLE)
+    }
+
+    /// Deletes a table with everything in it. Returns whether there was one.
+    pub fn delete(&mut self, table: &str) -> Result<bool, NetlinkError> {
+        match self.commit_to(table, &[Op::DeleteTable]) {
             Ok(_) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),

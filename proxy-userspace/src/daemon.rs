@@ -392,7 +392,7 @@ fn monitor(port: u32, notices: mpsc::Sender<Notice>) {
     let spawned = thread.spawn(move || {
         let mut first = true;
         while !notices.is_closed() {
-            match Monitor::open(port) {
+            match Monitor::open(TABLE, port) {
                 Ok(mut monitor) => {
                     // The table may have gone before the monitor was there; after a failure anything may have
                     // happened.

@@ -172,16 +172,21 @@ impl Netlink {
         }
     }
 
-    /// The names of all links.
-    pub fn links(&mut self) -> Result<Vec<String>, NetError> {
+    /// The names of all links, with their aliases.
+    pub fn links(&mut self) -> Result<Vec<(String, String)>, NetError> {
         let mut names = Vec::new();
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         self.converse("list interfaces", request, NLM_F_DUMP, |answer| {
             if let RouteNetlinkMessage::NewLink(link) = answer {
-                names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name),
-                    _ => None,
-                }));
+                let mut texts = (String::new(), String::new());
+                for attribute in link.attributes {
+                    match attribute {
+                        LinkAttribute::IfName(name) => texts.0 = name,
+                        LinkAttribute::IfAlias(alias) => texts.1 = alias,
+                        _ => {}
+                    }
+                }
+                names.push(texts);
             }
         })?;
         Ok(names)

@@ -2,28 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::IpNet;
-use serde::Deserialize;
 
 use super::Given;
 use crate::ipam::{AllocationError, allocate};
-use crate::spec::{Attachment, CniError, Code, Environment, Ipam, NetConf, Range};
-use crate::store::{Store, boot_id};
+use crate::node_file::NodeFile;
+use crate::spec::{Attachment, CniError, Code, Environment, Ipam, NetConf, PortMapping, Range};
+use crate::store::{HostPorts, Store, boot_id};
 
-/// What the daemon knows of the node's part of the pod network.
-const NODE_FILE: &str = "/run/sluice/pod-network.json";
 /// Where nothing says how large packets may be.
 const USUAL_MTU: u32 = 1500;
-
-/// As the daemon writes it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeFile {
-    pod_cidrs: Vec<IpNet>,
-    mtu: u32,
-}
 
 /// Addresses of a network.
 pub(super) struct Addresses {
@@ -56,7 +46,7 @@ impl Addresses {
     pub(super) fn of(config: &NetConf) -> Result<Self, CniError> {
         let mut addresses = Addresses::without_ranges(config)?;
         if addresses.sets.is_empty() {
-            let node = node_file(Path::new(NODE_FILE))?;
+            let node = node_file(&config.run)?;
             addresses.sets = node.pod_cidrs.into_iter().map(|cidr| vec![Range::of(cidr)]).collect();
             if config.mtu.is_none() {
                 addresses.mtu = node.mtu;
@@ -67,7 +57,7 @@ impl Addresses {
 
     /// To look at what is written down, and to give back: that needs nothing of the node.
     pub(super) fn without_ranges(config: &NetConf) -> Result<Self, CniError> {
-        let Ipam::Own { sets, reserved, routes, directory } = &config.ipam else {
+        let Ipam::Own { sets, reserved, routes } = &config.ipam else {
             return Err(CniError::new(Code::InvalidConfig, "ipam.type: addresses are another plugin's"));
         };
         Ok(Addresses {
@@ -75,12 +65,17 @@ impl Addresses {
             reserved: reserved.iter().copied().collect(),
             routes: routes.clone(),
             mtu: config.mtu.unwrap_or(USUAL_MTU),
-            store: Store::open(directory, &config.name, &boot_id()?)?,
+            store: store(config)?,
         })
     }
 
     /// Gives addresses to a pod, and says which MTU goes with them.
-    pub(super) fn give(&mut self, whose: &Attachment, requested: &[IpAddr]) -> Result<Given, CniError> {
+    pub(super) fn give(
+        &mut self,
+        whose: &Attachment,
+        requested: &[IpAddr],
+        mappings: &[PortMapping],
+    ) -> Result<Given, CniError> {
         let leases = allocate(&self.sets, &self.reserved, self.store.leases(), requested, whose);
         let leases = leases.map_err(|error| {
             let code = match error {
@@ -90,7 +85,7 @@ impl Addresses {
             CniError::new(code, error.to_string())
         })?;
         let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
-        self.store.give(whose, &addresses)?;
+        self.store.give(whose, &addresses, host_ports(whose, &addresses, mappings))?;
         Ok((leases, self.mtu))
     }
 
@@ -125,14 +120,30 @@ impl Addresses {
     }
 }
 
-/// The MTU that the daemon has found, if it has.
-pub(super) fn node_mtu() -> u32 {
-    node_file(Path::new(NODE_FILE)).map_or(USUAL_MTU, |node| node.mtu)
+/// Everything that is written down of a network.
+pub(super) fn store(config: &NetConf) -> Result<Store, CniError> {
+    Ok(Store::open(&config.data, &config.name, &boot_id()?)?)
 }
 
-fn node_file(path: &Path) -> Result<NodeFile, CniError> {
-    let place = PathBuf::from(path);
-    let text = std::fs::read(path).map_err(|error| {
+/// What to write down of ports of the node.
+pub(super) fn host_ports(
+    whose: &Attachment,
+    addresses: &[IpAddr],
+    mappings: &[PortMapping],
+) -> Option<HostPorts> {
+    let ports =
+        || HostPorts { holder: whose.clone(), addresses: addresses.to_vec(), mappings: mappings.to_vec() };
+    (!mappings.is_empty()).then(ports)
+}
+
+/// The MTU that the daemon has found, if it has.
+pub(super) fn node_mtu(config: &NetConf) -> u32 {
+    node_file(&config.run).map_or(USUAL_MTU, |node| node.mtu)
+}
+
+fn node_file(run: &Path) -> Result<NodeFile, CniError> {
+    let place = NodeFile::path(run);
+    let text = std::fs::read(&place).map_err(|error| {
         CniError::new(
             Code::TryAgainLater,
             format!(

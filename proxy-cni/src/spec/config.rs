@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::environment::Attachment;
@@ -15,6 +15,12 @@ use super::version::Version;
 
 /// How much stdin may hold. A configuration has some hundred bytes; with the attachments of a full node (GC) some 100 kB.
 pub const STDIN_LIMIT: usize = 4 << 20;
+/// Where it is written down who has which address, unless the configuration says `dataDir`.
+pub const DATA: &str = "/var/lib/cni/sluice";
+/// Where the daemon says what it knows of the node, unless the configuration says `runDir`.
+pub const RUN: &str = "/run/sluice";
+/// The bridge, unless the configuration names one.
+pub const BRIDGE: &str = "sluice0";
 /// The type of the address management that is built in.
 const OWN_IPAM: &str = "sluice";
 
@@ -22,10 +28,11 @@ const OWN_IPAM: &str = "sluice";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// A bridge, and a port of it for each pod.
-    #[default]
+    /// A bridge, and a port of it for each pod. What pods of one node say to each other goes past connection tracking, and
+    /// with it past the translation of Services, unless the kernel has br_netfilter.
     Bridge,
     /// No bridge: a route to each pod.
+    #[default]
     Routed,
 }
 
@@ -46,6 +53,10 @@ pub struct NetConf {
     pub sysctls: BTreeMap<String, String>,
     /// Where addresses come from.
     pub ipam: Ipam,
+    /// Where it is written down who has which address and which ports of the node.
+    pub data: PathBuf,
+    /// Where the daemon says what it knows of the node.
+    pub run: PathBuf,
     /// Passed on.
     pub dns: Dns,
     /// What the runtime asks for beside.
@@ -71,8 +82,6 @@ pub enum Ipam {
         reserved: Vec<IpAddr>,
         /// Beside the default routes.
         routes: Vec<IpNet>,
-        /// Where it is written down who has which address.
-        directory: PathBuf,
     },
     /// Another plugin's.
     Delegated(String),
@@ -111,7 +120,7 @@ pub struct Capabilities {
 }
 
 /// A port of the node that leads to one of the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
     /// Of the node.
@@ -147,6 +156,10 @@ struct Raw {
     #[serde(default)]
     ipam: RawIpam,
     #[serde(default)]
+    data_dir: Option<PathBuf>,
+    #[serde(default)]
+    run_dir: Option<PathBuf>,
+    #[serde(default)]
     dns: Dns,
     #[serde(default)]
     runtime_config: Capabilities,
@@ -169,8 +182,6 @@ struct RawIpam {
     reserved: Vec<IpAddr>,
     #[serde(default)]
     routes: Vec<RawRoute>,
-    #[serde(default)]
-    data_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -220,7 +231,7 @@ impl NetConf {
                 raw.name
             ));
         }
-        let bridge = raw.bridge.unwrap_or_else(|| "sluice0".to_owned());
+        let bridge = raw.bridge.unwrap_or_else(|| BRIDGE.to_owned());
         if let Err(error) = Attachment::new("x", &bridge) {
             errors.push(format!("bridge: {error}"));
         }
@@ -239,6 +250,13 @@ impl NetConf {
             }
         }
         let ipam = ipam(raw.ipam, &mut errors);
+        let data = raw.data_dir.unwrap_or_else(|| PathBuf::from(DATA));
+        let run = raw.run_dir.unwrap_or_else(|| PathBuf::from(RUN));
+        for (field, path) in [("dataDir", &data), ("runDir", &run)] {
+            if !path.is_absolute() {
+                errors.push(format!("{field}: {} is no absolute path", path.display()));
+            }
+        }
         for mapping in &raw.runtime_config.port_mappings {
             if !matches!(mapping.protocol.to_ascii_lowercase().as_str(), "tcp" | "udp" | "sctp") {
                 errors.push(format!("runtimeConfig.portMappings: {:?} is no protocol", mapping.protocol));
@@ -263,6 +281,8 @@ impl NetConf {
             mtu: raw.mtu,
             sysctls: raw.sysctl,
             ipam,
+            data,
+            run,
             dns: raw.dns,
             capabilities: raw.runtime_config,
             arguments: raw.args.cni,
@@ -301,15 +321,10 @@ fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
             errors.push(format!("ipam.ranges: {} and {} overlap", other.subnet, range.subnet));
         }
     }
-    let directory = raw.data_dir.unwrap_or_else(|| PathBuf::from("/var/lib/cni/sluice"));
-    if !directory.is_absolute() {
-        errors.push(format!("ipam.dataDir: {} is no absolute path", directory.display()));
-    }
     Ipam::Own {
         sets: raw.ranges,
         reserved: raw.reserved,
         routes: raw.routes.into_iter().map(|route| route.dst).collect(),
-        directory,
     }
 }
 
@@ -340,10 +355,10 @@ mod tests {
         let config = parse(&json!({"cniVersion": "1.1.0", "name": "pods", "type": "sluice-cni"})).unwrap();
         assert_eq!(
             (config.version, config.mode, config.bridge.as_str()),
-            (Version::V1_1_0, Mode::Bridge, "sluice0")
+            (Version::V1_1_0, Mode::Routed, "sluice0")
         );
-        let Ipam::Own { sets, directory, .. } = &config.ipam else { panic!("{:?}", config.ipam) };
-        assert_eq!((sets.len(), directory.to_str()), (0, Some("/var/lib/cni/sluice")));
+        let Ipam::Own { sets, .. } = &config.ipam else { panic!("{:?}", config.ipam) };
+        assert_eq!((sets.len(), config.data.to_str()), (0, Some("/var/lib/cni/sluice")));
         assert_eq!((config.previous, config.valid), (None, None));
     }
 
@@ -371,7 +386,7 @@ mod tests {
     fn all_that_is_wrong_is_told_at_once() {
         let error = parse(&json!({
             "cniVersion": "1.0.0", "name": "../x", "bridge": "a/b", "mtu": 5, "sysctl": {"kernel.x.y": "1", "net/../x": "1"},
-            "ipam": {"dataDir": "x", "ranges": [[], [{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}],
+            "dataDir": "x", "ipam": {"ranges": [[], [{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}],
                 [{"subnet": "10.1.0.0/25"}]]},
         }))
         .unwrap_err();

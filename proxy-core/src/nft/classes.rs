@@ -328,16 +328,16 @@ fn dnat(family: Family) -> Expr {
     Expr::Dnat { family, address: ENDPOINT, port: ENDPOINT + address_regs(family) }
 }
 
-pub(super) fn rule(about: &'static str, exprs: Vec<Expr>) -> Rule {
+pub(crate) fn rule(about: &'static str, exprs: Vec<Expr>) -> Rule {
     Rule { about, exprs }
 }
 
-pub(super) fn address_regs(family: Family) -> Reg {
+pub(crate) fn address_regs(family: Family) -> Reg {
     if family == Family::V4 { 1 } else { 4 }
 }
 
 /// Loads the source address.
-pub(super) fn load_source(family: Family, dreg: Reg) -> Expr {
+pub(crate) fn load_source(family: Family, dreg: Reg) -> Expr {
     match family {
         Family::V4 => Expr::NetworkHeader { dreg, offset: 12, len: 4 },
         Family::V6 => Expr::NetworkHeader { dreg, offset: 8, len: 16 },
@@ -345,7 +345,7 @@ pub(super) fn load_source(family: Family, dreg: Reg) -> Expr {
 }
 
 /// Loads the destination address.
-pub(super) fn load_destination(family: Family, dreg: Reg) -> Expr {
+pub(crate) fn load_destination(family: Family, dreg: Reg) -> Expr {
     match family {
         Family::V4 => Expr::NetworkHeader { dreg, offset: 16, len: 4 },
         Family::V6 => Expr::NetworkHeader { dreg, offset: 24, len: 16 },
@@ -392,7 +392,7 @@ pub(super) fn from_host() -> Vec<Expr> {
 }
 
 /// Ends the rule unless register 0 has the type of local routes.
-pub(super) fn local_type() -> Expr {
+pub(crate) fn local_type() -> Expr {
     Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().to_vec() }
 }
 
@@ -433,7 +433,7 @@ pub(super) fn is_pod(detector: &Detector, family: Family, wanted: bool) -> Vec<E
 }
 
 /// Compares an address, which `load` puts into register 0, with a network.
-pub(super) fn in_network(load: Expr, net: &ipnet::IpNet, op: CmpOp) -> Vec<Expr> {
+pub(crate) fn in_network(load: Expr, net: &ipnet::IpNet, op: CmpOp) -> Vec<Expr> {
     let (mask, addr) = match net {
         ipnet::IpNet::V4(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),
         ipnet::IpNet::V6(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),

@@ -29,23 +29,23 @@ pub struct NodeView {
     pub own_addresses: Vec<IpAddr>,
 }
 
-const PREROUTING: u32 = 0;
+pub(crate) const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
 const FORWARD: u32 = 2;
-const OUTPUT: u32 = 3;
-const POSTROUTING: u32 = 4;
+pub(crate) const OUTPUT: u32 = 3;
+pub(crate) const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
 /// IPVS takes connections of this node at `NF_IP_PRI_NAT_DST + 2` (ip_vs_core.c), those of others in the input hook.
 const MARK: i32 = -106;
 const BEFORE_IPVS: i32 = -105;
-const DNAT: i32 = -100;
+pub(crate) const DNAT: i32 = -100;
 const FILTER: i32 = 0;
-const SNAT: i32 = 100;
+pub(crate) const SNAT: i32 = 100;
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)` of linux/netfilter/nf_conntrack_common.h.
 const CT_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
-const CT_DNAT: u32 = 1 << 5;
+pub(crate) const CT_DNAT: u32 = 1 << 5;
 
 /// More clients than this cannot be remembered at once in one family; further ones are balanced anew.
 const AFFINITY_SIZE: u32 = 1 << 20;
@@ -236,7 +236,7 @@ fn new_only(name: &str) -> Rule {
 }
 
 /// Ends the rule unless register 0 has one of the bits.
-fn any_bit(bits: u32) -> Vec<Expr> {
+pub(crate) fn any_bit(bits: u32) -> Vec<Expr> {
     vec![
         Expr::Bitwise { sreg: 0, dreg: 0, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },
         Expr::Cmp { sreg: 0, op: CmpOp::Neq, data: vec![0; 4] },
@@ -244,7 +244,7 @@ fn any_bit(bits: u32) -> Vec<Expr> {
 }
 
 /// Ends the rule unless the packet is of the family.
-fn of_family(family: Family) -> Vec<Expr> {
+pub(crate) fn of_family(family: Family) -> Vec<Expr> {
     let number = match family {
         Family::V4 => 2,
         Family::V6 => 10,
@@ -344,7 +344,7 @@ fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
     exprs
 }
 
-fn not_loopback(family: Family) -> Vec<Expr> {
+pub(crate) fn not_loopback(family: Family) -> Vec<Expr> {
     let load = load_destination(family, 0);
     match family {
         Family::V4 => {

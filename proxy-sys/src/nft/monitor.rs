@@ -1,6 +1,4 @@
-//! Notice of changes that others make to our table.
-
-use sluice_core::nft::TABLE;
+//! Notice of changes that others make to a table of ours.
 
 use super::SUBSYSTEM;
 use crate::netlink::{NetfilterSocket, NetlinkError, find};
@@ -8,7 +6,7 @@ use crate::netlink::{NetfilterSocket, NetlinkError, find};
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
 
-/// Something happened to our table that we did not do.
+/// Something happened to the table that we did not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Somebody else changed it.
@@ -20,25 +18,26 @@ pub enum Notice {
 /// Listens for nf_tables notifications.
 pub struct Monitor {
     socket: NetfilterSocket,
+    table: &'static str,
     /// The port id whose changes are our own.
     own: u32,
 }
 
 impl Monitor {
-    /// Opens a monitor that ignores changes made through the port `own`.
-    pub fn open(own: u32) -> Result<Self, NetlinkError> {
+    /// Opens a monitor of a table that ignores changes made through the port `own`.
+    pub fn open(table: &'static str, own: u32) -> Result<Self, NetlinkError> {
         let mut socket = NetfilterSocket::open()?;
         socket.join(GROUP)?;
-        Ok(Monitor { socket, own })
+        Ok(Monitor { socket, table, own })
     }
 
     /// Waits for the next notice.
     pub fn wait(&mut self) -> Result<Notice, NetlinkError> {
         loop {
-            let (mut foreign, own) = (false, self.own);
+            let (mut foreign, own, name) = (false, self.own, self.table);
             let received = self.socket.receive(true, |message| {
                 let ours = message.kind >> 8 == SUBSYSTEM
-                    && find(message.attributes(), 1).is_some_and(|table| table.text() == TABLE);
+                    && find(message.attributes(), 1).is_some_and(|table| table.text() == name);
                 foreign |= ours && message.port != own;
             });
             match received {

@@ -1,0 +1,218 @@
+//! Rules of the pod network: what leaves the cluster gets the node's address, and ports of the node lead to pods.
+//!
+//! They have a table of their own, whatever drives the services.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::net::{Family, Protocol};
+use crate::nft::{
+    CT_DNAT, Chain, ChainName, CmpOp, DNAT, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING, PREROUTING, Reg,
+    Rule, SNAT, Verdict, address_regs, any_bit, in_network, load_destination, load_source, local_type,
+    not_loopback, of_family, rule,
+};
+
+/// The table.
+pub const TABLE: &str = "sluice-pods";
+
+/// Node ports of Services count more, so ours come just behind them.
+const BEHIND_SERVICES: i32 = DNAT + 1;
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The node's port.
+    pub port: u16,
+    /// The node's address; `None`: all but loopback.
+    pub host: Option<IpAddr>,
+    /// The pod's address.
+    pub pod: IpAddr,
+    /// The pod's port.
+    pub pod_port: u16,
+}
+
+/// What the rules follow from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodRules {
+    /// Networks of this node's pods, whose packets get the node's address when they leave the cluster; none: no packet does.
+    pub masqueraded: Vec<IpNet>,
+    /// Networks of the cluster.
+    pub inside: Vec<IpNet>,
+    /// In the order in which they were asked for: the first one has the port.
+    pub host_ports: Vec<HostPort>,
+}
+
+impl PodRules {
+    /// Whether any rule follows.
+    pub fn is_empty(&self) -> bool {
+        self.masqueraded.is_empty() && self.host_ports.is_empty()
+    }
+
+    /// Operations after which the table is right, whatever it held.
+    pub fn replace(&self) -> Vec<Op> {
+        let chains = self.chains();
+        let mut ops = vec![Op::AddTable];
+        ops.extend(chains.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
+        ops.extend(chains.into_iter().map(|chain| Op::SetRules(chain.name, chain.rules)));
+        ops
+    }
+
+    fn chains(&self) -> Vec<Chain> {
+        let host_ports = ChainName::new("host-ports");
+        let jump = || vec![rule("ports of the node", vec![Expr::Verdict(Verdict::Jump(host_ports))])];
+        let nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
+        vec![
+            Chain { name: host_ports, hook: None, rules: self.host_ports.iter().map(translate).collect() },
+            Chain {
+                name: ChainName::new("prerouting"),
+                hook: nat(PREROUTING, BEHIND_SERVICES),
+                rules: jump(),
+            },
+            Chain { name: ChainName::new("output"), hook: nat(OUTPUT, BEHIND_SERVICES), rules: jump() },
+            Chain {
+                name: ChainName::new("postrouting"),
+                hook: nat(POSTROUTING, SNAT),
+                rules: self.masquerade(),
+            },
+        ]
+    }
+
+    fn masquerade(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        let mut pods: Vec<IpAddr> = self.host_ports.iter().map(|port| port.pod).collect();
+        pods.sort_unstable();
+        pods.dedup();
+        rules.extend(pods.into_iter().map(hairpin));
+        for family in Family::BOTH {
+            let own: Vec<&IpNet> =
+                self.masqueraded.iter().filter(|net| Family::of_net(net) == family).collect();
+            for to in inside(&self.inside, &self.masqueraded, family) {
+                let mut exprs = of_family(family);
+                exprs.extend(in_network(load_destination(family, 0), &to, CmpOp::Eq));
+                exprs.push(Expr::Verdict(Verdict::Accept));
+                if !own.is_empty() {
+                    rules.push(rule("inside the cluster", exprs));
+                }
+            }
+            for from in own {
+                let mut exprs = of_family(family);
+                exprs.extend(in_network(load_source(family, 0), from, CmpOp::Eq));
+                exprs.push(Expr::Masquerade);
+                rules.push(rule("pods that leave the cluster", exprs));
+            }
+        }
+        rules
+    }
+}
+
+/// Networks that pods are seen in with their own addresses, as few as possible.
+fn inside(cluster: &[IpNet], own: &[IpNet], family: Family) -> Vec<IpNet> {
+    let all = cluster.iter().chain(own).copied().filter(|net| Family::of_net(net) == family);
+    let multicast = match family {
+        Family::V4 => Ipv4Net::new(std::net::Ipv4Addr::new(224, 0, 0, 0), 4).map(IpNet::V4),
+        Family::V6 => Ipv6Net::new(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).map(IpNet::V6),
+    };
+    IpNet::aggregate(&all.chain(multicast).collect::<Vec<_>>())
+}
+
+fn address_bytes(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn is_address(load: Expr, ip: IpAddr) -> [Expr; 2] {
+    [load, Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: address_bytes(ip) }]
+}
+
+/// A pod that calls itself by a port of the node would see its own address, and not answer to it.
+fn hairpin(pod: IpAddr) -> Rule {
+    let family = Family::of(&pod);
+    let mut exprs = of_family(family);
+    exprs.push(Expr::CtStatus { dreg: 0 });
+    exprs.extend(any_bit(CT_DNAT));
+    exprs.extend(is_address(load_source(family, 0), pod));
+    exprs.extend(is_address(load_destination(family, 0), pod));
+    exprs.push(Expr::Masquerade);
+    rule("pods that call themselves", exprs)
+}
+
+fn translate(port: &HostPort) -> Rule {
+    let family = Family::of(&port.pod);
+    let mut exprs = of_family(family);
+    exprs.push(Expr::Meta { dreg: 0, key: MetaKey::L4Proto });
+    exprs.push(Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![port.protocol.number()] });
+    exprs.push(Expr::TransportHeader { dreg: 0, offset: 2, len: 2 });
+    exprs.push(Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: port.port.to_be_bytes().to_vec() });
+    match port.host {
+        Some(host) => exprs.extend(is_address(load_destination(family, 0), host)),
+        None => {
+            exprs.extend([Expr::FibDestinationType { dreg: 0 }, local_type()]);
+            exprs.extend(not_loopback(family));
+        }
+    }
+    let port_reg: Reg = address_regs(family);
+    exprs.push(Expr::Immediate { dreg: 0, data: address_bytes(port.pod) });
+    exprs.push(Expr::Immediate { dreg: port_reg, data: port.pod_port.to_be_bytes().to_vec() });
+    exprs.push(Expr::Dnat { family, address: 0, port: port_reg });
+    rule("to a pod", exprs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn networks_of_the_cluster_are_put_together() {
+        let cluster: Vec<IpNet> = (0..=255).map(|i| format!("10.244.{i}.0/24").parse().unwrap()).collect();
+        let own = nets(&["10.244.1.0/24", "fd00:1::/64"]);
+        let texts =
+            |family| inside(&cluster, &own, family).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(Family::V4), ["10.244.0.0/16", "224.0.0.0/4"]);
+        assert_eq!(texts(Family::V6), ["fd00:1::/64", "ff00::/8"]);
+    }
+
+    #[test]
+    fn what_is_inside_is_left_alone_before_anything_is_masqueraded() {
+        let rules = PodRules {
+            masqueraded: nets(&["10.244.1.0/24"]),
+            inside: nets(&["10.244.0.0/16"]),
+            ..PodRules::default()
+        };
+        let about: Vec<&str> = rules.masquerade().iter().map(|rule| rule.about).collect();
+        assert_eq!(about, ["inside the cluster", "inside the cluster", "pods that leave the cluster"]);
+        assert!(PodRules { masqueraded: Vec::new(), ..rules }.masquerade().is_empty());
+    }
+
+    #[test]
+    fn a_port_of_the_node_translates_and_lets_its_pod_call_itself() {
+        let port = HostPort {
+            protocol: Protocol::Udp,
+            port: 53,
+            host: None,
+            pod: "fd00:1::5".parse().unwrap(),
+            pod_port: 5353,
+        };
+        let rules =
+            PodRules { host_ports: vec![port.clone(), HostPort { port: 54, ..port }], ..PodRules::default() };
+        assert_eq!(rules.masquerade().len(), 1);
+        let Some(Op::SetRules(name, translations)) =
+            rules.replace().into_iter().find(|op| matches!(op, Op::SetRules(..)))
+        else {
+            panic!("no rules");
+        };
+        assert_eq!((name.as_str(), translations.len()), ("host-ports", 2));
+        assert!(matches!(
+            translations[0].exprs.last(),
+            Some(Expr::Dnat { family: Family::V6, address: 0, port: 4 })
+        ));
+    }
+}
