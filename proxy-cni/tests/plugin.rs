@@ -1,11 +1,12 @@
 //! The plugin as a runtime calls it, against the real kernel: each test has a "node" of its own, a network namespace, with
 //! pods that are network namespaces too.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
+#![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -156,8 +157,10 @@ fn within<T: Send + 'static>(netns: PathBuf, work: impl FnOnce() -> T + Send + '
 
 /// Whom a server in one pod sees when a client in another one, or in the node, calls it.
 fn call_from(server: PathBuf, at: IpAddr, client: Option<PathBuf>) -> IpAddr {
-    let listener = within(server, move || TcpListener::bind((at, 8080)).unwrap());
-    let to = SocketAddr::new(at, 8080);
+    // A port for each call: a process that another test is just starting may hold a copy of the last listener.
+    static NEXT: AtomicU16 = AtomicU16::new(8080);
+    let to = SocketAddr::new(at, NEXT.fetch_add(1, Ordering::Relaxed));
+    let listener = within(server, move || TcpListener::bind(to).unwrap());
     let call = move || {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
         stream.write_all(b"x").unwrap();
