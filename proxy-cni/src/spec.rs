@@ -9,7 +9,9 @@ mod error;
 mod result;
 mod version;
 
-pub use config::{BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT};
+pub use config::{
+    BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT, is_network_name,
+};
 pub use environment::{Attachment, Command, Environment};
 pub use error::{CniError, Code};
 pub use result::{Dns, Interface, Ip, Outcome, Route};

@@ -20,6 +20,8 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// The own Node or the ServiceCIDRs changed.
     pub node: bool,
+    /// [`Index::nodes`] may have another answer.
+    pub nodes: bool,
     /// [`Index::opted_out`] may have another answer.
     pub opted_out: bool,
 }
@@ -145,8 +147,10 @@ impl Index {
             }
             Event::Slice(change) => self.apply_slice(change),
             Event::Node(change) => {
+                let ends = matches!(change, Change::ListEnd);
                 let any = !self.nodes.change(change).is_empty();
                 self.dirty.node |= any;
+                self.dirty.nodes |= any || ends;
                 any
             }
             Event::ServiceCidr(change) => {
@@ -283,6 +287,13 @@ impl Index {
     /// A Node by name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.objects.get(&ObjectName::cluster_scoped(name))
+    }
+
+    /// All Nodes, in the order of their names; `None`: they have not been listed yet.
+    pub fn nodes(&self) -> Option<Vec<Node>> {
+        let mut all: Vec<Node> = self.nodes.listed.then(|| self.nodes.objects.values().cloned().collect())?;
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Some(all)
     }
 
     /// All networks out of which ClusterIPs are allocated, sorted, without duplicates.

@@ -125,8 +125,8 @@ impl Nft {
         }
     }
 
-    /// Whether the table of the services exists.
-    pub fn has_table(&mut self) -> Result<bool, NetlinkError> {
+    /// Whether a table exists.
+    pub fn has_table(&mut self, table: &str) -> Result<bool, NetlinkError> {
         let mut found = false;
         self.socket.dump(
             "list tables",
@@ -134,7 +134,7 @@ impl Nft {
             INET,
             |_| {},
             |message| {
-                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == TABLE);
+                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == table);
             },
         )?;
         Ok(found)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -23,6 +24,8 @@ use crate::node::Device;
 pub struct Network {
     /// Addresses of all interfaces.
     pub addresses: Vec<IpAddr>,
+    /// The same with the lengths of their networks' prefixes.
+    pub networks: Vec<IpNet>,
     /// All interfaces but the loopback, by index.
     pub devices: Vec<Device>,
 }
@@ -105,20 +108,31 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
             None => {}
         }
     }
-    let mut addresses = Vec::new();
+    let (mut addresses, mut networks) = (Vec::new(), Vec::new());
     let mut answer = handle.address().get().execute();
     while let Some(message) = answer.try_next().await? {
         let Some(ip) = address(&message).filter(|_| !hidden.contains(&message.header.index)) else {
             continue;
         };
         addresses.push(ip);
+        networks.extend(IpNet::new(ip, message.header.prefix_len));
         if let Some(device) = devices.get_mut(&message.header.index) {
             take_address(device, ip, &message);
         }
     }
     addresses.sort_unstable();
     addresses.dedup();
-    Ok((Network { addresses, devices: devices.into_values().collect() }, hidden))
+    Ok((Network { addresses, networks, devices: devices.into_values().collect() }, hidden))
+}
+
+/// The addresses of an interface.
+pub(crate) async fn of_link(handle: &rtnetlink::Handle, index: u32) -> Result<Vec<IpNet>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    let mut answer = handle.address().get().set_link_index_filter(index).execute();
+    while let Some(message) = answer.try_next().await? {
+        found.extend(address(&message).and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok()));
+    }
+    Ok(found)
 }
 
 fn device(message: &LinkMessage) -> Option<Device> {

@@ -136,6 +136,7 @@ pub const DEFAULTS: &[(&str, &str)] = &[
     ("bind-address-hard-fail", "false"),
     ("cleanup", "false"),
     ("cleanup-kube-proxy", "true"),
+    ("cni", "false"),
     ("config-sync-period", "15m0s"),
     ("conntrack-max-per-core", "32768"),
     ("conntrack-min", "131072"),

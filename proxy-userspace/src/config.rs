@@ -5,6 +5,7 @@ mod duration;
 mod flags;
 mod gates;
 mod ignored;
+mod pod_network;
 pub mod raw;
 mod resolve;
 mod validate;
@@ -13,6 +14,7 @@ mod watch;
 pub(crate) use defaults::BPFFS;
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
+pub use pod_network::{CniSettings, PodNetworkSettings};
 pub use resolve::{
     BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, IpvsSettings, NodePortSelection,
     Scheduler, Settings, Source, resolve,

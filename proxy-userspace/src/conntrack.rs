@@ -164,7 +164,8 @@ fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), Netlin
     Ok(())
 }
 
-fn list(
+/// UDP flows of a family; the list begins anew when the table changed in between.
+pub(crate) fn list(
     conntrack: &mut Conntrack,
     family: Family,
     keep: impl Fn(&Flow) -> bool,

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use sluice_core::nft::TABLE;
 use sluice_sys::bpf::{BpfError, Directory, leave_alone};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Monitor, Nft, Notice};
+use sluice_sys::nft::{Nft, Notice};
 use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::backend::{Backend, BackendError, ebpf, ipvs};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
@@ -19,11 +20,12 @@ use crate::events::{Event, Recorder, Reporter};
 use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
+use crate::pod_network::{self, PodNetworkTask};
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover, optout};
+use crate::{addresses, cleanup, config, conntrack, flows, handover, nft_monitor, optout};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,9 @@ pub enum DaemonError {
     /// The Kubernetes API cannot be used.
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
+    /// There is no CNI plugin to install.
+    #[error("{0}; give its path as sluice.podNetwork.cni.plugin")]
+    Plugin(#[from] pod_network::InstallError),
     /// A listener could not bind, and bindAddressHardFail is set.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -94,6 +99,7 @@ impl DaemonError {
             | DaemonError::Backend(_)
             | DaemonError::Sysctl(_)
             | DaemonError::Manifests(_)
+            | DaemonError::Plugin(_)
             | DaemonError::Kubernetes(_) => 3,
             DaemonError::Serve(_)
             | DaemonError::Ended(_)
@@ -207,6 +213,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let health = Health::new(settings.sync_period);
     let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (source, recorder) = source(&settings, events, metrics.clone()).await?;
+    let pod_network = pod_network_task(&settings, &recorder, &metrics)?;
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
@@ -215,6 +222,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
     let (facts_sender, facts_receiver) = watch::channel(Default::default());
+    let (nodes_sender, nodes_receiver) = watch::channel(None);
     let (opted_out_sender, opted_out_receiver) = watch::channel(None);
     let (started, started_receiver) = oneshot::channel();
     let log = Arc::new(Mutex::new(VecDeque::new()));
@@ -224,6 +232,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         conntrack: conntrack_sender,
         health_checks: check_sender,
         facts: facts_sender,
+        nodes: nodes_sender,
         opted_out: opted_out_sender,
         log: log.clone(),
         started,
@@ -241,6 +250,10 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
     }
     let mut source = tokio::spawn(source);
+    if let Some(task) = pod_network {
+        let inputs = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
+        tokio::spawn(task.run(inputs));
+    }
     tokio::spawn(addresses::follow(network_sender));
     match maps {
         Some(maps) => {
@@ -283,6 +296,24 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     }
 }
 
+/// The task that keeps the pod network, if that is ours.
+fn pod_network_task(
+    settings: &Settings,
+    recorder: &Recorder,
+    metrics: &Metrics,
+) -> Result<Option<PodNetworkTask>, DaemonError> {
+    let Some(pod_network) = &settings.pod_network else { return Ok(None) };
+    let plugin = pod_network::plugin(pod_network)?;
+    Ok(Some(PodNetworkTask::new(
+        pod_network.clone(),
+        settings.backend,
+        settings.node_name.clone(),
+        plugin,
+        recorder.clone(),
+        metrics.clone(),
+    )))
+}
+
 /// Tells the cluster why the process ends, if it can be told at once.
 async fn last_words(
     result: Result<(), ServeError>,
@@ -316,7 +347,7 @@ async fn source(
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
             let pods = matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto);
-            let scope = Scope { node_name, pods };
+            let scope = Scope { node_name, pods, all_nodes: settings.pod_network.is_some() };
             (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })
@@ -368,7 +399,7 @@ async fn after_first_pass(
     }
     match port {
         Some(port) => {
-            monitor(port, notices);
+            nft_monitor::follow(TABLE, port, notices);
             tokio::join!(handover::from_ebpf(&settings.ebpf.bpffs), from_ipvs(&settings));
         }
         None if translated => {
@@ -382,38 +413,6 @@ async fn after_first_pass(
 async fn from_ipvs(settings: &Settings) {
     if settings.backend != BackendKind::Ipvs {
         handover::from_ipvs(settings.cleanup_kube_proxy, &settings.ipvs.exclude).await;
-    }
-}
-
-/// Reports what others do to our table. It starts late because the kernel would have to write a notification for
-/// each element of the first load.
-fn monitor(port: u32, notices: mpsc::Sender<Notice>) {
-    let thread = std::thread::Builder::new().name("nft-monitor".into());
-    let spawned = thread.spawn(move || {
-        let mut first = true;
-        while !notices.is_closed() {
-            match Monitor::open(TABLE, port) {
-                Ok(mut monitor) => {
-                    // The table may have gone before the monitor was there; after a failure anything may have
-                    // happened.
-                    let there = || Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(false);
-                    if !first || !there() {
-                        let _ = notices.blocking_send(Notice::Lost);
-                    }
-                    first = false;
-                    while let Ok(notice) = monitor.wait() {
-                        if notices.blocking_send(notice).is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => warn!(%error, "cannot listen for nf_tables changes; trying again"),
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        }
-    });
-    if let Err(error) = spawned {
-        error!(%error, "cannot start the nf_tables monitor: flushed rules come back with the hourly pass only");
     }
 }
 

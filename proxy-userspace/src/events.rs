@@ -68,6 +68,11 @@ impl Event {
         Event { regarding, warning: true, reason, action: "Listen", note }
     }
 
+    /// Something is wrong with the network between pods.
+    pub fn pod_network(reason: &'static str, note: String) -> Event {
+        Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }
+    }
+
     fn of_node(warning: bool, reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning, reason, action: "StartKubeProxy", note }
     }

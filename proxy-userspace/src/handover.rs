@@ -119,7 +119,7 @@ pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
 pub async fn keep_translations() -> bool {
     let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;
-        let exists = nft.has_table()?;
+        let exists = nft.has_table(sluice_core::nft::TABLE)?;
         if !exists && !Conntrack::open()?.has_translated()? {
             return Ok(false);
         }

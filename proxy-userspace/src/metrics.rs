@@ -144,6 +144,15 @@ metrics! {
         "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
     sockets_ended: Counter = Counter::default(),
         "sluice_ebpf_sockets_ended", "Connected UDP sockets ended, because their endpoint does not serve any more";
+    pod_network_routes: Gauge = Gauge::default(),
+        "sluice_pod_network_routes", "Routes to the pods of other nodes";
+    pod_network_problems: Gauge = Gauge::default(),
+        "sluice_pod_network_problems", "Reasons why pods of other nodes cannot be reached";
+    pod_network_mtu: Gauge = Gauge::default(), "sluice_pod_network_mtu_bytes", "The MTU that new pods get";
+    pod_network_steps: Counter = Counter::default(),
+        "sluice_pod_network_steps", "Changes of the VXLAN device, routes, neighbours and forwarding entries";
+    pod_network_failures: Counter = Counter::default(),
+        "sluice_pod_network_failures", "Passes of the pod network that failed";
 }
 
 /// The labels that Kubernetes programs give.

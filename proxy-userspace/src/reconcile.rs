@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
-use sluice_core::model::ObjectName;
+use sluice_core::model::{Node, ObjectName};
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
 use sluice_sys::nft::Notice;
 use sluice_sys::proc;
@@ -90,6 +90,8 @@ pub struct Outputs {
     pub health_checks: watch::Sender<BTreeMap<ObjectName, HealthCheck>>,
     /// What is known of the node.
     pub facts: watch::Sender<NodeFacts>,
+    /// All Nodes, once they have been listed, for the pod network.
+    pub nodes: watch::Sender<Option<Arc<Vec<Node>>>>,
     /// Addresses of this node's pods that leave the socket path, once they are known.
     pub opted_out: watch::Sender<Option<Vec<IpAddr>>>,
     /// The last passes.
@@ -313,6 +315,9 @@ impl Reconciler {
         let mut changes = Vec::new();
         if dirty.opted_out {
             self.publish_opted_out();
+        }
+        if dirty.nodes && self.settings.pod_network.is_some() {
+            self.outputs.nodes.send_replace(self.index.nodes().map(Arc::new));
         }
         if dirty.node || std::mem::take(&mut self.node_dirty) {
             // A deleted Node counts as last seen: its rules must not go before its traffic.

@@ -49,7 +49,7 @@ pub fn status(bpffs: &Path) -> Result<(), DaemonError> {
 
 fn read(bpffs: &Path) -> Result<Status, DaemonError> {
     // Without nf_tables there is no table.
-    let nftables = Nft::open().and_then(|mut nft| nft.has_table()).unwrap_or(false);
+    let nftables = Nft::open().and_then(|mut nft| nft.has_table(sluice_core::nft::TABLE)).unwrap_or(false);
     let ebpf = match read_ebpf(&Directory::new(bpffs)) {
         Ok(ebpf) => Some(ebpf),
         Err(BpfError::Absent(_)) => None,

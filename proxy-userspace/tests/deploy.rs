@@ -268,7 +268,7 @@ async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
     let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
     let (sender, _events) = mpsc::channel(256);
     // As in mode ebpf; the others read less.
-    let scope = Scope { node_name: "node-a".into(), pods: true };
+    let scope = Scope { node_name: "node-a".into(), pods: true, all_nodes: false };
     tokio::spawn(kubernetes::run(access, scope, sender, Metrics::default(), Timing::default()));
 
     let mut granted = BTreeSet::new();

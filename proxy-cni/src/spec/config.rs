@@ -329,7 +329,7 @@ fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
 }
 
 /// Also of plugins: what becomes a part of a path.
-fn is_network_name(text: &str) -> bool {
+pub fn is_network_name(text: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     text.len() <= 255
         && text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric())

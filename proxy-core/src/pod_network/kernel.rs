@@ -16,6 +16,9 @@ pub struct Device {
     pub mac: Mac,
     /// The node's address that outer packets come from, if it is on an interface; else the kernel chooses.
     pub local: Option<IpAddr>,
+    /// Whether outer packets carry a UDP checksum. Wanted: no. Inner packets have their own, receivers take zero (RFC 7348,
+    /// section 5; RFC 6935), and network cards and hypervisors that get the outer one wrong lose whole connections.
+    pub checksums: bool,
     /// The largest inner packet.
     pub mtu: u32,
     /// Its addresses.
@@ -25,7 +28,8 @@ pub struct Device {
 impl Device {
     /// Whether one can be made of the other: the kernel changes MTU and addresses only.
     fn is_same(&self, other: &Device) -> bool {
-        (self.vni, self.port, self.mac, self.local) == (other.vni, other.port, other.mac, other.local)
+        let fixed = |device: &Device| (device.vni, device.port, device.mac, device.local, device.checksums);
+        fixed(self) == fixed(other)
     }
 }
 
@@ -82,7 +86,15 @@ impl KernelState {
         mtu: u32,
     ) -> Self {
         let addresses = network.device.clone();
-        let device = (!addresses.is_empty()).then_some(Device { vni, port, mac, local, mtu, addresses });
+        let device = (!addresses.is_empty()).then_some(Device {
+            vni,
+            port,
+            mac,
+            local,
+            checksums: false,
+            mtu,
+            addresses,
+        });
         KernelState {
             up: device.is_some(),
             device,
@@ -164,6 +176,7 @@ mod tests {
             port: 4789,
             mac: [2, 0, 0, 0, 0, 1],
             local: Some("192.168.1.1".parse().unwrap()),
+            checksums: false,
             mtu: 1450,
             addresses: BTreeSet::from(["10.244.1.0".parse().unwrap()]),
         }
@@ -242,7 +255,9 @@ mod tests {
             routes: full().routes.into_iter().filter(|route| matches!(route.via, Hop::Node(_))).collect(),
             ..KernelState::default()
         };
-        let wanted = [full(), moved, other_port, other_mtu, other_address, direct, KernelState::default()];
+        let summed = KernelState { device: Some(Device { checksums: true, ..device() }), ..full() };
+        let wanted =
+            [full(), moved, other_port, summed, other_mtu, other_address, direct, KernelState::default()];
         for from in wanted.iter().chain([&down]) {
             for to in &wanted {
                 let steps = from.steps_to(to);

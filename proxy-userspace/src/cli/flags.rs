@@ -74,6 +74,9 @@ pub struct OwnArgs {
     /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cleanup_kube_proxy: Option<bool>,
+    /// Install the CNI plugin and keep the pod network between nodes, by VXLAN unless the file says something else [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub cni: Option<bool>,
 }
 
 /// How to reach the API server.

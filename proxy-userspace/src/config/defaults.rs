@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::duration::GoDuration;
-use super::raw::{FormatOptions, KubeProxyConfiguration};
+use super::raw::{FormatOptions, KubeProxyConfiguration, PodNetwork};
 
 /// Where maps and programs of mode ebpf are pinned.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf/sluice";
@@ -44,6 +44,7 @@ pub(super) fn fill_in(config: &mut KubeProxyConfiguration) -> Requested {
     config.sluice.cleanup_kube_proxy.get_or_insert(true);
     default(&mut config.sluice.ebpf.bpffs, BPFFS);
     config.sluice.ebpf.flows.get_or_insert(131_072);
+    pod_network(&mut config.sluice.pod_network);
     sections(config);
     mode(config)
 }
@@ -165,4 +166,23 @@ fn mode(config: &mut KubeProxyConfiguration) -> Requested {
     (iptables.sync_period, iptables.min_sync_period, iptables.masquerade_all) = (unset, unset, false);
     (config.ipvs.sync_period, config.ipvs.min_sync_period) = (unset, unset);
     requested
+}
+/// Without a backend the section stays as it is: there is no pod network of ours.
+fn pod_network(section: &mut PodNetwork) {
+    if section.backend.is_empty() {
+        return;
+    }
+    default(&mut section.mode, "routed");
+    default(&mut section.bridge, sluice_cni::spec::BRIDGE);
+    section.vni.get_or_insert(1);
+    // RFC 7348, section 5.
+    section.port.get_or_insert(4789);
+    section.mtu.get_or_insert(0);
+    section.masquerade.get_or_insert(true);
+    let cni = &mut section.cni;
+    default(&mut cni.name, "sluice");
+    default(&mut cni.bin_dir, "/opt/cni/bin");
+    default(&mut cni.conf_dir, "/etc/cni/net.d");
+    default(&mut cni.data_dir, sluice_cni::spec::DATA);
+    default(&mut cni.run_dir, sluice_cni::spec::RUN);
 }

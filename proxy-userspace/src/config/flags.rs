@@ -19,6 +19,7 @@ const BESIDE_FILE: &[&str] = &[
     "kubeconfig",
     "master",
     "cleanup-kube-proxy",
+    "cni",
     "scheduler",
     "v",
     "vmodule",
@@ -53,6 +54,9 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
     logging(args, &mut config.logging);
     if let Some(cleanup) = args.own.cleanup_kube_proxy {
         config.sluice.cleanup_kube_proxy = Some(cleanup);
+    }
+    if args.own.cni == Some(true) && config.sluice.pod_network.backend.is_empty() {
+        config.sluice.pod_network.backend = "vxlan".to_owned();
     }
     if let Some(scheduler) = &args.own.scheduler {
         config.sluice.scheduler.clone_from(scheduler);

@@ -176,6 +176,49 @@ section! {
         /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
         cleanup_kube_proxy: Option<bool>,
         ebpf: Ebpf,
+        pod_network: PodNetwork,
+    }
+}
+section! {
+    /// The network between pods.
+    PodNetwork {
+        /// `vxlan`, `direct` or `cross-subnet`; without it the pod network is somebody else's.
+        backend: String,
+        /// `routed` or `bridge`: how pods are wired to their node.
+        mode: String,
+        /// The bridge of mode bridge.
+        bridge: String,
+        /// What tells this VXLAN from others on the same port.
+        vni: Option<i64>,
+        /// The UDP port of VXLAN.
+        port: Option<i64>,
+        /// The pods' MTU; 0 for what the path to the other nodes allows.
+        mtu: Option<i64>,
+        /// Whether pods get the node's address when they leave the cluster.
+        masquerade: Option<bool>,
+        /// Networks that are reached with the pods' own addresses, beside clusterCIDR and the nodes' pod CIDRs.
+        #[serde(rename = "nonMasqueradeCIDRs")]
+        non_masquerade_cidrs: Option<Vec<String>>,
+        cni: Cni,
+    }
+}
+section! {
+    /// The CNI plugin and its configuration.
+    Cni {
+        /// The network's name.
+        name: String,
+        /// The plugin to install; by default `sluice-cni` beside this program.
+        plugin: String,
+        /// Where container runtimes look for plugins.
+        bin_dir: String,
+        /// Where container runtimes look for configurations.
+        conf_dir: String,
+        /// Where the plugin writes down who has which address.
+        data_dir: String,
+        /// Where daemon and plugin meet.
+        run_dir: String,
+        /// Configurations of plugins that come behind ours.
+        chain: Option<Vec<Value>>,
     }
 }
 section! {

@@ -13,6 +13,7 @@ use sluice_sys::ipvs::Timeouts;
 use super::GoDuration;
 use super::defaults::{Requested, fill_in};
 use super::ignored;
+use super::pod_network::{PodNetworkSettings, pod_network};
 use super::raw::{Conntrack, KubeProxyConfiguration};
 use super::validate::{Errors, validate};
 
@@ -215,6 +216,8 @@ pub struct Settings {
     pub conntrack: Conntrack,
     /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
     pub cleanup_kube_proxy: bool,
+    /// The network between pods, if it is ours.
+    pub pod_network: Option<PodNetworkSettings>,
     /// The configuration file, to be watched for changes.
     pub config_file: Option<ConfigFile>,
     /// All flags and their values, for /flagz.
@@ -266,6 +269,7 @@ pub fn resolve(
         oom_score_adj: config.oom_score_adj.unwrap_or_default(),
         conntrack: config.conntrack.clone(),
         cleanup_kube_proxy: config.sluice.cleanup_kube_proxy.unwrap_or(true),
+        pod_network: pod_network(&config, &mut errors),
         config_file: None,
         flags: BTreeMap::new(),
         effective: config,

@@ -70,11 +70,13 @@ pub struct Scope {
     /// Also the Pods of that Node, and Namespaces: only the eBPF backend has a socket path that they could leave, and
     /// users of the others need not permit it.
     pub pods: bool,
+    /// All Nodes, not only the own one: the pod network leads to each.
+    pub all_nodes: bool,
 }
 
 /// Watches everything until nobody listens any more.
 pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics, timing: Timing) {
-    let Scope { node_name, pods } = scope;
+    let Scope { node_name, pods, all_nodes } = scope;
     let requests = Requests::new(access, metrics.clone(), timing.answer);
     let shared = Shared { requests, events, metrics, timing: Arc::new(timing) };
     let services = Kind {
@@ -99,7 +101,11 @@ pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics,
         name: "Node",
         path: "/api/v1/nodes",
         // Node names are host names: nothing in them needs escaping.
-        selectors: format!("&fieldSelector=metadata.name%3D{node_name}"),
+        selectors: if all_nodes {
+            String::new()
+        } else {
+            format!("&fieldSelector=metadata.name%3D{node_name}")
+        },
         namespaced: false,
         convert: convert_node,
         event: Event::Node,

@@ -83,7 +83,7 @@ impl Observer {
         let access = Access::new(origin).await.unwrap();
         let (sender, mut receiver) = mpsc::channel::<Received>(256);
         let metrics = Metrics::default();
-        let scope = Scope { node_name: "node-a".into(), pods: false };
+        let scope = Scope { node_name: "node-a".into(), pods: false, all_nodes: false };
         tokio::spawn(kubernetes::run(access, scope, sender, metrics.clone(), timing));
         let told = Arc::new(Mutex::new(Told::default()));
         let keep = told.clone();

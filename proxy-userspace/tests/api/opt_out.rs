@@ -34,7 +34,7 @@ impl Watched {
         let access = Access::new(Origin { kubeconfig: Some(kubeconfig), master: None }).await.unwrap();
         let (sender, events) = mpsc::channel(256);
         let metrics = Metrics::default();
-        let scope = Scope { node_name: "node-a".into(), pods };
+        let scope = Scope { node_name: "node-a".into(), pods, all_nodes: false };
         tokio::spawn(kubernetes::run(access, scope, sender, metrics.clone(), quick()));
         Watched { events, index: Index::default(), metrics, directory }
     }

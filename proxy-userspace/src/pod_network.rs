@@ -1,0 +1,489 @@
+//! The pod network: what the nodes say, in the kernel, and repaired when somebody takes it away.
+//!
+//! A task of its own beside the reconcile loop, level-triggered: any notice leads to a pass that looks at the kernel, takes
+//! the steps that are missing, and does nothing when none is.
+
+mod abandoned;
+mod host_ports;
+mod install;
+mod kernel;
+mod node;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use inotify::{Inotify, WatchMask};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::neighbour::NeighbourState;
+use rtnetlink::{Handle, MulticastGroup};
+use sluice_cni::net::is_host_name;
+use sluice_cni::node_file::NodeFile;
+use sluice_cni::store::{self, StoreError};
+use sluice_core::model::Node;
+use sluice_core::net::Family;
+use sluice_core::pod_network::{
+    Hop, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport, pod_network, vtep_mac,
+};
+use sluice_sys::conntrack::Conntrack;
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::{Nft, Notice};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::addresses::Network;
+use crate::config::{BackendKind, PodNetworkSettings};
+use crate::conntrack;
+use crate::events::{Event, Recorder};
+use crate::metrics::Metrics;
+use crate::nft_monitor;
+use crate::node::Device;
+
+pub use install::{InstallError, plugin};
+pub use kernel::{DEVICE, KernelError, remove};
+pub use node::NodeError;
+
+/// What outer packets have in front of inner ones: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
+const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
+const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
+/// What IPv6 needs (RFC 8200, section 5).
+const LEAST_MTU: u32 = 1280;
+/// A pass at least this often, in case a notice was lost.
+const AUDIT: Duration = Duration::from_secs(30);
+/// One change often comes with several notices.
+const SETTLE: Duration = Duration::from_millis(10);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// An address whose pod has no link for so long is nobody's: its plugin was killed, or its runtime forgot it.
+const ABANDONED: Duration = Duration::from_secs(120);
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("an interface that is no VXLAN device is called {DEVICE}; rename or delete it")]
+    NameTaken,
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("cannot write the rules of the pod network: {0}")]
+    Rules(#[source] NetlinkError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(
+        "the path to the other nodes allows packets of {0} bytes only, which is less than {LEAST_MTU} for pods"
+    )]
+    Mtu(u32),
+}
+
+/// What the task listens to.
+pub struct Inputs {
+    /// All Nodes, once they have been listed.
+    pub nodes: watch::Receiver<Option<Arc<Vec<Node>>>>,
+    /// Interfaces and addresses, once they have been listed.
+    pub network: watch::Receiver<Option<Network>>,
+}
+
+/// Everything that the task knows.
+pub struct PodNetworkTask {
+    settings: PodNetworkSettings,
+    backend: BackendKind,
+    node_name: String,
+    plugin: PathBuf,
+    recorder: Recorder,
+    metrics: Metrics,
+    /// As they were written last.
+    rules: Option<PodRules>,
+    told: BTreeSet<Problem>,
+    /// What the plugin was told last.
+    node_file: Option<NodeFile>,
+    waits: bool,
+    audited: Instant,
+    abandoned: abandoned::Watch,
+}
+
+impl PodNetworkTask {
+    /// A task that has done nothing yet.
+    pub fn new(
+        settings: PodNetworkSettings,
+        backend: BackendKind,
+        node_name: String,
+        plugin: PathBuf,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> Self {
+        PodNetworkTask {
+            settings,
+            backend,
+            node_name,
+            plugin,
+            recorder,
+            metrics,
+            rules: None,
+            told: BTreeSet::new(),
+            node_file: None,
+            waits: false,
+            audited: Instant::now(),
+            abandoned: abandoned::Watch::default(),
+        }
+    }
+
+    /// Runs for as long as somebody tells of Nodes. Everything stays in force afterwards.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        if !install::was_ready(&self.settings)
+            && let Err(error) = install::withdraw(&self.settings)
+        {
+            warn!(%error, "a CNI configuration of before the boot is still there");
+        }
+        let (notices, mut rule_notices) = mpsc::channel(16);
+        let mut nft = None;
+        loop {
+            if let Err(error) = self.follow(&mut inputs, &mut nft, &notices, &mut rule_notices).await {
+                warn!(%error, "cannot follow the network; trying again");
+            }
+            if inputs.nodes.has_changed().is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        inputs: &mut Inputs,
+        nft: &mut Option<Nft>,
+        notices: &mpsc::Sender<Notice>,
+        rule_notices: &mut mpsc::Receiver<Notice>,
+    ) -> std::io::Result<()> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+        tokio::spawn(connection);
+        let mut written = self.follow_store()?;
+        let (mut retry, mut delay) = (None, FIRST_RETRY);
+        loop {
+            let known =
+                inputs.nodes.borrow_and_update().clone().zip(inputs.network.borrow_and_update().clone());
+            if let Some((nodes, network)) = known {
+                match self.pass(&handle, nft, notices, &nodes, &network).await {
+                    Ok(()) => (retry, delay) = (None, FIRST_RETRY),
+                    Err(error) => {
+                        error!(%error, retry_ms = delay.as_millis() as u64, "the pod network is not as it should be");
+                        self.recorder.record(Event::pod_network("PodNetworkFailed", error.to_string()));
+                        self.metrics.pod_network_failures.inc();
+                        self.rules = None;
+                        retry = Some(delay);
+                        delay = (delay * 2).min(LAST_RETRY);
+                    }
+                }
+            }
+            let wait = tokio::time::sleep(retry.unwrap_or(AUDIT));
+            tokio::pin!(wait);
+            tokio::select! {
+                changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
+                changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
+                Some(_) = rule_notices.recv() => {
+                    warn!("somebody else changed table inet {TABLE}: writing it anew");
+                    self.rules = None;
+                }
+                there = until_of_interest(&mut messages) => if !there { return Ok(()) },
+                Some(_) = written.next() => {}
+                () = &mut wait => {}
+            }
+            tokio::time::sleep(SETTLE).await;
+            while rule_notices.try_recv().is_ok() {}
+        }
+    }
+
+    /// Tells when the plugin has written something down.
+    fn follow_store(&self) -> std::io::Result<impl Stream<Item = ()> + Unpin + use<>> {
+        let cni = &self.settings.cni;
+        let file = store::file(&cni.data_dir, &cni.name);
+        let directory = file.parent().unwrap_or(&cni.data_dir);
+        std::fs::create_dir_all(directory)?;
+        let inotify = Inotify::init()?;
+        inotify.watches().add(directory, WatchMask::MOVED_TO)?;
+        Ok(inotify.into_event_stream(vec![0; 4096])?.map(drop))
+    }
+
+    /// Makes everything as it should be.
+    async fn pass(
+        &mut self,
+        handle: &Handle,
+        nft: &mut Option<Nft>,
+        notices: &mpsc::Sender<Notice>,
+        nodes: &[Node],
+        network: &Network,
+    ) -> Result<(), PassError> {
+        let Some((own, wanted)) = self.decide(nodes, network) else { return Ok(()) };
+        node::prepare(&families(&own), self.settings.mode, self.backend)?;
+        let mtu = self.mtu(handle, &own, &wanted, network).await?;
+        self.settle(handle, &own, &wanted, network, mtu).await?;
+        tokio::task::block_in_place(|| {
+            self.write_rules(nft, notices, &own, nodes, network)?;
+            self.install(&own, mtu)?;
+            self.audit()
+        })?;
+        self.tell(&wanted, mtu);
+        Ok(())
+    }
+
+    /// `None`: this node does not know enough of itself yet.
+    fn decide(&mut self, nodes: &[Node], network: &Network) -> Option<(Own, PodNetwork)> {
+        let node = nodes.iter().find(|node| node.name.name() == self.node_name);
+        let own = node.map(|node| Own { node: node.clone(), networks: network.networks.clone() });
+        let decided = own.and_then(|own| {
+            let wanted = pod_network(self.settings.transport, self.settings.vni, &own, nodes.iter())?;
+            Some((own, wanted))
+        });
+        if decided.is_none() && !self.waits {
+            let what = match node {
+                None => "there is no Node of this name yet",
+                Some(node) if node.addresses.is_empty() => "the Node has no address yet",
+                Some(_) => {
+                    "the Node has no pod CIDR yet; does kube-controller-manager run with --allocate-node-cidrs?"
+                }
+            };
+            warn!(node = self.node_name, "pods cannot start: {what}");
+            self.recorder.record(Event::pod_network("PodNetworkWaiting", what.into()));
+        }
+        self.waits = decided.is_none();
+        decided
+    }
+
+    /// The pods' MTU.
+    async fn mtu(
+        &self,
+        handle: &Handle,
+        own: &Own,
+        wanted: &PodNetwork,
+        network: &Network,
+    ) -> Result<u32, PassError> {
+        if let Some(mtu) = self.settings.mtu {
+            return Ok(mtu);
+        }
+        let mtu_of =
+            |index| network.devices.iter().find(|device| device.index == index).map(|device| device.mtu);
+        // As long as this node is alone, what counts is the interface that the others will reach it by.
+        let mut least =
+            own.node.addresses.iter().filter_map(|ip| uplink_mtu(network, *ip)).min().unwrap_or(1500);
+        let mut peers: BTreeSet<IpAddr> = wanted.vteps.iter().map(|vtep| vtep.node).collect();
+        peers.extend(wanted.routes.iter().filter_map(|route| match route.via {
+            Hop::Node(ip) => Some(ip),
+            Hop::Vtep(_) => None,
+        }));
+        for peer in peers {
+            least = least.min(kernel::path_mtu(handle, peer, mtu_of).await?.unwrap_or(least));
+        }
+        let overhead = match (self.settings.transport, own.node.addresses.first()) {
+            (Transport::Direct, _) => 0,
+            (_, Some(IpAddr::V6(_))) => OVERHEAD_V6,
+            _ => OVERHEAD_V4,
+        };
+        match least.checked_sub(overhead) {
+            Some(mtu) if mtu >= LEAST_MTU => Ok(mtu),
+            _ => Err(PassError::Mtu(least)),
+        }
+    }
+
+    /// Takes the steps that are missing in the kernel.
+    async fn settle(
+        &mut self,
+        handle: &Handle,
+        own: &Own,
+        wanted: &PodNetwork,
+        network: &Network,
+        mtu: u32,
+    ) -> Result<(), PassError> {
+        let observed = kernel::observe(handle).await?;
+        if observed.is_taken {
+            return Err(PassError::NameTaken);
+        }
+        let (vni, port) = (self.settings.vni, self.settings.port);
+        let local = own.node.addresses.first().copied().filter(|ip| network.addresses.contains(ip));
+        let state = KernelState::wanted(wanted, vni, port, vtep_mac(&own.node.name, vni), local, mtu);
+        let steps = observed.state.steps_to(&state);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        // One that fails does not keep the others from being taken.
+        let mut failure = None;
+        for step in &steps {
+            debug!("{}", kernel::describe(step));
+            if let Err(error) = kernel::take(handle, step).await {
+                failure.get_or_insert(error);
+            }
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        info!(
+            steps = steps.len(),
+            first = steps.first().map(kernel::describe),
+            seconds,
+            "pod network changed"
+        );
+        self.metrics.pod_network_steps.inc_by(steps.len() as u64);
+        if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) && self.node_file.is_some() {
+            warn!("somebody else deleted or changed {DEVICE}: made anew");
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn write_rules(
+        &mut self,
+        nft: &mut Option<Nft>,
+        notices: &mpsc::Sender<Notice>,
+        own: &Own,
+        nodes: &[Node],
+        network: &Network,
+    ) -> Result<(), PassError> {
+        let cni = &self.settings.cni;
+        let contents = store::look(&cni.data_dir, &cni.name)?;
+        let mut inside = self.settings.inside.clone();
+        inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
+        let masqueraded = if self.settings.masquerade { own.node.pod_cidrs.clone() } else { Vec::new() };
+        let rules = PodRules { masqueraded, inside, host_ports: host_ports::host_ports(&contents) };
+        if self.rules.as_ref() == Some(&rules) {
+            return Ok(());
+        }
+        let nft = match nft {
+            Some(nft) => nft,
+            None => {
+                let opened = nft.insert(Nft::open().map_err(PassError::Rules)?);
+                nft_monitor::follow(TABLE, opened.port(), notices.clone());
+                opened
+            }
+        };
+        nft.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
+        let before = self.rules.as_ref().map_or(&[][..], |rules| &rules.host_ports);
+        let changed = host_ports::Changed::between(before, &rules.host_ports);
+        end_flows(&changed, network).map_err(PassError::Rules)?;
+        self.rules = Some(rules);
+        Ok(())
+    }
+
+    fn install(&mut self, own: &Own, mtu: u32) -> Result<(), PassError> {
+        let node_file = NodeFile { pod_cidrs: own.node.pod_cidrs.clone(), mtu };
+        let is_known = self.node_file.as_ref() == Some(&node_file);
+        if is_known && self.audited.elapsed() < AUDIT {
+            return Ok(());
+        }
+        let changed = install::install(&self.settings, &self.plugin, &node_file)?;
+        if !is_known {
+            let cidrs: Vec<String> = node_file.pod_cidrs.iter().map(ToString::to_string).collect();
+            info!(pod_cidrs = cidrs.join(","), mtu, changed, "pods can start");
+        } else if changed {
+            warn!("somebody else changed the CNI plugin or its configuration: written anew");
+        }
+        self.node_file = Some(node_file);
+        Ok(())
+    }
+
+    /// Takes addresses back whose pods are gone: the host's end of a pod's cable goes with the pod's network namespace.
+    fn audit(&mut self) -> Result<(), PassError> {
+        if self.audited.elapsed() < AUDIT {
+            return Ok(());
+        }
+        self.audited = Instant::now();
+        let cni = &self.settings.cni;
+        let count = self.abandoned.collect(&cni.data_dir, &cni.name, ABANDONED)?;
+        if count > 0 {
+            warn!(
+                count,
+                "pods that are gone still had addresses, which were taken back; did the container runtime call DEL?"
+            );
+        }
+        Ok(())
+    }
+
+    /// Says what is new.
+    fn tell(&mut self, wanted: &PodNetwork, mtu: u32) {
+        for problem in wanted.problems.difference(&self.told) {
+            warn!("{problem}");
+            self.recorder.record(Event::pod_network("PodNetworkProblem", problem.to_string()));
+        }
+        for problem in self.told.difference(&wanted.problems) {
+            info!("no longer: {problem}");
+        }
+        self.told.clone_from(&wanted.problems);
+        self.metrics.pod_network_routes.set(wanted.routes.len() as i64);
+        self.metrics.pod_network_problems.set(wanted.problems.len() as i64);
+        self.metrics.pod_network_mtu.set(i64::from(mtu));
+    }
+}
+
+fn families(own: &Own) -> Vec<Family> {
+    let has = |family| own.node.pod_cidr(family).is_some();
+    Family::BOTH.into_iter().filter(|family| has(*family)).collect()
+}
+
+/// The MTU of the interface that has one of the node's addresses.
+fn uplink_mtu(network: &Network, ip: IpAddr) -> Option<u32> {
+    let has = |device: &&Device| match ip {
+        IpAddr::V4(ip) => device.address4 == Some(ip),
+        IpAddr::V6(ip) => device.address6 == Some(ip),
+    };
+    network.devices.iter().find(has).map(|device| device.mtu)
+}
+
+/// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
+async fn until_of_interest<S>(messages: &mut S) -> bool
+where
+    S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
+{
+    loop {
+        match messages.next().await {
+            Some((message, _)) if is_of_interest(&message) => return true,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// Not what pods that come and go, and what neighbours that are asked for, are told about.
+fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
+        RouteNetlinkMessage::DelNeighbour(_) => true,
+        RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour.header.state == NeighbourState::Permanent,
+        RouteNetlinkMessage::NewRoute(route) => {
+            route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0
+        }
+        _ => true,
+    }
+}
+
+/// Ends UDP flows to ports of the node that lead elsewhere now.
+fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), NetlinkError> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let is_local = |ip: &IpAddr| network.addresses.contains(ip);
+    let mut connection = Conntrack::open()?;
+    for family in changed.families() {
+        let stale = conntrack::list(&mut connection, family, |flow| {
+            changed.is_stale(flow.destination, flow.replier, is_local)
+        })?;
+        for flow in &stale {
+            connection.delete(flow)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,425 @@
+//! The kernel's side of the pod network, by route netlink: the VXLAN device, routes, neighbours and forwarding entries.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use sluice_core::pod_network::{Device, Hop, KernelState, Mac, Route, Step};
+
+/// The VXLAN device.
+pub const DEVICE: &str = "sluice-vxlan0";
+/// By which our routes are known (`ip route show proto 92`); no routing daemon of /etc/iproute2/rt_protos has it.
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
+
+/// Why the kernel's state could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation}: {source}")]
+pub struct KernelError {
+    /// What was tried.
+    operation: String,
+    /// The kernel's answer.
+    source: rtnetlink::Error,
+}
+
+fn failed(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> KernelError {
+    let operation = operation.into();
+    |source| KernelError { operation, source }
+}
+
+/// Whether the kernel said that there is no such thing.
+fn is_missing(error: &rtnetlink::Error) -> bool {
+    const GONE: [i32; 4] = [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL];
+    match error {
+        rtnetlink::Error::NetlinkError(message) => GONE.iter().any(|errno| message.raw_code() == -errno),
+        _ => false,
+    }
+}
+
+/// What there is of ours, with the index of the device.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    /// In the words of the core.
+    pub state: KernelState,
+    /// The device's index.
+    pub index: Option<u32>,
+    /// Something else has the device's name.
+    pub is_taken: bool,
+}
+
+/// Looks at the kernel.
+pub(super) async fn observe(handle: &Handle) -> Result<Observed, KernelError> {
+    let mut observed = Observed::default();
+    if let Some(link) = device_link(handle).await? {
+        let index = link.header.index;
+        observed.index = Some(index);
+        observed.state.up = link.header.flags.contains(LinkFlags::Up);
+        observed.state.device = device(&link);
+        observed.is_taken = observed.state.device.is_none();
+        if let Some(device) = &mut observed.state.device {
+            device.addresses = addresses(handle, index).await?;
+            neighbours(handle, index, &mut observed.state).await?;
+        }
+    }
+    observed.state.routes = routes(handle, observed.index).await?;
+    Ok(observed)
+}
+
+async fn device_link(handle: &Handle) -> Result<Option<LinkMessage>, KernelError> {
+    let mut links = handle.link().get().match_name(DEVICE.to_owned()).execute();
+    match links.try_next().await {
+        Ok(link) => Ok(link),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(failed(format!("look for interface {DEVICE}"))(error)),
+    }
+}
+
+/// A VXLAN device as its link says; `None`: it is of another kind.
+fn device(link: &LinkMessage) -> Option<Device> {
+    let (mut mac, mut mtu, mut data) = (Mac::default(), 0, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::LinkInfo(infos) => {
+                data = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let mut device =
+        Device { vni: 0, port: 0, mac, local: None, checksums: true, mtu, addresses: BTreeSet::new() };
+    for info in data? {
+        match info {
+            InfoVxlan::Id(vni) => device.vni = *vni,
+            InfoVxlan::Port(port) => device.port = *port,
+            InfoVxlan::UDPCsum(is_on) => device.checksums = *is_on,
+            InfoVxlan::Local(ip) => device.local = Some(IpAddr::V4(*ip)),
+            InfoVxlan::Local6(ip) => device.local = Some(IpAddr::V6(*ip)),
+            _ => {}
+        }
+    }
+    Some(device)
+}
+
+async fn addresses(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, KernelError> {
+    let found = crate::addresses::of_link(handle, index).await;
+    let found = found.map_err(failed("list addresses"))?.into_iter();
+    let is_own = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    Ok(found.map(|net| net.addr()).filter(is_own).collect())
+}
+
+/// What is written down for good; what the kernel has found out by itself is its own.
+async fn neighbours(handle: &Handle, index: u32, state: &mut KernelState) -> Result<(), KernelError> {
+    for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
+        let mut list = handle.neighbours().get().set_address_family(family).execute();
+        while let Some(message) = list.try_next().await.map_err(failed("list neighbours"))? {
+            if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
+                continue;
+            }
+            let Some((ip, mac)) = entry(&message) else { continue };
+            if family == AddressFamily::Bridge {
+                state.forwarding.insert((mac, ip));
+            } else {
+                state.neighbours.insert((ip, mac));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn entry(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                ip = Some(IpAddr::V4(*address))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                ip = Some(IpAddr::V6(*address))
+            }
+            // Those of forwarding entries do not say their family.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip = address_of(bytes),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some((ip?, mac?))
+}
+
+fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
+}
+
+async fn routes(handle: &Handle, device: Option<u32>) -> Result<BTreeSet<Route>, KernelError> {
+    let mut found = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = family;
+        let mut list = handle.route().get(asked).execute();
+        while let Some(message) = list.try_next().await.map_err(failed("list routes"))? {
+            if message.header.protocol == PROTOCOL {
+                found.extend(route(&message, device));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+fn route(message: &RouteMessage, device: Option<u32>) -> Option<Route> {
+    let (mut to, mut gateway, mut link) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip_of(address),
+            RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    let to = IpNet::new(to?, message.header.destination_prefix_length).ok()?;
+    let via = if link == device { Hop::Vtep(gateway?) } else { Hop::Node(gateway?) };
+    Some(Route { to, via })
+}
+
+/// Takes a step. What should go and is gone is no error.
+pub(super) async fn take(handle: &Handle, step: &Step) -> Result<(), KernelError> {
+    let done = match step {
+        Step::AddDevice(device) => add_device(handle, device).await,
+        _ => on_device(handle, step).await,
+    };
+    let removes = matches!(
+        step,
+        Step::DeleteDevice
+            | Step::DeleteAddress(_)
+            | Step::DeleteNeighbour(..)
+            | Step::DeleteForwarding(..)
+            | Step::DeleteRoute(_)
+    );
+    match done {
+        Err(error) if removes && is_missing(&error) => Ok(()),
+        other => other.map_err(failed(describe(step))),
+    }
+}
+
+/// For errors and the log.
+pub(super) fn describe(step: &Step) -> String {
+    match step {
+        Step::AddDevice(device) => format!("make {DEVICE} (VNI {}, UDP port {})", device.vni, device.port),
+        Step::DeleteDevice => format!("delete {DEVICE}"),
+        Step::SetDevice(mtu) => format!("set {DEVICE} up with MTU {mtu}"),
+        Step::AddAddress(ip) => format!("add address {ip} to {DEVICE}"),
+        Step::DeleteAddress(ip) => format!("delete address {ip} of {DEVICE}"),
+        Step::AddNeighbour(ip, _) => format!("add neighbour {ip} of {DEVICE}"),
+        Step::DeleteNeighbour(ip, _) => format!("delete neighbour {ip} of {DEVICE}"),
+        Step::AddForwarding(_, node) => format!("add the forwarding entry of node {node} to {DEVICE}"),
+        Step::DeleteForwarding(_, node) => {
+            format!("delete the forwarding entry of node {node} from {DEVICE}")
+        }
+        Step::AddRoute(route) => format!("add the route to {} by {}", route.to, hop(&route.via)),
+        Step::DeleteRoute(route) => format!("delete the route to {} by {}", route.to, hop(&route.via)),
+    }
+}
+
+fn hop(via: &Hop) -> String {
+    match via {
+        Hop::Node(ip) => ip.to_string(),
+        Hop::Vtep(ip) => format!("{ip} of {DEVICE}"),
+    }
+}
+
+async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::Error> {
+    let builder =
+        LinkVxlan::new(DEVICE, device.vni).port(device.port).learning(false).udp_csum(device.checksums);
+    let builder = match device.local {
+        Some(IpAddr::V4(ip)) => builder.local(ip),
+        Some(IpAddr::V6(ip)) => {
+            let zero = !device.checksums;
+            builder.local6(ip).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero)
+        }
+        None => builder,
+    };
+    let link = builder.address(device.mac.to_vec()).mtu(device.mtu).up().build();
+    handle.link().add(link).execute().await
+}
+
+async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error> {
+    if let Step::AddRoute(Route { to, via: Hop::Node(gateway) }) = step {
+        return add_route(handle, *to, *gateway, None).await;
+    }
+    if let Step::DeleteRoute(route) = step {
+        return handle.route().del(route_message(route.to)).execute().await;
+    }
+    let mut links = handle.link().get().match_name(DEVICE.to_owned()).execute();
+    let Some(index) = links.try_next().await?.map(|link| link.header.index) else { return Ok(()) };
+    match step {
+        Step::DeleteDevice => handle.link().del(index).execute().await,
+        Step::SetDevice(mtu) => {
+            handle.link().set(LinkUnspec::new_with_index(index).mtu(*mtu).up().build()).execute().await
+        }
+        Step::AddAddress(ip) => {
+            let mut request = handle.address().add(index, *ip, host_prefix(ip)).replace();
+            if ip.is_ipv6() {
+                let nodad = netlink_packet_route::address::AddressFlags::Nodad;
+                let flags = netlink_packet_route::address::AddressAttribute::Flags(nodad);
+                request.message_mut().attributes.push(flags);
+            }
+            request.execute().await
+        }
+        Step::DeleteAddress(ip) => {
+            let mut list =
+                handle.address().get().set_link_index_filter(index).set_address_filter(*ip).execute();
+            match list.try_next().await? {
+                Some(message) => handle.address().del(message).execute().await,
+                None => Ok(()),
+            }
+        }
+        Step::AddNeighbour(ip, mac) => {
+            let request = handle.neighbours().add(index, *ip).link_layer_address(mac);
+            request.state(NeighbourState::Permanent).replace().execute().await
+        }
+        Step::DeleteNeighbour(ip, _) => {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family(ip);
+            message.header.ifindex = index;
+            message.attributes.push(NeighbourAttribute::Destination(neighbour_address(ip)));
+            handle.neighbours().del(message).execute().await
+        }
+        Step::AddForwarding(mac, node) => {
+            let mut request = handle.neighbours().add_bridge(index, mac).destination(*node);
+            request.message_mut().header.flags = NeighbourFlags::Own;
+            request.state(NeighbourState::Permanent).replace().execute().await
+        }
+        Step::DeleteForwarding(mac, node) => {
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Bridge;
+            message.header.ifindex = index;
+            message.header.flags = NeighbourFlags::Own;
+            message.attributes = vec![
+                NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+                NeighbourAttribute::Destination(neighbour_address(node)),
+            ];
+            handle.neighbours().del(message).execute().await
+        }
+        Step::AddRoute(Route { to, via: Hop::Vtep(gateway) }) => {
+            add_route(handle, *to, *gateway, Some(index)).await
+        }
+        // They came above.
+        Step::AddDevice(_) | Step::AddRoute(_) | Step::DeleteRoute(_) => Ok(()),
+    }
+}
+
+fn host_prefix(ip: &IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+fn family(ip: &IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn neighbour_address(ip: &IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(*ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(*ip),
+    }
+}
+
+fn route_address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}
+
+fn route_message(to: IpNet) -> RouteMessage {
+    let builder = RouteMessageBuilder::<IpAddr>::new().protocol(PROTOCOL).scope(RouteScope::Universe);
+    let mut message = builder.kind(RouteType::Unicast).build();
+    message.header.address_family = family(&to.addr());
+    message.header.destination_prefix_length = to.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(route_address(to.network())));
+    message
+}
+
+async fn add_route(
+    handle: &Handle,
+    to: IpNet,
+    gateway: IpAddr,
+    device: Option<u32>,
+) -> Result<(), rtnetlink::Error> {
+    let mut message = route_message(to);
+    message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    if let Some(index) = device {
+        // The gateway is in no network of the device.
+        message.header.flags |= netlink_packet_route::route::RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
+    handle.route().add(message).replace().execute().await
+}
+
+/// The largest packet on the way to an address: that of the route, if it says so, else of the interface that it leaves by.
+/// `None`: there is no way.
+pub(super) async fn path_mtu(
+    handle: &Handle,
+    to: IpAddr,
+    device_mtu: impl Fn(u32) -> Option<u32>,
+) -> Result<Option<u32>, KernelError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(&to);
+    message.header.destination_prefix_length = host_prefix(&to);
+    message.attributes.push(RouteAttribute::Destination(route_address(to)));
+    let mut answer = handle.route().get(message).execute();
+    let route = match answer.try_next().await {
+        Ok(Some(route)) => route,
+        Ok(None) => return Ok(None),
+        // No route, or one that says so (unreachable, prohibit).
+        Err(rtnetlink::Error::NetlinkError(_)) => return Ok(None),
+        Err(error) => return Err(failed(format!("look up the route to {to}"))(error)),
+    };
+    let (mut of_route, mut link) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Metrics(metrics) => {
+                of_route = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    let of_link = link.and_then(device_mtu);
+    Ok([of_route, of_link].into_iter().flatten().min())
+}
+
+/// Deletes the device and our routes. Returns whether there was anything.
+pub async fn remove(handle: &Handle) -> Result<bool, KernelError> {
+    let observed = observe(handle).await?;
+    let steps = observed.state.steps_to(&KernelState::default());
+    for step in &steps {
+        take(handle, step).await?;
+    }
+    Ok(!steps.is_empty())
+}
