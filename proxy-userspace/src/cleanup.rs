@@ -11,12 +11,14 @@ pub(crate) use virtual_servers::delete_idle;
 
 use std::path::{Path, PathBuf};
 
+use sluice_core::pod_network::TABLE;
 use sluice_sys::bpf::Directory;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
 use crate::backend::ipvs::LINK;
 use crate::daemon::DaemonError;
+use crate::pod_network::{self, RemoveError};
 
 /// Something that was found in the kernel, and whether it could be removed.
 #[derive(Debug)]
@@ -42,6 +44,9 @@ pub(crate) enum StepError {
     /// The kernel's answer to a request about eBPF.
     #[error(transparent)]
     Bpf(#[from] sluice_sys::bpf::BpfError),
+    /// The pod network is still there.
+    #[error(transparent)]
+    PodNetwork(#[from] RemoveError),
     /// A system call failed.
     #[error(transparent)]
     System(#[from] std::io::Error),
@@ -78,6 +83,13 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
         Ok(false) => println!("nothing to remove: there is no interface {LINK}"),
         Ok(true) => println!("removed interface {LINK} and its virtual servers"),
         Err(error) => steps.push(Step { what: "virtual servers".into(), result: Err(error) }),
+    }
+    match pod_network::remove() {
+        Ok(false) => println!("nothing to remove: there is no pod network"),
+        Ok(true) => {
+            println!("removed the pod network: table inet {}, {}, routes", TABLE, pod_network::DEVICE)
+        }
+        Err(error) => steps.push(Step { what: "the pod network".into(), result: Err(error.into()) }),
     }
     let what = format!("eBPF programs and maps in {}", bpffs.display());
     match Directory::new(bpffs).remove() {

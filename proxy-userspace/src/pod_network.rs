@@ -45,7 +45,7 @@ use crate::nft_monitor;
 use crate::node::Device;
 
 pub use install::{InstallError, plugin};
-pub use kernel::{DEVICE, KernelError, remove};
+pub use kernel::{DEVICE, KernelError};
 pub use node::NodeError;
 
 /// What outer packets have in front of inner ones: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
@@ -195,8 +195,11 @@ impl PodNetworkTask {
             tokio::select! {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
-                Some(_) = rule_notices.recv() => {
-                    warn!("somebody else changed table inet {TABLE}: writing it anew");
+                Some(notice) = rule_notices.recv() => {
+                    match notice {
+                        Notice::Changed => warn!("somebody else changed table inet {TABLE}: writing it anew"),
+                        Notice::Lost => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
+                    }
                     self.rules = None;
                 }
                 there = until_of_interest(&mut messages) => if !there { return Ok(()) },
@@ -359,15 +362,17 @@ impl PodNetworkTask {
         if self.rules.as_ref() == Some(&rules) {
             return Ok(());
         }
-        let nft = match nft {
-            Some(nft) => nft,
-            None => {
-                let opened = nft.insert(Nft::open().map_err(PassError::Rules)?);
-                nft_monitor::follow(TABLE, opened.port(), notices.clone());
-                opened
+        match nft {
+            Some(nft) => {
+                nft.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
             }
-        };
-        nft.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
+            None => {
+                let mut opened = Nft::open().map_err(PassError::Rules)?;
+                opened.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
+                nft_monitor::follow(TABLE, opened.port(), notices.clone());
+                *nft = Some(opened);
+            }
+        }
         let before = self.rules.as_ref().map_or(&[][..], |rules| &rules.host_ports);
         let changed = host_ports::Changed::between(before, &rules.host_ports);
         end_flows(&changed, network).map_err(PassError::Rules)?;
@@ -423,6 +428,32 @@ impl PodNetworkTask {
         self.metrics.pod_network_problems.set(wanted.problems.len() as i64);
         self.metrics.pod_network_mtu.set(i64::from(mtu));
     }
+}
+
+/// Why the pod network could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Of the device or the routes.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Of the rules.
+    #[error("table inet {TABLE}: {0}")]
+    Rules(#[from] NetlinkError),
+    /// A system call failed.
+    #[error("open a route netlink socket: {0}")]
+    Open(#[from] std::io::Error),
+}
+
+/// Removes rules, routes and the VXLAN device. Pods keep their links and addresses. Returns whether there was anything.
+pub fn remove() -> Result<bool, RemoveError> {
+    let had_rules = Nft::open()?.delete(TABLE)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let had_device = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok::<bool, RemoveError>(kernel::remove(&handle).await?)
+    })?;
+    Ok(had_rules || had_device)
 }
 
 fn families(own: &Own) -> Vec<Family> {

@@ -24,6 +24,8 @@ pub struct NodeAddresses {
     pub gateway: [IpAddr; 2],
     /// The pod CIDRs, IPv4 then IPv6
     pub pod_cidr: [String; 2],
+    /// The addresses of the VXLAN device, where sluice joins the nodes
+    pub vtep: [IpAddr; 2],
 }
 
 impl NodeAddresses {
@@ -47,6 +49,10 @@ impl NodeAddresses {
                 IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x244, hex(pods), 0, 0, 0, 1)),
             ],
             pod_cidr: [format!("10.244.{pods}.0/24"), format!("fd00:10:244:{pods}::/64")],
+            vtep: [
+                IpAddr::V4(Ipv4Addr::new(10, 244, pods, 0)),
+                IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x244, hex(pods), 0, 0, 0, 0)),
+            ],
         })
     }
 
@@ -58,8 +64,8 @@ impl NodeAddresses {
 
     /// Every address that the node can be seen with.
     #[must_use]
-    pub fn all(&self) -> [IpAddr; 4] {
-        [self.eth0[0], self.eth0[1], self.gateway[0], self.gateway[1]]
+    pub fn all(&self) -> [IpAddr; 6] {
+        [self.eth0[0], self.eth0[1], self.gateway[0], self.gateway[1], self.vtep[0], self.vtep[1]]
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod bpffs;
 pub mod cgroup;
 mod network;
+pub mod plugin;
 pub mod prune;
 
 use std::collections::BTreeMap;
@@ -29,9 +30,10 @@ use crate::objects::{self, Key, Manifests, Objects};
 use crate::process::{self, Finished, Namespace, ip_batch};
 use crate::proxy::{self, Proxy, ProxyProgram, Source};
 use crate::target::{From, Target};
-use crate::topology::Topology;
+use crate::topology::{PodSpec, Topology};
 use bpffs::Pins;
 use cgroup::Cgroups;
+use plugin::{Plugin, PodNetwork};
 
 /// What a lab needs to know beside its topology.
 #[derive(Debug, Clone)]
@@ -40,6 +42,16 @@ pub struct LabOptions {
     pub agent: PathBuf,
     /// The proxy under test
     pub proxy: ProxyProgram,
+    /// Who wires pods and joins nodes
+    pub pod_network: PodNetwork,
+}
+
+impl LabOptions {
+    /// The lab wires pods itself.
+    #[must_use]
+    pub fn new(agent: PathBuf, proxy: ProxyProgram) -> Self {
+        Self { agent, proxy, pod_network: PodNetwork::Lab }
+    }
 }
 
 /// A running lab.
@@ -178,12 +190,33 @@ impl Lab {
         let batch = |member: &str, batch: &network::Batch| ip_batch(Some(&netns(member)), batch.text());
         batch("switch", &network::switch(&self.topology, v6, netns))?;
         for node in self.topology.nodes.keys() {
-            batch(node, &network::node(&self.topology, node, v6, netns))?;
+            batch(node, &network::node(node, v6))?;
+            match self.options.pod_network {
+                PodNetwork::Lab => batch(node, &network::pods_of(&self.topology, node, v6, netns))?,
+                PodNetwork::Sluice => batch(node, &network::gateways(node, v6))?,
+                // The bridge has them.
+                PodNetwork::SluiceBridge => {}
+            }
         }
         for (name, pod) in &self.topology.pods {
-            batch(name, &network::pod(pod, v6))?;
+            if self.options.pod_network.is_sluice() {
+                self.add_pod(name, pod)?;
+            } else {
+                batch(name, &network::pod(pod, v6))?;
+            }
         }
         batch("client", &network::client(&self.topology, v6))
+    }
+
+    /// Has a pod wired by our plugin.
+    fn add_pod(&self, name: &str, pod: &PodSpec) -> Result<()> {
+        let plugin = Plugin {
+            program: self.options.proxy.sluice.with_file_name("sluice-cni"),
+            node: &self.namespace(&From::Host(pod.node.clone())),
+            dir: &self.node_dir(&pod.node)?,
+            network: self.options.pod_network,
+        };
+        plugin.add(name, &self.places.netns(name), pod)
     }
 
     fn start_echo_servers(&self) -> Result<()> {
@@ -342,7 +375,13 @@ impl Lab {
             }
             _ => config,
         };
-        let proxy = Proxy::start(program, node, &namespace, &dir, &source, config)?;
+        let with_pods = match self.options.pod_network {
+            network if network.is_sluice() && program.is_sluice() => {
+                &proxy::merged(network.section(&self.node_dir(node)?), config)
+            }
+            _ => config,
+        };
+        let proxy = Proxy::start(program, node, &namespace, &dir, &source, with_pods)?;
         self.proxies.insert(key, proxy);
         Ok(())
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use sluice_tests::cluster::tools::Tools;
 use sluice_tests::known::{self, KnownErrors};
+use sluice_tests::lab::plugin::PodNetwork;
 use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
@@ -54,6 +55,9 @@ struct RunArguments {
     /// The sluice binary
     #[arg(long)]
     sluice: PathBuf,
+    /// Who wires pods and joins nodes
+    #[arg(long, default_value = "lab")]
+    pod_network: PodNetwork,
     /// The directory of the cluster's programs, for --source api
     #[arg(long)]
     cluster_tools: Option<PathBuf>,
@@ -164,7 +168,7 @@ fn prepare(proxy: ProxyProgram) -> Result<LabOptions> {
     interrupt::install()?;
     prune::stale();
     let agent = std::env::current_exe().context("finding this program")?;
-    Ok(LabOptions { agent, proxy })
+    Ok(LabOptions::new(agent, proxy))
 }
 
 fn cpus() -> usize {
@@ -184,8 +188,12 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         SourceKind::Api => Some(tools(arguments)?),
     };
     let program = program(arguments, &proxy)?;
-    let options =
-        RunOptions { lab: prepare(program)?, tools, known: KnownErrors::parse(known::OF_THE_PROJECT)? };
+    ensure!(
+        program.is_sluice() || !arguments.pod_network.is_sluice(),
+        "--pod-network: --proxy {proxy} has none of its own"
+    );
+    let lab = LabOptions { pod_network: arguments.pod_network, ..prepare(program)? };
+    let options = RunOptions { lab, tools, known: KnownErrors::parse(known::OF_THE_PROJECT)? };
     patience::set(arguments.patience);
     let report = Report::default();
     // A control plane for each job takes memory and, at its start, most of a core.

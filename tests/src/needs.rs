@@ -14,11 +14,14 @@ use crate::target::Proto;
 /// What a case needs whose objects only files can hold: no API server takes them.
 pub const MANIFESTS: &str = "manifests";
 
+/// What a case needs that names the links of the lab's own pods.
+pub const LAB_LINKS: &str = "lab-links";
+
 /// Why `need` is missing on this machine; `None` when it is there. An unknown name is an error.
 pub fn missing(need: &str) -> Result<Option<String>> {
     let (there, what) = match need {
-        // The source of objects decides, not the machine.
-        MANIFESTS => (true, ""),
+        // The source of objects, and who wires pods, decide, not the machine.
+        MANIFESTS | LAB_LINKS => (true, ""),
         "sctp" => (stream_socket(Proto::Sctp, false).is_ok(), "the kernel has no SCTP"),
         "ipv6" => (has_ipv6(), "the kernel has no IPv6"),
         "conntrack" | "tcpdump" | "nft" => (in_path(need), "the program is not installed"),
@@ -46,6 +49,7 @@ pub fn check_name(need: &str) -> Result<()> {
         "ipvs",
         "dummy",
         MANIFESTS,
+        LAB_LINKS,
     ];
     if !known.contains(&need) {
         bail!("needs: unknown feature {need:?} (known: {})", known.join(", "));

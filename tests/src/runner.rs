@@ -96,6 +96,10 @@ fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Clust
     if options.tools.is_some() && case.needs.iter().any(|need| need == needs::MANIFESTS) {
         return Ending::Skipped { reason: "needs manifests: an API server refuses its objects".to_owned() };
     }
+    if options.lab.pod_network.is_sluice() && case.needs.iter().any(|need| need == needs::LAB_LINKS) {
+        let reason = "needs lab-links: sluice's plugin gives pods' links other names".to_owned();
+        return Ending::Skipped { reason };
+    }
     match case.skip_reason(proxy) {
         Ok(None) => {}
         Ok(Some(reason)) => return Ending::Skipped { reason },

@@ -27,7 +27,7 @@ fn lab() -> Option<Lab> {
         return None;
     }
     let proxy = ProxyProgram::sluice(Path::new("/bin/true"), "nftables").unwrap();
-    let options = LabOptions { agent: PathBuf::from(env!("CARGO_BIN_EXE_sluice-conformance")), proxy };
+    let options = LabOptions::new(PathBuf::from(env!("CARGO_BIN_EXE_sluice-conformance")), proxy);
     let topology: Topology = serde_saphyr::from_str(TOPOLOGY).unwrap();
     Some(Lab::create(&topology, options).unwrap())
 }

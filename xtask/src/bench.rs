@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, each printed by a command that anyone can run again.
 
+mod cni;
 mod datapath;
 mod ipvs;
 mod peers;
@@ -26,6 +27,8 @@ enum Command {
     Datapath(datapath::Arguments),
     /// Mode ipvs against kube-proxy's, in a VM: load and change times, memory.
     Ipvs(ipvs::Arguments),
+    /// The CNI plugin beside Debian's bridge and host-local: ADD and DEL, one after the other and all at once.
+    Cni(cni::Arguments),
 }
 
 /// Runs a benchmark.
@@ -33,6 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Some(Command::Scale(arguments)) => scale::run(arguments),
         Some(Command::Ipvs(arguments)) => ipvs::run(arguments),
+        Some(Command::Cni(arguments)) => cni::run(arguments),
         Some(Command::Datapath(arguments)) => datapath::run(arguments),
         None => peers::run(&arguments.peers),
     }

@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// Where the proxy gets its objects from: manifests or api
     #[arg(long, default_value = "manifests")]
     pub(crate) source: String,
+    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN) or sluice-bridge
+    #[arg(long, default_value = "lab")]
+    pub(crate) pod_network: String,
     /// Case files, or directories of them; the project's own when not given
     #[arg(long, num_args = 1..)]
     pub(crate) cases: Vec<PathBuf>,
@@ -47,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut command = Command::new(&programs.conformance);
     command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source]);
+    command.args(["--pod-network", &arguments.pod_network]);
     command.args(["--patience", &arguments.patience.to_string(), "--sluice"]);
     command.arg(&programs.sluice);
     command.arg("--cases").args(cases);

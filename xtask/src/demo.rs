@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sluice_tests::agent::protocol::{Outcome, ProbeRequest};
+use sluice_tests::lab::plugin::PodNetwork;
 use sluice_tests::lab::{Lab, LabOptions, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::target::{From, Target};
@@ -20,6 +21,9 @@ pub(crate) struct Arguments {
     /// Connections for each line of the tables
     #[arg(long, default_value_t = 100)]
     connections: usize,
+    /// Let sluice's CNI plugin wire the pods, and sluice join the nodes by VXLAN
+    #[arg(long)]
+    cni: bool,
 }
 
 const NODE: &str = "node-a";
@@ -31,10 +35,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let programs = machine::build()?;
     sluice_tests::interrupt::install()?;
     prune::stale();
-    let options = LabOptions {
-        agent: programs.conformance.clone(),
-        proxy: ProxyProgram::sluice(&programs.sluice, "nftables")?,
-    };
+    let proxy = ProxyProgram::sluice(&programs.sluice, "nftables")?;
+    let pod_network = if arguments.cni { PodNetwork::Sluice } else { PodNetwork::Lab };
+    let options = LabOptions { pod_network, ..LabOptions::new(programs.conformance.clone(), proxy) };
     let mut lab = Lab::create(&topology()?, options)?;
     heading(
         "Two nodes, four pods and a client, each in a network namespace of its own; sluice runs on both nodes",

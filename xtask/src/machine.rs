@@ -105,7 +105,17 @@ pub(crate) struct Programs {
 pub(crate) fn build() -> Result<Programs> {
     build_ebpf::prepare()?;
     println!("building sluice (release)");
-    run(&mut cargo(&["build", "--release", "--quiet", "--package", "sluice", "--package", "sluice-tests"]))?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "sluice",
+        "--package",
+        "sluice-cni",
+        "--package",
+        "sluice-tests",
+    ]))?;
     let directory = target_directory().join("release");
     Ok(Programs { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") })
 }

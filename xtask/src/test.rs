@@ -62,6 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn cases(proxy: &str, source: &str) -> conformance::Arguments {
     println!("conformance: {proxy}, objects from {source}");
     conformance::Arguments {
+        pod_network: "lab".to_owned(),
         proxy: proxy.to_owned(),
         source: source.to_owned(),
         cases: Vec::new(),

@@ -415,7 +415,7 @@ pub(super) async fn path_mtu(
 }
 
 /// Deletes the device and our routes. Returns whether there was anything.
-pub async fn remove(handle: &Handle) -> Result<bool, KernelError> {
+pub(super) async fn remove(handle: &Handle) -> Result<bool, KernelError> {
     let observed = observe(handle).await?;
     let steps = observed.state.steps_to(&KernelState::default());
     for step in &steps {

@@ -96,13 +96,31 @@ pub(super) fn pod_link(index: usize) -> String {
     format!("veth{index}")
 }
 
-/// A node: its uplink, its pods' cables and host routes, the way to everybody else.
-pub(super) fn node(topology: &Topology, name: &str, v6: bool, netns: impl Fn(&str) -> String) -> Batch {
+/// A node: its uplink, and the way to whatever is outside of the cluster.
+pub(super) fn node(name: &str, v6: bool) -> Batch {
     let mut batch = Batch::new(v6);
     let Some(own) = NodeAddresses::of(name) else { return batch };
     batch.addr(own.eth0[0], 24, "eth0");
     batch.addr(own.eth0[1], 64, "eth0");
     batch.line("link set eth0 up");
+    batch.default_route(CLIENT, "");
+    batch
+}
+
+/// Addresses that cases take for the node's own, where pods are wired without them.
+pub(super) fn gateways(name: &str, v6: bool) -> Batch {
+    let mut batch = Batch::new(v6);
+    if let Some(own) = NodeAddresses::of(name) {
+        batch.addr(own.gateway[0], 32, "lo");
+        batch.addr(own.gateway[1], 128, "lo");
+    }
+    batch
+}
+
+/// The pods of a node: their cables and host routes, and the way to those of other nodes.
+pub(super) fn pods_of(topology: &Topology, name: &str, v6: bool, netns: impl Fn(&str) -> String) -> Batch {
+    let mut batch = Batch::new(v6);
+    let Some(own) = NodeAddresses::of(name) else { return batch };
     let pods = topology.pods.iter().filter(|(_, pod)| pod.node == name);
     for (index, (pod_name, pod)) in pods.enumerate() {
         let dev = pod_link(index);
@@ -119,7 +137,6 @@ pub(super) fn node(topology: &Topology, name: &str, v6: bool, netns: impl Fn(&st
     {
         batch.pod_cidrs(&other);
     }
-    batch.default_route(CLIENT, "");
     batch
 }
 

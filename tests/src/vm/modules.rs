@@ -24,6 +24,9 @@ pub const OF_NFTABLES: [&str; 14] = [
     "nft_reject_inet",
 ];
 
+/// What joins nodes.
+pub const OF_POD_NETWORK: [&str; 1] = ["vxlan"];
+
 /// What virtual servers and their addresses take.
 pub const OF_IPVS: [&str; 4] = ["ip_vs", "ip_vs_rr", "ip_vs_mh", "dummy"];
 

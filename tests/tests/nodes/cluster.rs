@@ -27,6 +27,15 @@ const PODS: [(&str, usize, &str); 3] =
 /// The port of all servers.
 const PORT: u16 = 8080;
 
+/// Who wires pods and joins nodes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wiring {
+    /// This test, with routes.
+    ByHand,
+    /// Sluice's CNI plugin, and sluice with VXLAN.
+    Sluice,
+}
+
 /// A running cluster. Dropping it ends its VMs.
 pub(crate) struct Cluster {
     vms: Vec<Vm>,
@@ -34,6 +43,7 @@ pub(crate) struct Cluster {
     directory: PathBuf,
     sluice: PathBuf,
     mode: &'static str,
+    wiring: Wiring,
     requests: u64,
     _turn: MutexGuard<'static, ()>,
 }
@@ -48,7 +58,7 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Boots it; `None` where nobody says with which kernel and program.
-    pub(crate) fn start(mode: &'static str) -> Option<Self> {
+    pub(crate) fn start(mode: &'static str, wiring: Wiring) -> Option<Self> {
         let variable = |name| std::env::var_os(name).map(PathBuf::from);
         let (Some(kernel), Some(sluice)) = (variable("SLUICE_VM_KERNEL"), variable("SLUICE_BINARY")) else {
             println!("skip: no SLUICE_VM_KERNEL and SLUICE_BINARY (cargo xtask test sets them)");
@@ -73,7 +83,7 @@ impl Cluster {
             ["node-a", "node-b", "client"].into_iter().zip(switch.ports()).map(machine).collect();
         let vms = Vm::start_all(&kernel, &options).unwrap();
         let mut cluster =
-            Self { vms, switch: Some(switch), directory, sluice, mode, requests: 0, _turn: turn };
+            Self { vms, switch: Some(switch), directory, sluice, mode, wiring, requests: 0, _turn: turn };
         cluster.connect();
         Some(cluster)
     }
@@ -93,27 +103,23 @@ impl Cluster {
                 _ => {}
             }
             self.vms[node].load(&wanted).unwrap();
-            self.shell(
-                node,
-                &format!(
-                    "echo 1 >/proc/sys/net/ipv4/ip_forward; ip route add 10.244.{}.0/24 via {}",
-                    other + 1,
-                    NODES[other]
-                ),
-            );
+            match self.wiring {
+                Wiring::ByHand => drop(self.shell(
+                    node,
+                    &format!(
+                        "echo 1 >/proc/sys/net/ipv4/ip_forward; ip route add 10.244.{}.0/24 via {}",
+                        other + 1,
+                        NODES[other]
+                    ),
+                )),
+                Wiring::Sluice => self.vms[node].load(&modules::OF_POD_NETWORK).unwrap(),
+            }
         }
         for (name, node, address) in PODS {
-            let gateway = format!("10.244.{}.1", node + 1);
-            self.shell(
-                node,
-                &format!(
-                    "ip netns add {name} && ip link add v-{name} type veth peer name eth0 netns {name} && \
-                     ip address add {gateway}/32 dev v-{name} && ip link set v-{name} up && \
-                     ip -n {name} address add {address}/32 dev eth0 && ip -n {name} link set lo up && \
-                     ip -n {name} link set eth0 up && ip -n {name} route add {gateway} dev eth0 && \
-                     ip -n {name} route add default via {gateway} && ip route add {address}/32 dev v-{name}"
-                ),
-            );
+            match self.wiring {
+                Wiring::ByHand => self.wire_by_hand(name, node, address),
+                Wiring::Sluice => self.call_plugin(name, node, address),
+            }
             self.start_agent(node, name, &format!("ip netns exec {name}"));
             for protocol in ["tcp", "udp"] {
                 let listen = format!("{protocol}/{PORT}").parse().unwrap();
@@ -122,6 +128,38 @@ impl Cluster {
             }
         }
         self.start_agent(2, "client", "");
+    }
+
+    fn wire_by_hand(&mut self, name: &str, node: usize, address: &str) {
+        let gateway = format!("10.244.{}.1", node + 1);
+        self.shell(
+            node,
+            &format!(
+                "ip netns add {name} && ip link add v-{name} type veth peer name eth0 netns {name} && \
+                 ip address add {gateway}/32 dev v-{name} && ip link set v-{name} up && \
+                 ip -n {name} address add {address}/32 dev eth0 && ip -n {name} link set lo up && \
+                 ip -n {name} link set eth0 up && ip -n {name} route add {gateway} dev eth0 && \
+                 ip -n {name} route add default via {gateway} && ip route add {address}/32 dev v-{name}"
+            ),
+        );
+    }
+
+    /// As a container runtime does. Addresses are fixed, so it need not wait for the daemon.
+    fn call_plugin(&mut self, name: &str, node: usize, address: &str) {
+        let plugin = self.sluice.with_file_name("sluice-cni");
+        let config = format!(
+            r#"{{"cniVersion": "1.1.0", "name": "sluice", "type": "sluice-cni", "mtu": 1450,
+                "ipam": {{"ranges": [[{{"subnet": "10.244.{}.0/24"}}]]}}, "runtimeConfig": {{"ips": ["{address}"]}}}}"#,
+            node + 1
+        );
+        self.shell(
+            node,
+            &format!(
+                "ip netns add {name}; CNI_COMMAND=ADD CNI_CONTAINERID={name} CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
+                 CNI_NETNS=/run/netns/{name} {} <<'E'\n{config}\nE",
+                plugin.display()
+            ),
+        );
     }
 
     fn start_agent(&mut self, vm: usize, name: &str, prefix: &str) {

@@ -7,7 +7,7 @@ mod cluster;
 
 use std::collections::BTreeSet;
 
-use cluster::{CLIENT, Cluster, NODES};
+use cluster::{CLIENT, Cluster, NODES, Wiring};
 use sluice_tests::agent::protocol::Answer;
 
 /// Opens a connection.
@@ -36,16 +36,16 @@ fn service(name: &str, spec: &str, protocol: &str, endpoints: &[usize]) -> Strin
 }
 
 fn objects(of_dns: &[usize]) -> String {
-    let node = |name, address| {
+    let node = |name, address, cidr| {
         format!(
-            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n\
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{cidr}]}}\n\
              status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n---\n"
         )
     };
     let tcp = "protocol: TCP, port: 80, targetPort: 8080";
     [
-        node("node-a", NODES[0]),
-        node("node-b", NODES[1]),
+        node("node-a", NODES[0], "10.244.1.0/24"),
+        node("node-b", NODES[1], "10.244.2.0/24"),
         service(
             "web",
             &format!("type: NodePort, clusterIP: 10.96.0.10, ports: [{{{tcp}, nodePort: 30080}}]"),
@@ -95,6 +95,47 @@ fn nodes_with_ipvs() {
     services_work("ipvs", true);
 }
 
+/// Pods of sluice's plugin, and VXLAN between the nodes: read off the wire.
+#[test]
+fn nodes_with_the_pod_network() {
+    let Some(mut cluster) = Cluster::start("nftables", Wiring::Sluice) else { return };
+    cluster.start_proxies(
+        &objects(&[0]),
+        "sluice: {scheduler: rr, podNetwork: {backend: vxlan, vni: 77, port: 4790}}",
+    );
+    let answers = cluster.probe("user", "tcp://10.244.2.11:8080", 5);
+    assert!(answers.iter().all(|answer| answer.peer.to_string() == USER), "{answers:?}");
+    // tcpdump knows VXLAN by its usual port only, so its header is read here: the flag, and the network (RFC 7348, 5).
+    let outer = format!(
+        "src host {} and dst host {} and udp dst port 4790 and udp[8:4] = 0x08000000 and udp[12:4] = {}",
+        NODES[0],
+        NODES[1],
+        77 << 8
+    );
+    assert!(cluster.wire(&outer).len() >= 5, "{:#?}", cluster.wire("udp port 4790"));
+    let bare = cluster.wire("net 10.244.0.0/16");
+    assert_eq!(bare, Vec::<String>::new(), "a packet between pods crossed the wire as it is");
+    // With Services too.
+    take_turns(&cluster.probe("user", "tcp://10.96.0.10:80", 6));
+    cluster.send_datagrams("user", "udp://10.96.0.13:53");
+    cluster.datagrams_reach("user", "udp://10.96.0.13:53", "web-a");
+    cluster.write(&objects(&[1]));
+    cluster.datagrams_reach("user", "udp://10.96.0.13:53", "web-b");
+    // The device is deleted, and is there again before a connection gives up.
+    cluster.shell(0, "ip link delete sluice-vxlan0");
+    assert_eq!(pods(&cluster.probe("user", "tcp://10.244.2.11:8080", 1)), ["web-b"]);
+    // Outside the cluster a pod has the node's address.
+    cluster.kill_proxy(0);
+    cluster.shell(
+        0,
+        "ip netns exec user timeout 2 bash -c 'echo > /dev/tcp/192.168.78.50/9' 2>/dev/null || true",
+    );
+    let left = cluster.wire(&format!("src host {} and dst host {CLIENT} and tcp dst port 9", NODES[0]));
+    assert!(!left.is_empty(), "a pod does not get out, or shows its own address");
+    cluster.start_proxy(0);
+    take_turns(&cluster.probe("user", "tcp://10.96.0.10:80", 4));
+}
+
 #[test]
 fn nodes_with_ebpf() {
     // Its flows are not in the kernel's connection tracking.
@@ -102,7 +143,7 @@ fn nodes_with_ebpf() {
 }
 
 fn services_work(mode: &'static str, is_tracked: bool) {
-    let Some(mut cluster) = Cluster::start(mode) else { return };
+    let Some(mut cluster) = Cluster::start(mode, Wiring::ByHand) else { return };
     cluster.start_proxies(&objects(&[0]), "sluice: {scheduler: rr}");
     cluster_ip(&mut cluster, is_tracked);
     node_port(&mut cluster, is_tracked);

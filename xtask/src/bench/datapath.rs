@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn lab(programs: &machine::Programs, topology: &str) -> Result<Lab> {
     let topology: Topology = serde_json::from_str(topology)?;
     let proxy = ProxyProgram::sluice(&programs.sluice, "ebpf")?;
-    Lab::create(&topology, LabOptions { agent: programs.conformance.clone(), proxy })
+    Lab::create(&topology, LabOptions::new(programs.conformance.clone(), proxy))
 }
 
 /// Median and range of samples.

@@ -88,7 +88,7 @@ fn measure(arguments: &Arguments) -> Result<Figures> {
     prune::stale();
     let proxies = proxies(arguments, &tools, &programs)?;
     let first = proxies.first().context("--proxies names none")?;
-    let options = LabOptions { agent: programs.conformance.clone(), proxy: first.clone() };
+    let options = LabOptions::new(programs.conformance.clone(), first.clone());
     let cluster = Rc::new(Cluster::start(&tools)?);
     let mut lab = Lab::create_with(&world::topology(proxies.len())?, options, Rc::clone(&cluster))?;
     world::prepare(&lab, proxies.len())?;

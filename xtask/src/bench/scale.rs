@@ -101,10 +101,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn measure(programs: &machine::Programs, arguments: &Arguments, services: usize) -> Result<Figures> {
     let (endpoints, changes) = (arguments.endpoints, arguments.changes);
     let topology: Topology = serde_json::from_value(json!({"nodes": {NODE: {}}, "pods": {}}))?;
-    let options = LabOptions {
-        agent: programs.conformance.clone(),
-        proxy: ProxyProgram::sluice(&programs.sluice, &arguments.proxy)?,
-    };
+    let proxy = ProxyProgram::sluice(&programs.sluice, &arguments.proxy)?;
+    let options = LabOptions::new(programs.conformance.clone(), proxy);
     let mut lab = Lab::create(&topology, options)?;
     let directory = lab.dir().join("manifests");
     write_services(&directory, services, endpoints)?;

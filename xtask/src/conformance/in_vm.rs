@@ -51,6 +51,7 @@ fn argv(arguments: &Arguments, programs: &Programs, cases: &[PathBuf]) -> Vec<St
     let patience = arguments.patience.max(PATIENCE).to_string();
     let mut argv = vec![text(&programs.conformance)];
     argv.extend(["run", "--proxy", &arguments.proxy, "--jobs", &jobs].map(str::to_owned));
+    argv.extend(["--pod-network", &arguments.pod_network].map(str::to_owned));
     argv.extend(["--patience", &patience, "--sluice"].map(str::to_owned));
     argv.extend([text(&programs.sluice), "--cases".to_owned()]);
     argv.extend(cases.iter().map(text));

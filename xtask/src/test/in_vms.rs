@@ -103,6 +103,7 @@ pub(super) fn smoke(programs: &Programs) -> Result<()> {
     }
     kernel_tests(OLDEST)?;
     nodes(OLDEST, programs, "nodes_with_ipvs")?;
+    nodes(OLDEST, programs, "nodes_with_the_pod_network")?;
     for (backend, names) in SMOKE {
         run_cases(backend, OLDEST, places_of(names)?)?;
     }

@@ -2,10 +2,12 @@
 //! pods that are network namespaces too.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
+mod churn;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -107,7 +109,8 @@ impl Node {
         config
     }
 
-    fn call(&self, command: &str, pod: &str, netns: &str, config: &str) -> Answer {
+    /// Starts the plugin.
+    fn start(&self, command: &str, pod: &str, netns: &str, config: &str) -> Child {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-cni"))
             .env_clear()
             .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", pod), ("CNI_IFNAME", "eth0")])
@@ -119,6 +122,11 @@ impl Node {
             .unwrap();
         // It may have gone already.
         drop(child.stdin.take().unwrap().write_all(config.as_bytes()));
+        child
+    }
+
+    fn call(&self, command: &str, pod: &str, netns: &str, config: &str) -> Answer {
+        let child = self.start(command, pod, netns, config);
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
