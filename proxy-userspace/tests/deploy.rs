@@ -232,6 +232,30 @@ fn the_component_for_mode_ipvs_sets_the_mode_and_brings_what_writes_its_sysctls(
     assert_eq!(component["patches"], json!([{"path": "configmap.yaml"}]));
 }
 
+#[test]
+fn the_component_for_the_pod_network_has_the_nodes_directories_at_their_own_places() {
+    use k8s_openapi::api::core::v1::Volume;
+
+    let patch: Value = serde_saphyr::from_str(&text("components/pod-network/daemonset.yaml")).unwrap();
+    let spec = &patch["spec"]["template"]["spec"];
+    let container: Container = serde_json::from_value(spec["containers"][0].clone()).unwrap();
+    let mut arguments = pod().containers.remove(0).args.unwrap();
+    arguments.push("--cni".to_owned());
+    assert_eq!(container.args.as_ref(), Some(&arguments));
+    assert_eq!(parsed(&container).own.cni, Some(true));
+    let settings = settings("pod-network", "sluice: {podNetwork: {backend: vxlan}}");
+    let cni = settings.pod_network.unwrap().cni;
+    let wanted = [cni.bin_dir, cni.conf_dir, cni.data_dir, cni.run_dir];
+    let volumes: Vec<Volume> = serde_json::from_value(spec["volumes"].clone()).unwrap();
+    let mounts = container.volume_mounts.unwrap();
+    for place in &wanted {
+        let mount = mounts.iter().find(|mount| Path::new(&mount.mount_path) == place).unwrap();
+        let volume = volumes.iter().find(|volume| volume.name == mount.name).unwrap();
+        assert_eq!(Path::new(&volume.host_path.as_ref().unwrap().path), place);
+    }
+    assert_eq!((mounts.len(), volumes.len()), (wanted.len(), wanted.len()));
+}
+
 /// API group, resource and verb.
 type Request = (String, String, String);
 

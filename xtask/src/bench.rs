@@ -4,6 +4,7 @@ mod cni;
 mod datapath;
 mod ipvs;
 mod peers;
+mod pod_network;
 mod scale;
 
 use anyhow::Result;
@@ -29,6 +30,8 @@ enum Command {
     Ipvs(ipvs::Arguments),
     /// The CNI plugin beside Debian's bridge and host-local: ADD and DEL, one after the other and all at once.
     Cni(cni::Arguments),
+    /// Pod to pod over VXLAN between two VMs, beside the same plumbing made by hand.
+    PodNetwork(pod_network::Arguments),
 }
 
 /// Runs a benchmark.
@@ -37,6 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::Scale(arguments)) => scale::run(arguments),
         Some(Command::Ipvs(arguments)) => ipvs::run(arguments),
         Some(Command::Cni(arguments)) => cni::run(arguments),
+        Some(Command::PodNetwork(arguments)) => pod_network::run(arguments),
         Some(Command::Datapath(arguments)) => datapath::run(arguments),
         None => peers::run(&arguments.peers),
     }

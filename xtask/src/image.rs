@@ -4,7 +4,7 @@ mod archive;
 mod binary;
 mod check;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -33,11 +33,13 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let name = full_name(arguments.tag.as_deref().unwrap_or("sluice"))?;
     let architecture = architecture()?;
-    let binary = binary::build()?;
-    let bytes = std::fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
+    let binaries = binary::build()?;
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let (bytes, plugin) = (read(&binaries.sluice)?, read(&binaries.plugin)?);
     let (created, revision) = (created(), revision());
     let image = Image {
         binary: &bytes,
+        plugin: &plugin,
         architecture,
         name: &name,
         version: VERSION,

@@ -1,6 +1,6 @@
 //! The OCI image layout (image-spec 1.1) as a tar file. The same input makes the same bytes: times are fixed, JSON keys sorted.
 //!
-//! The image holds the binary and nothing else. No certificates: the API server's is verified with the CA of the service
+//! The image holds the daemon and the CNI plugin, and nothing else. No certificates: the API server's is verified with the CA of the service
 //! account or the kubeconfig. No passwd: the user is given by number.
 
 use std::io::Write;
@@ -19,6 +19,8 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub(super) struct Image<'a> {
     /// The daemon, statically linked.
     pub(super) binary: &'a [u8],
+    /// The CNI plugin, statically linked.
+    pub(super) plugin: &'a [u8],
     /// As OCI says it: `amd64`, `arm64`.
     pub(super) architecture: &'a str,
     /// The full name with its tag.
@@ -65,7 +67,7 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 impl Image<'_> {
     /// Makes the archive.
     pub(super) fn archive(&self) -> Result<Archive> {
-        let layer_tar = layer(self.binary)?;
+        let layer_tar = layer(self.binary, self.plugin)?;
         let layer = Blob::new(LAYER, gzip(&layer_tar)?);
         let config = Blob::new(CONFIG, serde_json::to_vec(&self.config(&digest(&layer_tar)))?);
         let manifest = json!({
@@ -105,7 +107,7 @@ impl Image<'_> {
     fn labels(&self) -> Value {
         let mut labels = json!({
             "org.opencontainers.image.title": "Sluice",
-            "org.opencontainers.image.description": "Service proxy for Linux Kubernetes nodes",
+            "org.opencontainers.image.description": "Service proxy and pod network for Linux Kubernetes nodes",
             "org.opencontainers.image.version": self.version,
             "org.opencontainers.image.created": self.created,
             "org.opencontainers.image.licenses": "Apache-2.0",
@@ -133,13 +135,14 @@ pub(super) fn blob_path(digest: &str) -> String {
 }
 
 /// The image's file system. A DaemonSet made for kube-proxy finds its command too.
-fn layer(binary: &[u8]) -> Result<Vec<u8>> {
+fn layer(binary: &[u8], plugin: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Tar::new();
     for directory in ["usr/", "usr/local/", "usr/local/bin/"] {
         tar.directory(directory)?;
     }
     tar.link("usr/local/bin/kube-proxy", "sluice")?;
     tar.file("usr/local/bin/sluice", binary, 0o755)?;
+    tar.file("usr/local/bin/sluice-cni", plugin, 0o755)?;
     tar.finish()
 }
 
@@ -197,6 +200,7 @@ mod tests {
     fn image() -> Image<'static> {
         Image {
             binary: b"\x7fELF and more",
+            plugin: b"\x7fELF of the plugin",
             architecture: "amd64",
             name: "registry.example/sluice:1",
             version: "1",
@@ -225,7 +229,14 @@ mod tests {
         }
         assert_eq!(
             paths,
-            ["usr/", "usr/local/", "usr/local/bin/", "usr/local/bin/kube-proxy", "usr/local/bin/sluice"]
+            [
+                "usr/",
+                "usr/local/",
+                "usr/local/bin/",
+                "usr/local/bin/kube-proxy",
+                "usr/local/bin/sluice",
+                "usr/local/bin/sluice-cni"
+            ]
         );
         let last = archive.bytes.windows(2).rposition(|window| window == [0x1f, 0x8b]).unwrap();
         archive.bytes[last + 20] ^= 1;

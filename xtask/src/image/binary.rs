@@ -1,4 +1,4 @@
-//! The static binary: linked with musl, by the first toolchain that can.
+//! The static binaries, the daemon and the CNI plugin: linked with musl, by the first toolchain that can.
 //!
 //! 1. The workspace's own, when it has the standard library for musl or rustup can fetch it.
 //! 2. Debian's, which has no such library but the source of it, and builds it.
@@ -18,15 +18,25 @@ const MUSL: (&str, &str) = ("musl-gcc", "musl-tools");
 /// The unwinder that Rust's standard library links with on musl.
 const LIBUNWIND: (&str, &str) = ("/usr/lib/llvm-22/lib/libunwind.a", "libunwind-22-dev");
 
-/// Builds the daemon, stripped of debug information.
-pub(super) fn build() -> Result<PathBuf> {
+/// The programs of the image.
+#[derive(Debug)]
+pub(super) struct Binaries {
+    /// The daemon.
+    pub(super) sluice: PathBuf,
+    /// The CNI plugin.
+    pub(super) plugin: PathBuf,
+}
+
+/// Builds them, stripped of debug information.
+pub(super) fn build() -> Result<Binaries> {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     machine::install(&[MUSL])?;
     build_ebpf::prepare()?;
     let own = has_library(&target) || fetch_library(&target);
     println!("building sluice for {target}, {}", if own { "optimized" } else { "with Debian's Rust" });
     let mut command = if own { cargo(&[]) } else { debians(&target)? };
-    command.args(["build", "--quiet", "--profile", "image", "--package", "sluice", "--target", &target]);
+    command.args(["build", "--quiet", "--profile", "image", "--target", &target]);
+    command.args(["--package", "sluice", "--package", "sluice-cni"]);
     command.env(format!("CC_{}", target.replace('-', "_")), MUSL.0);
     let mut flags = remapped_paths();
     if !own {
@@ -35,9 +45,11 @@ pub(super) fn build() -> Result<PathBuf> {
     // Encoded flags may hold spaces; these are the target's only, not the build scripts'.
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(&OsString::from("\u{1f}")));
     run(&mut command)?;
-    let binary = machine::target_directory().join(&target).join("image/sluice");
-    check_static(&binary)?;
-    Ok(binary)
+    let built = machine::target_directory().join(&target).join("image");
+    let binaries = Binaries { sluice: built.join("sluice"), plugin: built.join("sluice-cni") };
+    check_static(&binaries.sluice)?;
+    check_static(&binaries.plugin)?;
+    Ok(binaries)
 }
 
 /// Where something was built must not show in what was built.

@@ -96,6 +96,7 @@ fn run_in(root: &Path, image: &Unpacked) -> Result<()> {
     for program in [entrypoint, "/usr/local/bin/kube-proxy"] {
         machine::run(contained(root, program).arg("--version"))?;
     }
+    machine::run(contained(root, "/usr/local/bin/sluice-cni").env("CNI_COMMAND", "VERSION"))?;
     let daemon = ["run", "--manifests", "/manifests", "--hostname-override", "image-check"];
     let mut child = contained(root, entrypoint).args(daemon).spawn()?;
     let outcome = serves_and_ends(&mut child);
