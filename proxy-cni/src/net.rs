@@ -10,14 +10,15 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
 
 use crate::spec::Mode;
-use crate::wiring::{Wiring, bridge_mac, is_of_network};
+use crate::wiring::{Mac, Wiring, bridge_mac, is_of_network};
+use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
 pub use netlink::{NetError, Netlink};
 pub use pod::{PodState, in_namespace};
 
@@ -87,38 +88,44 @@ pub fn is_host_name(name: &str) -> bool {
 fn bridge(netlink: &mut Netlink, wiring: &Wiring) -> Result<u32, NetError> {
     let gateway = wiring.bridge_gateway().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let mac = bridge_mac(&wiring.bridge, gateway);
-    let index = match netlink.index(&wiring.bridge)? {
-        Some(index) => index,
-        None => {
-            let mut link = up();
-            link.attributes = vec![
-                LinkAttribute::IfName(wiring.bridge.clone()),
-                LinkAttribute::Mtu(wiring.mtu),
-                LinkAttribute::Address(mac.to_vec()),
-                LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
-            ];
-            match netlink.new_link("make the bridge", link, NLM_F_CREATE | NLM_F_EXCL) {
-                // Another plugin was faster.
-                Err(error) if error.errno() == Some(libc::EEXIST) => {}
-                other => other?,
-            }
-            netlink.index(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))?
-        }
+    let link = match netlink.link(&wiring.bridge)? {
+        Some(link) => link,
+        None => make_bridge(netlink, wiring, mac)?,
     };
+    let index = link.header.index;
     let wanted: Vec<IpNet> = wiring.leases.iter().map(|lease| lease.gateway_address()).collect();
     let had = netlink.addresses(index)?;
-    for address in wanted.iter().filter(|address| !had.contains(address)) {
-        netlink.add_address(index, *address)?;
-    }
+    let missing = wanted.iter().filter(|address| !had.contains(address));
+    let mut changes: Vec<Change> = missing.map(|address| add_address(index, *address)).collect();
     // Of pod CIDRs that the node had before.
-    for address in had.iter().filter(|address| is_stale(address, &wanted)) {
-        netlink.delete_address(index, *address)?;
+    let stale = had.iter().filter(|address| is_stale(address, &wanted));
+    changes.extend(stale.map(|address| delete_address(index, *address)));
+    if !link.header.flags.contains(LinkFlags::Up)
+        || !link.attributes.contains(&LinkAttribute::Address(mac.to_vec()))
+    {
+        let mut link = up();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::Address(mac.to_vec())];
+        changes.push(new_link("set the bridge up", link, 0));
     }
-    let mut link = up();
-    link.header.index = index;
-    link.attributes = vec![LinkAttribute::Address(mac.to_vec())];
-    netlink.new_link("set the bridge up", link, 0)?;
+    netlink.apply(changes)?;
     Ok(index)
+}
+
+fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkMessage, NetError> {
+    let mut link = up();
+    link.attributes = vec![
+        LinkAttribute::IfName(wiring.bridge.clone()),
+        LinkAttribute::Mtu(wiring.mtu),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    match netlink.apply(vec![new_link("make the bridge", link, NLM_F_CREATE | NLM_F_EXCL)]) {
+        // Another plugin was faster.
+        Err(error) if error.errno() == Some(libc::EEXIST) => {}
+        other => other?,
+    }
+    netlink.link(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))
 }
 
 /// Whether the bridge should not have an address (any more). One of a family that this pod has none of may be another pod's
@@ -161,7 +168,7 @@ fn veth(
         ]),
     ];
     host.attributes.extend(bridge.map(LinkAttribute::Controller));
-    match netlink.new_link("make the pod's link", host, NLM_F_CREATE | NLM_F_EXCL) {
+    match netlink.apply(vec![new_link("make the pod's link", host, NLM_F_CREATE | NLM_F_EXCL)]) {
         Err(error) if error.errno() == Some(libc::EEXIST) => {
             return Err(NetError::Exists {
                 interface: wiring.pod.clone(),
@@ -186,15 +193,15 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(port),
         ]));
-        return netlink.new_link("set the bridge's port up", link, 0);
+        return netlink.apply(vec![new_link("set the bridge's port up", link, 0)]);
     }
-    netlink.new_link("name the pod's link", link, 0)?;
+    let mut changes = vec![new_link("name the pod's link", link, 0)];
     for lease in &wiring.leases {
         let address = IpNet::from(lease.address.addr());
-        netlink.add_neighbour(host, address.addr(), wiring.pod_mac)?;
-        netlink.add_route(host, address, None, NLM_F_CREATE | NLM_F_REPLACE)?;
+        changes.push(add_neighbour(host, address.addr(), wiring.pod_mac));
+        changes.push(add_route(host, address, None));
     }
-    Ok(())
+    netlink.apply(changes)
 }
 
 /// Writes a file below `/proc/sys`, of the network namespace that this thread is in.

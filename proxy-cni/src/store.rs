@@ -196,9 +196,8 @@ impl Store {
         let text = serde_json::to_vec(&written).map_err(io::Error::other).map_err(failed("write", &new))?;
         let mut file = File::create(&new).map_err(failed("write", &new))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", &new))?;
+        // Its directory is not synced: after a crash the old file would count for nothing either, because the boot is another.
         fs::rename(&new, &path).map_err(failed("replace", &path))?;
-        let sync = || File::open(&self.directory)?.sync_all();
-        sync().map_err(failed("sync", &self.directory))?;
         self.contents = contents;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Requests to the kernel's routing netlink, one after the other.
+//! Requests to the kernel's routing netlink: questions one after the other, changes together.
 
 use std::io;
 use std::net::IpAddr;
@@ -81,6 +81,78 @@ impl NetError {
     }
 }
 
+/// A change that is asked for.
+#[derive(Debug)]
+pub(super) struct Change {
+    operation: String,
+    request: RouteNetlinkMessage,
+    flags: u16,
+    /// The kernel's error that says that there is nothing to be done.
+    is_done_by: Option<i32>,
+}
+
+/// Makes a link, or changes one.
+pub(super) fn new_link(operation: &str, link: LinkMessage, flags: u16) -> Change {
+    change(operation.to_owned(), RouteNetlinkMessage::NewLink(link), flags)
+}
+
+/// Adds an address that can be used at once: nobody else on the link can have it (IPv6: no duplicate address detection).
+pub(super) fn add_address(index: u32, address: IpNet) -> Change {
+    let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
+    change(format!("add address {address}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Deletes an address, if it is there.
+pub(super) fn delete_address(index: u32, address: IpNet) -> Change {
+    let message = RouteNetlinkMessage::DelAddress(address_message(index, address));
+    let delete = change(format!("delete address {address}"), message, 0);
+    Change { is_done_by: Some(libc::EADDRNOTAVAIL), ..delete }
+}
+
+/// Adds a route through a link.
+pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Change {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family(&to.addr());
+    route.header.destination_prefix_length = to.prefix_len();
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    route.attributes.push(RouteAttribute::Oif(index));
+    if to.prefix_len() > 0 {
+        route.attributes.push(RouteAttribute::Destination(route_address(to.addr())));
+    }
+    if let Some(gateway) = gateway {
+        // It needs no network of its own on the link.
+        route.header.flags = RouteFlags::Onlink;
+        route.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    }
+    let message = RouteNetlinkMessage::NewRoute(route);
+    change(format!("add the route to {to}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Says for good which hardware address an address has.
+pub(super) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Change {
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = family(&address);
+    neighbour.header.ifindex = index;
+    neighbour.header.state = NeighbourState::Permanent;
+    let destination = match address {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    let message = RouteNetlinkMessage::NewNeighbour(neighbour);
+    change(format!("add neighbour {address}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn change(operation: String, request: RouteNetlinkMessage, flags: u16) -> Change {
+    Change { operation, request, flags, is_done_by: None }
+}
+
 /// A socket in the network namespace that it was opened in.
 pub struct Netlink {
     socket: Socket,
@@ -93,6 +165,8 @@ impl Netlink {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
+            // Kernels before 4.20 cannot filter; what they send too much is left out here.
+            drop(socket.set_netlink_get_strict_chk(true));
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
@@ -100,23 +174,25 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Sends a request and gives every answer to `each`, until the last one.
-    fn converse(
-        &mut self,
-        operation: &str,
-        request: RouteNetlinkMessage,
-        flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<(), NetError> {
+    /// A request in bytes, with the next number.
+    fn numbered(&mut self, request: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
         message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
+        let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
         message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(|source| failed(operation, source))?;
+        bytes
+    }
+
+    /// Takes what the kernel has sent. `each` is given number and content, and returns whether that was all.
+    fn receive(
+        &mut self,
+        operation: &str,
+        mut each: impl FnMut(u32, NetlinkPayload<RouteNetlinkMessage>) -> Result<bool, NetError>,
+    ) -> Result<(), NetError> {
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
             buffer.clear();
@@ -128,22 +204,66 @@ impl Netlink {
                     .map_err(|error| odd(error.to_string()))?;
                 let length = (answer.header.length as usize).next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
-                    NetlinkPayload::Error(error) => return Err(failed(operation, error.to_io())),
-                    NetlinkPayload::InnerMessage(inner) => each(inner),
-                    _ => {}
+                if each(answer.header.sequence_number, answer.payload)? {
+                    return Ok(());
                 }
             }
         }
     }
 
-    fn change(&mut self, operation: &str, request: RouteNetlinkMessage, flags: u16) -> Result<(), NetError> {
-        self.converse(operation, request, flags | NLM_F_ACK, |_| {})
+    /// Sends a question and gives every answer to `each`, until the last one.
+    fn ask(
+        &mut self,
+        operation: &str,
+        request: RouteNetlinkMessage,
+        flags: u16,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<(), NetError> {
+        let bytes = self.numbered(request, flags);
+        let number = self.sequence;
+        self.socket.send(&bytes, 0).map_err(|source| failed(operation, source))?;
+        self.receive(operation, |answered, payload| {
+            if answered != number {
+                return Ok(false);
+            }
+            match payload {
+                NetlinkPayload::Done(_) => return Ok(true),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
+                NetlinkPayload::Error(error) => return Err(failed(operation, error.to_io())),
+                NetlinkPayload::InnerMessage(inner) => each(inner),
+                _ => {}
+            }
+            Ok(false)
+        })
+    }
+
+    /// Asks for changes, all in one message. The kernel makes each for itself, and goes on when one fails: the error is that of
+    /// the first that did.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> Result<(), NetError> {
+        let first = self.sequence + 1;
+        let (mut bytes, mut asked) = (Vec::new(), Vec::new());
+        for Change { operation, request, flags, is_done_by } in changes {
+            bytes.extend(self.numbered(request, flags | NLM_F_ACK));
+            asked.push((operation, is_done_by));
+        }
+        let Some((operation, _)) = asked.first() else { return Ok(()) };
+        self.socket.send(&bytes, 0).map_err(|source| failed(operation, source))?;
+        let (mut open, mut failure) = (asked.len(), None);
+        self.receive(operation, |answered, payload| {
+            let place = answered.checked_sub(first).and_then(|place| asked.get(place as usize));
+            let (Some((operation, is_done_by)), NetlinkPayload::Error(answer)) = (place, payload) else {
+                return Ok(false);
+            };
+            if answer.code.is_some() {
+                let source = answer.to_io();
+                if source.raw_os_error() != *is_done_by {
+                    failure.get_or_insert(failed(operation, source));
+                }
+            }
+            open -= 1;
+            Ok(open == 0)
+        })?;
+        failure.map_or(Ok(()), Err)
     }
 
     /// The index of a link, if there is one of this name.
@@ -156,7 +276,7 @@ impl Netlink {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let mut found = None;
-        let asked = self.converse(
+        let asked = self.ask(
             &format!("look for interface {name}"),
             RouteNetlinkMessage::GetLink(request),
             NLM_F_ACK,
@@ -176,7 +296,7 @@ impl Netlink {
     pub fn links(&mut self) -> Result<Vec<(String, String)>, NetError> {
         let mut names = Vec::new();
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.converse("list interfaces", request, NLM_F_DUMP, |answer| {
+        self.ask("list interfaces", request, NLM_F_DUMP, |answer| {
             if let RouteNetlinkMessage::NewLink(link) = answer {
                 let mut texts = (String::new(), String::new());
                 for attribute in link.attributes {
@@ -192,23 +312,20 @@ impl Netlink {
         Ok(names)
     }
 
-    /// Makes a link, or changes one.
-    pub fn new_link(&mut self, operation: &str, link: LinkMessage, flags: u16) -> Result<(), NetError> {
-        self.change(operation, RouteNetlinkMessage::NewLink(link), flags)
-    }
-
     /// Deletes a link.
     pub fn delete_link(&mut self, index: u32) -> Result<(), NetError> {
         let mut link = LinkMessage::default();
         link.header.index = index;
-        self.change("delete an interface", RouteNetlinkMessage::DelLink(link), 0)
+        self.apply(vec![change("delete an interface".to_owned(), RouteNetlinkMessage::DelLink(link), 0)])
     }
 
     /// The addresses of a link.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<IpNet>, NetError> {
         let mut found = Vec::new();
-        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.converse("list addresses", request, NLM_F_DUMP, |answer| {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        let request = RouteNetlinkMessage::GetAddress(message);
+        self.ask("list addresses", request, NLM_F_DUMP, |answer| {
             let RouteNetlinkMessage::NewAddress(message) = answer else { return };
             if message.header.index != index {
                 return;
@@ -228,54 +345,11 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Adds an address that can be used at once: nobody else on the link can have it (IPv6: no duplicate address detection).
-    pub fn add_address(&mut self, index: u32, address: IpNet) -> Result<(), NetError> {
-        let message = address_message(index, address);
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(&format!("add address {address}"), RouteNetlinkMessage::NewAddress(message), flags)
-    }
-
-    /// Deletes an address.
-    pub fn delete_address(&mut self, index: u32, address: IpNet) -> Result<(), NetError> {
-        let message = RouteNetlinkMessage::DelAddress(address_message(index, address));
-        match self.change(&format!("delete address {address}"), message, 0) {
-            Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Adds a route through a link.
-    pub fn add_route(
-        &mut self,
-        index: u32,
-        to: IpNet,
-        gateway: Option<IpAddr>,
-        flags: u16,
-    ) -> Result<(), NetError> {
-        let mut route = RouteMessage::default();
-        route.header.address_family = family(&to.addr());
-        route.header.destination_prefix_length = to.prefix_len();
-        route.header.table = RouteHeader::RT_TABLE_MAIN;
-        route.header.protocol = RouteProtocol::Static;
-        route.header.kind = RouteType::Unicast;
-        route.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
-        route.attributes.push(RouteAttribute::Oif(index));
-        if to.prefix_len() > 0 {
-            route.attributes.push(RouteAttribute::Destination(route_address(to.addr())));
-        }
-        if let Some(gateway) = gateway {
-            // It needs no network of its own on the link.
-            route.header.flags = RouteFlags::Onlink;
-            route.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
-        }
-        self.change(&format!("add the route to {to}"), RouteNetlinkMessage::NewRoute(route), flags)
-    }
-
     /// The destinations of the routes through a link.
     pub fn routes(&mut self, index: u32) -> Result<Vec<IpNet>, NetError> {
         let mut found = Vec::new();
         let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        self.converse("list routes", request, NLM_F_DUMP, |answer| {
+        self.ask("list routes", request, NLM_F_DUMP, |answer| {
             let RouteNetlinkMessage::NewRoute(route) = answer else { return };
             if !route.attributes.contains(&RouteAttribute::Oif(index)) {
                 return;
@@ -292,24 +366,6 @@ impl Netlink {
             found.extend(IpNet::new(to.unwrap_or(any), route.header.destination_prefix_length).ok());
         })?;
         Ok(found)
-    }
-
-    /// Says for good which hardware address an address has.
-    pub fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: Mac) -> Result<(), NetError> {
-        let mut neighbour = NeighbourMessage::default();
-        neighbour.header.family = family(&address);
-        neighbour.header.ifindex = index;
-        neighbour.header.state = NeighbourState::Permanent;
-        let destination = match address {
-            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-        };
-        neighbour.attributes = vec![
-            NeighbourAttribute::Destination(destination),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
-        let request = RouteNetlinkMessage::NewNeighbour(neighbour);
-        self.change(&format!("add neighbour {address}"), request, NLM_F_CREATE | NLM_F_REPLACE)
     }
 }
 

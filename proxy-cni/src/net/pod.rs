@@ -3,13 +3,15 @@
 use std::thread;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::sched::{CloneFlags, setns};
 
-use super::netlink::{NetError, Netlink};
+use super::netlink::{NetError, Netlink, add_address, add_neighbour, add_route, new_link};
 use super::{Namespace, up, write_sysctl};
 use crate::wiring::Wiring;
+
+/// `LOOPBACK_IFINDEX` of include/net/flow.h.
+const LOOPBACK: u32 = 1;
 
 /// Runs something in a network namespace, on a thread that is used for nothing else.
 pub fn in_namespace<T: Send>(
@@ -32,29 +34,25 @@ pub(super) fn settle(
 ) -> Result<(), NetError> {
     in_namespace(namespace, || {
         let mut netlink = Netlink::open()?;
-        if let Some(lo) = netlink.index("lo")? {
-            let mut link = up();
-            link.header.index = lo;
-            netlink.new_link("set lo up", link, 0)?;
-        }
         let index = netlink.index(&wiring.pod)?.ok_or_else(|| NetError::Gone(wiring.pod.clone()))?;
         if wiring.leases.iter().any(|lease| lease.address.addr().is_ipv6()) {
             // Nobody may have to wait for the link's own address either. Without IPv6 the addresses fail, and say so.
             drop(write_sysctl(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
             drop(write_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
         }
-        for lease in &wiring.leases {
-            netlink.add_address(index, wiring.pod_address(lease))?;
-        }
-        let mut link = up();
-        link.header.index = index;
-        netlink.new_link("set the pod's interface up", link, 0)?;
-        for lease in &wiring.leases {
-            netlink.add_neighbour(index, wiring.gateway(lease), wiring.gateway_mac(lease))?;
-        }
-        for (to, gateway) in wiring.pod_routes() {
-            netlink.add_route(index, to, Some(gateway), NLM_F_CREATE | NLM_F_REPLACE)?;
-        }
+        let set_up = |operation: &str, index: u32| {
+            let mut link = up();
+            link.header.index = index;
+            new_link(operation, link, 0)
+        };
+        let mut changes = vec![set_up("set lo up", LOOPBACK)];
+        changes.extend(wiring.leases.iter().map(|lease| add_address(index, wiring.pod_address(lease))));
+        changes.push(set_up("set the pod's interface up", index));
+        let gateways = wiring.leases.iter().map(|lease| (wiring.gateway(lease), wiring.gateway_mac(lease)));
+        changes.extend(gateways.map(|(gateway, mac)| add_neighbour(index, gateway, mac)));
+        let routes = wiring.pod_routes().into_iter();
+        changes.extend(routes.map(|(to, gateway)| add_route(index, to, Some(gateway))));
+        netlink.apply(changes)?;
         for (name, value) in sysctls {
             write_sysctl(name, value)?;
         }
