@@ -82,7 +82,7 @@ fn supports(version: Version, command: Command) -> Result<(), CniError> {
     let since = match command {
         Command::Check => Version::V0_4_0,
         Command::Gc | Command::Status => Version::V1_1_0,
-        _ => Version::V0_3_1,
+        _ => Version::V0_3_0,
     };
     if version < since {
         let text = format!("there is no such command in version {version}; it came with {since}");
@@ -241,8 +241,8 @@ fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<
 
 /// Removes what belongs to no valid attachment: links, then addresses.
 fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
-    let missing = || CniError::new(Code::InvalidConfig, "cni.dev/valid-attachments: GC needs them");
-    let valid = config.valid.as_ref().ok_or_else(missing)?;
+    // Without a word about it (cnitool) nobody is known to be invalid.
+    let Some(valid) = &config.valid else { return Ok(()) };
     if let Ipam::Delegated(name) = &config.ipam {
         let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
         for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {

@@ -28,7 +28,8 @@ use sluice_cni::store::{self, StoreError};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::pod_network::{
-    Hop, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport, pod_network, vtep_mac,
+    Hop, HostPort, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport, pod_network,
+    vtep_mac,
 };
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
@@ -99,8 +100,10 @@ pub struct PodNetworkTask {
     plugin: PathBuf,
     recorder: Recorder,
     metrics: Metrics,
-    /// As they were written last.
+    /// As they were written last, and are still, for all that is known.
     rules: Option<PodRules>,
+    /// Those that flows were compared with last.
+    host_ports: Vec<HostPort>,
     told: BTreeSet<Problem>,
     /// What the plugin was told last.
     node_file: Option<NodeFile>,
@@ -127,6 +130,7 @@ impl PodNetworkTask {
             recorder,
             metrics,
             rules: None,
+            host_ports: Vec::new(),
             told: BTreeSet::new(),
             node_file: None,
             waits: false,
@@ -195,19 +199,26 @@ impl PodNetworkTask {
             tokio::select! {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
-                Some(notice) = rule_notices.recv() => {
-                    match notice {
-                        Notice::Changed => warn!("somebody else changed table inet {TABLE}: writing it anew"),
-                        Notice::Lost => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
-                    }
-                    self.rules = None;
-                }
+                Some(notice) = rule_notices.recv() => self.distrust_rules(notice),
                 there = until_of_interest(&mut messages) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
             }
             tokio::time::sleep(SETTLE).await;
-            while rule_notices.try_recv().is_ok() {}
+            // Also what came while something else was waited for.
+            while let Ok(notice) = rule_notices.try_recv() {
+                self.distrust_rules(notice);
+            }
+        }
+    }
+
+    /// The next pass writes the rules anew.
+    fn distrust_rules(&mut self, notice: Notice) {
+        if self.rules.take().is_some() {
+            match notice {
+                Notice::Changed => warn!("somebody else changed table inet {TABLE}: writing it anew"),
+                Notice::Lost => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
+            }
         }
     }
 
@@ -373,9 +384,9 @@ impl PodNetworkTask {
                 *nft = Some(opened);
             }
         }
-        let before = self.rules.as_ref().map_or(&[][..], |rules| &rules.host_ports);
-        let changed = host_ports::Changed::between(before, &rules.host_ports);
+        let changed = host_ports::Changed::between(&self.host_ports, &rules.host_ports);
         end_flows(&changed, network).map_err(PassError::Rules)?;
+        self.host_ports.clone_from(&rules.host_ports);
         self.rules = Some(rules);
         Ok(())
     }

@@ -210,13 +210,30 @@ impl Lab {
 
     /// Has a pod wired by our plugin.
     fn add_pod(&self, name: &str, pod: &PodSpec) -> Result<()> {
-        let plugin = Plugin {
-            program: self.options.proxy.sluice.with_file_name("sluice-cni"),
-            node: &self.namespace(&From::Host(pod.node.clone())),
-            dir: &self.node_dir(&pod.node)?,
-            network: self.options.pod_network,
-        };
-        plugin.add(name, &self.places.netns(name), pod)
+        let (node, dir) = (self.namespace(&From::Host(pod.node.clone())), self.node_dir(&pod.node)?);
+        self.plugin(&node, &dir).call("ADD", name, &self.places.netns(name), pod, &json!({}))
+    }
+
+    /// Takes a pod off the network, and wires it anew with what a runtime may ask for (`runtimeConfig`).
+    pub fn rewire(&self, name: &str, runtime_config: &Value) -> Result<()> {
+        let pod = self.topology.pods.get(name).ok_or_else(|| anyhow!("no pod {name}"))?;
+        let (node, dir) = (self.namespace(&From::Host(pod.node.clone())), self.node_dir(&pod.node)?);
+        let plugin = self.plugin(&node, &dir);
+        plugin.call("DEL", name, &self.places.netns(name), pod, &json!({}))?;
+        plugin.call("ADD", name, &self.places.netns(name), pod, runtime_config)
+    }
+
+    /// A network namespace that is no pod of the topology, to be removed with the lab. Its name for `ip netns`.
+    pub fn extra_namespace(&mut self, name: &str) -> Result<String> {
+        let name = self.places.netns(name);
+        ip_batch(None, &format!("netns add {name}\n"))?;
+        self.places.namespaces.push(name.clone());
+        Ok(name)
+    }
+
+    fn plugin<'a>(&self, node: &'a Namespace, dir: &'a Path) -> Plugin<'a> {
+        let program = self.options.proxy.sluice.with_file_name("sluice-cni");
+        Plugin { program, node, dir, network: self.options.pod_network }
     }
 
     fn start_echo_servers(&self) -> Result<()> {

@@ -7,6 +7,7 @@ mod draining;
 mod ipvs;
 mod migration;
 mod outage;
+mod pod_network;
 mod pods;
 mod restart;
 mod stage;
@@ -24,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use crate::cluster::Cluster;
 use crate::cluster::tools::Tools;
 use crate::expect::Unmet;
+use crate::lab::plugin::PodNetwork;
 use crate::lab::{Lab, LabOptions};
 use crate::report::{CaseReport, Ending, Failure, Report, seconds};
 use crate::{interrupt, needs};
@@ -45,13 +47,23 @@ pub struct Scenario {
     topology: &'static str,
     /// It takes minutes
     long: bool,
+    /// Who wires pods and joins nodes
+    pod_network: PodNetwork,
     body: fn(&mut Stage) -> Result<()>,
 }
 
 impl Scenario {
     /// What scenarios under traffic have in common: its topology, and nothing else that is special.
     const fn under_traffic(file: &'static str) -> Self {
-        Self { name: "", file, needs: &[], topology: traffic::TOPOLOGY, long: false, body: |_| Ok(()) }
+        Self {
+            name: "",
+            file,
+            needs: &[],
+            topology: traffic::TOPOLOGY,
+            long: false,
+            pod_network: PodNetwork::Lab,
+            body: |_| Ok(()),
+        }
     }
 }
 
@@ -78,6 +90,7 @@ fn all() -> impl Iterator<Item = Scenario> {
         ipvs::ALL,
         watch::ALL,
         outage::ALL,
+        pod_network::ALL,
     ];
     groups.concat().into_iter()
 }
@@ -139,8 +152,9 @@ fn stage(scenario: &Scenario, options: &Options, cluster: &mut Option<Rc<Cluster
             Rc::clone(other.insert(Rc::new(Cluster::start(&options.tools).context("no API server")?)))
         }
     };
+    let lab = LabOptions { pod_network: scenario.pod_network, ..options.lab.clone() };
     let topology = serde_saphyr::from_str(scenario.topology).context("the scenario's topology")?;
-    let lab = Lab::create_with(&topology, options.lab.clone(), Rc::clone(&cluster))?;
+    let lab = Lab::create_with(&topology, lab, Rc::clone(&cluster))?;
     Ok(Stage::new(lab, cluster, options.tools.clone(), options.lab.proxy.clone()))
 }
 

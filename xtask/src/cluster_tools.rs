@@ -1,5 +1,5 @@
 //! `cargo xtask cluster-tools`: builds kube-apiserver, kube-controller-manager, kube-proxy and etcd from the Go module in
-//! `tests/cluster-tools`, once for each version of it.
+//! `tests/cluster-tools`, and cnitool and CNI plugins from that in `tests/cni-tools`, once for each version of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +11,26 @@ use crate::machine::{has, root, run, target_directory};
 /// Packages of Kubernetes to build, each with the name of its program.
 const KUBERNETES: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kube-proxy"];
 
+/// What calls CNI plugins, and plugins that are called beside ours.
+const CNI: [&str; 3] = [
+    "github.com/containernetworking/cni/cnitool",
+    "github.com/containernetworking/plugins/plugins/ipam/host-local",
+    "github.com/containernetworking/plugins/plugins/meta/bandwidth",
+];
+
 /// Builds the programs unless they are there already, and tells their directory.
 pub(crate) fn build() -> Result<PathBuf> {
     let module = root().join("tests/cluster-tools");
     let directory = target_directory().join("cluster-tools/bin");
     let stamp = directory.join("go.mod+go.sum");
-    let sums = std::fs::read_to_string(module.join("go.sum")).context("tests/cluster-tools/go.sum")?;
-    let pins = std::fs::read_to_string(module.join("go.mod")).context("tests/cluster-tools/go.mod")?;
-    let wanted = format!("{pins}\n{sums}");
+    let of_cni = root().join("tests/cni-tools");
+    let read = |module: &Path, name: &str| {
+        let path = module.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let pins = read(&module, "go.mod")?;
+    let wanted = [pins.clone(), read(&module, "go.sum")?, read(&of_cni, "go.mod")?, read(&of_cni, "go.sum")?]
+        .join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
         return Ok(directory);
     }
@@ -30,7 +42,9 @@ pub(crate) fn build() -> Result<PathBuf> {
     }
     std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let version = version(&pins)?;
-    println!("building Kubernetes {version} and etcd from tests/cluster-tools (some minutes, once)");
+    println!(
+        "building Kubernetes {version}, etcd and cnitool from tests/cluster-tools and tests/cni-tools (some minutes, once)"
+    );
     let number = version.trim_start_matches('v');
     let (major, minor) = number.split_once('.').context("a version without a dot")?;
     let minor = minor.split('.').next().unwrap_or_default();
@@ -41,6 +55,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     let packages = KUBERNETES.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
     run(go(&module, &format!("-s -w {stamped}")).arg("-o").arg(&directory).args(packages))?;
     run(go(&module, "-s -w").arg("-o").arg(directory.join("etcd")).arg("go.etcd.io/etcd/server/v3"))?;
+    run(go(&of_cni, "-s -w").arg("-o").arg(&directory).args(CNI))?;
     std::fs::write(&stamp, wanted)?;
     Ok(directory)
 }

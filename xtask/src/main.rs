@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod cluster_tools;
+mod cni_suite;
 mod conformance;
 mod demo;
 mod image;

@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use crate::build_ebpf;
 use crate::cluster_tools;
+use crate::cni_suite;
 use crate::conformance;
 use crate::machine::{self, cargo, run as run_command};
 use crate::scenarios;
@@ -46,6 +47,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
     conformance::run(&cases("nftables", "manifests"))?;
     conformance::run(&cases("ebpf", "manifests"))?;
+    for proxy in ["nftables", "ebpf"] {
+        println!("with sluice's own pod network");
+        let pod_network = "sluice".to_owned();
+        conformance::run(&conformance::Arguments { pod_network, ..cases(proxy, "manifests") })?;
+    }
     in_vms::smoke(&programs)?;
     if !has_go {
         println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
@@ -55,7 +61,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     conformance::run(&cases("ebpf", "api"))?;
     conformance::run(&cases("kube-proxy-nftables", "api"))?;
     println!("scenarios");
-    scenarios::run(&scenarios::Arguments::default())
+    scenarios::run(&scenarios::Arguments::default())?;
+    cni_suite::run(&programs)
 }
 
 /// All cases with a proxy and a source of objects.

@@ -21,6 +21,8 @@ pub const DATA: &str = "/var/lib/cni/sluice";
 pub const RUN: &str = "/run/sluice";
 /// The bridge, unless the configuration names one.
 pub const BRIDGE: &str = "sluice0";
+/// What IPv4 needs (RFC 791, section 3.2). IPv6 needs 1280, and the kernel says so.
+const LEAST_MTU: u32 = 68;
 /// The type of the address management that is built in.
 const OWN_IPAM: &str = "sluice";
 
@@ -146,7 +148,7 @@ struct Raw {
     #[serde(default)]
     name: String,
     #[serde(default)]
-    mode: Mode,
+    mode: Option<Mode>,
     #[serde(default)]
     bridge: Option<String>,
     #[serde(default)]
@@ -167,8 +169,6 @@ struct Raw {
     args: RawArguments,
     #[serde(default)]
     prev_result: Option<Value>,
-    #[serde(default, rename = "cni.dev/valid-attachments")]
-    valid: Option<Vec<RawAttachment>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -231,12 +231,14 @@ impl NetConf {
                 raw.name
             ));
         }
+        // Who names a bridge wants one.
+        let usual = if raw.bridge.is_some() { Mode::Bridge } else { Mode::default() };
         let bridge = raw.bridge.unwrap_or_else(|| BRIDGE.to_owned());
         if let Err(error) = Attachment::new("x", &bridge) {
             errors.push(format!("bridge: {error}"));
         }
-        if raw.mtu.is_some_and(|mtu| !(576..=65535).contains(&mtu)) {
-            errors.push(format!("mtu: {} is not between 576 and 65535", raw.mtu.unwrap_or_default()));
+        if raw.mtu.is_some_and(|mtu| !(LEAST_MTU..=65535).contains(&mtu)) {
+            errors.push(format!("mtu: {} is not between {LEAST_MTU} and 65535", raw.mtu.unwrap_or_default()));
         }
         for name in raw.sysctl.keys() {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
@@ -269,14 +271,11 @@ impl NetConf {
             return Err(CniError::new(Code::InvalidConfig, errors.join("; ")));
         }
         let previous = raw.prev_result.as_ref().map(|value| Outcome::parse(value, version)).transpose()?;
-        let valid = raw.valid.map(|list| {
-            // One with a name that we would never have taken is none of ours.
-            list.iter().filter_map(|item| Attachment::new(&item.container, &item.ifname).ok()).collect()
-        });
+        let valid = valid(&whole)?;
         Ok(NetConf {
             version,
             name: raw.name,
-            mode: raw.mode,
+            mode: raw.mode.unwrap_or(usual),
             bridge,
             mtu: raw.mtu,
             sysctls: raw.sysctl,
@@ -291,6 +290,18 @@ impl NetConf {
             whole,
         })
     }
+}
+
+/// What is valid, for GC. The specification has had two names for it, and libcni gives both; with nothing that is valid it
+/// gives null.
+fn valid(whole: &Value) -> Result<Option<Vec<Attachment>>, CniError> {
+    let names = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    let Some(list) = names.iter().find_map(|name| whole.get(name)) else { return Ok(None) };
+    let list: Option<Vec<RawAttachment>> = serde_json::from_value(list.clone())
+        .map_err(|error| CniError::new(Code::InvalidConfig, format!("{}: {error}", names[0])))?;
+    let list = list.unwrap_or_default();
+    // One with a name that we would never have taken is none of ours.
+    Ok(Some(list.iter().filter_map(|item| Attachment::new(&item.container, &item.ifname).ok()).collect()))
 }
 
 fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
@@ -383,6 +394,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_valid_is_not_nothing_said() {
+        let valid = |more: Value| {
+            let mut config = json!({"cniVersion": "1.1.0", "name": "a"});
+            config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+            parse(&config).map(|config| config.valid)
+        };
+        assert_eq!(valid(json!({})).unwrap(), None);
+        assert_eq!(valid(json!({"cni.dev/valid-attachments": null})).unwrap(), Some(vec![]));
+        let one = json!([{"containerID": "a", "ifname": "eth0"}]);
+        assert_eq!(valid(json!({"cni.dev/attachments": one})).unwrap().unwrap().len(), 1);
+        assert!(valid(json!({"cni.dev/valid-attachments": 7})).is_err());
+    }
+
+    #[test]
     fn all_that_is_wrong_is_told_at_once() {
         let error = parse(&json!({
             "cniVersion": "1.0.0", "name": "../x", "bridge": "a/b", "mtu": 5, "sysctl": {"kernel.x.y": "1", "net/../x": "1"},
@@ -415,6 +440,17 @@ mod tests {
         assert_eq!(code("{}"), Code::IncompatibleVersion);
         assert_eq!(code("{\"cniVersion\": \"1.0.0\", \"name\": \"a\", \"mtu\": \"x\"}"), Code::InvalidConfig);
         assert_eq!(code(&"x".repeat(STDIN_LIMIT + 1)), Code::Decoding);
+    }
+
+    #[test]
+    fn who_names_a_bridge_gets_one() {
+        let mode = |more: Value| {
+            let mut config = json!({"cniVersion": "1.0.0", "name": "a"});
+            config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+            parse(&config).unwrap().mode
+        };
+        assert_eq!(mode(json!({"bridge": "cni0"})), Mode::Bridge);
+        assert_eq!(mode(json!({"bridge": "cni0", "mode": "routed"})), Mode::Routed);
     }
 
     #[test]

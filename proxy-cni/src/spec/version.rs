@@ -10,7 +10,9 @@ use super::error::{CniError, Code};
 /// A version that this plugin speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
-    /// 0.3.1
+    /// 0.3.0
+    V0_3_0,
+    /// 0.3.1: the same, told more clearly.
     V0_3_1,
     /// 0.4.0: CHECK.
     V0_4_0,
@@ -22,13 +24,15 @@ pub enum Version {
 
 impl Version {
     /// All, the newest last.
-    pub const ALL: [Version; 4] = [Version::V0_3_1, Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
+    pub const ALL: [Version; 5] =
+        [Version::V0_3_0, Version::V0_3_1, Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
     /// The newest.
     pub const NEWEST: Version = Version::V1_1_0;
 
     /// As the specification writes it.
     pub fn text(self) -> &'static str {
         match self {
+            Version::V0_3_0 => "0.3.0",
             Version::V0_3_1 => "0.3.1",
             Version::V0_4_0 => "0.4.0",
             Version::V1_0_0 => "1.0.0",
@@ -82,10 +86,10 @@ mod tests {
         for version in Version::ALL {
             assert_eq!(Version::parse(version.text()), Ok(version));
         }
-        for other in ["", "0.3.0", "1.1", "1.1.0 ", "2.0.0"] {
+        for other in ["", "0.2.0", "1.1", "1.1.0 ", "2.0.0"] {
             let error = Version::parse(other).unwrap_err();
             assert_eq!(error.code(), Code::IncompatibleVersion);
-            assert!(error.to_string().contains("supported are 0.3.1, 0.4.0, 1.0.0, 1.1.0"), "{error}");
+            assert!(error.to_string().contains("supported are 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"), "{error}");
         }
     }
 }

@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use crate::objects::Key;
 
 /// Kind, path of its API group and version, plural.
-const KINDS: [(&str, &str, &str); 15] = [
+const KINDS: [(&str, &str, &str); 16] = [
     ("Namespace", "/api/v1", "namespaces"),
     ("Node", "/api/v1", "nodes"),
     ("Pod", "/api/v1", "pods"),
@@ -16,6 +16,7 @@ const KINDS: [(&str, &str, &str); 15] = [
     ("Deployment", "/apis/apps/v1", "deployments"),
     ("ReplicaSet", "/apis/apps/v1", "replicasets"),
     ("EndpointSlice", "/apis/discovery.k8s.io/v1", "endpointslices"),
+    ("Event", "/apis/events.k8s.io/v1", "events"),
     ("ServiceCIDR", "/apis/networking.k8s.io/v1", "servicecidrs"),
     ("ClusterRole", "/apis/rbac.authorization.k8s.io/v1", "clusterroles"),
     ("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),

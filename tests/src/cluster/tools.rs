@@ -15,6 +15,8 @@ pub struct Tools {
     pub controller_manager: PathBuf,
     /// kube-proxy
     pub kube_proxy: PathBuf,
+    /// cnitool, which calls CNI plugins as container runtimes do, by the same library
+    pub cnitool: PathBuf,
 }
 
 impl Tools {
@@ -32,6 +34,7 @@ impl Tools {
             apiserver: program("kube-apiserver")?,
             controller_manager: program("kube-controller-manager")?,
             kube_proxy: program("kube-proxy")?,
+            cnitool: program("cnitool")?,
         })
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::address::NodeAddresses;
 use crate::process::{self, NETNS_DIR, Namespace};
+use crate::proxy::merged;
 use crate::topology::PodSpec;
 
 /// Who wires a lab's pods and joins its nodes.
@@ -64,23 +65,31 @@ pub(super) struct Plugin<'a> {
 }
 
 impl Plugin<'_> {
-    /// Wires a pod, with the addresses that its topology gives it.
-    pub(super) fn add(&self, name: &str, netns: &str, pod: &PodSpec) -> Result<()> {
+    /// Wires a pod, with the addresses that its topology gives it, or takes it off the network.
+    pub(super) fn call(
+        &self,
+        verb: &str,
+        name: &str,
+        netns: &str,
+        pod: &PodSpec,
+        runtime_config: &Value,
+    ) -> Result<()> {
         let addresses: Vec<IpAddr> = pod.addresses().collect();
         let node = NodeAddresses::of(&pod.node).context("a pod without a node")?;
         let of_family = |cidr: &&String| addresses.iter().any(|ip| ip.is_ipv6() == cidr.contains(':'));
         let ranges: Vec<Value> =
             node.pod_cidr.iter().filter(of_family).map(|cidr| json!([{"subnet": cidr}])).collect();
+        let runtime_config = merged(json!({"ips": addresses}), runtime_config);
         let config = json!({
             "cniVersion": "1.1.0", "name": "sluice", "type": "sluice-cni", "mode": self.network.mode(), "mtu": 1450,
             "dataDir": self.dir.join("cni/data"), "runDir": self.dir.join("cni/run"),
-            "ipam": {"ranges": ranges}, "runtimeConfig": {"ips": addresses},
+            "ipam": {"ranges": ranges}, "runtimeConfig": runtime_config,
         });
         let mut command = self.node.command(&self.program)?;
-        command.env_clear().envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", name), ("CNI_IFNAME", "eth0")]);
+        command.env_clear().envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", name), ("CNI_IFNAME", "eth0")]);
         command.env("CNI_NETNS", Path::new(NETNS_DIR).join(netns)).env("CNI_PATH", "/opt/cni/bin");
         let finished = process::run(command, Some(&config.to_string()), Duration::from_secs(30))?;
-        ensure!(finished.status.success(), "the plugin did not wire pod {name}: {}", finished.stdout.trim());
+        ensure!(finished.status.success(), "{verb} of pod {name}: {}", finished.stdout.trim());
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Scenario;
 use super::stage::Stage;
 use crate::case::Fails;
+use crate::lab::plugin::PodNetwork;
 use crate::target::From;
 
 pub(super) const ALL: &[Scenario] = &[
@@ -28,6 +29,7 @@ const TEMPLATE: Scenario = Scenario {
           b1: {node: node-b, ip: 10.244.2.11}
           c1: {node: node-c, ip: 10.244.3.11}",
     long: false,
+    pod_network: PodNetwork::Lab,
     body: |_| Ok(()),
 };
 

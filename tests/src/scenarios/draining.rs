@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Scenario;
 use super::stage::Stage;
 use crate::case::Fails;
+use crate::lab::plugin::PodNetwork;
 use crate::target::From;
 
 pub(super) const ALL: &[Scenario] = &[Scenario {
@@ -19,6 +20,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
           a2: {node: node-a, ip: 10.244.1.12}
           b1: {node: node-b, ip: 10.244.2.11}",
     long: false,
+    pod_network: PodNetwork::Lab,
     body: node_draining,
 }];
 

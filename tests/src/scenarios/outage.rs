@@ -14,6 +14,7 @@ use super::traffic::single;
 use super::watch::{PER_SECOND, RECOVERY, SLOW_RECOVERY};
 use crate::cluster::Account;
 use crate::fault_proxy::Fault;
+use crate::lab::plugin::PodNetwork;
 use crate::objects::Key;
 
 pub(super) const ALL: &[Scenario] = &[
@@ -25,6 +26,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "api-server-down-a-minute",
         long: true,
+        pod_network: PodNetwork::Lab,
         body: |stage| restart(stage, Duration::from_secs(60)),
         ..TEMPLATE
     },

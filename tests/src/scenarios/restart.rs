@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Scenario;
 use super::stage::Stage;
 use super::traffic::{self, WEB};
+use crate::lab::plugin::PodNetwork;
 
 pub(super) const ALL: &[Scenario] = &[Scenario {
     name: "restart-under-load",
@@ -15,6 +16,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
     needs: &["nft"],
     topology: traffic::TOPOLOGY,
     long: false,
+    pod_network: PodNetwork::Lab,
     body: restart_under_load,
 }];
 

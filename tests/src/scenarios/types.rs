@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::Scenario;
 use super::stage::{Stage, WITHIN, met};
 use crate::case::Fails;
+use crate::lab::plugin::PodNetwork;
 use crate::objects::Key;
 
 pub(super) const ALL: &[Scenario] = &[Scenario {
@@ -20,6 +21,7 @@ pub(super) const ALL: &[Scenario] = &[Scenario {
           b1: {node: node-b, ip: 10.244.2.11}
           other: {node: node-b, ip: 10.244.2.12}",
     long: false,
+    pod_network: PodNetwork::Lab,
     body: service_types,
 }];
 
