@@ -3,10 +3,12 @@
 mod netlink;
 mod pod;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -16,11 +18,16 @@ use netlink_packet_route::link::{
     LinkInfo, LinkMessage,
 };
 
+use nix::sys::statfs::{FsType, fstatfs};
+
 use crate::spec::Mode;
 use crate::wiring::{Mac, Wiring, bridge_mac, is_of_network};
 use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
 pub use netlink::{NetError, Netlink};
 pub use pod::{PodState, in_namespace};
+
+/// Of namespaces' files (`NSFS_MAGIC` of linux/magic.h).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// A network namespace that is open.
 #[derive(Debug)]
@@ -32,8 +39,17 @@ pub struct Namespace {
 impl Namespace {
     /// Opens it by the runtime's path.
     pub fn open(path: &Path) -> Result<Self, NetError> {
-        let file =
-            File::open(path).map_err(|source| NetError::Namespace { path: path.to_owned(), source })?;
+        let failed = |source| NetError::Namespace { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let is_namespace = fstatfs(&file).is_ok_and(|of| of.filesystem_type() == NSFS_MAGIC);
+        if !is_namespace {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no namespace")));
+        }
+        let identity = |file: &std::fs::Metadata| (file.dev(), file.ino());
+        let own = std::fs::metadata("/proc/thread-self/ns/net").map_err(failed)?;
+        if identity(&file.metadata().map_err(failed)?) == identity(&own) {
+            return Err(NetError::OwnNamespace(path.to_owned()));
+        }
         Ok(Namespace { file, path: path.to_owned() })
     }
 }
@@ -78,34 +94,61 @@ pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
     Ok(own.map(|(name, _)| name).collect())
 }
 
+/// What is wrong with the host's end of a pod, and with the ways to the pod's addresses that go by it.
+pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, NetError> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(host)? else {
+        return Ok(vec![format!("interface {host} of the host is gone")]);
+    };
+    let mut wrong = Vec::new();
+    if !link.header.flags.contains(LinkFlags::Up) {
+        wrong.push(format!("interface {host} of the host is down"));
+    }
+    let routes = netlink.routes(link.header.index)?;
+    let missing = routed.iter().filter(|address| !routes.contains(address));
+    wrong.extend(missing.map(|address| format!("there is no route to {address} by {host}")));
+    Ok(wrong)
+}
+
+/// Names of all links.
+pub fn link_names() -> Result<BTreeSet<String>, NetError> {
+    Ok(Netlink::open()?.links()?.into_iter().map(|(name, _)| name).collect())
+}
+
 /// Whether a link is called as the host's ends are.
 pub fn is_host_name(name: &str) -> bool {
     let rest = name.strip_prefix(crate::wiring::PREFIX);
     rest.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// The index of the bridge, which has the gateways' addresses, and no others.
+/// How bridges that this plugin has made are told from others.
+const BRIDGE_ALIAS: &str = "sluice-cni";
+
+/// The index of the bridge, which has the gateways' addresses. Of a bridge that somebody else has made nothing is changed but
+/// that gateways are added.
 fn bridge(netlink: &mut Netlink, wiring: &Wiring) -> Result<u32, NetError> {
-    let gateway = wiring.bridge_gateway().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-    let mac = bridge_mac(&wiring.bridge, gateway);
+    let mac = bridge_mac(&wiring.bridge);
     let link = match netlink.link(&wiring.bridge)? {
         Some(link) => link,
         None => make_bridge(netlink, wiring, mac)?,
     };
+    if !is_bridge(&link) {
+        return Err(NetError::NoBridge(wiring.bridge.clone()));
+    }
     let index = link.header.index;
+    let is_ours = link.attributes.contains(&LinkAttribute::IfAlias(BRIDGE_ALIAS.to_owned()));
     let wanted: Vec<IpNet> = wiring.leases.iter().map(|lease| lease.gateway_address()).collect();
     let had = netlink.addresses(index)?;
     let missing = wanted.iter().filter(|address| !had.contains(address));
     let mut changes: Vec<Change> = missing.map(|address| add_address(index, *address)).collect();
-    // Of pod CIDRs that the node had before.
-    let stale = had.iter().filter(|address| is_stale(address, &wanted));
-    changes.extend(stale.map(|address| delete_address(index, *address)));
-    if !link.header.flags.contains(LinkFlags::Up)
-        || !link.attributes.contains(&LinkAttribute::Address(mac.to_vec()))
-    {
+    let stale: Vec<IpNet> = had.into_iter().filter(|address| is_stale(address, &wanted, wiring)).collect();
+    // Of pod CIDRs that the node had before. Pods of other networks may be on the bridge too.
+    if is_ours && !stale.is_empty() && !serves_others(netlink, wiring)? {
+        changes.extend(stale.into_iter().map(|address| delete_address(index, address)));
+    }
+    if !link.header.flags.contains(LinkFlags::Up) {
         let mut link = up();
         link.header.index = index;
-        link.attributes = vec![LinkAttribute::Address(mac.to_vec())];
         changes.push(new_link("set the bridge up", link, 0));
     }
     netlink.apply(changes)?;
@@ -113,7 +156,7 @@ fn bridge(netlink: &mut Netlink, wiring: &Wiring) -> Result<u32, NetError> {
 }
 
 fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkMessage, NetError> {
-    let mut link = up();
+    let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(wiring.bridge.clone()),
         LinkAttribute::Mtu(wiring.mtu),
@@ -125,15 +168,45 @@ fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkM
         Err(error) if error.errno() == Some(libc::EEXIST) => {}
         other => other?,
     }
-    netlink.link(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))
+    let gone = || NetError::Gone(wiring.bridge.clone());
+    let index = netlink.index(&wiring.bridge)?.ok_or_else(gone)?;
+    ignore_router_advertisements(&wiring.bridge)?;
+    let mut link = up();
+    link.header.index = index;
+    // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
+    link.attributes = vec![LinkAttribute::IfAlias(BRIDGE_ALIAS.to_owned())];
+    netlink.apply(vec![new_link("set the bridge up", link, 0)])?;
+    netlink.link(&wiring.bridge)?.ok_or_else(gone)
 }
 
-/// Whether the bridge should not have an address (any more). One of a family that this pod has none of may be another pod's
-/// gateway.
-fn is_stale(address: &IpNet, wanted: &[IpNet]) -> bool {
+fn is_bridge(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(
+        |attribute| matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge))),
+    )
+}
+
+/// Whether the bridge should not have an address (any more): no pod has one near it, or can get one.
+fn is_stale(address: &IpNet, wanted: &[IpNet], wiring: &Wiring) -> bool {
     let is_link_local = matches!(address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-    let is_of_family = wanted.iter().any(|other| other.addr().is_ipv4() == address.addr().is_ipv4());
-    !is_link_local && is_of_family && !wanted.contains(address)
+    let Some(in_use) = &wiring.in_use else { return false };
+    !is_link_local && !wanted.contains(address) && !in_use.iter().any(|ip| address.contains(ip))
+}
+
+/// Whether there are pods of other networks.
+fn serves_others(netlink: &mut Netlink, wiring: &Wiring) -> Result<bool, NetError> {
+    let network = wiring.alias.split(' ').next().unwrap_or_default();
+    let is_other = |(name, alias): &(String, String)| is_host_name(name) && !is_of_network(alias, network);
+    Ok(netlink.links()?.iter().any(is_other))
+}
+
+/// No pod may tell the node where to route (CVE-2020-10749).
+fn ignore_router_advertisements(link: &str) -> Result<(), NetError> {
+    let path = PathBuf::from("/proc/sys/net/ipv6/conf").join(link).join("accept_ra");
+    match std::fs::write(&path, "0") {
+        // No IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|source| NetError::Sysctl { path, source }),
+    }
 }
 
 fn up() -> LinkMessage {
@@ -157,7 +230,7 @@ fn veth(
         LinkAttribute::Address(wiring.pod_mac.to_vec()),
         LinkAttribute::NetNsFd(namespace.file.as_raw_fd()),
     ];
-    let mut host = up();
+    let mut host = LinkMessage::default();
     host.attributes = vec![
         LinkAttribute::IfName(wiring.host.clone()),
         LinkAttribute::Mtu(wiring.mtu),
@@ -182,9 +255,9 @@ fn veth(
 
 /// The host's side: the port of the bridge, or the way to the pod.
 fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> Result<(), NetError> {
-    let mut link = LinkMessage::default();
+    ignore_router_advertisements(&wiring.host)?;
+    let mut link = up();
     link.header.index = host;
-    // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
     link.attributes.push(LinkAttribute::IfAlias(wiring.alias.clone()));
     if is_port {
         // A pod may reach itself by way of a Service.
@@ -206,6 +279,8 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
 
 /// Writes a file below `/proc/sys`, of the network namespace that this thread is in.
 fn write_sysctl(name: &str, value: &str) -> Result<(), NetError> {
-    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
+    // As sysctl(8): with slashes, a dot is part of a name.
+    let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let path = PathBuf::from("/proc/sys").join(relative);
     std::fs::write(&path, value).map_err(|source: io::Error| NetError::Sysctl { path, source })
 }

@@ -2,6 +2,7 @@
 
 mod addresses;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -12,7 +13,9 @@ use serde_json::Value;
 use crate::delegate::Delegate;
 use crate::ipam::Lease;
 use crate::net::{self, Namespace, NetError, PodState};
-use crate::spec::{Attachment, CniError, Code, Command, Environment, Ipam, NetConf, Outcome, Version};
+use crate::spec::{
+    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Version,
+};
 use crate::store::StoreError;
 use crate::wiring::{self, Mac, Wiring};
 use addresses::Addresses;
@@ -34,6 +37,8 @@ impl From<NetError> for CniError {
     fn from(error: NetError) -> Self {
         let code = match &error {
             NetError::Namespace { .. } => Code::UnknownContainer,
+            NetError::OwnNamespace(_) => Code::InvalidEnvironment,
+            NetError::NoBridge(_) => Code::InvalidConfig,
             NetError::Sysctl { .. } => Code::Io,
             _ => Code::Kernel,
         };
@@ -59,8 +64,11 @@ fn obey(
         let asked = NetConf::parse(&input).ok().map(|config| config.version);
         return Ok(Some(Version::answer(asked)));
     }
-    let config = NetConf::parse(&input)?;
-    *version = config.version;
+    *version = NetConf::version(&input).unwrap_or(*version);
+    let config = match environment.command {
+        Command::Del => NetConf::parse_for_del(&input)?,
+        _ => NetConf::parse(&input)?,
+    };
     supports(config.version, environment.command)?;
     let attachment = || {
         let missing =
@@ -104,10 +112,10 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     }
     let namespace = namespace(environment)?;
     let mac = asked_mac(environment, config)?;
-    let (leases, routes, mtu) = give(environment, config, whose)?;
-    let mut wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, mtu, mac);
-    wiring.leases = leases;
-    wiring.routes = routes;
+    let given = give(environment, config, whose)?;
+    let wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, given.mtu, mac);
+    let (leases, routes, in_use) = (given.leases, given.routes, given.in_use);
+    let wiring = Wiring { leases, routes, in_use, ..wiring };
     let sysctls: Vec<(String, String)> =
         config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     if let Err(error) = net::connect(&wiring, &namespace, &sysctls) {
@@ -116,37 +124,49 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
         return Err(error.into());
     }
     let netns = environment.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
-    Outcome { dns: config.dns.clone(), ..wiring.outcome(&netns) }.object(config.version)
+    let dns = if config.dns.is_empty() { given.dns } else { config.dns.clone() };
+    Outcome { dns, ..wiring.outcome(&netns) }.object(config.version)
 }
 
-/// Addresses for a pod, its further routes, and its MTU. Others may have theirs while links are made: nothing stays locked.
-fn give(
-    environment: &Environment,
-    config: &NetConf,
-    whose: &Attachment,
-) -> Result<(Vec<Lease>, Vec<IpNet>, u32), CniError> {
+/// Addresses for a pod, and what goes with them. Others may have theirs while links are made: nothing stays locked.
+fn give(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<Given, CniError> {
     let mappings = &config.capabilities.port_mappings;
-    if let Ipam::Delegated(name) = &config.ipam {
-        let (leases, outcome) = delegate(name, environment).add(config)?;
-        let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
-        if let Some(ports) = addresses::host_ports(whose, &addresses, mappings) {
-            addresses::store(config)?.give(whose, &[], Some(ports))?;
+    let Ipam::Delegated(name) = &config.ipam else {
+        let mut addresses = Addresses::of(config)?;
+        return addresses.give(whose, &addresses::requested(environment, config)?, mappings);
+    };
+    let plugin = delegate(name, environment);
+    let (leases, outcome) = plugin.add(config)?;
+    let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
+    if let Some(ports) = addresses::host_ports(whose, &addresses, mappings) {
+        let noted = addresses::store(config).and_then(|mut store| Ok(store.give(whose, &[], Some(ports))?));
+        if let Err(error) = noted {
+            drop(plugin.tell("DEL", config));
+            return Err(error);
         }
-        let routes = outcome.routes.into_iter().map(|route| route.dst).filter(|to| to.prefix_len() > 0);
-        return Ok((leases, routes.collect(), config.mtu.unwrap_or_else(|| addresses::node_mtu(config))));
     }
-    let mut addresses = Addresses::of(config)?;
-    let (leases, mtu) = addresses.give(whose, &addresses::requested(environment, config)?, mappings)?;
-    Ok((leases, addresses.routes(), mtu))
+    let routes = outcome.routes.into_iter().map(|route| route.dst).filter(|to| to.prefix_len() > 0);
+    let mtu = config.mtu.unwrap_or_else(|| addresses::node_mtu(config));
+    Ok(Given { leases, routes: routes.collect(), mtu, dns: outcome.dns, in_use: None })
 }
 
 fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
     match &config.ipam {
         Ipam::Delegated(name) => {
-            addresses::store(config)?.take_back(whose)?;
+            forget(config, whose)?;
             delegate(name, environment).tell("DEL", config)
         }
-        Ipam::Own { .. } => Addresses::without_ranges(config)?.take_back(whose),
+        Ipam::Own { .. } => forget(config, whose),
+    }
+}
+
+/// Writes down that somebody has nothing any more. Where nothing can be written down, or be read, nobody has anything that
+/// could be taken back: the pod has to go all the same.
+fn forget(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
+    let gone = addresses::store(config).and_then(|mut store| Ok(store.take_back(whose).map(drop)?));
+    match gone {
+        Err(error) if error.code() == Code::Io => Ok(()),
+        other => other,
     }
 }
 
@@ -178,7 +198,10 @@ fn delete(environment: &Environment, config: &NetConf, whose: &Attachment) -> Re
 fn status(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
     match &config.ipam {
         Ipam::Delegated(name) => delegate(name, environment).tell("STATUS", config),
-        Ipam::Own { .. } => Addresses::of(config)?.can_give(),
+        // What ADD would try again is, for STATUS, that there can be no ADD.
+        Ipam::Own { .. } => Addresses::of(config)
+            .and_then(|addresses| addresses.can_give())
+            .map_err(|error| CniError::new(Code::NotAvailable, error.to_string())),
     }
 }
 
@@ -188,9 +211,8 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
     let namespace = namespace(environment)?;
     let mut wrong = Vec::new();
     let host = wiring::host_name(&config.name, whose);
-    if !net::host_links(&config.name)?.contains(&host) {
-        wrong.push(format!("interface {host} of the host is gone"));
-    }
+    let routed = if config.mode == Mode::Routed { pod_ips(previous, whose) } else { Vec::new() };
+    wrong.extend(net::host_differences(&host, &routed)?);
     match PodState::read(&namespace, &whose.interface)? {
         None => wrong.push(format!("interface {} is gone", whose.interface)),
         Some(state) => wrong.extend(differences(&state, previous, whose)),
@@ -243,8 +265,8 @@ fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<
 fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
     // Without a word about it (cnitool) nobody is known to be invalid.
     let Some(valid) = &config.valid else { return Ok(()) };
+    let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
     if let Ipam::Delegated(name) = &config.ipam {
-        let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
         for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {
             net::disconnect(link)?;
         }
@@ -253,6 +275,9 @@ fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> 
     }
     let mut addresses = Addresses::without_ranges(config)?;
     let mut errors = Vec::new();
+    for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {
+        errors.extend(net::disconnect(link).err().map(|error| format!("{link}: {error}")));
+    }
     for holder in addresses.holders().into_iter().filter(|holder| !valid.contains(holder)) {
         let gone = net::disconnect(&wiring::host_name(&config.name, &holder)).map_err(CniError::from);
         if let Err(error) = gone.and_then(|()| addresses.take_back(&holder)) {
@@ -262,5 +287,12 @@ fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> 
     if errors.is_empty() { Ok(()) } else { Err(CniError::new(Code::Io, errors.join("; "))) }
 }
 
-/// Addresses, and the MTU that goes with them.
-type Given = (Vec<Lease>, u32);
+/// What a pod is given.
+struct Given {
+    leases: Vec<Lease>,
+    routes: Vec<IpNet>,
+    mtu: u32,
+    dns: Dns,
+    /// As [`Wiring::in_use`].
+    in_use: Option<BTreeSet<IpAddr>>,
+}

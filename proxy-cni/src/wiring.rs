@@ -1,5 +1,6 @@
 //! How a pod is wired: names, hardware addresses, addresses and routes, decided from what was asked for.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -43,6 +44,9 @@ pub struct Wiring {
     pub leases: Vec<Lease>,
     /// Networks that are reached by the gateway of their family, beside everything.
     pub routes: Vec<IpNet>,
+    /// All addresses that pods of the network may have or need: gateways that these are near to stay on the bridge. `None`: it
+    /// is not known, and all stay.
+    pub in_use: Option<BTreeSet<IpAddr>>,
 }
 
 /// Bytes that are always the same for an attachment of a network.
@@ -81,12 +85,9 @@ fn mac(bytes: &[u8]) -> Mac {
     mac
 }
 
-/// The bridge's hardware address. It does not change when ports come and go, as a bridge's own choice would.
-pub fn bridge_mac(bridge: &str, gateway: IpAddr) -> Mac {
-    let mut hash = Sha256::new();
-    hash.update(bridge.as_bytes());
-    hash.update(gateway.to_string().as_bytes());
-    mac(&hash.finalize())
+/// The bridge's hardware address, always the same for the same name: pods have it written down.
+pub fn bridge_mac(bridge: &str) -> Mac {
+    mac(&Sha256::digest(bridge.as_bytes()))
 }
 
 /// A hardware address as people write it.
@@ -126,6 +127,7 @@ impl Wiring {
             mtu,
             leases: Vec::new(),
             routes: Vec::new(),
+            in_use: None,
         }
     }
 
@@ -147,17 +149,11 @@ impl Wiring {
     }
 
     /// Whose hardware address the gateway has.
-    pub fn gateway_mac(&self, lease: &Lease) -> Mac {
+    pub fn gateway_mac(&self) -> Mac {
         match self.mode {
-            Mode::Bridge => bridge_mac(&self.bridge, self.bridge_gateway().unwrap_or(lease.gateway)),
+            Mode::Bridge => bridge_mac(&self.bridge),
             Mode::Routed => self.host_mac,
         }
-    }
-
-    /// The gateway that the bridge's hardware address is made of: that of IPv4, if there is one.
-    pub fn bridge_gateway(&self) -> Option<IpAddr> {
-        let gateways = || self.leases.iter().map(|lease| lease.gateway);
-        gateways().find(IpAddr::is_ipv4).or_else(|| gateways().next())
     }
 
     /// The pod's routes, with their gateways.
@@ -177,8 +173,8 @@ impl Wiring {
     /// What the runtime is told.
     pub fn outcome(&self, netns: &str) -> Outcome {
         let mut interfaces = Vec::new();
-        if let (Mode::Bridge, Some(gateway)) = (self.mode, self.bridge_gateway()) {
-            let mac = mac_text(&bridge_mac(&self.bridge, gateway));
+        if self.mode == Mode::Bridge {
+            let mac = mac_text(&bridge_mac(&self.bridge));
             interfaces.push(Interface { name: self.bridge.clone(), mac, ..Interface::default() });
         }
         interfaces.push(Interface {
@@ -277,7 +273,7 @@ mod tests {
         assert_eq!(outcome.ips[0].interface, Some(2));
         let routes: Vec<String> = outcome.routes.iter().map(|route| route.dst.to_string()).collect();
         assert_eq!(routes, ["0.0.0.0/0", "::/0"]);
-        assert_eq!(outcome.interfaces[0].mac, mac_text(&wiring.gateway_mac(&wiring.leases[1])));
+        assert_eq!(outcome.interfaces[0].mac, mac_text(&wiring.gateway_mac()));
     }
 
     #[test]
@@ -290,6 +286,6 @@ mod tests {
         let gateways: Vec<String> =
             outcome.routes.iter().map(|route| route.gw.unwrap().to_string()).collect();
         assert_eq!(gateways, ["169.254.1.1", "fe80::1", "169.254.1.1"]);
-        assert_eq!(wiring.gateway_mac(&wiring.leases[0]), wiring.host_mac);
+        assert_eq!(wiring.gateway_mac(), wiring.host_mac);
     }
 }

@@ -88,7 +88,7 @@ fn any_config() -> impl Strategy<Value = Value> {
 
 /// Whom the runtime names, without ever naming a namespace that is there.
 fn any_environment() -> impl Strategy<Value = Vec<(&'static str, String)>> {
-    let commands = vec!["ADD", "CHECK", "STATUS", "VERSION", "GC", "", "X"];
+    let commands = vec!["ADD", "DEL", "CHECK", "STATUS", "VERSION", "GC", "", "X"];
     (proptest::sample::select(commands), "[ -~]{0,16}", "[ -~]{0,16}", "[ -~]{0,16}").prop_map(
         |(command, container, interface, arguments)| {
             vec![

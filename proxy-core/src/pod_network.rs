@@ -86,6 +86,18 @@ pub enum Problem {
         /// Its pod CIDR.
         other: IpNet,
     },
+    /// Packets to a pod CIDR would take those to a node, or to this node's own network, with them.
+    #[error(
+        "pod CIDR {cidr} of node {node} overlaps {network}, which is the network of nodes themselves; pods of {node} cannot be reached"
+    )]
+    Underlay {
+        /// The node that is left out.
+        node: ObjectName,
+        /// Its pod CIDR.
+        cidr: IpNet,
+        /// A network of this node, or a node's address.
+        network: IpNet,
+    },
     /// A node has no address of the family that nodes talk to each other in.
     #[error("node {node} has no {family} InternalIP, which node {own} would reach it by")]
     NoAddress {
@@ -155,11 +167,17 @@ pub fn pod_network<'a>(
     }
     let mut others: Vec<&Node> = nodes.filter(|node| node.name != own.node.name).collect();
     others.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let underlay_networks = underlay_networks(own, &others);
     let mut taken: Vec<(IpNet, &ObjectName)> =
         own.node.pod_cidrs.iter().map(|cidr| (cidr.trunc(), &own.node.name)).collect();
     for node in others {
         let mut cidrs = Vec::new();
         for cidr in node.pod_cidrs.iter().map(IpNet::trunc) {
+            if let Some(other) = underlay_networks.iter().find(|other| overlap(other, &cidr)) {
+                let node = node.name.clone();
+                network.problems.insert(Problem::Underlay { node, cidr, network: *other });
+                continue;
+            }
             match taken.iter().find(|(other, _)| overlap(other, &cidr)) {
                 Some((other, owner)) => drop(network.problems.insert(Problem::Conflict {
                     node: node.name.clone(),
@@ -224,10 +242,21 @@ fn no_address(own: &Own, node: &Node, family: Family) -> Problem {
     Problem::NoAddress { node: node.name.clone(), own: own.node.name.clone(), family }
 }
 
+/// The networks by which other nodes reach this one. What else is on this node (other bridges, tunnels) is no way to nodes.
+fn subnets(own: &Own) -> impl Iterator<Item = &IpNet> {
+    let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+    own.networks.iter().filter(move |net| !is_host(net) && own.node.addresses.contains(&net.addr()))
+}
+
 /// Whether an address is in a subnet of this node.
 fn is_near(own: &Own, address: &IpAddr) -> bool {
-    let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
-    own.networks.iter().any(|net| !is_host(net) && net.contains(address))
+    subnets(own).any(|net| net.contains(address))
+}
+
+/// What no pod CIDR of another node may overlap: the subnets of this node, and all nodes' addresses.
+fn underlay_networks(own: &Own, others: &[&Node]) -> Vec<IpNet> {
+    let addresses = others.iter().flat_map(|node| node.addresses.iter()).chain(&own.node.addresses);
+    subnets(own).map(IpNet::trunc).chain(addresses.map(|ip| IpNet::from(*ip))).collect()
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {
@@ -330,6 +359,26 @@ mod tests {
         let told: Vec<String> = network.problems.iter().map(ToString::to_string).collect();
         assert!(told[0].contains("10.244.2.0/25 of node d overlaps 10.244.2.0/24 of node b"), "{told:?}");
         assert!(told[1].contains("10.244.0.0/16 of node e overlaps 10.244.1.0/24 of node a"), "{told:?}");
+    }
+
+    #[test]
+    fn a_pod_cidr_that_holds_nodes_is_told_and_left_out() {
+        let subnet = node("d", &["192.168.1.4"], &["192.168.1.0/24"]);
+        let far_away = node("e", &["192.168.1.5"], &["192.168.2.0/25"]);
+        let network = of(Transport::Vxlan, &[subnet, far_away, far()]);
+        assert_eq!(routes(&network), ["10.244.3.0/24 vtep 10.244.3.0", "fd00:3::/64 vtep fd00:3::"]);
+        let told: Vec<String> = network.problems.iter().map(ToString::to_string).collect();
+        assert!(told[0].contains("192.168.1.0/24 of node d overlaps 192.168.1.0/24"), "{told:?}");
+        assert!(told[1].contains("192.168.2.0/25 of node e overlaps 192.168.2.3/32"), "{told:?}");
+    }
+
+    #[test]
+    fn other_networks_of_this_node_are_no_way_to_nodes() {
+        let mut own = own();
+        // As docker0 would be.
+        own.networks.push("192.168.2.1/24".parse().unwrap());
+        let network = pod_network(Transport::CrossSubnet, 1, &own, [far()].iter()).unwrap();
+        assert_eq!(routes(&network), ["10.244.3.0/24 vtep 10.244.3.0", "fd00:3::/64 vtep fd00:3::"]);
     }
 
     #[test]

@@ -250,10 +250,13 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
     }
     let mut source = tokio::spawn(source);
-    if let Some(task) = pod_network {
-        let inputs = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
-        tokio::spawn(task.run(inputs));
-    }
+    let of_pods = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
+    let mut pod_network = tokio::spawn(async {
+        match pod_network {
+            Some(task) => task.run(of_pods).await,
+            None => std::future::pending().await,
+        }
+    });
     tokio::spawn(addresses::follow(network_sender));
     match maps {
         Some(maps) => {
@@ -293,6 +296,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         error = config_change(&settings) => Err(error),
         _ = &mut reconciling => Err(DaemonError::Ended("reconcile loop")),
         _ = &mut source => Err(DaemonError::Ended("source of objects")),
+        _ = &mut pod_network => Err(DaemonError::Ended("pod network")),
     }
 }
 
@@ -306,7 +310,6 @@ fn pod_network_task(
     let plugin = pod_network::plugin(pod_network)?;
     Ok(Some(PodNetworkTask::new(
         pod_network.clone(),
-        settings.backend,
         settings.node_name.clone(),
         plugin,
         recorder.clone(),

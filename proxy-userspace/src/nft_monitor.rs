@@ -35,6 +35,6 @@ pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
         }
     });
     if let Err(error) = spawned {
-        error!(%error, "cannot start the nf_tables monitor: flushed rules come back with the next audit only");
+        error!(%error, "cannot start the nf_tables monitor: flushed rules come back with the next full pass only");
     }
 }

@@ -15,8 +15,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use inotify::{Inotify, WatchMask};
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
@@ -24,12 +25,12 @@ use netlink_packet_route::neighbour::NeighbourState;
 use rtnetlink::{Handle, MulticastGroup};
 use sluice_cni::net::is_host_name;
 use sluice_cni::node_file::NodeFile;
-use sluice_cni::store::{self, StoreError};
+use sluice_cni::store::{self, Contents, StoreError};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::pod_network::{
-    Hop, HostPort, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport, pod_network,
-    vtep_mac,
+    Device, Hop, HostPort, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport,
+    pod_network, vtep_mac,
 };
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
@@ -38,12 +39,11 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::addresses::Network;
-use crate::config::{BackendKind, PodNetworkSettings};
+use crate::config::PodNetworkSettings;
 use crate::conntrack;
 use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
 use crate::nft_monitor;
-use crate::node::Device;
 
 pub use install::{InstallError, plugin};
 pub use kernel::{DEVICE, KernelError};
@@ -53,7 +53,9 @@ pub use node::NodeError;
 const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
 const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
 /// What IPv6 needs (RFC 8200, section 5).
-const LEAST_MTU: u32 = 1280;
+const LEAST_MTU_V6: u32 = 1280;
+/// What every host takes in IPv4 (RFC 1122, section 3.3.2).
+const LEAST_MTU_V4: u32 = 576;
 /// A pass at least this often, in case a notice was lost.
 const AUDIT: Duration = Duration::from_secs(30);
 /// One change often comes with several notices.
@@ -79,9 +81,10 @@ enum PassError {
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error(
-        "the path to the other nodes allows packets of {0} bytes only, which is less than {LEAST_MTU} for pods"
+        "the path to {} allows packets of {path} bytes, less {overhead} for the tunnel: pods need {needed}; larger packets to it are lost",
+        peer.map_or_else(|| "other nodes".to_owned(), |peer| peer.to_string())
     )]
-    Mtu(u32),
+    Mtu { path: u32, overhead: u32, needed: u32, peer: Option<IpAddr> },
 }
 
 /// What the task listens to.
@@ -95,7 +98,6 @@ pub struct Inputs {
 /// Everything that the task knows.
 pub struct PodNetworkTask {
     settings: PodNetworkSettings,
-    backend: BackendKind,
     node_name: String,
     plugin: PathBuf,
     recorder: Recorder,
@@ -116,7 +118,6 @@ impl PodNetworkTask {
     /// A task that has done nothing yet.
     pub fn new(
         settings: PodNetworkSettings,
-        backend: BackendKind,
         node_name: String,
         plugin: PathBuf,
         recorder: Recorder,
@@ -124,7 +125,6 @@ impl PodNetworkTask {
     ) -> Self {
         PodNetworkTask {
             settings,
-            backend,
             node_name,
             plugin,
             recorder,
@@ -176,7 +176,15 @@ impl PodNetworkTask {
         ];
         let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
-        let mut written = self.follow_store()?;
+        // Without it, what the plugin writes down is found when the network is looked at anyway.
+        let mut written = match self.follow_store() {
+            Ok(written) => written.left_stream(),
+            Err(error) => {
+                let directory = self.settings.cni.data_dir.display();
+                warn!(%error, "cannot follow {directory}: ports of the node come with a delay of up to {} s", AUDIT.as_secs());
+                futures::stream::pending().right_stream()
+            }
+        };
         let (mut retry, mut delay) = (None, FIRST_RETRY);
         loop {
             let known =
@@ -205,6 +213,8 @@ impl PodNetworkTask {
                 () = &mut wait => {}
             }
             tokio::time::sleep(SETTLE).await;
+            // One pass for all that has come, our own changes among it.
+            while let Some(Some(_)) = messages.next().now_or_never() {}
             // Also what came while something else was waited for.
             while let Ok(notice) = rule_notices.try_recv() {
                 self.distrust_rules(notice);
@@ -243,16 +253,18 @@ impl PodNetworkTask {
         network: &Network,
     ) -> Result<(), PassError> {
         let Some((own, wanted)) = self.decide(nodes, network) else { return Ok(()) };
-        node::prepare(&families(&own), self.settings.mode, self.backend)?;
-        let mtu = self.mtu(handle, &own, &wanted, network).await?;
-        self.settle(handle, &own, &wanted, network, mtu).await?;
-        tokio::task::block_in_place(|| {
-            self.write_rules(nft, notices, &own, nodes, network)?;
-            self.install(&own, mtu)?;
-            self.audit()
-        })?;
+        node::prepare(&families(&own), self.settings.mode)?;
+        // What is wrong with one thing keeps no other from being done; the first error is told in the end.
+        let (mtu, small) = self.mtu(handle, &own, &wanted, network).await?;
+        let settled = self.settle(handle, &own, &wanted, network, mtu).await;
+        let (written, installed) = tokio::task::block_in_place(|| {
+            let written = self.write_rules(nft, notices, &own, nodes, network);
+            (written, self.install(&own, mtu))
+        });
         self.tell(&wanted, mtu);
-        Ok(())
+        settled.and(written).and(installed)?;
+        small.map_or(Ok(()), Err)?;
+        tokio::task::block_in_place(|| self.audit())
     }
 
     /// `None`: this node does not know enough of itself yet.
@@ -278,39 +290,50 @@ impl PodNetworkTask {
         decided
     }
 
-    /// The pods' MTU.
+    /// The pods' MTU, and an error if the path to a node allows less than that.
     async fn mtu(
         &self,
         handle: &Handle,
         own: &Own,
         wanted: &PodNetwork,
         network: &Network,
-    ) -> Result<u32, PassError> {
+    ) -> Result<(u32, Option<PassError>), PassError> {
         if let Some(mtu) = self.settings.mtu {
-            return Ok(mtu);
+            return Ok((mtu, None));
         }
-        let mtu_of =
-            |index| network.devices.iter().find(|device| device.index == index).map(|device| device.mtu);
+        // A way through our own device is no way to a node.
+        let mtu_of = |index| {
+            let device = network.devices.iter().find(|device| device.index == index);
+            device.filter(|device| device.name != DEVICE).map(|device| device.mtu)
+        };
         // As long as this node is alone, what counts is the interface that the others will reach it by.
-        let mut least =
+        let uplink =
             own.node.addresses.iter().filter_map(|ip| uplink_mtu(network, *ip)).min().unwrap_or(1500);
+        let mut least = (uplink, own.node.addresses.first().copied());
         let mut peers: BTreeSet<IpAddr> = wanted.vteps.iter().map(|vtep| vtep.node).collect();
         peers.extend(wanted.routes.iter().filter_map(|route| match route.via {
             Hop::Node(ip) => Some(ip),
             Hop::Vtep(_) => None,
         }));
         for peer in peers {
-            least = least.min(kernel::path_mtu(handle, peer, mtu_of).await?.unwrap_or(least));
+            if let Some(mtu) = kernel::path_mtu(handle, peer, mtu_of).await?.filter(|mtu| *mtu < least.0) {
+                least = (mtu, Some(peer));
+            }
         }
+        Ok(self.pods_mtu(own, least))
+    }
+
+    /// What is left of a path's MTU for pods.
+    fn pods_mtu(&self, own: &Own, (path, peer): (u32, Option<IpAddr>)) -> (u32, Option<PassError>) {
         let overhead = match (self.settings.transport, own.node.addresses.first()) {
             (Transport::Direct, _) => 0,
             (_, Some(IpAddr::V6(_))) => OVERHEAD_V6,
             _ => OVERHEAD_V4,
         };
-        match least.checked_sub(overhead) {
-            Some(mtu) if mtu >= LEAST_MTU => Ok(mtu),
-            _ => Err(PassError::Mtu(least)),
-        }
+        let needed = if own.node.pod_cidr(Family::V6).is_some() { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
+        let mtu = path.saturating_sub(overhead);
+        let small = (mtu < needed).then_some(PassError::Mtu { path, overhead, needed, peer });
+        (mtu.max(needed), small)
     }
 
     /// Takes the steps that are missing in the kernel.
@@ -326,9 +349,7 @@ impl PodNetworkTask {
         if observed.is_taken {
             return Err(PassError::NameTaken);
         }
-        let (vni, port) = (self.settings.vni, self.settings.port);
-        let local = own.node.addresses.first().copied().filter(|ip| network.addresses.contains(ip));
-        let state = KernelState::wanted(wanted, vni, port, vtep_mac(&own.node.name, vni), local, mtu);
+        let state = KernelState::wanted(wanted, self.device(own, network, mtu));
         let steps = observed.state.steps_to(&state);
         if steps.is_empty() {
             return Ok(());
@@ -356,6 +377,22 @@ impl PodNetworkTask {
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
+    /// The VXLAN device, without its addresses.
+    fn device(&self, own: &Own, network: &Network, mtu: u32) -> Device {
+        let address = own.node.addresses.first().copied();
+        let vni = self.settings.vni;
+        Device {
+            vni,
+            port: self.settings.port,
+            mac: vtep_mac(&own.node.name, vni),
+            underlay: address.map_or(Family::V4, |ip| Family::of(&ip)),
+            local: address.filter(|ip| network.addresses.contains(ip)),
+            checksums: false,
+            mtu,
+            addresses: BTreeSet::new(),
+        }
+    }
+
     fn write_rules(
         &mut self,
         nft: &mut Option<Nft>,
@@ -365,13 +402,18 @@ impl PodNetworkTask {
         network: &Network,
     ) -> Result<(), PassError> {
         let cni = &self.settings.cni;
-        let contents = store::look(&cni.data_dir, &cni.name)?;
+        // A file that cannot be read takes no port away.
+        let (contents, unread) = match store::look(&cni.data_dir, &cni.name) {
+            Ok(contents) => (Some(contents), None),
+            Err(error) => (None, Some(error)),
+        };
+        let ports = contents.as_ref().map_or_else(|| self.host_ports.clone(), host_ports::host_ports);
         let mut inside = self.settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
-        let masqueraded = if self.settings.masquerade { own.node.pod_cidrs.clone() } else { Vec::new() };
-        let rules = PodRules { masqueraded, inside, host_ports: host_ports::host_ports(&contents) };
-        if self.rules.as_ref() == Some(&rules) {
-            return Ok(());
+        let masqueraded = if self.settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
+        let rules = PodRules { masqueraded, inside, host_ports: ports };
+        if self.rules.as_ref() == Some(&rules) && !self.lacks_table(nft).map_err(PassError::Rules)? {
+            return unread.map_or(Ok(()), |error| Err(error.into()));
         }
         match nft {
             Some(nft) => {
@@ -388,7 +430,15 @@ impl PodNetworkTask {
         end_flows(&changed, network).map_err(PassError::Rules)?;
         self.host_ports.clone_from(&rules.host_ports);
         self.rules = Some(rules);
-        Ok(())
+        unread.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Whether the table has gone without a notice. Looked at with each audit.
+    fn lacks_table(&self, nft: &mut Option<Nft>) -> Result<bool, NetlinkError> {
+        match nft {
+            Some(nft) if self.audited.elapsed() >= AUDIT => nft.has_table(TABLE).map(|is_there| !is_there),
+            _ => Ok(false),
+        }
     }
 
     fn install(&mut self, own: &Own, mtu: u32) -> Result<(), PassError> {
@@ -467,6 +517,14 @@ pub fn remove() -> Result<bool, RemoveError> {
     Ok(had_rules || had_device)
 }
 
+/// Networks of this node's pods: its pod CIDRs, and the addresses of pods that are from before it had these.
+fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
+    let cidrs = &own.node.pod_cidrs;
+    let held = contents.into_iter().flat_map(|contents| contents.leases.held.keys());
+    let before = held.filter(|ip| !cidrs.iter().any(|cidr| cidr.contains(*ip))).map(|ip| IpNet::from(*ip));
+    cidrs.iter().copied().chain(before).collect()
+}
+
 fn families(own: &Own) -> Vec<Family> {
     let has = |family| own.node.pod_cidr(family).is_some();
     Family::BOTH.into_iter().filter(|family| has(*family)).collect()
@@ -474,7 +532,7 @@ fn families(own: &Own) -> Vec<Family> {
 
 /// The MTU of the interface that has one of the node's addresses.
 fn uplink_mtu(network: &Network, ip: IpAddr) -> Option<u32> {
-    let has = |device: &&Device| match ip {
+    let has = |device: &&crate::node::Device| match ip {
         IpAddr::V4(ip) => device.address4 == Some(ip),
         IpAddr::V6(ip) => device.address6 == Some(ip),
     };
@@ -503,9 +561,10 @@ fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
             .attributes
             .iter()
             .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
-        RouteNetlinkMessage::DelNeighbour(_) => true,
-        RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour.header.state == NeighbourState::Permanent,
-        RouteNetlinkMessage::NewRoute(route) => {
+        RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
+            neighbour.header.state == NeighbourState::Permanent
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0
         }
         _ => true,

@@ -193,7 +193,7 @@ impl Lab {
             batch(node, &network::node(node, v6))?;
             match self.options.pod_network {
                 PodNetwork::Lab => batch(node, &network::pods_of(&self.topology, node, v6, netns))?,
-                PodNetwork::Sluice => batch(node, &network::gateways(node, v6))?,
+                PodNetwork::Sluice | PodNetwork::SluiceDirect => batch(node, &network::gateways(node, v6))?,
                 // The bridge has them.
                 PodNetwork::SluiceBridge => {}
             }

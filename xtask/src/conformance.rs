@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// Where the proxy gets its objects from: manifests or api
     #[arg(long, default_value = "manifests")]
     pub(crate) source: String,
-    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN) or sluice-bridge
+    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN), sluice-bridge or sluice-direct
     #[arg(long, default_value = "lab")]
     pub(crate) pod_network: String,
     /// Case files, or directories of them; the project's own when not given

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
@@ -53,6 +53,12 @@ pub enum NetError {
         /// Where.
         namespace: PathBuf,
     },
+    /// The runtime named the node's own namespace: the node would lose its network.
+    #[error("network namespace {} is that of the node itself", .0.display())]
+    OwnNamespace(PathBuf),
+    /// What should be the bridge is something else.
+    #[error("interface {0} is no bridge: name another one as bridge")]
+    NoBridge(String),
     /// A link vanished while it was being set up.
     #[error("interface {0} was deleted while it was set up")]
     Gone(String),
@@ -128,7 +134,10 @@ pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Chang
         route.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
     }
     let message = RouteNetlinkMessage::NewRoute(route);
-    change(format!("add the route to {to}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+    // Never in the place of another pod's, or another network's.
+    let add = change(format!("add the route to {to}"), message, NLM_F_CREATE | NLM_F_EXCL);
+    // The first network of a pod has the default route.
+    Change { is_done_by: (to.prefix_len() == 0).then_some(libc::EEXIST), ..add }
 }
 
 /// Says for good which hardware address an address has.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Given;
 use crate::ipam::{AllocationError, allocate};
 use crate::node_file::NodeFile;
-use crate::spec::{Attachment, CniError, Code, Environment, Ipam, NetConf, PortMapping, Range};
+use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range};
 use crate::store::{HostPorts, Store, boot_id};
 
 /// Where nothing says how large packets may be.
@@ -86,7 +86,13 @@ impl Addresses {
         })?;
         let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
         self.store.give(whose, &addresses, host_ports(whose, &addresses, mappings))?;
-        Ok((leases, self.mtu))
+        Ok(Given {
+            leases,
+            routes: self.routes.clone(),
+            mtu: self.mtu,
+            dns: Dns::default(),
+            in_use: Some(self.in_use()),
+        })
     }
 
     /// Whether ADD would find an address (STATUS).
@@ -98,9 +104,10 @@ impl Addresses {
         }
     }
 
-    /// Networks that pods reach by their gateway.
-    pub(super) fn routes(&self) -> Vec<IpNet> {
-        self.routes.clone()
+    /// What pods have, and what the next ones may get.
+    fn in_use(&self) -> BTreeSet<IpAddr> {
+        let next = self.sets.iter().flatten().map(|range| range.subnet.addr());
+        self.store.leases().held.keys().copied().chain(next).collect()
     }
 
     /// Takes back what somebody has.

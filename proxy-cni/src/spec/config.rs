@@ -203,6 +203,25 @@ struct RawAttachment {
 }
 
 impl NetConf {
+    /// The version that answers are to be in, as far as it can be read.
+    pub fn version(text: &[u8]) -> Option<Version> {
+        let whole: Value = serde_json::from_slice(text).ok()?;
+        Version::parse(whole.get("cniVersion")?.as_str()?).ok()
+    }
+
+    /// Reads what stdin held for DEL, which needs neither what ADD has answered nor what the runtime asked for: a pod can go
+    /// whatever is in there.
+    pub fn parse_for_del(text: &[u8]) -> Result<Self, CniError> {
+        let Ok(Value::Object(mut fields)) = serde_json::from_slice(text) else { return NetConf::parse(text) };
+        for unused in ["prevResult", "runtimeConfig", "args", "sysctl", "mtu", "dns", "mode"] {
+            fields.remove(unused);
+        }
+        let mut config = NetConf::parse(Value::Object(fields).to_string().as_bytes())?;
+        // Other plugins may need it.
+        config.whole = serde_json::from_slice(text).unwrap_or_default();
+        Ok(config)
+    }
+
     /// Reads what stdin held.
     pub fn parse(text: &[u8]) -> Result<Self, CniError> {
         if text.len() > STDIN_LIMIT {
@@ -263,8 +282,18 @@ impl NetConf {
             if !matches!(mapping.protocol.to_ascii_lowercase().as_str(), "tcp" | "udp" | "sctp") {
                 errors.push(format!("runtimeConfig.portMappings: {:?} is no protocol", mapping.protocol));
             }
-            if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
+            let host = mapping.host_ip.parse::<IpAddr>();
+            if !mapping.host_ip.is_empty() && host.is_err() {
                 errors.push(format!("runtimeConfig.portMappings: {:?} is no address", mapping.host_ip));
+            }
+            if host.is_ok_and(|host| host.is_loopback()) {
+                errors.push(format!(
+                    "runtimeConfig.portMappings: hostIP {}: ports of the node do not answer on loopback",
+                    mapping.host_ip
+                ));
+            }
+            if mapping.container_port == 0 {
+                errors.push("runtimeConfig.portMappings: containerPort is 0".to_owned());
             }
         }
         if !errors.is_empty() {
@@ -306,6 +335,11 @@ fn valid(whole: &Value) -> Result<Option<Vec<Attachment>>, CniError> {
 
 fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
     if !matches!(raw.kind.as_str(), "" | OWN_IPAM) {
+        if raw.kind == "sluice-cni" {
+            errors.push(
+                "ipam.type: \"sluice-cni\" manages no addresses for others; leave ipam.type out".to_owned(),
+            );
+        }
         // It becomes a part of a path.
         if !is_network_name(&raw.kind) {
             errors.push(format!("ipam.type: {:?} is no name of a plugin", raw.kind));
@@ -381,7 +415,7 @@ mod tests {
             "ipam": {"ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10", "rangeEnd": "10.1.0.20"}],
                 [{"subnet": "fd00::/64"}]], "reserved": ["10.1.0.11"], "routes": [{"dst": "10.0.0.0/8"}]},
             "runtimeConfig": {"ips": ["10.1.0.12/24"], "mac": "02:00:00:00:00:01",
-                "portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "UDP", "hostIP": "::1"}]},
+                "portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "UDP", "hostIP": "fd00::1"}]},
             "args": {"cni": {"labels": [1]}},
             "prevResult": {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.1.0.3/24"}]},
             "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}, {"containerID": "../b", "ifname": "x"}],

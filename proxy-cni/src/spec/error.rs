@@ -9,8 +9,6 @@ use super::version::Version;
 pub enum Code {
     /// The version of the configuration is not supported.
     IncompatibleVersion,
-    /// A field of the configuration is not supported.
-    UnsupportedField,
     /// The container is unknown, or does not exist. Nothing has to be cleaned up.
     UnknownContainer,
     /// A required environment variable is missing or wrong.
@@ -25,8 +23,6 @@ pub enum Code {
     TryAgainLater,
     /// The plugin cannot serve ADD (STATUS only).
     NotAvailable,
-    /// The plugin cannot serve ADD, and existing containers may have limited connectivity (STATUS only).
-    LimitedConnectivity,
     /// No address is free.
     NoAddress,
     /// The kernel refused.
@@ -40,7 +36,6 @@ impl Code {
     pub fn number(self) -> u32 {
         match self {
             Code::IncompatibleVersion => 1,
-            Code::UnsupportedField => 2,
             Code::UnknownContainer => 3,
             Code::InvalidEnvironment => 4,
             Code::Io => 5,
@@ -48,7 +43,6 @@ impl Code {
             Code::InvalidConfig => 7,
             Code::TryAgainLater => 11,
             Code::NotAvailable => 50,
-            Code::LimitedConnectivity => 51,
             // From 100 on numbers are the plugin's own.
             Code::NoAddress => 100,
             Code::Kernel => 101,
@@ -63,19 +57,12 @@ impl Code {
 pub struct CniError {
     code: Code,
     message: String,
-    details: String,
 }
 
 impl CniError {
-    /// An error without details.
+    /// An error.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        CniError { code, message: message.into(), details: String::new() }
-    }
-
-    /// With more than one line's worth.
-    #[must_use]
-    pub fn with_details(self, details: impl Into<String>) -> Self {
-        CniError { details: details.into(), ..self }
+        CniError { code, message: message.into() }
     }
 
     /// Its kind.
@@ -85,14 +72,10 @@ impl CniError {
 
     /// As the runtime reads it.
     pub fn object(&self, version: Version) -> Value {
-        let mut object = json!({
+        json!({
             "cniVersion": version.text(),
             "code": self.code.number(),
             "msg": self.message,
-        });
-        if !self.details.is_empty() {
-            object["details"] = json!(self.details);
-        }
-        object
+        })
     }
 }

@@ -99,7 +99,8 @@ pub struct Dns {
 }
 
 impl Dns {
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
         *self == Dns::default()
     }
 }

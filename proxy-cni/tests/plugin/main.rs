@@ -265,6 +265,20 @@ fn check_says_what_is_missing() {
 }
 
 #[test]
+fn check_looks_at_the_node_too() {
+    on_a_node("check-host", |node| {
+        let result = node.add("a", "routed");
+        let config = node.config("1.1.0", "routed", &json!({"prevResult": result})).to_string();
+        let check = || node.call("CHECK", "a", node.directory.join("a").to_str().unwrap(), &config);
+        check().ok();
+        node.shell("ip route del 10.50.0.2");
+        assert!(check().value["msg"].as_str().unwrap().contains("no route to 10.50.0.2/32 by sl"));
+        node.shell("ip link set $(ip -br link | grep -o '^sl[0-9a-f]*') down");
+        assert!(check().value["msg"].as_str().unwrap().contains("is down"));
+    });
+}
+
+#[test]
 fn gc_removes_what_is_not_valid() {
     on_a_node("gc", |node| {
         for pod in ["a", "b", "c"] {
@@ -273,27 +287,113 @@ fn gc_removes_what_is_not_valid() {
         let valid = json!({"cni.dev/valid-attachments": [{"containerID": "b", "ifname": "eth0"}]});
         node.call("GC", "", "", &node.config("1.1.0", "bridge", &valid).to_string()).ok();
         assert_eq!((node.links(), node.leases()), (1, 2));
-        assert_eq!(
-            node.call("GC", "", "", &node.config("1.1.0", "bridge", &json!({})).to_string()).code(),
-            7
-        );
+        // Nobody is invalid whom nobody speaks of.
+        let collect =
+            |more: Value| node.call("GC", "", "", &node.config("1.1.0", "bridge", &more).to_string()).ok();
+        collect(json!({}));
+        assert_eq!((node.links(), node.leases()), (1, 2));
+        // Nor does a link stay that nobody has written down.
+        std::fs::remove_file(node.directory.join("data/pods/leases.json")).unwrap();
+        collect(json!({"cni.dev/valid-attachments": null}));
+        assert_eq!(node.links(), 0);
         assert_eq!(node.call("GC", "", "", &node.config("1.0.0", "bridge", &valid).to_string()).code(), 1);
     });
 }
 
 #[test]
-fn a_changed_pod_cidr_changes_the_bridges_address() {
+fn a_changed_pod_cidr_changes_the_bridges_address_when_no_pod_needs_the_old_one() {
     on_a_node("cidr", |node| {
-        node.add("a", "bridge");
-        let netns = node.pod("b");
-        let ranges = json!({"dataDir": node.directory.join("data"), "ipam": {"ranges": [[{"subnet": "10.51.0.0/24"}]]}});
+        let first = node.add("a", "bridge");
+        let ranges = json!({"ipam": {"ranges": [[{"subnet": "10.51.0.0/24"}]]}});
         let config = node.config("1.1.0", "bridge", &ranges).to_string();
-        let result = node.call("ADD", "b", netns.to_str().unwrap(), &config).ok();
-        let bridge = node.shell("ip -o address show dev sluice0");
-        assert!(bridge.contains("10.51.0.1/24") && !bridge.contains("10.50.0.1"), "{bridge}");
-        // The other family is another pod's business.
-        assert!(bridge.contains("fd50::1/64"), "{bridge}");
-        call_from(netns, addresses(&result)[0], None);
+        let add = |pod: &str| node.call("ADD", pod, node.pod(pod).to_str().unwrap(), &config).ok();
+        let bridge = || node.shell("ip -o address show dev sluice0; ip -o link show sluice0");
+        let before = bridge();
+        let second = add("b");
+        let both = bridge();
+        assert!(both.contains("10.51.0.1/24") && both.contains("10.50.0.1/24"), "{both}");
+        let mac = |text: &str| text.split("link/ether ").nth(1).unwrap()[..17].to_owned();
+        assert_eq!(mac(&before), mac(&both));
+        // The pod of before is still reached, and reaches its gateway.
+        call_from(node.directory.join("a"), addresses(&first)[0], None);
+        call_from(node.directory.join("b"), addresses(&second)[0], Some(node.directory.join("a")));
+        node.call("DEL", "a", "", &config).ok();
+        add("c");
+        let now = bridge();
+        assert!(now.contains("10.51.0.1/24") && !now.contains("10.50.0.1"), "{now}");
+    });
+}
+
+#[test]
+fn an_interface_that_is_no_bridge_and_a_bridge_of_others_keep_what_they_have() {
+    on_a_node("foreign", |node| {
+        node.shell(
+            "ip link add uplink type veth peer name other; ip address add 192.0.2.5/24 dev uplink; \
+             ip link add br7 address 02:00:00:00:00:07 type bridge; ip address add 198.51.100.1/24 dev br7; ip link set br7 up",
+        );
+        let state = |link: &str| {
+            node.shell(&format!("ip -o -4 address show dev {link}; ip -o link show {link} | grep -o ether.*"))
+        };
+        let before = (state("uplink"), state("br7"));
+        let config = |bridge: &str| node.config("1.1.0", "bridge", &json!({"bridge": bridge})).to_string();
+        let netns = node.pod("a");
+        let refused = node.call("ADD", "a", netns.to_str().unwrap(), &config("uplink"));
+        assert!(refused.value["msg"].as_str().unwrap().contains("uplink is no bridge"), "{}", refused.value);
+        assert_eq!((refused.code(), node.leases(), state("uplink")), (7, 0, before.0));
+        node.call("ADD", "a", netns.to_str().unwrap(), &config("br7")).ok();
+        let after = state("br7");
+        assert!(
+            before.1.lines().all(|line| after.contains(line)) && after.contains("10.50.0.1/24"),
+            "{after}"
+        );
+    });
+}
+
+#[test]
+fn the_nodes_own_namespace_and_what_is_none_are_refused() {
+    on_a_node("own", |node| {
+        let config = node.config("1.1.0", "routed", &json!({})).to_string();
+        let own = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
+        let refused = node.call("ADD", "a", &own, &config);
+        assert!(
+            refused.value["msg"].as_str().unwrap().contains("that of the node itself"),
+            "{}",
+            refused.value
+        );
+        assert_eq!(refused.code(), 4);
+        assert_eq!(node.call("ADD", "a", "/etc/passwd", &config).code(), 3);
+        assert_eq!(node.links(), 0);
+    });
+}
+
+/// CVE-2020-10749.
+#[test]
+fn pods_cannot_tell_the_node_where_to_route() {
+    for mode in ["bridge", "routed"] {
+        on_a_node(&format!("ra-{mode}"), move |node| {
+            node.add("a", mode);
+            let of = "for f in /proc/sys/net/ipv6/conf/sl*/accept_ra; do cat $f; done";
+            let values = node.shell(of);
+            let links = if mode == "bridge" { 2 } else { 1 };
+            assert_eq!(values.lines().collect::<Vec<_>>(), vec!["0"; links]);
+        });
+    }
+}
+
+#[test]
+fn a_pod_can_go_whatever_the_runtime_and_the_files_say() {
+    on_a_node("go", |node| {
+        node.add("a", "routed");
+        let nonsense = json!({"prevResult": 7, "runtimeConfig": {"portMappings": "x"}, "args": [], "mtu": 1});
+        node.call("DEL", "a", "", &node.config("1.1.0", "routed", &nonsense).to_string()).ok();
+        assert_eq!((node.links(), node.leases()), (0, 0));
+        node.remove_pod("a");
+        node.add("a", "routed");
+        std::fs::write(node.directory.join("data/pods/leases.json"), "{").unwrap();
+        node.call("DEL", "a", "", &node.config("1.1.0", "routed", &json!({})).to_string()).ok();
+        assert_eq!(node.links(), 0);
+        let nowhere = json!({"dataDir": "/proc/no/such/place"});
+        node.call("DEL", "a", "", &node.config("1.1.0", "routed", &nowhere).to_string()).ok();
     });
 }
 
@@ -328,7 +428,7 @@ fn nonsense_gets_an_error_object() {
             assert_eq!(node.call("ADD", "a", "/x", config).code(), code, "{config}");
         }
         let version = node.call("VERSION", "", "", "nonsense").ok();
-        assert_eq!(version["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(version["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(node.links(), 0);
     });
 }

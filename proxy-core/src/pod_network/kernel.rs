@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Hop, Mac, PodNetwork, Route};
+use crate::net::Family;
 
 /// The VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct Device {
     pub port: u16,
     /// Its hardware address.
     pub mac: Mac,
+    /// The family of outer packets.
+    pub underlay: Family,
     /// The node's address that outer packets come from, if it is on an interface; else the kernel chooses.
     pub local: Option<IpAddr>,
     /// Whether outer packets carry a UDP checksum. Wanted: no. Inner packets have their own, receivers take zero (RFC 7348,
@@ -69,32 +72,21 @@ pub enum Step {
     AddForwarding(Mac, IpAddr),
     /// Forgets it.
     DeleteForwarding(Mac, IpAddr),
-    /// Adds a route, or replaces that of somebody else.
+    /// Adds a route; there is none of ours to the same network.
     AddRoute(Route),
+    /// Replaces our route to the same network.
+    ReplaceRoute(Route),
     /// Deletes a route.
     DeleteRoute(Route),
 }
 
 impl KernelState {
     /// What a pod network takes in the kernel.
-    pub fn wanted(
-        network: &PodNetwork,
-        vni: u32,
-        port: u16,
-        mac: Mac,
-        local: Option<IpAddr>,
-        mtu: u32,
-    ) -> Self {
+    ///
+    /// `device` is the VXLAN device, if there shall be one, without its addresses.
+    pub fn wanted(network: &PodNetwork, device: Device) -> Self {
         let addresses = network.device.clone();
-        let device = (!addresses.is_empty()).then_some(Device {
-            vni,
-            port,
-            mac,
-            local,
-            checksums: false,
-            mtu,
-            addresses,
-        });
+        let device = (!addresses.is_empty()).then_some(Device { addresses, ..device });
         KernelState {
             up: device.is_some(),
             device,
@@ -138,7 +130,10 @@ impl KernelState {
         steps.extend(
             wanted.neighbours.difference(&here.neighbours).map(|(ip, mac)| Step::AddNeighbour(*ip, *mac)),
         );
-        steps.extend(wanted.routes.difference(&kept_routes).cloned().map(Step::AddRoute));
+        steps.extend(wanted.routes.difference(&kept_routes).cloned().map(|route| {
+            let is_there = kept_routes.iter().any(|other| other.to == route.to);
+            if is_there { Step::ReplaceRoute(route) } else { Step::AddRoute(route) }
+        }));
         let stale =
             here.neighbours.iter().filter(|(ip, _)| !wanted.neighbours.iter().any(|(other, _)| other == ip));
         steps.extend(stale.map(|(ip, mac)| Step::DeleteNeighbour(*ip, *mac)));
@@ -175,6 +170,7 @@ mod tests {
             vni: 1,
             port: 4789,
             mac: [2, 0, 0, 0, 0, 1],
+            underlay: Family::V4,
             local: Some("192.168.1.1".parse().unwrap()),
             checksums: false,
             mtu: 1450,
@@ -227,9 +223,11 @@ mod tests {
                 Step::DeleteNeighbour(ip, mac) => assert!(state.neighbours.remove(&(ip, mac))),
                 Step::AddForwarding(mac, ip) => assert!(state.forwarding.insert((mac, ip))),
                 Step::DeleteForwarding(mac, ip) => assert!(state.forwarding.remove(&(mac, ip))),
-                Step::AddRoute(route) => {
+                Step::AddRoute(route) | Step::ReplaceRoute(route) => {
                     assert!(state.up || matches!(route.via, Hop::Node(_)));
+                    let before = state.routes.len();
                     state.routes.retain(|other| other.to != route.to);
+                    assert_eq!(state.routes.len() < before, matches!(step, Step::ReplaceRoute(_)));
                     state.routes.insert(route);
                 }
                 Step::DeleteRoute(route) => assert!(state.routes.remove(&route)),

@@ -41,16 +41,11 @@ pub struct PodRules {
     pub masqueraded: Vec<IpNet>,
     /// Networks of the cluster.
     pub inside: Vec<IpNet>,
-    /// In the order in which they were asked for: the first one has the port.
+    /// Of several for one port the first one has it.
     pub host_ports: Vec<HostPort>,
 }
 
 impl PodRules {
-    /// Whether any rule follows.
-    pub fn is_empty(&self) -> bool {
-        self.masqueraded.is_empty() && self.host_ports.is_empty()
-    }
-
     /// Operations after which the table is right, whatever it held.
     pub fn replace(&self) -> Vec<Op> {
         let chains = self.chains();
@@ -148,12 +143,11 @@ fn translate(port: &HostPort) -> Rule {
     exprs.push(Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![port.protocol.number()] });
     exprs.push(Expr::TransportHeader { dreg: 0, offset: 2, len: 2 });
     exprs.push(Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: port.port.to_be_bytes().to_vec() });
+    // Whatever was asked for, only what is addressed to this node is its port.
+    exprs.extend([Expr::FibDestinationType { dreg: 0 }, local_type()]);
     match port.host {
         Some(host) => exprs.extend(is_address(load_destination(family, 0), host)),
-        None => {
-            exprs.extend([Expr::FibDestinationType { dreg: 0 }, local_type()]);
-            exprs.extend(not_loopback(family));
-        }
+        None => exprs.extend(not_loopback(family)),
     }
     let port_reg: Reg = address_regs(family);
     exprs.push(Expr::Immediate { dreg: 0, data: address_bytes(port.pod) });
@@ -201,8 +195,13 @@ mod tests {
             pod: "fd00:1::5".parse().unwrap(),
             pod_port: 5353,
         };
-        let rules =
-            PodRules { host_ports: vec![port.clone(), HostPort { port: 54, ..port }], ..PodRules::default() };
+        let rules = PodRules {
+            host_ports: vec![
+                port.clone(),
+                HostPort { port: 54, host: Some("2001:db8::1".parse().unwrap()), ..port },
+            ],
+            ..PodRules::default()
+        };
         assert_eq!(rules.masquerade().len(), 1);
         let Some(Op::SetRules(name, translations)) =
             rules.replace().into_iter().find(|op| matches!(op, Op::SetRules(..)))

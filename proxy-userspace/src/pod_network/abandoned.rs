@@ -25,32 +25,36 @@ impl Watch {
         network: &str,
         patience: Duration,
     ) -> Result<usize, StoreError> {
-        let holders = holders(&look(directory, network)?);
-        let links: BTreeSet<String> = match net::host_links(network) {
-            Ok(links) => links.into_iter().collect(),
-            Err(error) => {
-                debug!(%error, "cannot list links: nobody is taken for gone");
-                return Ok(0);
-            }
-        };
-        let lonely = |holder: &Attachment| !links.contains(&host_name(network, holder));
+        let seen_without = lonely(network, holders(&look(directory, network)?));
         let now = Instant::now();
-        self.0 = holders
-            .into_iter()
-            .filter(lonely)
-            .map(|who| (who.clone(), *self.0.get(&who).unwrap_or(&now)))
-            .collect();
+        let seen = |who: &Attachment| *self.0.get(who).unwrap_or(&now);
+        self.0 = seen_without.into_iter().map(|who| (who.clone(), seen(&who))).collect();
         let gone: BTreeSet<Attachment> = self
             .0
             .iter()
             .filter(|(_, since)| since.elapsed() >= patience)
             .map(|(who, _)| who.clone())
             .collect();
-        if !gone.is_empty() {
-            Store::open(directory, network, &boot_id()?)?.keep(|holder| !gone.contains(holder))?;
-            self.0.retain(|who, _| !gone.contains(who));
+        if gone.is_empty() {
+            return Ok(0);
         }
+        let mut store = Store::open(directory, network, &boot_id()?)?;
+        // Under the lock: one of them may just have been wired anew.
+        let gone = lonely(network, gone);
+        store.keep(|holder| !gone.contains(holder))?;
+        self.0.retain(|who, _| !gone.contains(who));
         Ok(gone.len())
+    }
+}
+
+/// Those of some who have no link. Links are known by their names alone.
+fn lonely(network: &str, among: BTreeSet<Attachment>) -> BTreeSet<Attachment> {
+    match net::link_names() {
+        Ok(links) => among.into_iter().filter(|who| !links.contains(&host_name(network, who))).collect(),
+        Err(error) => {
+            debug!(%error, "cannot list links: nobody is taken for gone");
+            BTreeSet::new()
+        }
     }
 }
 

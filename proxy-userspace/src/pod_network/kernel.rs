@@ -1,7 +1,7 @@
 //! The kernel's side of the pod network, by route netlink: the VXLAN device, routes, neighbours and forwarding entries.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use sluice_core::net::Family;
 use sluice_core::pod_network::{Device, Hop, KernelState, Mac, Route, Step};
 
 /// The VXLAN device.
@@ -23,17 +24,34 @@ pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
 
 /// Why the kernel's state could not be read or changed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation}: {source}")]
+#[error("cannot {operation}: {source}{hint}")]
 pub struct KernelError {
     /// What was tried.
     operation: String,
+    /// What to do about it.
+    hint: &'static str,
     /// The kernel's answer.
     source: rtnetlink::Error,
 }
 
 fn failed(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> KernelError {
     let operation = operation.into();
-    |source| KernelError { operation, source }
+    |source| KernelError { operation, hint: "", source }
+}
+
+/// What to do when something is there already that is not ours.
+fn hint(step: &Step, error: &rtnetlink::Error) -> &'static str {
+    let exists =
+        matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::EEXIST);
+    match step {
+        Step::AddDevice(_) if exists => {
+            "; another VXLAN device has this VNI and port: delete it, or set sluice.podNetwork.vni or port on all nodes"
+        }
+        Step::AddRoute(_) if exists => {
+            "; somebody else has a route to this network: see ip route, and remove it"
+        }
+        _ => "",
+    }
 }
 
 /// Whether the kernel said that there is no such thing.
@@ -99,8 +117,16 @@ fn device(link: &LinkMessage) -> Option<Device> {
             _ => {}
         }
     }
-    let mut device =
-        Device { vni: 0, port: 0, mac, local: None, checksums: true, mtu, addresses: BTreeSet::new() };
+    let mut device = Device {
+        vni: 0,
+        port: 0,
+        mac,
+        underlay: Family::V4,
+        local: None,
+        checksums: true,
+        mtu,
+        addresses: BTreeSet::new(),
+    };
     for info in data? {
         match info {
             InfoVxlan::Id(vni) => device.vni = *vni,
@@ -220,7 +246,8 @@ pub(super) async fn take(handle: &Handle, step: &Step) -> Result<(), KernelError
     );
     match done {
         Err(error) if removes && is_missing(&error) => Ok(()),
-        other => other.map_err(failed(describe(step))),
+        Err(error) => Err(KernelError { operation: describe(step), hint: hint(step, &error), source: error }),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -239,6 +266,7 @@ pub(super) fn describe(step: &Step) -> String {
             format!("delete the forwarding entry of node {node} from {DEVICE}")
         }
         Step::AddRoute(route) => format!("add the route to {} by {}", route.to, hop(&route.via)),
+        Step::ReplaceRoute(route) => format!("lead the route to {} by {}", route.to, hop(&route.via)),
         Step::DeleteRoute(route) => format!("delete the route to {} by {}", route.to, hop(&route.via)),
     }
 }
@@ -253,21 +281,23 @@ fn hop(via: &Hop) -> String {
 async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::Error> {
     let builder =
         LinkVxlan::new(DEVICE, device.vni).port(device.port).learning(false).udp_csum(device.checksums);
-    let builder = match device.local {
-        Some(IpAddr::V4(ip)) => builder.local(ip),
-        Some(IpAddr::V6(ip)) => {
-            let zero = !device.checksums;
-            builder.local6(ip).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero)
+    let zero = !device.checksums;
+    let builder = match (device.local, device.underlay) {
+        (Some(IpAddr::V4(ip)), _) => builder.local(ip),
+        (Some(IpAddr::V6(ip)), _) => builder.local6(ip).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero),
+        (None, Family::V4) => builder,
+        // It says the family, which is IPv4 otherwise.
+        (None, Family::V6) => {
+            builder.local6(Ipv6Addr::UNSPECIFIED).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero)
         }
-        None => builder,
     };
     let link = builder.address(device.mac.to_vec()).mtu(device.mtu).up().build();
     handle.link().add(link).execute().await
 }
 
 async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error> {
-    if let Step::AddRoute(Route { to, via: Hop::Node(gateway) }) = step {
-        return add_route(handle, *to, *gateway, None).await;
+    if let Some((Route { to, via: Hop::Node(gateway) }, is_new)) = added(step) {
+        return add_route(handle, *to, *gateway, None, is_new).await;
     }
     if let Step::DeleteRoute(route) = step {
         return handle.route().del(route_message(route.to)).execute().await;
@@ -323,11 +353,21 @@ async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error>
             ];
             handle.neighbours().del(message).execute().await
         }
-        Step::AddRoute(Route { to, via: Hop::Vtep(gateway) }) => {
-            add_route(handle, *to, *gateway, Some(index)).await
+        Step::AddRoute(Route { to, via }) | Step::ReplaceRoute(Route { to, via }) => {
+            let (Hop::Vtep(gateway) | Hop::Node(gateway)) = via;
+            add_route(handle, *to, *gateway, Some(index), matches!(step, Step::AddRoute(_))).await
         }
         // They came above.
-        Step::AddDevice(_) | Step::AddRoute(_) | Step::DeleteRoute(_) => Ok(()),
+        Step::AddDevice(_) | Step::DeleteRoute(_) => Ok(()),
+    }
+}
+
+/// The route of a step that adds one, and whether there was none of ours before.
+fn added(step: &Step) -> Option<(&Route, bool)> {
+    match step {
+        Step::AddRoute(route) => Some((route, true)),
+        Step::ReplaceRoute(route) => Some((route, false)),
+        _ => None,
     }
 }
 
@@ -367,6 +407,7 @@ async fn add_route(
     to: IpNet,
     gateway: IpAddr,
     device: Option<u32>,
+    is_new: bool,
 ) -> Result<(), rtnetlink::Error> {
     let mut message = route_message(to);
     message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
@@ -375,7 +416,9 @@ async fn add_route(
         message.header.flags |= netlink_packet_route::route::RouteFlags::Onlink;
         message.attributes.push(RouteAttribute::Oif(index));
     }
-    handle.route().add(message).replace().execute().await
+    let request = handle.route().add(message);
+    // A route of somebody else is never replaced: it may be the node's own way to its network.
+    if is_new { request.execute().await } else { request.replace().execute().await }
 }
 
 /// The largest packet on the way to an address: that of the route, if it says so, else of the interface that it leaves by.

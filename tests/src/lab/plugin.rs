@@ -22,6 +22,8 @@ pub enum PodNetwork {
     Sluice,
     /// The same with a bridge on each node
     SluiceBridge,
+    /// The same as `sluice` with routes instead of VXLAN between nodes
+    SluiceDirect,
 }
 
 impl PodNetwork {
@@ -46,7 +48,7 @@ impl PodNetwork {
         });
         // What a client outside of the cluster sees is what cases are about.
         json!({"sluice": {"podNetwork": {
-            "backend": "vxlan", "mode": self.mode(), "nonMasqueradeCIDRs": ["192.168.77.0/24", "fd00:77::/64"], "cni": cni,
+            "backend": if self == PodNetwork::SluiceDirect { "direct" } else { "vxlan" }, "mode": self.mode(), "nonMasqueradeCIDRs": ["192.168.77.0/24", "fd00:77::/64"], "cni": cni,
         }}})
     }
 }

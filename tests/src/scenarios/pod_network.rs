@@ -1,7 +1,7 @@
 //! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go, ports of the node lead to
 //! pods, and a client of others (cnitool, which is libcni) makes pods.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ impl Stage {
 }
 
 fn repaired(stage: &mut Stage) -> Result<()> {
-    const INJURIES: [(&str, &str); 7] = [
+    const INJURIES: [(&str, &str); 8] = [
         ("the device is deleted", "ip link delete sluice-vxlan0"),
         ("the device is set down", "ip link set sluice-vxlan0 down"),
         ("routes are flushed", "ip route flush proto 92; ip -6 route flush proto 92"),
@@ -83,6 +83,10 @@ fn repaired(stage: &mut Stage) -> Result<()> {
             "bridge fdb del $(bridge fdb show dev sluice-vxlan0 | cut -d' ' -f1) dev sluice-vxlan0",
         ),
         ("rules are deleted", "nft delete table inet sluice-pods"),
+        (
+            "rules are flushed among other changes",
+            "for i in 1 2 3 4 5 6 7 8; do ip link set eth0 txqueuelen 100$i; nft flush ruleset; done",
+        ),
         ("an address is deleted", "ip address flush dev sluice-vxlan0 scope global"),
     ];
     stage.lab.start_proxies(&Value::Null)?;
@@ -90,13 +94,11 @@ fn repaired(stage: &mut Stage) -> Result<()> {
     let whole = stage.plumbing()?;
     for (what, line) in INJURIES {
         stage.step(what)?;
-        let begun = Instant::now();
         stage.shell(line)?;
         stage.eventually(REPAIR, |stage| {
             let now = stage.plumbing()?;
             Ok(met(now == whole, &whole, || now))
         })?;
-        ensure!(begun.elapsed() > Duration::ZERO);
         stage.reaches_other_node()?;
     }
     stage.step("the node's link goes down and comes back")?;

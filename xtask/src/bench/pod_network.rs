@@ -60,14 +60,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "two VMs: Linux {}, one processor each, emulated; {} turns of {} s",
         kernel.release, arguments.turns, arguments.seconds
     );
-    for number in 0..2 {
-        let vm = vms.get_mut(number).context("a VM is missing")?;
+    for (vm, address) in vms.iter_mut().zip(NODES) {
         vm.load(&[modules::OF_A_NODE.as_slice(), &modules::OF_NFTABLES, &modules::OF_POD_NETWORK].concat())?;
         shell(
             vm,
             &format!(
-                "ip address add {}/24 dev eth0; ip link set eth0 up; ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward",
-                NODES[number]
+                "ip address add {address}/24 dev eth0; ip link set eth0 up; ip link set lo up; \
+                 echo 1 >/proc/sys/net/ipv4/ip_forward"
             ),
         )?;
     }
