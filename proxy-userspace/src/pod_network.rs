@@ -21,7 +21,6 @@ use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::neighbour::NeighbourState;
 use rtnetlink::{Handle, MulticastGroup};
 use sluice_cni::net::is_host_name;
 use sluice_cni::node_file::NodeFile;
@@ -107,6 +106,8 @@ pub struct PodNetworkTask {
     /// Those that flows were compared with last.
     host_ports: Vec<HostPort>,
     told: BTreeSet<Problem>,
+    /// The index of the VXLAN device.
+    device: Option<u32>,
     /// What the plugin was told last.
     node_file: Option<NodeFile>,
     waits: bool,
@@ -132,6 +133,7 @@ impl PodNetworkTask {
             rules: None,
             host_ports: Vec::new(),
             told: BTreeSet::new(),
+            device: None,
             node_file: None,
             waits: false,
             audited: Instant::now(),
@@ -208,7 +210,7 @@ impl PodNetworkTask {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
                 Some(notice) = rule_notices.recv() => self.distrust_rules(notice),
-                there = until_of_interest(&mut messages) => if !there { return Ok(()) },
+                there = until_of_interest(&mut messages, self.device) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
             }
@@ -346,6 +348,7 @@ impl PodNetworkTask {
         mtu: u32,
     ) -> Result<(), PassError> {
         let observed = kernel::observe(handle).await?;
+        self.device = observed.index;
         if observed.is_taken {
             return Err(PassError::NameTaken);
         }
@@ -371,6 +374,9 @@ impl PodNetworkTask {
             "pod network changed"
         );
         self.metrics.pod_network_steps.inc_by(steps.len() as u64);
+        if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) {
+            self.device = kernel::device_index(handle).await?;
+        }
         if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) && self.node_file.is_some() {
             warn!("somebody else deleted or changed {DEVICE}: made anew");
         }
@@ -540,13 +546,13 @@ fn uplink_mtu(network: &Network, ip: IpAddr) -> Option<u32> {
 }
 
 /// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
-async fn until_of_interest<S>(messages: &mut S) -> bool
+async fn until_of_interest<S>(messages: &mut S, device: Option<u32>) -> bool
 where
     S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
 {
     loop {
         match messages.next().await {
-            Some((message, _)) if is_of_interest(&message) => return true,
+            Some((message, _)) if is_of_interest(&message, device) => return true,
             Some(_) => {}
             None => return false,
         }
@@ -554,7 +560,7 @@ where
 }
 
 /// Not what pods that come and go, and what neighbours that are asked for, are told about.
-fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, device: Option<u32>) -> bool {
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
@@ -562,7 +568,7 @@ fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
             .iter()
             .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
         RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
-            neighbour.header.state == NeighbourState::Permanent
+            Some(neighbour.header.ifindex) == device
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0

@@ -92,6 +92,11 @@ pub(super) async fn observe(handle: &Handle) -> Result<Observed, KernelError> {
     Ok(observed)
 }
 
+/// The index of the device, if it is there.
+pub(super) async fn device_index(handle: &Handle) -> Result<Option<u32>, KernelError> {
+    Ok(device_link(handle).await?.map(|link| link.header.index))
+}
+
 async fn device_link(handle: &Handle) -> Result<Option<LinkMessage>, KernelError> {
     let mut links = handle.link().get().match_name(DEVICE.to_owned()).execute();
     match links.try_next().await {
