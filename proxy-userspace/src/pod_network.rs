@@ -7,7 +7,10 @@ mod abandoned;
 mod host_ports;
 mod install;
 mod kernel;
+mod mtu;
 mod node;
+mod notices;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,21 +20,14 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, Stream, StreamExt};
 use inotify::{Inotify, WatchMask};
-use ipnet::IpNet;
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, MulticastGroup};
-use sluice_cni::net::is_host_name;
 use sluice_cni::node_file::NodeFile;
-use sluice_cni::store::{self, Contents, StoreError};
+use sluice_cni::store::{self, StoreError};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::pod_network::{
-    Device, Hop, HostPort, KernelState, Own, PodNetwork, PodRules, Problem, Step, TABLE, Transport,
-    pod_network, vtep_mac,
+    Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, pod_network, vtep_mac,
 };
-use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice};
 use tokio::sync::{mpsc, watch};
@@ -39,22 +35,14 @@ use tracing::{debug, error, info, warn};
 
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
-use crate::conntrack;
 use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
-use crate::nft_monitor;
 
 pub use install::{InstallError, plugin};
 pub use kernel::{DEVICE, KernelError};
 pub use node::NodeError;
+use rules::Rules;
 
-/// What outer packets have in front of inner ones: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
-const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
-const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
-/// What IPv6 needs (RFC 8200, section 5).
-const LEAST_MTU_V6: u32 = 1280;
-/// What every host takes in IPv4 (RFC 1122, section 3.3.2).
-const LEAST_MTU_V4: u32 = 576;
 /// A pass at least this often, in case a notice was lost.
 const AUDIT: Duration = Duration::from_secs(30);
 /// One change often comes with several notices.
@@ -101,10 +89,7 @@ pub struct PodNetworkTask {
     plugin: PathBuf,
     recorder: Recorder,
     metrics: Metrics,
-    /// As they were written last, and are still, for all that is known.
-    rules: Option<PodRules>,
-    /// Those that flows were compared with last.
-    host_ports: Vec<HostPort>,
+    rules: Rules,
     told: BTreeSet<Problem>,
     /// The index of the VXLAN device.
     device: Option<u32>,
@@ -130,8 +115,7 @@ impl PodNetworkTask {
             plugin,
             recorder,
             metrics,
-            rules: None,
-            host_ports: Vec::new(),
+            rules: Rules::default(),
             told: BTreeSet::new(),
             device: None,
             node_file: None,
@@ -149,9 +133,9 @@ impl PodNetworkTask {
             warn!(%error, "a CNI configuration of before the boot is still there");
         }
         let (notices, mut rule_notices) = mpsc::channel(16);
-        let mut nft = None;
+        self.rules.tell_changes_to(notices);
         loop {
-            if let Err(error) = self.follow(&mut inputs, &mut nft, &notices, &mut rule_notices).await {
+            if let Err(error) = self.follow(&mut inputs, &mut rule_notices).await {
                 warn!(%error, "cannot follow the network; trying again");
             }
             if inputs.nodes.has_changed().is_err() {
@@ -164,8 +148,6 @@ impl PodNetworkTask {
     async fn follow(
         &mut self,
         inputs: &mut Inputs,
-        nft: &mut Option<Nft>,
-        notices: &mpsc::Sender<Notice>,
         rule_notices: &mut mpsc::Receiver<Notice>,
     ) -> std::io::Result<()> {
         let groups = [
@@ -192,13 +174,13 @@ impl PodNetworkTask {
             let known =
                 inputs.nodes.borrow_and_update().clone().zip(inputs.network.borrow_and_update().clone());
             if let Some((nodes, network)) = known {
-                match self.pass(&handle, nft, notices, &nodes, &network).await {
+                match self.pass(&handle, &nodes, &network).await {
                     Ok(()) => (retry, delay) = (None, FIRST_RETRY),
                     Err(error) => {
                         error!(%error, retry_ms = delay.as_millis() as u64, "the pod network is not as it should be");
                         self.recorder.record(Event::pod_network("PodNetworkFailed", error.to_string()));
                         self.metrics.pod_network_failures.inc();
-                        self.rules = None;
+                        self.rules.distrust(None);
                         retry = Some(delay);
                         delay = (delay * 2).min(LAST_RETRY);
                     }
@@ -209,8 +191,8 @@ impl PodNetworkTask {
             tokio::select! {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
-                Some(notice) = rule_notices.recv() => self.distrust_rules(notice),
-                there = until_of_interest(&mut messages, self.device) => if !there { return Ok(()) },
+                Some(notice) = rule_notices.recv() => self.rules.distrust(Some(notice)),
+                there = notices::until_of_interest(&mut messages, self.device) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
             }
@@ -219,17 +201,7 @@ impl PodNetworkTask {
             while let Some(Some(_)) = messages.next().now_or_never() {}
             // Also what came while something else was waited for.
             while let Ok(notice) = rule_notices.try_recv() {
-                self.distrust_rules(notice);
-            }
-        }
-    }
-
-    /// The next pass writes the rules anew.
-    fn distrust_rules(&mut self, notice: Notice) {
-        if self.rules.take().is_some() {
-            match notice {
-                Notice::Changed => warn!("somebody else changed table inet {TABLE}: writing it anew"),
-                Notice::Lost => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
+                self.rules.distrust(Some(notice));
             }
         }
     }
@@ -246,27 +218,22 @@ impl PodNetworkTask {
     }
 
     /// Makes everything as it should be.
-    async fn pass(
-        &mut self,
-        handle: &Handle,
-        nft: &mut Option<Nft>,
-        notices: &mpsc::Sender<Notice>,
-        nodes: &[Node],
-        network: &Network,
-    ) -> Result<(), PassError> {
+    async fn pass(&mut self, handle: &Handle, nodes: &[Node], network: &Network) -> Result<(), PassError> {
         let Some((own, wanted)) = self.decide(nodes, network) else { return Ok(()) };
         node::prepare(&families(&own), self.settings.mode)?;
         // What is wrong with one thing keeps no other from being done; the first error is told in the end.
-        let (mtu, small) = self.mtu(handle, &own, &wanted, network).await?;
+        let (mtu, small) = mtu::of_pods(handle, &self.settings, &own, &wanted, network).await?;
         let settled = self.settle(handle, &own, &wanted, network, mtu).await;
-        let (written, installed) = tokio::task::block_in_place(|| {
-            let written = self.write_rules(nft, notices, &own, nodes, network);
-            (written, self.install(&own, mtu))
-        });
         self.tell(&wanted, mtu);
-        settled.and(written).and(installed)?;
-        small.map_or(Ok(()), Err)?;
-        tokio::task::block_in_place(|| self.audit())
+        tokio::task::block_in_place(|| {
+            let is_due = self.audited.elapsed() >= AUDIT;
+            let written = self.rules.write(&self.settings, &own, nodes, network, is_due);
+            // Pods that cannot be reached do not start; those that could so far go on.
+            let can_start = settled.is_ok() || self.node_file.is_some();
+            let installed = if can_start { self.install(&own, mtu) } else { Ok(()) };
+            settled.and(written).and(installed).and_then(|()| self.audit())
+        })?;
+        small.map_or(Ok(()), Err)
     }
 
     /// `None`: this node does not know enough of itself yet.
@@ -290,52 +257,6 @@ impl PodNetworkTask {
         }
         self.waits = decided.is_none();
         decided
-    }
-
-    /// The pods' MTU, and an error if the path to a node allows less than that.
-    async fn mtu(
-        &self,
-        handle: &Handle,
-        own: &Own,
-        wanted: &PodNetwork,
-        network: &Network,
-    ) -> Result<(u32, Option<PassError>), PassError> {
-        if let Some(mtu) = self.settings.mtu {
-            return Ok((mtu, None));
-        }
-        // A way through our own device is no way to a node.
-        let mtu_of = |index| {
-            let device = network.devices.iter().find(|device| device.index == index);
-            device.filter(|device| device.name != DEVICE).map(|device| device.mtu)
-        };
-        // As long as this node is alone, what counts is the interface that the others will reach it by.
-        let uplink =
-            own.node.addresses.iter().filter_map(|ip| uplink_mtu(network, *ip)).min().unwrap_or(1500);
-        let mut least = (uplink, own.node.addresses.first().copied());
-        let mut peers: BTreeSet<IpAddr> = wanted.vteps.iter().map(|vtep| vtep.node).collect();
-        peers.extend(wanted.routes.iter().filter_map(|route| match route.via {
-            Hop::Node(ip) => Some(ip),
-            Hop::Vtep(_) => None,
-        }));
-        for peer in peers {
-            if let Some(mtu) = kernel::path_mtu(handle, peer, mtu_of).await?.filter(|mtu| *mtu < least.0) {
-                least = (mtu, Some(peer));
-            }
-        }
-        Ok(self.pods_mtu(own, least))
-    }
-
-    /// What is left of a path's MTU for pods.
-    fn pods_mtu(&self, own: &Own, (path, peer): (u32, Option<IpAddr>)) -> (u32, Option<PassError>) {
-        let overhead = match (self.settings.transport, own.node.addresses.first()) {
-            (Transport::Direct, _) => 0,
-            (_, Some(IpAddr::V6(_))) => OVERHEAD_V6,
-            _ => OVERHEAD_V4,
-        };
-        let needed = if own.node.pod_cidr(Family::V6).is_some() { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
-        let mtu = path.saturating_sub(overhead);
-        let small = (mtu < needed).then_some(PassError::Mtu { path, overhead, needed, peer });
-        (mtu.max(needed), small)
     }
 
     /// Takes the steps that are missing in the kernel.
@@ -396,54 +317,6 @@ impl PodNetworkTask {
             checksums: false,
             mtu,
             addresses: BTreeSet::new(),
-        }
-    }
-
-    fn write_rules(
-        &mut self,
-        nft: &mut Option<Nft>,
-        notices: &mpsc::Sender<Notice>,
-        own: &Own,
-        nodes: &[Node],
-        network: &Network,
-    ) -> Result<(), PassError> {
-        let cni = &self.settings.cni;
-        // A file that cannot be read takes no port away.
-        let (contents, unread) = match store::look(&cni.data_dir, &cni.name) {
-            Ok(contents) => (Some(contents), None),
-            Err(error) => (None, Some(error)),
-        };
-        let ports = contents.as_ref().map_or_else(|| self.host_ports.clone(), host_ports::host_ports);
-        let mut inside = self.settings.inside.clone();
-        inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
-        let masqueraded = if self.settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
-        let rules = PodRules { masqueraded, inside, host_ports: ports };
-        if self.rules.as_ref() == Some(&rules) && !self.lacks_table(nft).map_err(PassError::Rules)? {
-            return unread.map_or(Ok(()), |error| Err(error.into()));
-        }
-        match nft {
-            Some(nft) => {
-                nft.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
-            }
-            None => {
-                let mut opened = Nft::open().map_err(PassError::Rules)?;
-                opened.commit_to(TABLE, &rules.replace()).map_err(PassError::Rules)?;
-                nft_monitor::follow(TABLE, opened.port(), notices.clone());
-                *nft = Some(opened);
-            }
-        }
-        let changed = host_ports::Changed::between(&self.host_ports, &rules.host_ports);
-        end_flows(&changed, network).map_err(PassError::Rules)?;
-        self.host_ports.clone_from(&rules.host_ports);
-        self.rules = Some(rules);
-        unread.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    /// Whether the table has gone without a notice. Looked at with each audit.
-    fn lacks_table(&self, nft: &mut Option<Nft>) -> Result<bool, NetlinkError> {
-        match nft {
-            Some(nft) if self.audited.elapsed() >= AUDIT => nft.has_table(TABLE).map(|is_there| !is_there),
-            _ => Ok(false),
         }
     }
 
@@ -523,74 +396,7 @@ pub fn remove() -> Result<bool, RemoveError> {
     Ok(had_rules || had_device)
 }
 
-/// Networks of this node's pods: its pod CIDRs, and the addresses of pods that are from before it had these.
-fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
-    let cidrs = &own.node.pod_cidrs;
-    let held = contents.into_iter().flat_map(|contents| contents.leases.held.keys());
-    let before = held.filter(|ip| !cidrs.iter().any(|cidr| cidr.contains(*ip))).map(|ip| IpNet::from(*ip));
-    cidrs.iter().copied().chain(before).collect()
-}
-
 fn families(own: &Own) -> Vec<Family> {
     let has = |family| own.node.pod_cidr(family).is_some();
     Family::BOTH.into_iter().filter(|family| has(*family)).collect()
-}
-
-/// The MTU of the interface that has one of the node's addresses.
-fn uplink_mtu(network: &Network, ip: IpAddr) -> Option<u32> {
-    let has = |device: &&crate::node::Device| match ip {
-        IpAddr::V4(ip) => device.address4 == Some(ip),
-        IpAddr::V6(ip) => device.address6 == Some(ip),
-    };
-    network.devices.iter().find(has).map(|device| device.mtu)
-}
-
-/// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
-async fn until_of_interest<S>(messages: &mut S, device: Option<u32>) -> bool
-where
-    S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
-{
-    loop {
-        match messages.next().await {
-            Some((message, _)) if is_of_interest(&message, device) => return true,
-            Some(_) => {}
-            None => return false,
-        }
-    }
-}
-
-/// Not what pods that come and go, and what neighbours that are asked for, are told about.
-fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, device: Option<u32>) -> bool {
-    let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
-    match message {
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
-        RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
-            Some(neighbour.header.ifindex) == device
-        }
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-            route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0
-        }
-        _ => true,
-    }
-}
-
-/// Ends UDP flows to ports of the node that lead elsewhere now.
-fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), NetlinkError> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let is_local = |ip: &IpAddr| network.addresses.contains(ip);
-    let mut connection = Conntrack::open()?;
-    for family in changed.families() {
-        let stale = conntrack::list(&mut connection, family, |flow| {
-            changed.is_stale(flow.destination, flow.replier, is_local)
-        })?;
-        for flow in &stale {
-            connection.delete(flow)?;
-        }
-    }
-    Ok(())
 }

@@ -198,7 +198,7 @@ mod tests {
     fn all_that_is_wrong_is_told_with_its_field() {
         let text =
             "sluice: {podNetwork: {backend: direct, mode: x, vni: 16777216, port: 0, mtu: 68, bridge: a/b,
-            nonMasqueradeCIDRs: [y], cni: {name: ../z, binDir: bin, chain: [{}]}}}";
+            nonMasqueradeCIDRs: [nonsense], cni: {name: ../z, binDir: bin, chain: [{}]}}}";
         let told = read(text).unwrap_err().to_string();
         for part in [
             "mode: \"x\"",
@@ -206,7 +206,7 @@ mod tests {
             "port: 0",
             "mtu: 68",
             "bridge: ",
-            "nonMasqueradeCIDRs: \"y\"",
+            "nonMasqueradeCIDRs: \"nonsense\"",
             "cni.name: \"../z\"",
             "cni.binDir: \"bin\"",
             "cni.chain[0]",

@@ -1,0 +1,41 @@
+//! Which messages of route netlink mean that the network has to be looked at.
+
+use futures::{Stream, StreamExt};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use sluice_cni::net::is_host_name;
+
+use super::kernel;
+
+/// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
+pub(super) async fn until_of_interest<S>(messages: &mut S, device: Option<u32>) -> bool
+where
+    S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
+{
+    loop {
+        match messages.next().await {
+            Some((message, _)) if is_of_interest(&message, device) => return true,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// Not what pods that come and go, and what neighbours that are asked for, are told about.
+fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, device: Option<u32>) -> bool {
+    let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
+        RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
+            Some(neighbour.header.ifindex) == device
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,124 @@
+//! The table of the pod network: written when it should be another one, or when somebody may have changed it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice_cni::store::{self, Contents};
+use sluice_core::model::Node;
+use sluice_core::pod_network::{HostPort, Own, PodRules, TABLE};
+use sluice_sys::conntrack::Conntrack;
+use sluice_sys::netlink::NetlinkError;
+use sluice_sys::nft::{Nft, Notice};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{PassError, host_ports};
+use crate::addresses::Network;
+use crate::config::PodNetworkSettings;
+use crate::{conntrack, nft_monitor};
+
+/// What is known of the table.
+#[derive(Default)]
+pub(super) struct Rules {
+    nft: Option<Nft>,
+    notices: Option<mpsc::Sender<Notice>>,
+    /// As it was written last, and is still, for all that is known.
+    written: Option<PodRules>,
+    /// Those that flows were compared with last.
+    host_ports: Vec<HostPort>,
+}
+
+impl Rules {
+    /// Who is told when somebody else changes the table.
+    pub(super) fn tell_changes_to(&mut self, notices: mpsc::Sender<Notice>) {
+        self.notices = Some(notices);
+    }
+
+    /// The next pass writes the table anew.
+    pub(super) fn distrust(&mut self, notice: Option<Notice>) {
+        let knew = self.written.take().is_some();
+        match notice.filter(|_| knew) {
+            Some(Notice::Changed) => warn!("somebody else changed table inet {TABLE}: writing it anew"),
+            Some(Notice::Lost) => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
+            None => {}
+        }
+    }
+
+    /// Makes the table as it should be. With `audits` also looks whether it has gone without a notice.
+    pub(super) fn write(
+        &mut self,
+        settings: &PodNetworkSettings,
+        own: &Own,
+        nodes: &[Node],
+        network: &Network,
+        audits: bool,
+    ) -> Result<(), PassError> {
+        // A file that cannot be read takes no port away.
+        let (contents, unread) = match store::look(&settings.cni.data_dir, &settings.cni.name) {
+            Ok(contents) => (Some(contents), None),
+            Err(error) => (None, Some(error)),
+        };
+        let host_ports = contents.as_ref().map_or_else(|| self.host_ports.clone(), host_ports::host_ports);
+        let mut inside = settings.inside.clone();
+        inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
+        let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
+        let rules = PodRules { masqueraded, inside, host_ports };
+        let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
+        if !is_there {
+            self.commit(rules, network).map_err(PassError::Rules)?;
+        }
+        unread.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn commit(&mut self, rules: PodRules, network: &Network) -> Result<(), NetlinkError> {
+        match &mut self.nft {
+            Some(nft) => {
+                nft.commit_to(TABLE, &rules.replace())?;
+            }
+            None => {
+                let mut nft = Nft::open()?;
+                nft.commit_to(TABLE, &rules.replace())?;
+                if let Some(notices) = &self.notices {
+                    nft_monitor::follow(TABLE, nft.port(), notices.clone());
+                }
+                self.nft = Some(nft);
+            }
+        }
+        let changed = host_ports::Changed::between(&self.host_ports, &rules.host_ports);
+        end_flows(&changed, network)?;
+        self.host_ports.clone_from(&rules.host_ports);
+        self.written = Some(rules);
+        Ok(())
+    }
+
+    fn lacks_table(&mut self) -> Result<bool, PassError> {
+        let Some(nft) = &mut self.nft else { return Ok(false) };
+        nft.has_table(TABLE).map(|is_there| !is_there).map_err(PassError::Rules)
+    }
+}
+
+/// Networks of this node's pods: its pod CIDRs, and the addresses of pods that are from before it had these.
+fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
+    let cidrs = &own.node.pod_cidrs;
+    let held = contents.into_iter().flat_map(|contents| contents.leases.held.keys());
+    let before = held.filter(|ip| !cidrs.iter().any(|cidr| cidr.contains(*ip))).map(|ip| IpNet::from(*ip));
+    cidrs.iter().copied().chain(before).collect()
+}
+
+/// Ends UDP flows to ports of the node that lead elsewhere now.
+fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), NetlinkError> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let is_local = |ip: &IpAddr| network.addresses.contains(ip);
+    let mut connection = Conntrack::open()?;
+    for family in changed.families() {
+        let stale = conntrack::list(&mut connection, family, |flow| {
+            changed.is_stale(flow.destination, flow.replier, is_local)
+        })?;
+        for flow in &stale {
+            connection.delete(flow)?;
+        }
+    }
+    Ok(())
+}
