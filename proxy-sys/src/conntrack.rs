@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use sluice_core::net::Family;
+use sluice_core::net::{Family, Protocol};
 
 use crate::netlink::{NetfilterSocket, NetlinkError, find};
 
@@ -15,19 +15,29 @@ const DELETE: u16 = 0x102;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const PROTOINFO: u16 = 4;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const STATUS_MASK: u16 = 26;
-const UDP: u8 = 17;
+/// Bits of the status, `enum ip_conntrack_status`.
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+const DST_NAT: u32 = 1 << 5;
+/// `TCP_CONNTRACK_CLOSE`: a reset was seen.
+const TCP_CLOSE: u8 = 8;
 
-/// A tracked UDP flow.
+/// A tracked flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Where the first packet was sent to.
     pub destination: (IpAddr, u16),
     /// Who answers.
     pub replier: (IpAddr, u16),
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Nobody has answered, or (TCP) only with a reset.
+    pub is_vain: bool,
     family: Family,
     original: Vec<u8>,
     id: Vec<u8>,
@@ -45,28 +55,35 @@ impl Conntrack {
         Ok(Conntrack { socket: NetfilterSocket::open()? })
     }
 
-    /// The UDP flows of a family for which `keep` says so. The kernel filters by protocol (since 5.8; older
-    /// kernels send everything and the filter is applied here).
-    pub fn udp_flows(
+    /// The flows of a family and protocol for which `keep` says so; of other protocols than UDP only those in which not both
+    /// sides have spoken. The kernel filters by protocol (since 5.8; older kernels send everything and the filter is
+    /// applied here).
+    pub fn flows(
         &mut self,
         family: Family,
+        protocol: Protocol,
         keep: impl Fn(&Flow) -> bool,
     ) -> Result<Vec<Flow>, NetlinkError> {
         let mut flows = Vec::new();
         let request = |writer: &mut crate::netlink::Writer| {
             let tuple = writer.nest(TUPLE_ORIG);
             let proto = writer.nest(2);
-            writer.attr(1, &[UDP]);
+            writer.attr(1, &[protocol.number()]);
             writer.close(proto);
             writer.close(tuple);
+            if protocol != Protocol::Udp {
+                // Newer kernels leave the others out; most connections are established.
+                writer.u32(STATUS, 0);
+                writer.u32(STATUS_MASK, ASSURED);
+            }
             let filter = writer.nest(FILTER);
             // CTA_FILTER_F_CTA_PROTO_NUM
             writer.attr(1, &(1u32 << 3).to_ne_bytes());
             writer.attr(2, &0u32.to_ne_bytes());
             writer.close(filter);
         };
-        self.socket.dump("list UDP flows", GET, family_number(family), request, |message| {
-            if let Some(flow) = flow(family, message.attributes())
+        self.socket.dump("list flows", GET, family_number(family), request, |message| {
+            if let Some(flow) = flow(family, protocol, message.attributes())
                 && keep(&flow)
             {
                 flows.push(flow);
@@ -77,7 +94,6 @@ impl Conntrack {
 
     /// Whether there is any connection, of any protocol, whose destination was translated.
     pub fn has_translated(&mut self) -> Result<bool, NetlinkError> {
-        const DST_NAT: u32 = 1 << 5;
         let mut found = false;
         for family in Family::BOTH {
             // Newer kernels give these only; others give all.
@@ -117,21 +133,28 @@ fn family_number(family: Family) -> u8 {
     }
 }
 
-fn flow(family: Family, attributes: &[u8]) -> Option<Flow> {
+fn flow(family: Family, protocol: Protocol, attributes: &[u8]) -> Option<Flow> {
     let original = find(attributes, TUPLE_ORIG)?.value;
     let reply = find(attributes, TUPLE_REPLY)?.value;
-    let is_udp = find(find(original, 2)?.value, 1)?.value == [UDP];
-    is_udp.then_some(())?;
+    let is_wanted = find(find(original, 2)?.value, 1)?.value == [protocol.number()];
+    is_wanted.then_some(())?;
     let (_, destination) = ends(family, original)?;
     let (replier, _) = ends(family, reply)?;
     Some(Flow {
         destination,
         replier,
+        protocol,
+        is_vain: find(attributes, STATUS)?.u32()? & SEEN_REPLY == 0 || is_reset(protocol, attributes),
         family,
         original: original.to_vec(),
         id: find(attributes, ID)?.value.to_vec(),
         zone: find(attributes, ZONE).map(|zone| zone.value.to_vec()).unwrap_or_default(),
     })
+}
+
+fn is_reset(protocol: Protocol, attributes: &[u8]) -> bool {
+    let state = || find(find(find(attributes, PROTOINFO)?.value, 1)?.value, 1);
+    protocol == Protocol::Tcp && state().is_some_and(|state| state.value == [TCP_CLOSE])
 }
 
 type End = (IpAddr, u16);

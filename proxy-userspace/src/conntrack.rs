@@ -1,11 +1,15 @@
 //! Stale UDP flows (reference 4): a flow whose endpoint is gone must not stay pinned to it.
 //!
+//! And attempts at TCP and SCTP connections that passed before there were rules or endpoints. Connection tracking remembers
+//! them, untranslated, for two minutes: whoever sends again, or gets the same source port for another attempt, would not be
+//! translated either. kube-proxy leaves them.
+//!
 //! Level-triggered: requests carry the desired state of a frontend, not what happened to it, so several
 //! requests for one frontend merge into the last, and a failed pass is repeated. It runs beside the
 //! programming of rules, never before or inside it. Unlike kube-proxy it also ends flows of Services that
 //! went empty or away, and its node port test looks at the destination address.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,34 +24,55 @@ use tracing::{debug, warn};
 use crate::metrics::{Metrics, family_label};
 use crate::node::NodeFacts;
 
-/// The state of one UDP frontend.
+/// The state of one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The frontend.
     pub capture: Capture,
-    /// The endpoints that flows may go to; `None` when the frontend is gone.
-    pub serving: Option<Serving>,
+    /// Which of its flows may stay.
+    pub state: State,
+}
+
+/// What decides which flows of a frontend may stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// UDP: those to these endpoints.
+    Serving(Serving),
+    /// UDP: the frontend is gone.
+    Gone,
+    /// TCP and SCTP: it leads to endpoints from now on. All may stay, but for vain attempts.
+    Opened,
 }
 
 /// A packet that passed the old rules may set up its flow just after a pass, so each request has two.
 const SECOND_PASS: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The UDP frontends that changes touch, added to `requests`: those that are gone first, because another Service
-/// may have taken one over.
+/// The frontends that changes touch, added to `requests`: those that are gone first, because another Service may have taken
+/// one over.
 pub fn requests(changes: &[PlanChange], requests: &mut Vec<Request>) {
     for change in changes {
         let new = frontends(change.new.as_ref());
         for (capture, serving) in frontends(change.old.as_ref()) {
             if !new.iter().any(|(c, _)| *c == capture) && !serving.is_empty() {
-                requests.push(Request { capture, serving: None });
+                requests.push(Request { capture, state: State::Gone });
             }
         }
     }
     for change in changes {
         let new = frontends(change.new.as_ref()).into_iter();
-        requests.extend(new.map(|(capture, serving)| Request { capture, serving: Some(serving) }));
+        requests.extend(new.map(|(capture, serving)| Request { capture, state: State::Serving(serving) }));
+        let before = open_frontends(change.old.as_ref());
+        let opened = open_frontends(change.new.as_ref()).into_iter().filter(|c| !before.contains(c));
+        requests.extend(opened.map(|capture| Request { capture, state: State::Opened }));
     }
+}
+
+/// The TCP and SCTP frontends that lead to endpoints.
+fn open_frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Capture> {
+    let ports = plan.iter().flat_map(|plan| plan.ports.iter());
+    let frontends = ports.filter(|port| port.id.protocol != Protocol::Udp).flat_map(|p| p.frontends.iter());
+    frontends.filter(|frontend| frontend.actions.forwards()).map(|frontend| frontend.capture).collect()
 }
 
 /// Endpoints that flows of a frontend may go to.
@@ -68,34 +93,35 @@ fn frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Served> {
 /// What one pass looks for.
 #[derive(Default)]
 struct Pass {
-    requests: HashMap<Capture, Option<Serving>>,
+    requests: HashMap<Capture, State>,
 }
 
 impl Pass {
     /// Whether a flow goes where it must not.
     fn is_stale(&self, flow: &Flow, is_local: impl Fn(&IpAddr) -> bool) -> bool {
         let (address, port) = flow.destination;
-        let by_address = Capture::Address(address, Protocol::Udp, port);
-        let by_port = Capture::NodePort(Family::of(&address), Protocol::Udp, port);
-        let serving = match self.requests.get(&by_address) {
-            Some(serving) => serving,
+        let by_address = Capture::Address(address, flow.protocol, port);
+        let by_port = Capture::NodePort(Family::of(&address), flow.protocol, port);
+        let state = match self.requests.get(&by_address) {
+            Some(state) => state,
             None => match self.requests.get(&by_port) {
-                Some(serving) if is_local(&address) => serving,
+                Some(state) if is_local(&address) => state,
                 _ => return false,
             },
         };
         let translated = flow.replier != flow.destination;
-        match serving {
+        match state {
             // Packets sent before there were endpoints were tracked untranslated: end those too.
-            Some(list) if !list.is_empty() => !list.contains(&flow.replier),
+            State::Serving(list) if !list.is_empty() => !list.contains(&flow.replier),
             // Without endpoints only translated flows are known to be ours.
-            _ => translated,
+            State::Serving(_) | State::Gone => translated,
+            State::Opened => flow.is_vain && !translated,
         }
     }
 
-    fn families(&self) -> impl Iterator<Item = Family> {
-        let has = |family| self.requests.keys().any(|capture| capture.family() == family);
-        Family::BOTH.into_iter().filter(move |family| has(*family))
+    /// Which flows have to be looked at.
+    fn kinds(&self) -> BTreeSet<(Family, Protocol)> {
+        self.requests.keys().map(|capture| (capture.family(), capture.protocol())).collect()
     }
 }
 
@@ -123,7 +149,7 @@ pub async fn run(
         let is_second = first.is_none();
         let mut next = first;
         while let Some(request) = next {
-            pass.requests.insert(request.capture, request.serving);
+            pass.requests.insert(request.capture, request.state);
             next = requests.try_recv().ok();
         }
         let facts = facts.borrow().clone();
@@ -132,7 +158,7 @@ pub async fn run(
             Ok(()) if is_second => None,
             Ok(()) => Some((tokio::time::Instant::now() + SECOND_PASS, pass)),
             Err(error) => {
-                warn!(%error, "cannot clean UDP flows; trying again");
+                warn!(%error, "cannot end stale flows; trying again");
                 Some((tokio::time::Instant::now() + RETRY, pass))
             }
         };
@@ -148,10 +174,10 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 
 fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), NetlinkError> {
     let mut conntrack = Conntrack::open()?;
-    for family in pass.families() {
+    for (family, protocol) in pass.kinds() {
         let begun = Instant::now();
         let is_local = |ip: &IpAddr| facts.interfaces.contains(ip);
-        let stale = list(&mut conntrack, family, |flow| pass.is_stale(flow, is_local))?;
+        let stale = list(&mut conntrack, family, protocol, |flow| pass.is_stale(flow, is_local))?;
         let mut deleted = 0;
         for flow in &stale {
             deleted += u64::from(conntrack.delete(flow)?);
@@ -159,7 +185,7 @@ fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), Netlin
         let label = family_label(family);
         metrics.conntrack_deleted.get_or_create(&label).inc_by(deleted);
         metrics.conntrack_duration.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
-        debug!(%family, frontends = pass.requests.len(), deleted, "UDP flows checked");
+        debug!(%family, %protocol, frontends = pass.requests.len(), deleted, "flows checked");
     }
     Ok(())
 }
@@ -168,14 +194,63 @@ fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), Netlin
 pub(crate) fn list(
     conntrack: &mut Conntrack,
     family: Family,
+    protocol: Protocol,
     keep: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Flow>, NetlinkError> {
     const ATTEMPTS: u32 = 5;
     for _ in 1..ATTEMPTS {
-        match conntrack.udp_flows(family, &keep) {
+        match conntrack.flows(family, protocol, &keep) {
             Err(error) if error.errno() == Some(libc::EINTR) => {}
             other => return other,
         }
     }
-    conntrack.udp_flows(family, &keep)
+    conntrack.flows(family, protocol, &keep)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_core::model::{ObjectName, ServicePortName};
+    use sluice_core::plan::{Action, Actions, Frontend, Group, PortPlan, Role};
+
+    /// A plan with one frontend, of which this becomes.
+    fn plan(protocol: Protocol, action: Action) -> Option<Arc<ServicePlan>> {
+        let name = ObjectName::new("default", "web");
+        let capture = Capture::Address(IpAddr::from([10, 96, 0, 10]), protocol, 80);
+        let frontend =
+            Frontend { capture, role: Role::ClusterIp, actions: Actions::all(action), allowed_sources: None };
+        let id = ServicePortName { service: name.clone(), port: "".into(), protocol, family: Family::V4 };
+        let port = PortPlan {
+            id,
+            affinity: None,
+            cluster: Box::default(),
+            local: Box::default(),
+            frontends: Box::new([frontend]),
+            serving: Box::default(),
+            lacks_local_internal: false,
+            lacks_local_external: false,
+        };
+        let (ports, cluster_ips) = (Box::new([port]), Box::default());
+        Some(Arc::new(ServicePlan { name, ports, cluster_ips, health_check: None }))
+    }
+
+    #[test]
+    fn connections_begin_anew_only_when_a_frontend_begins_to_lead_to_endpoints() {
+        let forward = |masquerade| Action::Forward { group: Group::Cluster, masquerade };
+        let states = |old, new| {
+            let mut found = Vec::new();
+            requests(&[PlanChange { name: ObjectName::new("default", "web"), old, new }], &mut found);
+            found.into_iter().map(|request| request.state).collect::<Vec<_>>()
+        };
+        for protocol in [Protocol::Tcp, Protocol::Sctp] {
+            let plan = |action| plan(protocol, action);
+            assert_eq!(states(None, plan(forward(false))), [State::Opened]);
+            assert_eq!(states(plan(Action::Reject), plan(forward(false))), [State::Opened]);
+            assert_eq!(states(plan(forward(true)), plan(forward(false))), []);
+            assert_eq!(states(None, plan(Action::Reject)), []);
+            assert_eq!(states(plan(forward(false)), None), []);
+        }
+        let udp = states(None, plan(Protocol::Udp, forward(false)));
+        assert_eq!(udp, [State::Serving(Arc::new([]))]);
+    }
 }

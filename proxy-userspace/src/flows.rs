@@ -15,7 +15,7 @@ use sluice_common::flow::{Flow, FlowKey};
 use sluice_common::node::Config;
 use sluice_common::service::MemberKey;
 use sluice_common::socket::{Peer, Pick, SocketKey};
-use sluice_core::net::Family;
+use sluice_core::net::{Family, Protocol};
 use sluice_sys::bpf::{BpfError, Maps, Plain, Usage};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::proc;
@@ -58,11 +58,15 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, met
     loop {
         let passes = tokio::select! {
             request = requests.recv() => {
-                if request.is_none() {
-                    return;
-                }
+                let Some(first) = request else { return };
                 // What they say is in the maps.
-                while requests.try_recv().is_ok() {}
+                let mut concerned = is_of_udp(&first);
+                while let Ok(next) = requests.try_recv() {
+                    concerned |= is_of_udp(&next);
+                }
+                if !concerned {
+                    continue;
+                }
                 2
             }
             () = sleep_until(due.map(|(at, _)| at)) => due.map_or(0, |(_, passes)| passes),
@@ -80,6 +84,11 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, met
             }
         };
     }
+}
+
+/// What was not translated here left no flow, so connections that began too early need nothing.
+fn is_of_udp(request: &Request) -> bool {
+    request.capture.protocol() == Protocol::Udp
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -113,9 +113,9 @@ metrics! {
     cleanup_failures: Labelled<1, Counter> = Labelled::default(),
         "kubeproxy_sync_proxy_rules_nftables_cleanup_failures", "Failed deletions of unused chains";
     conntrack_duration: Histograms<1> = histograms(doubling),
-        "kubeproxy_conntrack_reconciler_sync_duration_seconds", "Duration of one pass over the UDP flows";
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds", "Duration of one pass over the flows of a protocol";
     conntrack_deleted: Labelled<1, Counter> = Labelled::default(),
-        "kubeproxy_conntrack_reconciler_deleted_entries", "Stale UDP flows deleted";
+        "kubeproxy_conntrack_reconciler_deleted_entries", "Stale flows deleted";
     rest_requests: Labelled<3, Counter> = Labelled::default(),
         "rest_client_requests", "Requests to the API server, by answer; <error> where none came";
     rest_duration: Histograms<2> = histograms(requests),

@@ -84,7 +84,7 @@ pub struct Outputs {
     pub health: Health,
     /// Metrics.
     pub metrics: Metrics,
-    /// UDP frontends for the conntrack task.
+    /// Frontends for the conntrack task.
     pub conntrack: mpsc::UnboundedSender<conntrack::Request>,
     /// Health-check node ports in force.
     pub health_checks: watch::Sender<BTreeMap<ObjectName, HealthCheck>>,
@@ -119,7 +119,7 @@ pub struct Reconciler {
     outputs: Outputs,
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
-    udp: Vec<conntrack::Request>,
+    flows: Vec<conntrack::Request>,
     triggers: Vec<i128>,
     no_local: [(i64, i64); 2],
     oldest_event: Option<Instant>,
@@ -152,7 +152,7 @@ impl Reconciler {
             phase: Phase::AwaitingLists,
             outputs,
             started,
-            udp: Vec::new(),
+            flows: Vec::new(),
             triggers: Vec::new(),
             no_local: [(0, 0); 2],
             oldest_event: None,
@@ -332,7 +332,7 @@ impl Reconciler {
         for change in &changes {
             self.count_no_local(change);
         }
-        conntrack::requests(&changes, &mut self.udp);
+        conntrack::requests(&changes, &mut self.flows);
         self.publish_health_checks(&changes);
         changes
     }
@@ -418,7 +418,7 @@ impl Reconciler {
         self.triggers.clear();
         self.outputs.health.updated();
         debug!(kind, services, operations = applied.operations, seconds, "synced");
-        for request in self.udp.drain(..) {
+        for request in self.flows.drain(..) {
             let _ = self.outputs.conntrack.send(request);
         }
         let record = SyncRecord {
@@ -442,7 +442,7 @@ impl Reconciler {
         error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
             "the kernel refused a change; old rules stay in force, a full pass follows");
         let metrics = &self.outputs.metrics;
-        let pending = self.udp.len().max(1) as i64;
+        let pending = self.flows.len().max(1) as i64;
         metrics.endpoint_changes_pending.set(pending);
         metrics.service_changes_pending.set(pending);
         Metrics::for_families(|family| {

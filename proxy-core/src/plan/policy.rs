@@ -19,6 +19,11 @@ impl Actions {
     pub fn all(action: Action) -> Self {
         Actions { pod: action, host: action, other: action }
     }
+
+    /// Whether anybody gets to an endpoint.
+    pub fn forwards(&self) -> bool {
+        [self.pod, self.host, self.other].iter().any(|action| matches!(action, Action::Forward { .. }))
+    }
 }
 
 /// What a ClusterIP does.
