@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice_cni::store::{self, Contents};
 use sluice_core::model::Node;
+use sluice_core::net::Protocol;
 use sluice_core::pod_network::{HostPort, Own, PodRules, TABLE};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
@@ -113,7 +114,7 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
     let is_local = |ip: &IpAddr| network.addresses.contains(ip);
     let mut connection = Conntrack::open()?;
     for family in changed.families() {
-        let stale = conntrack::list(&mut connection, family, |flow| {
+        let stale = conntrack::list(&mut connection, family, Protocol::Udp, |flow| {
             changed.is_stale(flow.destination, flow.replier, is_local)
         })?;
         for flow in &stale {
