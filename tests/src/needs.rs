@@ -30,6 +30,7 @@ pub fn missing(need: &str) -> Result<Option<String>> {
             (has_legacy_iptables(), "no xtables-legacy-multi, or the kernel has no ip_tables")
         }
         "ipvs" => (Path::new("/proc/net/ip_vs").exists(), "the kernel has no IPVS"),
+        "podman" => (runs_containers(), "podman with runc cannot run containers here"),
         "dummy" => (has_dummy(), "the kernel has no dummy links"),
         other => bail!("needs: unknown feature {other:?}"),
     };
@@ -48,6 +49,7 @@ pub fn check_name(need: &str) -> Result<()> {
         "iptables-legacy",
         "ipvs",
         "dummy",
+        "podman",
         MANIFESTS,
         LAB_LINKS,
     ];
@@ -55,6 +57,26 @@ pub fn check_name(need: &str) -> Result<()> {
         bail!("needs: unknown feature {need:?} (known: {})", known.join(", "));
     }
     Ok(())
+}
+
+/// Whether there is a podman that can run a container, which many machines that are containers themselves do not let it.
+fn runs_containers() -> bool {
+    let dir = std::env::temp_dir().join(format!("sluice-lab-{}-podman", std::process::id()));
+    let rootfs = dir.join("rootfs");
+    let run = || -> Result<bool> {
+        std::fs::create_dir_all(&rootfs)?;
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(dir.join("root")).arg("--runroot").arg(dir.join("run"));
+        command.args(["--storage-driver", "vfs", "--runtime", "runc", "--cgroup-manager", "cgroupfs"]);
+        command.args(["--events-backend", "none", "run", "--rm", "--network", "none"]);
+        command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]);
+        command.args(["-v", "/usr:/usr:ro", "-v", "/lib:/lib:ro", "-v", "/lib64:/lib64:ro"]);
+        command.arg("--rootfs").arg(&rootfs).arg("/usr/bin/true");
+        Ok(process::run(command, None, Duration::from_secs(20))?.status.success())
+    };
+    let runs = run().unwrap_or(false);
+    drop(std::fs::remove_dir_all(&dir));
+    runs
 }
 
 /// Whether the kernel speaks IPv6.

@@ -11,6 +11,9 @@ use crate::machine::{self, Programs, run as run_command};
 use crate::vm::kernels::Series;
 use crate::vm::runner::{self, Job, PATIENCE};
 
+/// A container runtime that CNI plugins are tried with.
+const CONTAINERS: [(&str, &str); 3] = [("podman", "podman"), ("runc", "runc"), ("conmon", "conmon")];
+
 /// Arguments of the scenarios command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
@@ -36,6 +39,7 @@ const VM_MEMORY: u32 = 4096;
 /// Runs scenarios; fails unless every selected one passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
+    machine::install(&CONTAINERS)?;
     let tools = cluster_tools::build()?;
     let programs = machine::build()?;
     let mut argv = vec!["scenarios".to_owned(), "--sluice".to_owned(), programs.sluice.display().to_string()];

@@ -1,7 +1,7 @@
 //! Parameters: environment variables.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::error::{CniError, Code};
 
@@ -109,14 +109,18 @@ impl Environment {
         let mut errors = Vec::new();
         let attachment = if command.is_of_a_container() { attachment(&given, &mut errors) } else { None };
         let netns = given("CNI_NETNS").map(PathBuf::from);
-        if matches!(command, Command::Add | Command::Check) && netns.is_none() {
-            errors.push("CNI_NETNS is not set".to_owned());
-        }
-        if netns.as_deref().is_some_and(|path| !Path::is_absolute(path)) {
-            errors.push("CNI_NETNS is no absolute path".to_owned());
-        }
         let arguments_text = given("CNI_ARGS").unwrap_or_default();
-        let arguments = arguments(&arguments_text, &mut errors);
+        let mut arguments_errors = Vec::new();
+        let arguments = arguments(&arguments_text, &mut arguments_errors);
+        // For others it means nothing. libcni sets all variables to "dummy" when it asks for versions.
+        if matches!(command, Command::Add | Command::Check) {
+            match &netns {
+                None => errors.push("CNI_NETNS is not set".to_owned()),
+                Some(path) if !path.is_absolute() => errors.push("CNI_NETNS is no absolute path".to_owned()),
+                Some(_) => {}
+            }
+            errors.extend(arguments_errors);
+        }
         let path = given("CNI_PATH").unwrap_or_default();
         if !errors.is_empty() {
             return Err(wrong(format!("{}: {}", command.name(), errors.join("; "))));
@@ -229,6 +233,12 @@ mod tests {
         assert_eq!(read(&[("CNI_COMMAND", "DEL"), ADD[1], ADD[2], ("CNI_NETNS", "")]).unwrap().netns, None);
         assert_eq!(read(&[("CNI_COMMAND", "GC")]).unwrap().attachment, None);
         assert_eq!(read(&[("CNI_COMMAND", "VERSION")]).unwrap().command, Command::Version);
+        // As libcni asks.
+        let dummies = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH"]
+            .map(|name| (name, "dummy"));
+        let mut asked = vec![("CNI_COMMAND", "VERSION")];
+        asked.extend(dummies);
+        assert_eq!(read(&asked).unwrap().command, Command::Version);
     }
 
     #[test]

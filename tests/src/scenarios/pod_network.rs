@@ -21,6 +21,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "pods-leave-the-cluster-by-the-node", body: masqueraded, ..TEMPLATE },
     Scenario { name: "host-ports-lead-to-pods", body: host_ports, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
+    Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
 ];
 
 const TEMPLATE: Scenario =
@@ -41,6 +42,15 @@ impl Stage {
 
     fn reaches_other_node(&mut self) -> Result<()> {
         OTHER.iter().try_for_each(|to| self.reaches("pod/user", to, &["b1"]))
+    }
+
+    /// A URL, asked for from outside, must come to answer.
+    fn reaches_http(&mut self, url: &str) -> Result<()> {
+        self.eventually(WITHIN, |stage| {
+            let answer = stage.lab.agent(&From::Client)?.http_get(url);
+            let is_answer = answer.as_ref().is_ok_and(|answer| answer.status == 200);
+            Ok(met(is_answer, &format!("{url} answers"), || format!("{answer:?}")))
+        })
     }
 
     /// All that the node has of the pod network.
@@ -285,4 +295,44 @@ fn cnitool(stage: &mut Stage) -> Result<()> {
     // The lab's own pods of this node, with two addresses each.
     ensure!(held == 4, "{leases}");
     Ok(())
+}
+
+/// A container runtime of others runs containers with the configuration that the daemon has installed.
+fn podman(stage: &mut Stage) -> Result<()> {
+    // The machine's own programs, in an empty root.
+    const RUN: &str = "run --network sluice --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 -v /usr:/usr:ro -v /lib:/lib:ro \
+                       -v /lib64:/lib64:ro -v /bin:/bin:ro";
+    stage.lab.start_proxies(&Value::Null)?;
+    stage.reaches_other_node()?;
+    let dir = stage.shell("mkdir -p podman/rootfs/tmp; pwd")?.trim().to_owned();
+    let config = format!(
+        "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"{dir}/cni/bin\", \"/usr/lib/cni\"]\n\
+         network_config_dir = \"{dir}/cni/conf\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n\
+         runtime = \"runc\"\n"
+    );
+    stage.shell(&format!("cat >podman/containers.conf <<'E'\n{config}E"))?;
+    let podman = |arguments: &str| {
+        format!(
+            "CONTAINERS_CONF={dir}/podman/containers.conf podman --root {dir}/podman/root --runroot {dir}/podman/run \
+             --storage-driver vfs {arguments}"
+        )
+    };
+    // It ends by itself, whatever becomes of this.
+    let server =
+        format!("--rootfs {dir}/podman/rootfs /usr/bin/timeout 25 /usr/bin/python3 -m http.server 8080");
+    let client = format!("--rootfs {dir}/podman/rootfs /usr/bin/timeout 5 /bin/bash -c");
+    stage.shell(&podman(&format!("{RUN} -d --name web -p 8099:8080 {server}")))?;
+    let outcome = stage
+        .reaches_http("http://192.168.77.11:8099/")
+        .and_then(|()| {
+            stage.shell(&podman(&format!("{RUN} --rm {client} 'exec 3<>/dev/tcp/10.244.2.11/8080'")))
+        })
+        .map(drop);
+    let removed = stage.shell(&podman("rm --force --time 0 web"));
+    outcome?;
+    removed?;
+    stage.step("nothing is left of them")?;
+    let ports = stage.shell("grep -c hostPort cni/data/sluice/leases.json || true")?;
+    ensure!(ports.trim() == "0", "host ports are left: {ports}");
+    stage.fails("client", "tcp://192.168.77.11:8099", Fails::Any)
 }
