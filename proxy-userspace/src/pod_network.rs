@@ -297,9 +297,9 @@ impl PodNetworkTask {
         self.metrics.pod_network_steps.inc_by(steps.len() as u64);
         if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) {
             self.device = kernel::device_index(handle).await?;
-        }
-        if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) && self.node_file.is_some() {
-            warn!("somebody else deleted or changed {DEVICE}: made anew");
+            if self.node_file.is_some() && !steps.contains(&Step::DeleteDevice) {
+                warn!("somebody else deleted {DEVICE}: made anew");
+            }
         }
         failure.map_or(Ok(()), |error| Err(error.into()))
     }

@@ -51,6 +51,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     lab.start_proxies(&json!({}))?;
     await_service(&mut lab, "pod/client-1", "tcp://10.96.0.10:80")?;
 
+    if arguments.cni {
+        heading("sluice-cni has wired the pods, and sluice has joined the nodes: what node-a has for that");
+        plumbing(&lab)?;
+    }
+
     heading("Who answers");
     let count = arguments.connections;
     table_head();
@@ -154,6 +159,14 @@ fn await_service(lab: &mut Lab, from: &str, to: &str) -> Result<()> {
             bail!("{to} does not answer:\n{:?}", lab.proxy_logs(20));
         }
     }
+    Ok(())
+}
+
+fn plumbing(lab: &Lab) -> Result<()> {
+    let line = "ip -br link show type vxlan; ip route show proto 92; bridge fdb show dev sluice-vxlan0; \
+                ip -o link show type veth | grep -o 'alias .*'";
+    let listed = lab.run(NODE, &["sh", "-c", line].map(str::to_owned))?.stdout;
+    listed.lines().for_each(|line| println!("  {}", line.trim()));
     Ok(())
 }
 
