@@ -55,7 +55,11 @@ impl Namespace {
 }
 
 /// Wires a pod: makes both ends, and the bridge if there is none. What an earlier try has left is replaced.
-pub fn connect(wiring: &Wiring, namespace: &Namespace, sysctls: &[(String, String)]) -> Result<(), NetError> {
+pub fn connect(
+    wiring: &mut Wiring,
+    namespace: &Namespace,
+    sysctls: &[(String, String)],
+) -> Result<(), NetError> {
     let mut netlink = Netlink::open()?;
     let bridge = match wiring.mode {
         Mode::Bridge => Some(bridge(&mut netlink, wiring)?),
@@ -126,7 +130,7 @@ const BRIDGE_ALIAS: &str = "sluice-cni";
 
 /// The index of the bridge, which has the gateways' addresses. Of a bridge that somebody else has made nothing is changed but
 /// that gateways are added.
-fn bridge(netlink: &mut Netlink, wiring: &Wiring) -> Result<u32, NetError> {
+fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
     let mac = bridge_mac(&wiring.bridge);
     let link = match netlink.link(&wiring.bridge)? {
         Some(link) => link,
@@ -137,6 +141,9 @@ fn bridge(netlink: &mut Netlink, wiring: &Wiring) -> Result<u32, NetError> {
     }
     let index = link.header.index;
     let is_ours = link.attributes.contains(&LinkAttribute::IfAlias(BRIDGE_ALIAS.to_owned()));
+    if !is_ours {
+        wiring.gateway_mac = None;
+    }
     let wanted: Vec<IpNet> = wiring.leases.iter().map(|lease| lease.gateway_address()).collect();
     let had = netlink.addresses(index)?;
     let missing = wanted.iter().filter(|address| !had.contains(address));

@@ -115,10 +115,10 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     let given = give(environment, config, whose)?;
     let wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, given.mtu, mac);
     let (leases, routes, in_use) = (given.leases, given.routes, given.in_use);
-    let wiring = Wiring { leases, routes, in_use, ..wiring };
+    let mut wiring = Wiring { leases, routes, in_use, ..wiring };
     let sysctls: Vec<(String, String)> =
         config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    if let Err(error) = net::connect(&wiring, &namespace, &sysctls) {
+    if let Err(error) = net::connect(&mut wiring, &namespace, &sysctls) {
         // What cannot be taken back now is taken back by DEL or GC.
         drop(take_back(environment, config, whose));
         return Err(error.into());

@@ -42,6 +42,8 @@ pub struct Wiring {
     pub mtu: u32,
     /// The pod's addresses, with their gateways.
     pub leases: Vec<Lease>,
+    /// The hardware address that the gateways have. `None`: on a bridge of somebody else it may change, and pods have to ask.
+    pub gateway_mac: Option<Mac>,
     /// Networks that are reached by the gateway of their family, beside everything.
     pub routes: Vec<IpNet>,
     /// All addresses that pods of the network may have or need: gateways that these are near to stay on the bridge. `None`: it
@@ -116,12 +118,17 @@ impl Wiring {
         asked_mac: Option<Mac>,
     ) -> Self {
         let digest = digest(network, whose);
+        let host_mac = mac(digest.get(12..).unwrap_or_default());
         Wiring {
             mode,
             bridge: bridge.to_owned(),
             host: host_name(network, whose),
             alias: alias(network, whose),
-            host_mac: mac(digest.get(12..).unwrap_or_default()),
+            host_mac,
+            gateway_mac: Some(match mode {
+                Mode::Bridge => bridge_mac(bridge),
+                Mode::Routed => host_mac,
+            }),
             pod: whose.interface.clone(),
             pod_mac: asked_mac.unwrap_or_else(|| mac(digest.get(6..).unwrap_or_default())),
             mtu,
@@ -148,14 +155,6 @@ impl Wiring {
         }
     }
 
-    /// Whose hardware address the gateway has.
-    pub fn gateway_mac(&self) -> Mac {
-        match self.mode {
-            Mode::Bridge => bridge_mac(&self.bridge),
-            Mode::Routed => self.host_mac,
-        }
-    }
-
     /// The pod's routes, with their gateways.
     pub fn pod_routes(&self) -> Vec<(IpNet, IpAddr)> {
         let everything = |lease: &Lease| match lease.gateway {
@@ -174,7 +173,7 @@ impl Wiring {
     pub fn outcome(&self, netns: &str) -> Outcome {
         let mut interfaces = Vec::new();
         if self.mode == Mode::Bridge {
-            let mac = mac_text(&bridge_mac(&self.bridge));
+            let mac = self.gateway_mac.as_ref().map(mac_text).unwrap_or_default();
             interfaces.push(Interface { name: self.bridge.clone(), mac, ..Interface::default() });
         }
         interfaces.push(Interface {
@@ -273,7 +272,7 @@ mod tests {
         assert_eq!(outcome.ips[0].interface, Some(2));
         let routes: Vec<String> = outcome.routes.iter().map(|route| route.dst.to_string()).collect();
         assert_eq!(routes, ["0.0.0.0/0", "::/0"]);
-        assert_eq!(outcome.interfaces[0].mac, mac_text(&wiring.gateway_mac()));
+        assert_eq!(outcome.interfaces[0].mac, mac_text(&wiring.gateway_mac.unwrap()));
     }
 
     #[test]
@@ -286,6 +285,6 @@ mod tests {
         let gateways: Vec<String> =
             outcome.routes.iter().map(|route| route.gw.unwrap().to_string()).collect();
         assert_eq!(gateways, ["169.254.1.1", "fe80::1", "169.254.1.1"]);
-        assert_eq!(wiring.gateway_mac(), wiring.host_mac);
+        assert_eq!(wiring.gateway_mac, Some(wiring.host_mac));
     }
 }

@@ -48,7 +48,9 @@ pub(super) fn settle(
         let mut changes = vec![set_up("set lo up", LOOPBACK)];
         changes.extend(wiring.leases.iter().map(|lease| add_address(index, wiring.pod_address(lease))));
         changes.push(set_up("set the pod's interface up", index));
-        let gateways = wiring.leases.iter().map(|lease| (wiring.gateway(lease), wiring.gateway_mac()));
+        let known = wiring.gateway_mac.into_iter();
+        let gateways =
+            known.flat_map(|mac| wiring.leases.iter().map(move |lease| (wiring.gateway(lease), mac)));
         changes.extend(gateways.map(|(gateway, mac)| add_neighbour(index, gateway, mac)));
         let routes = wiring.pod_routes().into_iter();
         changes.extend(routes.map(|(to, gateway)| add_route(index, to, Some(gateway))));

@@ -340,7 +340,8 @@ fn an_interface_that_is_no_bridge_and_a_bridge_of_others_keep_what_they_have() {
         let refused = node.call("ADD", "a", netns.to_str().unwrap(), &config("uplink"));
         assert!(refused.value["msg"].as_str().unwrap().contains("uplink is no bridge"), "{}", refused.value);
         assert_eq!((refused.code(), node.leases(), state("uplink")), (7, 0, before.0));
-        node.call("ADD", "a", netns.to_str().unwrap(), &config("br7")).ok();
+        let result = node.call("ADD", "a", netns.to_str().unwrap(), &config("br7")).ok();
+        call_from(netns, addresses(&result)[0], None);
         let after = state("br7");
         assert!(
             before.1.lines().all(|line| after.contains(line)) && after.contains("10.50.0.1/24"),
