@@ -125,11 +125,8 @@ pub fn is_host_name(name: &str) -> bool {
     rest.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// How bridges that this plugin has made are told from others.
-const BRIDGE_ALIAS: &str = "sluice-cni";
-
-/// The index of the bridge, which has the gateways' addresses. Of a bridge that somebody else has made nothing is changed but
-/// that gateways are added.
+/// The index of the bridge, which has the gateways' addresses. One that this plugin has made is known by its hardware address; of
+/// others nothing is changed but that gateways are added.
 fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
     let mac = bridge_mac(&wiring.bridge);
     let link = match netlink.link(&wiring.bridge)? {
@@ -140,7 +137,7 @@ fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
         return Err(NetError::NoBridge(wiring.bridge.clone()));
     }
     let index = link.header.index;
-    let is_ours = link.attributes.contains(&LinkAttribute::IfAlias(BRIDGE_ALIAS.to_owned()));
+    let is_ours = link.attributes.contains(&LinkAttribute::Address(mac.to_vec()));
     if !is_ours {
         wiring.gateway_mac = None;
     }
@@ -154,6 +151,9 @@ fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
         changes.extend(stale.into_iter().map(|address| delete_address(index, address)));
     }
     if !link.header.flags.contains(LinkFlags::Up) {
+        if is_ours {
+            ignore_router_advertisements(&wiring.bridge)?;
+        }
         let mut link = up();
         link.header.index = index;
         changes.push(new_link("set the bridge up", link, 0));
@@ -175,15 +175,7 @@ fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkM
         Err(error) if error.errno() == Some(libc::EEXIST) => {}
         other => other?,
     }
-    let gone = || NetError::Gone(wiring.bridge.clone());
-    let index = netlink.index(&wiring.bridge)?.ok_or_else(gone)?;
-    ignore_router_advertisements(&wiring.bridge)?;
-    let mut link = up();
-    link.header.index = index;
-    // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
-    link.attributes = vec![LinkAttribute::IfAlias(BRIDGE_ALIAS.to_owned())];
-    netlink.apply(vec![new_link("set the bridge up", link, 0)])?;
-    netlink.link(&wiring.bridge)?.ok_or_else(gone)
+    netlink.link(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {
@@ -265,6 +257,7 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
     ignore_router_advertisements(&wiring.host)?;
     let mut link = up();
     link.header.index = host;
+    // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
     link.attributes.push(LinkAttribute::IfAlias(wiring.alias.clone()));
     if is_port {
         // A pod may reach itself by way of a Service.
