@@ -108,7 +108,7 @@ pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, Net
     if !link.header.flags.contains(LinkFlags::Up) {
         wrong.push(format!("interface {host} of the host is down"));
     }
-    let routes = netlink.routes(link.header.index)?;
+    let routes = netlink.routes(Some(link.header.index))?;
     let missing = routed.iter().filter(|address| !routes.contains(address));
     wrong.extend(missing.map(|address| format!("there is no route to {address} by {host}")));
     Ok(wrong)

@@ -160,13 +160,13 @@ fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) ->
     }
 }
 
-/// Writes down that somebody has nothing any more. Where nothing can be written down, or be read, nobody has anything that
-/// could be taken back: the pod has to go all the same.
+/// Writes down that somebody has nothing any more. Where nothing can be read, nobody has anything that could be taken back: the
+/// pod has to go all the same. What can be read and not be written is an error, because the runtime will try again.
 fn forget(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
-    let gone = addresses::store(config).and_then(|mut store| Ok(store.take_back(whose).map(drop)?));
-    match gone {
+    match addresses::store(config) {
+        Ok(mut store) => Ok(store.take_back(whose).map(drop)?),
         Err(error) if error.code() == Code::Io => Ok(()),
-        other => other,
+        Err(error) => Err(error),
     }
 }
 

@@ -162,9 +162,19 @@ impl Wiring {
             IpAddr::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
         };
         let defaults = self.leases.iter().map(|lease| (everything(lease), self.gateway(lease)));
-        let others = self.routes.iter().filter_map(|route| {
+        // On a bridge the pods' own networks are on the link.
+        let is_on_link = |route: &IpNet| {
+            self.mode == Mode::Bridge && self.leases.iter().any(|lease| lease.address.trunc() == *route)
+        };
+        let distinct: BTreeSet<IpNet> = self
+            .routes
+            .iter()
+            .map(IpNet::trunc)
+            .filter(|route| route.prefix_len() > 0 && !is_on_link(route))
+            .collect();
+        let others = distinct.into_iter().filter_map(|route| {
             let lease = self.leases.iter().find(|lease| lease.gateway.is_ipv4() == route.addr().is_ipv4())?;
-            Some((*route, self.gateway(lease)))
+            Some((route, self.gateway(lease)))
         });
         defaults.chain(others).collect()
     }
@@ -285,6 +295,10 @@ mod tests {
         let gateways: Vec<String> =
             outcome.routes.iter().map(|route| route.gw.unwrap().to_string()).collect();
         assert_eq!(gateways, ["169.254.1.1", "fe80::1", "169.254.1.1"]);
+        let routes =
+            ["10.0.0.0/8", "10.0.0.0/8", "10.244.1.0/24", "0.0.0.0/0"].map(|text| text.parse().unwrap());
+        let count = |mode| Wiring { routes: routes.to_vec(), ..self::wiring(mode) }.pod_routes().len();
+        assert_eq!((count(Mode::Routed), count(Mode::Bridge)), (4, 3));
         assert_eq!(wiring.gateway_mac, Some(wiring.host_mac));
     }
 }

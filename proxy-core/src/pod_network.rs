@@ -88,7 +88,7 @@ pub enum Problem {
     },
     /// Packets to a pod CIDR would take those to a node, or to this node's own network, with them.
     #[error(
-        "pod CIDR {cidr} of node {node} overlaps {network}, which is the network of nodes themselves; pods of {node} cannot be reached"
+        "pod CIDR {cidr} of node {node} overlaps {network}, which is the network of nodes themselves; pods of {node}, or nodes, cannot be reached"
     )]
     Underlay {
         /// The node that is left out.
@@ -168,6 +168,13 @@ pub fn pod_network<'a>(
     let mut others: Vec<&Node> = nodes.filter(|node| node.name != own.node.name).collect();
     others.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let underlay_networks = underlay_networks(own, &others);
+    for cidr in own.node.pod_cidrs.iter().map(IpNet::trunc) {
+        // It stays in use, for better or worse: pods have addresses out of it.
+        if let Some(other) = underlay_networks.iter().find(|other| overlap(other, &cidr)) {
+            let node = own.node.name.clone();
+            network.problems.insert(Problem::Underlay { node, cidr, network: *other });
+        }
+    }
     let mut taken: Vec<(IpNet, &ObjectName)> =
         own.node.pod_cidrs.iter().map(|cidr| (cidr.trunc(), &own.node.name)).collect();
     for node in others {
@@ -370,6 +377,10 @@ mod tests {
         let told: Vec<String> = network.problems.iter().map(ToString::to_string).collect();
         assert!(told[0].contains("192.168.1.0/24 of node d overlaps 192.168.1.0/24"), "{told:?}");
         assert!(told[1].contains("192.168.2.0/25 of node e overlaps 192.168.2.3/32"), "{told:?}");
+        let mut own = own();
+        own.node.pod_cidrs = vec!["192.168.1.128/25".parse().unwrap()];
+        let network = pod_network(Transport::Vxlan, 1, &own, [].iter()).unwrap();
+        assert_eq!(network.problems.len(), 1);
     }
 
     #[test]

@@ -190,7 +190,7 @@ fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), Netlin
     Ok(())
 }
 
-/// UDP flows of a family; the list begins anew when the table changed in between.
+/// Flows of a family and protocol; the list begins anew when the table changed in between.
 pub(crate) fn list(
     conntrack: &mut Conntrack,
     family: Family,

@@ -96,6 +96,8 @@ pub struct PodNetworkTask {
     /// What the plugin was told last.
     node_file: Option<NodeFile>,
     waits: bool,
+    /// What the last pass failed with.
+    last_error: Option<String>,
     audited: Instant,
     abandoned: abandoned::Watch,
 }
@@ -120,6 +122,7 @@ impl PodNetworkTask {
             device: None,
             node_file: None,
             waits: false,
+            last_error: None,
             audited: Instant::now(),
             abandoned: abandoned::Watch::default(),
         }
@@ -175,12 +178,14 @@ impl PodNetworkTask {
                 inputs.nodes.borrow_and_update().clone().zip(inputs.network.borrow_and_update().clone());
             if let Some((nodes, network)) = known {
                 match self.pass(&handle, &nodes, &network).await {
-                    Ok(()) => (retry, delay) = (None, FIRST_RETRY),
+                    Ok(()) => {
+                        (retry, delay) = (None, FIRST_RETRY);
+                        if self.last_error.take().is_some() {
+                            info!("the pod network is as it should be again");
+                        }
+                    }
                     Err(error) => {
-                        error!(%error, retry_ms = delay.as_millis() as u64, "the pod network is not as it should be");
-                        self.recorder.record(Event::pod_network("PodNetworkFailed", error.to_string()));
-                        self.metrics.pod_network_failures.inc();
-                        self.rules.distrust(None);
+                        self.failed(&error, delay);
                         retry = Some(delay);
                         delay = (delay * 2).min(LAST_RETRY);
                     }
@@ -206,6 +211,22 @@ impl PodNetworkTask {
         }
     }
 
+    /// Tells of an error once, however often it comes again.
+    fn failed(&mut self, error: &PassError, delay: Duration) {
+        let (text, retry_ms) = (error.to_string(), delay.as_millis() as u64);
+        if self.last_error.as_ref() == Some(&text) {
+            debug!(%error, retry_ms, "the pod network is still not as it should be");
+        } else {
+            error!(%error, retry_ms, "the pod network is not as it should be");
+        }
+        self.recorder.record(Event::pod_network("PodNetworkFailed", text.clone()));
+        self.metrics.pod_network_failures.inc();
+        if matches!(error, PassError::Rules(_)) {
+            self.rules.distrust(None);
+        }
+        self.last_error = Some(text);
+    }
+
     /// Tells when the plugin has written something down.
     fn follow_store(&self) -> std::io::Result<impl Stream<Item = ()> + Unpin + use<>> {
         let cni = &self.settings.cni;
@@ -220,8 +241,8 @@ impl PodNetworkTask {
     /// Makes everything as it should be.
     async fn pass(&mut self, handle: &Handle, nodes: &[Node], network: &Network) -> Result<(), PassError> {
         let Some((own, wanted)) = self.decide(nodes, network) else { return Ok(()) };
-        node::prepare(&families(&own), self.settings.mode)?;
         // What is wrong with one thing keeps no other from being done; the first error is told in the end.
+        let prepared = node::prepare(&families(&own), self.settings.mode).map_err(PassError::from);
         let (mtu, small) = mtu::of_pods(handle, &self.settings, &own, &wanted, network).await?;
         let settled = self.settle(handle, &own, &wanted, network, mtu).await;
         self.tell(&wanted, mtu);
@@ -229,9 +250,11 @@ impl PodNetworkTask {
             let is_due = self.audited.elapsed() >= AUDIT;
             let written = self.rules.write(&self.settings, &own, nodes, network, is_due);
             // Pods that cannot be reached do not start; those that could so far go on.
-            let can_start = settled.is_ok() || self.node_file.is_some();
+            let can_start = prepared.is_ok() && settled.is_ok() || self.node_file.is_some();
             let installed = if can_start { self.install(&own, mtu) } else { Ok(()) };
-            settled.and(written).and(installed).and_then(|()| self.audit())
+            let audited = self.audit();
+            let unreachable = settled.and_then(|of_peer| of_peer.map_or(Ok(()), |error| Err(error.into())));
+            prepared.and(unreachable).and(written).and(installed).and(audited)
         })?;
         small.map_or(Ok(()), Err)
     }
@@ -259,7 +282,7 @@ impl PodNetworkTask {
         decided
     }
 
-    /// Takes the steps that are missing in the kernel.
+    /// Takes the steps that are missing in the kernel. Returns an error that concerns the way to one other node only.
     async fn settle(
         &mut self,
         handle: &Handle,
@@ -267,7 +290,7 @@ impl PodNetworkTask {
         wanted: &PodNetwork,
         network: &Network,
         mtu: u32,
-    ) -> Result<(), PassError> {
+    ) -> Result<Option<KernelError>, PassError> {
         let observed = kernel::observe(handle).await?;
         self.device = observed.index;
         if observed.is_taken {
@@ -275,33 +298,29 @@ impl PodNetworkTask {
         }
         let state = KernelState::wanted(wanted, self.device(own, network, mtu));
         let steps = observed.state.steps_to(&state);
-        if steps.is_empty() {
-            return Ok(());
-        }
         let begun = Instant::now();
         // One that fails does not keep the others from being taken.
-        let mut failure = None;
+        let (mut taken, mut of_node, mut of_peer) = (Vec::new(), None, None);
         for step in &steps {
             debug!("{}", kernel::describe(step));
-            if let Err(error) = kernel::take(handle, step).await {
-                failure.get_or_insert(error);
+            match (kernel::take(handle, step).await, step) {
+                (Ok(()), _) => taken.push(step),
+                (Err(error), Step::AddRoute(_) | Step::ReplaceRoute(_)) => drop(of_peer.get_or_insert(error)),
+                (Err(error), _) => drop(of_node.get_or_insert(error)),
             }
         }
-        let seconds = begun.elapsed().as_secs_f64();
-        info!(
-            steps = steps.len(),
-            first = steps.first().map(kernel::describe),
-            seconds,
-            "pod network changed"
-        );
-        self.metrics.pod_network_steps.inc_by(steps.len() as u64);
+        if let Some(first) = taken.first().map(|step| kernel::describe(step)) {
+            let seconds = begun.elapsed().as_secs_f64();
+            info!(steps = taken.len(), first, seconds, "pod network changed");
+            self.metrics.pod_network_steps.inc_by(taken.len() as u64);
+        }
         if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) {
             self.device = kernel::device_index(handle).await?;
             if self.node_file.is_some() && !steps.contains(&Step::DeleteDevice) {
                 warn!("somebody else deleted {DEVICE}: made anew");
             }
         }
-        failure.map_or(Ok(()), |error| Err(error.into()))
+        of_node.map_or(Ok(of_peer), |error| Err(error.into()))
     }
 
     /// The VXLAN device, without its addresses.

@@ -26,6 +26,9 @@ use crate::wiring::Mac;
 /// What the kernel may answer to one request, at most; it makes dumps of parts of 32 kB.
 const BUFFER: usize = 64 << 10;
 
+/// Changes in one message: all answers have to fit into the socket's buffer before the first is read.
+const TOGETHER: usize = 64;
+
 /// Why the network could not be changed, or looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -246,9 +249,17 @@ impl Netlink {
         })
     }
 
-    /// Asks for changes, all in one message. The kernel makes each for itself, and goes on when one fails: the error is that of
+    /// Asks for changes, many in one message. The kernel makes each for itself, and goes on when one fails: the error is that of
     /// the first that did.
-    pub(super) fn apply(&mut self, changes: Vec<Change>) -> Result<(), NetError> {
+    pub(super) fn apply(&mut self, mut changes: Vec<Change>) -> Result<(), NetError> {
+        while changes.len() > TOGETHER {
+            let rest = changes.split_off(TOGETHER);
+            self.apply_together(std::mem::replace(&mut changes, rest))?;
+        }
+        self.apply_together(changes)
+    }
+
+    fn apply_together(&mut self, changes: Vec<Change>) -> Result<(), NetError> {
         let first = self.sequence + 1;
         let (mut bytes, mut asked) = (Vec::new(), Vec::new());
         for Change { operation, request, flags, is_done_by } in changes {
@@ -354,13 +365,13 @@ impl Netlink {
         Ok(found)
     }
 
-    /// The destinations of the routes through a link.
-    pub fn routes(&mut self, index: u32) -> Result<Vec<IpNet>, NetError> {
+    /// The destinations of the routes through a link, or through any.
+    pub fn routes(&mut self, through: Option<u32>) -> Result<Vec<IpNet>, NetError> {
         let mut found = Vec::new();
         let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         self.ask("list routes", request, NLM_F_DUMP, |answer| {
             let RouteNetlinkMessage::NewRoute(route) = answer else { return };
-            if !route.attributes.contains(&RouteAttribute::Oif(index)) {
+            if through.is_some_and(|index| !route.attributes.contains(&RouteAttribute::Oif(index))) {
                 return;
             }
             let to = route.attributes.iter().find_map(|attribute| match attribute {

@@ -71,7 +71,7 @@ pub struct PodState {
     pub mac: Vec<u8>,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
-    /// Where its routes lead.
+    /// Where the pod's routes lead, by whichever interface: another network may have the default route.
     pub routes: Vec<IpNet>,
 }
 
@@ -83,7 +83,7 @@ impl PodState {
             let Some(link) = netlink.link(interface)? else { return Ok(None) };
             let index = link.header.index;
             let addresses = netlink.addresses(index)?;
-            let routes = netlink.routes(index)?;
+            let routes = netlink.routes(None)?;
             Ok(Some(PodState { mtu: mtu(&link), mac: mac(&link), addresses, routes }))
         })
     }

@@ -111,9 +111,13 @@ impl Node {
 
     /// Starts the plugin.
     fn start(&self, command: &str, pod: &str, netns: &str, config: &str) -> Child {
+        self.start_for("eth0", command, pod, netns, config)
+    }
+
+    fn start_for(&self, interface: &str, command: &str, pod: &str, netns: &str, config: &str) -> Child {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-cni"))
             .env_clear()
-            .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", pod), ("CNI_IFNAME", "eth0")])
+            .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", pod), ("CNI_IFNAME", interface)])
             .envs([("CNI_NETNS", netns), ("PATH", "/usr/bin:/bin")])
             .env("CNI_PATH", &self.directory)
             .stdin(Stdio::piped())
@@ -126,7 +130,10 @@ impl Node {
     }
 
     fn call(&self, command: &str, pod: &str, netns: &str, config: &str) -> Answer {
-        let child = self.start(command, pod, netns, config);
+        Node::answer(self.start(command, pod, netns, config))
+    }
+
+    fn answer(child: Child) -> Answer {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
@@ -275,6 +282,44 @@ fn check_looks_at_the_node_too() {
         assert!(check().value["msg"].as_str().unwrap().contains("no route to 10.50.0.2/32 by sl"));
         node.shell("ip link set $(ip -br link | grep -o '^sl[0-9a-f]*') down");
         assert!(check().value["msg"].as_str().unwrap().contains("is down"));
+    });
+}
+
+#[test]
+fn a_pod_may_have_two_networks_and_the_first_has_the_default_route() {
+    on_a_node("two", |node| {
+        node.add("a", "routed");
+        let netns = node.directory.join("a");
+        let second = |more: Value| {
+            let ranges = json!({"name": "second", "ipam": {"ranges": [[{"subnet": "10.52.0.0/24"}]]}});
+            let mut config = node.config("1.1.0", "routed", &ranges);
+            config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+            config.to_string()
+        };
+        let call = |command: &str, config: &str| {
+            Node::answer(node.start_for("eth1", command, "a", netns.to_str().unwrap(), config))
+        };
+        let result = call("ADD", &second(json!({}))).ok();
+        let default =
+            within(netns.clone(), || Command::new("ip").args(["route", "show", "default"]).output().unwrap());
+        assert!(String::from_utf8_lossy(&default.stdout).contains("dev eth0"), "{default:?}");
+        call("CHECK", &second(json!({"prevResult": result}))).ok();
+        call("DEL", &second(json!({}))).ok();
+        assert_eq!(node.links(), 1);
+    });
+}
+
+#[test]
+fn a_pod_may_have_many_routes() {
+    on_a_node("routes", |node| {
+        let routes: Vec<Value> =
+            (0..600).map(|i| json!({"dst": format!("10.{}.{}.0/24", 60 + i / 250, i % 250)})).collect();
+        let ipam = json!({"ipam": {"ranges": [[{"subnet": "10.50.0.0/24"}]], "routes": routes}});
+        let netns = node.pod("a");
+        let config = node.config("1.1.0", "routed", &ipam).to_string();
+        node.call("ADD", "a", netns.to_str().unwrap(), &config).ok();
+        let listed = within(netns, || Command::new("ip").args(["route"]).output().unwrap());
+        assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 601);
     });
 }
 
