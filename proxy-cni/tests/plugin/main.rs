@@ -438,6 +438,17 @@ fn a_pod_can_go_whatever_the_runtime_and_the_files_say() {
         std::fs::write(node.directory.join("data/pods/leases.json"), "{").unwrap();
         node.call("DEL", "a", "", &node.config("1.1.0", "routed", &json!({})).to_string()).ok();
         assert_eq!(node.links(), 0);
+        // What is written down, and cannot be taken back, is no success: the runtime will ask again.
+        std::fs::remove_file(node.directory.join("data/pods/leases.json")).unwrap();
+        node.remove_pod("a");
+        node.add("a", "routed");
+        let in_the_way = node.directory.join("data/pods/leases.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let del = || node.call("DEL", "a", "", &node.config("1.1.0", "routed", &json!({})).to_string());
+        assert_eq!((del().code(), node.links()), (5, 0));
+        std::fs::remove_dir(in_the_way).unwrap();
+        del().ok();
+        assert_eq!(node.leases(), 0);
         let nowhere = json!({"dataDir": "/proc/no/such/place"});
         node.call("DEL", "a", "", &node.config("1.1.0", "routed", &nowhere).to_string()).ok();
     });
