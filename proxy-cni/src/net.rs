@@ -21,7 +21,7 @@ use netlink_packet_route::link::{
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::spec::Mode;
-use crate::wiring::{Mac, Wiring, bridge_mac, is_of_network};
+use crate::wiring::{Mac, Wiring, bridge_mac, network_of};
 use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
 pub use netlink::{NetError, Netlink};
 pub use pod::{PodState, in_namespace};
@@ -94,7 +94,7 @@ fn disconnect_with(netlink: &mut Netlink, host: &str) -> Result<(), NetError> {
 pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?.into_iter();
-    let own = links.filter(|(name, alias)| is_host_name(name) && is_of_network(alias, network));
+    let own = links.filter(|(name, alias)| is_host_name(name) && network_of(alias) == network);
     Ok(own.map(|(name, _)| name).collect())
 }
 
@@ -154,9 +154,7 @@ fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
         if is_ours {
             ignore_router_advertisements(&wiring.bridge)?;
         }
-        let mut link = up();
-        link.header.index = index;
-        changes.push(new_link("set the bridge up", link, 0));
+        changes.push(new_link("set the bridge up", up(index), 0));
     }
     netlink.apply(changes)?;
     Ok(index)
@@ -193,23 +191,24 @@ fn is_stale(address: &IpNet, wanted: &[IpNet], wiring: &Wiring) -> bool {
 
 /// Whether there are pods of other networks.
 fn serves_others(netlink: &mut Netlink, wiring: &Wiring) -> Result<bool, NetError> {
-    let network = wiring.alias.split(' ').next().unwrap_or_default();
-    let is_other = |(name, alias): &(String, String)| is_host_name(name) && !is_of_network(alias, network);
+    let own = network_of(&wiring.alias);
+    let is_other = |(name, alias): &(String, String)| is_host_name(name) && network_of(alias) != own;
     Ok(netlink.links()?.iter().any(is_other))
 }
 
 /// No pod may tell the node where to route (CVE-2020-10749).
 fn ignore_router_advertisements(link: &str) -> Result<(), NetError> {
-    let path = PathBuf::from("/proc/sys/net/ipv6/conf").join(link).join("accept_ra");
-    match std::fs::write(&path, "0") {
+    match write_sysctl(&format!("net/ipv6/conf/{link}/accept_ra"), "0") {
         // No IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done.map_err(|source| NetError::Sysctl { path, source }),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+        other => other,
     }
 }
 
-fn up() -> LinkMessage {
+/// To set a link up.
+fn up(index: u32) -> LinkMessage {
     let mut link = LinkMessage::default();
+    link.header.index = index;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
     link
@@ -255,8 +254,7 @@ fn veth(
 /// The host's side: the port of the bridge, or the way to the pod.
 fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> Result<(), NetError> {
     ignore_router_advertisements(&wiring.host)?;
-    let mut link = up();
-    link.header.index = host;
+    let mut link = up(host);
     // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
     link.attributes.push(LinkAttribute::IfAlias(wiring.alias.clone()));
     if is_port {

@@ -14,7 +14,7 @@ use crate::delegate::Delegate;
 use crate::ipam::Lease;
 use crate::net::{self, Namespace, NetError, PodState};
 use crate::spec::{
-    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Version,
+    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Version, decode,
 };
 use crate::store::StoreError;
 use crate::wiring::{self, Mac, Wiring};
@@ -64,10 +64,11 @@ fn obey(
         let asked = NetConf::parse(&input).ok().map(|config| config.version);
         return Ok(Some(Version::answer(asked)));
     }
-    *version = NetConf::version(&input).unwrap_or(*version);
+    let whole = decode(&input)?;
+    *version = NetConf::version(&whole)?;
     let config = match environment.command {
-        Command::Del => NetConf::parse_for_del(&input)?,
-        _ => NetConf::parse(&input)?,
+        Command::Del => NetConf::read_for_del(whole)?,
+        _ => NetConf::read(whole)?,
     };
     supports(config.version, environment.command)?;
     let attachment = || {
@@ -265,26 +266,28 @@ fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<
 fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
     // Without a word about it (cnitool) nobody is known to be invalid.
     let Some(valid) = &config.valid else { return Ok(()) };
-    let kept: Vec<String> = valid.iter().map(|whose| wiring::host_name(&config.name, whose)).collect();
-    if let Ipam::Delegated(name) = &config.ipam {
-        for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {
-            net::disconnect(link)?;
-        }
-        addresses::store(config)?.keep(|holder| valid.contains(holder))?;
-        return delegate(name, environment).tell("GC", config);
-    }
-    let mut addresses = Addresses::without_ranges(config)?;
+    let name = |whose: &Attachment| wiring::host_name(&config.name, whose);
+    let kept: BTreeSet<String> = valid.iter().map(name).collect();
+    let mut store = addresses::store(config)?;
+    // Links that somebody has written down, and links that nobody has.
+    let mut links: BTreeSet<String> = store.contents().holders().iter().map(name).collect();
+    links.extend(net::host_links(&config.name)?);
     let mut errors = Vec::new();
-    for link in net::host_links(&config.name)?.iter().filter(|link| !kept.contains(link)) {
-        errors.extend(net::disconnect(link).err().map(|error| format!("{link}: {error}")));
-    }
-    for holder in addresses.holders().into_iter().filter(|holder| !valid.contains(holder)) {
-        let gone = net::disconnect(&wiring::host_name(&config.name, &holder)).map_err(CniError::from);
-        if let Err(error) = gone.and_then(|()| addresses.take_back(&holder)) {
-            errors.push(format!("container {}, interface {}: {error}", holder.container, holder.interface));
+    let mut stuck = BTreeSet::new();
+    for link in links.difference(&kept) {
+        if let Err(error) = net::disconnect(link) {
+            errors.push(format!("{link}: {error}"));
+            stuck.insert(link.clone());
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(CniError::new(Code::Io, errors.join("; "))) }
+    store.keep(|holder| valid.contains(holder) || stuck.contains(&name(holder)))?;
+    if !errors.is_empty() {
+        return Err(CniError::new(Code::Io, errors.join("; ")));
+    }
+    match &config.ipam {
+        Ipam::Delegated(plugin) => delegate(plugin, environment).tell("GC", config),
+        Ipam::Own { .. } => Ok(()),
+    }
 }
 
 /// What a pod is given.

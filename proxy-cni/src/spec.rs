@@ -10,7 +10,8 @@ mod result;
 mod version;
 
 pub use config::{
-    BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT, is_network_name,
+    BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT, decode,
+    is_network_name,
 };
 pub use environment::{Attachment, Command, Environment};
 pub use error::{CniError, Code};

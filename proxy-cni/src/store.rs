@@ -4,6 +4,7 @@
 //! synced, and renamed over it: a plugin that is killed at any point leaves the old file or the new one. Addresses of before
 //! the last boot are nobody's, because no container survives that.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -103,6 +104,14 @@ pub struct Contents {
     pub host_ports: Vec<HostPorts>,
 }
 
+impl Contents {
+    /// Whoever has anything.
+    pub fn holders(&self) -> BTreeSet<Attachment> {
+        let of_ports = self.host_ports.iter().map(|ports| &ports.holder);
+        self.leases.held.values().chain(of_ports).cloned().collect()
+    }
+}
+
 /// The addresses of a network, for as long as nobody else may change them.
 #[derive(Debug)]
 pub struct Store {
@@ -131,6 +140,11 @@ impl Store {
         let lock = lock(&directory.join("lock"))?;
         let contents = read(&directory.join(FILE), boot)?;
         Ok(Store { directory, boot: boot.to_owned(), contents, _lock: lock })
+    }
+
+    /// Everything that is written down.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// Who has which address.

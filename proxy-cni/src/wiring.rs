@@ -74,9 +74,9 @@ fn alias(network: &str, whose: &Attachment) -> String {
     text
 }
 
-/// Whether an alias is that of a link of a network.
-pub fn is_of_network(alias: &str, network: &str) -> bool {
-    alias.split(' ').next() == Some(network)
+/// The network that an alias names.
+pub fn network_of(alias: &str) -> &str {
+    alias.split(' ').next().unwrap_or_default()
 }
 
 /// A hardware address out of some bytes: locally administered, of one machine (IEEE 802, section 8.2).
@@ -252,7 +252,7 @@ mod tests {
         let whose = Attachment::new(&"c".repeat(250), "eth0").unwrap();
         let alias = alias("pods", &whose);
         assert_eq!(alias.len(), 255);
-        assert!(is_of_network(&alias, "pods") && !is_of_network(&alias, "pod"));
+        assert_eq!(network_of(&alias), "pods");
     }
 
     #[test]

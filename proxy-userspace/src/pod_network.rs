@@ -303,7 +303,14 @@ impl PodNetworkTask {
         let (mut taken, mut of_node, mut of_peer) = (Vec::new(), None, None);
         for step in &steps {
             debug!("{}", kernel::describe(step));
-            match (kernel::take(handle, step).await, step) {
+            match (kernel::take(handle, step, self.device).await, step) {
+                (Ok(()), Step::AddDevice(_)) => {
+                    self.device = kernel::device_index(handle).await?;
+                    taken.push(step);
+                    if self.node_file.is_some() && !steps.contains(&Step::DeleteDevice) {
+                        warn!("somebody else deleted {DEVICE}: made anew");
+                    }
+                }
                 (Ok(()), _) => taken.push(step),
                 (Err(error), Step::AddRoute(_) | Step::ReplaceRoute(_)) => drop(of_peer.get_or_insert(error)),
                 (Err(error), _) => drop(of_node.get_or_insert(error)),
@@ -313,12 +320,6 @@ impl PodNetworkTask {
             let seconds = begun.elapsed().as_secs_f64();
             info!(steps = taken.len(), first, seconds, "pod network changed");
             self.metrics.pod_network_steps.inc_by(taken.len() as u64);
-        }
-        if steps.iter().any(|step| matches!(step, Step::AddDevice(_))) {
-            self.device = kernel::device_index(handle).await?;
-            if self.node_file.is_some() && !steps.contains(&Step::DeleteDevice) {
-                warn!("somebody else deleted {DEVICE}: made anew");
-            }
         }
         of_node.map_or(Ok(of_peer), |error| Err(error.into()))
     }

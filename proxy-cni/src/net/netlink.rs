@@ -11,9 +11,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -121,7 +119,7 @@ pub(super) fn delete_address(index: u32, address: IpNet) -> Change {
 /// Adds a route through a link.
 pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Change {
     let mut route = RouteMessage::default();
-    route.header.address_family = family(&to.addr());
+    route.header.address_family = to.addr().into();
     route.header.destination_prefix_length = to.prefix_len();
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::Static;
@@ -129,12 +127,12 @@ pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Chang
     route.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
     route.attributes.push(RouteAttribute::Oif(index));
     if to.prefix_len() > 0 {
-        route.attributes.push(RouteAttribute::Destination(route_address(to.addr())));
+        route.attributes.push(RouteAttribute::Destination(to.addr().into()));
     }
     if let Some(gateway) = gateway {
         // It needs no network of its own on the link.
         route.header.flags = RouteFlags::Onlink;
-        route.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+        route.attributes.push(RouteAttribute::Gateway(gateway.into()));
     }
     let message = RouteNetlinkMessage::NewRoute(route);
     // Never in the place of another pod's, or another network's.
@@ -146,15 +144,11 @@ pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Chang
 /// Says for good which hardware address an address has.
 pub(super) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Change {
     let mut neighbour = NeighbourMessage::default();
-    neighbour.header.family = family(&address);
+    neighbour.header.family = address.into();
     neighbour.header.ifindex = index;
     neighbour.header.state = NeighbourState::Permanent;
-    let destination = match address {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-    };
     neighbour.attributes = vec![
-        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::Destination(address.into()),
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     let message = RouteNetlinkMessage::NewNeighbour(neighbour);
@@ -393,23 +387,9 @@ fn failed(operation: &str, source: io::Error) -> NetError {
     NetError::Netlink { operation: operation.to_owned(), source }
 }
 
-fn family(address: &IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-fn route_address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(ip) => RouteAddress::Inet(ip),
-        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-    }
-}
-
 fn address_message(index: u32, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = family(&address.addr());
+    message.header.family = address.addr().into();
     message.header.prefix_len = address.prefix_len();
     message.header.index = index;
     message.attributes =

@@ -40,14 +40,9 @@ pub(super) fn settle(
             drop(write_sysctl(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
             drop(write_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
         }
-        let set_up = |operation: &str, index: u32| {
-            let mut link = up();
-            link.header.index = index;
-            new_link(operation, link, 0)
-        };
-        let mut changes = vec![set_up("set lo up", LOOPBACK)];
+        let mut changes = vec![new_link("set lo up", up(LOOPBACK), 0)];
         changes.extend(wiring.leases.iter().map(|lease| add_address(index, wiring.pod_address(lease))));
-        changes.push(set_up("set the pod's interface up", index));
+        changes.push(new_link("set the pod's interface up", up(index), 0));
         let known = wiring.gateway_mac.into_iter();
         let gateways =
             known.flat_map(|mac| wiring.leases.iter().map(move |lease| (wiring.gateway(lease), mac)));

@@ -110,16 +110,6 @@ impl Addresses {
         self.store.leases().held.keys().copied().chain(next).collect()
     }
 
-    /// Takes back what somebody has.
-    pub(super) fn take_back(&mut self, whose: &Attachment) -> Result<(), CniError> {
-        Ok(self.store.take_back(whose).map(drop)?)
-    }
-
-    /// Who has any.
-    pub(super) fn holders(&self) -> BTreeSet<Attachment> {
-        self.store.leases().held.values().cloned().collect()
-    }
-
     /// What somebody has.
     pub(super) fn held(&self, whose: &Attachment) -> BTreeSet<IpAddr> {
         let held = self.store.leases().held.iter().filter(|(_, holder)| *holder == whose);

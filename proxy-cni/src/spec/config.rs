@@ -203,43 +203,37 @@ struct RawAttachment {
 }
 
 impl NetConf {
-    /// The version that answers are to be in, as far as it can be read.
-    pub fn version(text: &[u8]) -> Option<Version> {
-        let whole: Value = serde_json::from_slice(text).ok()?;
-        Version::parse(whole.get("cniVersion")?.as_str()?).ok()
-    }
-
-    /// Reads what stdin held for DEL, which needs neither what ADD has answered nor what the runtime asked for: a pod can go
-    /// whatever is in there.
-    pub fn parse_for_del(text: &[u8]) -> Result<Self, CniError> {
-        let Ok(Value::Object(mut fields)) = serde_json::from_slice(text) else { return NetConf::parse(text) };
-        for unused in ["prevResult", "runtimeConfig", "args", "sysctl", "mtu", "dns", "mode"] {
-            fields.remove(unused);
-        }
-        let mut config = NetConf::parse(Value::Object(fields).to_string().as_bytes())?;
-        // Other plugins may need it.
-        config.whole = serde_json::from_slice(text).unwrap_or_default();
-        Ok(config)
-    }
-
     /// Reads what stdin held.
     pub fn parse(text: &[u8]) -> Result<Self, CniError> {
-        if text.len() > STDIN_LIMIT {
-            return Err(decoding(format!("the configuration has more than {STDIN_LIMIT} bytes")));
-        }
-        let whole: Value = serde_json::from_slice(text)
-            .map_err(|error| decoding(format!("the configuration on stdin is no JSON: {error}")))?;
-        if !whole.is_object() {
-            return Err(decoding("the configuration on stdin is no JSON object".to_owned()));
-        }
-        let version = match whole.get("cniVersion") {
+        NetConf::read(decode(text)?)
+    }
+
+    /// The version that answers are to be in.
+    pub fn version(whole: &Value) -> Result<Version, CniError> {
+        match whole.get("cniVersion") {
             None => Version::parse(""),
             Some(Value::String(text)) => Version::parse(text),
             Some(other) => Err(decoding(format!("cniVersion: {other} is no text"))),
-        }?;
+        }
+    }
+
+    /// Reads a configuration.
+    pub fn read(whole: Value) -> Result<Self, CniError> {
+        let version = NetConf::version(&whole)?;
         let raw: Raw = serde_json::from_value(whole.clone())
             .map_err(|error| CniError::new(Code::InvalidConfig, format!("the configuration: {error}")))?;
         NetConf::resolve(raw, version, whole)
+    }
+
+    /// Reads a configuration for DEL, which needs neither what ADD has answered nor what the runtime asked for: a pod can go
+    /// whatever is in there.
+    pub fn read_for_del(whole: Value) -> Result<Self, CniError> {
+        let mut used = whole.clone();
+        for unused in ["prevResult", "runtimeConfig", "args", "sysctl", "mtu", "dns", "mode"] {
+            used.as_object_mut().map(|fields| fields.remove(unused));
+        }
+        // Other plugins may need all of it.
+        Ok(NetConf { whole, ..NetConf::read(used)? })
     }
 
     fn resolve(raw: Raw, version: Version, whole: Value) -> Result<Self, CniError> {
@@ -318,6 +312,20 @@ impl NetConf {
             valid,
             whole,
         })
+    }
+}
+
+/// What stdin held, as an object.
+pub fn decode(text: &[u8]) -> Result<Value, CniError> {
+    if text.len() > STDIN_LIMIT {
+        return Err(decoding(format!("the configuration has more than {STDIN_LIMIT} bytes")));
+    }
+    let whole: Value = serde_json::from_slice(text)
+        .map_err(|error| decoding(format!("the configuration on stdin is no JSON: {error}")))?;
+    if whole.is_object() {
+        Ok(whole)
+    } else {
+        Err(decoding("the configuration on stdin is no JSON object".to_owned()))
     }
 }
 

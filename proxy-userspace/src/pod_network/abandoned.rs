@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluice_cni::net;
 use sluice_cni::spec::Attachment;
-use sluice_cni::store::{Contents, Store, StoreError, boot_id, look};
+use sluice_cni::store::{Store, StoreError, boot_id, look};
 use sluice_cni::wiring::host_name;
 use tracing::debug;
 
@@ -25,7 +25,7 @@ impl Watch {
         network: &str,
         patience: Duration,
     ) -> Result<usize, StoreError> {
-        let seen_without = lonely(network, holders(&look(directory, network)?));
+        let seen_without = lonely(network, look(directory, network)?.holders());
         let now = Instant::now();
         let seen = |who: &Attachment| *self.0.get(who).unwrap_or(&now);
         self.0 = seen_without.into_iter().map(|who| (who.clone(), seen(&who))).collect();
@@ -56,11 +56,6 @@ fn lonely(network: &str, among: BTreeSet<Attachment>) -> BTreeSet<Attachment> {
             BTreeSet::new()
         }
     }
-}
-
-fn holders(contents: &Contents) -> BTreeSet<Attachment> {
-    let of_ports = contents.host_ports.iter().map(|ports| &ports.holder);
-    contents.leases.held.values().chain(of_ports).cloned().collect()
 }
 
 #[cfg(test)]

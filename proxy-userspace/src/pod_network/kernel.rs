@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use sluice_core::net::Family;
@@ -235,11 +235,16 @@ fn route(message: &RouteMessage, device: Option<u32>) -> Option<Route> {
     Some(Route { to, via })
 }
 
-/// Takes a step. What should go and is gone is no error.
-pub(super) async fn take(handle: &Handle, step: &Step) -> Result<(), KernelError> {
-    let done = match step {
-        Step::AddDevice(device) => add_device(handle, device).await,
-        _ => on_device(handle, step).await,
+/// Takes a step; `index` is the device's. What should go and is gone is no error.
+pub(super) async fn take(handle: &Handle, step: &Step, index: Option<u32>) -> Result<(), KernelError> {
+    let done = match (step, index) {
+        (Step::AddDevice(device), _) => add_device(handle, device).await,
+        (Step::AddRoute(route), _) => add_route(handle, route, index, true).await,
+        (Step::ReplaceRoute(route), _) => add_route(handle, route, index, false).await,
+        (Step::DeleteRoute(route), _) => handle.route().del(route_message(route.to)).execute().await,
+        (_, Some(index)) => on_device(handle, step, index).await,
+        // The device could not be made, and that is told.
+        (_, None) => Ok(()),
     };
     let removes = matches!(
         step,
@@ -300,15 +305,7 @@ async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::E
     handle.link().add(link).execute().await
 }
 
-async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error> {
-    if let Some((Route { to, via: Hop::Node(gateway) }, is_new)) = added(step) {
-        return add_route(handle, *to, *gateway, None, is_new).await;
-    }
-    if let Step::DeleteRoute(route) = step {
-        return handle.route().del(route_message(route.to)).execute().await;
-    }
-    let mut links = handle.link().get().match_name(DEVICE.to_owned()).execute();
-    let Some(index) = links.try_next().await?.map(|link| link.header.index) else { return Ok(()) };
+async fn on_device(handle: &Handle, step: &Step, index: u32) -> Result<(), rtnetlink::Error> {
     match step {
         Step::DeleteDevice => handle.link().del(index).execute().await,
         Step::SetDevice(mtu) => {
@@ -337,9 +334,9 @@ async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error>
         }
         Step::DeleteNeighbour(ip, _) => {
             let mut message = NeighbourMessage::default();
-            message.header.family = family(ip);
+            message.header.family = (*ip).into();
             message.header.ifindex = index;
-            message.attributes.push(NeighbourAttribute::Destination(neighbour_address(ip)));
+            message.attributes.push(NeighbourAttribute::Destination((*ip).into()));
             handle.neighbours().del(message).execute().await
         }
         Step::AddForwarding(mac, node) => {
@@ -354,25 +351,12 @@ async fn on_device(handle: &Handle, step: &Step) -> Result<(), rtnetlink::Error>
             message.header.flags = NeighbourFlags::Own;
             message.attributes = vec![
                 NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-                NeighbourAttribute::Destination(neighbour_address(node)),
+                NeighbourAttribute::Destination((*node).into()),
             ];
             handle.neighbours().del(message).execute().await
         }
-        Step::AddRoute(Route { to, via }) | Step::ReplaceRoute(Route { to, via }) => {
-            let (Hop::Vtep(gateway) | Hop::Node(gateway)) = via;
-            add_route(handle, *to, *gateway, Some(index), matches!(step, Step::AddRoute(_))).await
-        }
-        // They came above.
-        Step::AddDevice(_) | Step::DeleteRoute(_) => Ok(()),
-    }
-}
-
-/// The route of a step that adds one, and whether there was none of ours before.
-fn added(step: &Step) -> Option<(&Route, bool)> {
-    match step {
-        Step::AddRoute(route) => Some((route, true)),
-        Step::ReplaceRoute(route) => Some((route, false)),
-        _ => None,
+        // These are not on the device.
+        Step::AddDevice(_) | Step::AddRoute(_) | Step::ReplaceRoute(_) | Step::DeleteRoute(_) => Ok(()),
     }
 }
 
@@ -380,47 +364,33 @@ fn host_prefix(ip: &IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-fn family(ip: &IpAddr) -> AddressFamily {
-    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn neighbour_address(ip: &IpAddr) -> NeighbourAddress {
-    match ip {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(*ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(*ip),
-    }
-}
-
-fn route_address(ip: IpAddr) -> RouteAddress {
-    match ip {
-        IpAddr::V4(ip) => RouteAddress::Inet(ip),
-        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-    }
-}
-
 fn route_message(to: IpNet) -> RouteMessage {
     let builder = RouteMessageBuilder::<IpAddr>::new().protocol(PROTOCOL).scope(RouteScope::Universe);
     let mut message = builder.kind(RouteType::Unicast).build();
-    message.header.address_family = family(&to.addr());
+    message.header.address_family = to.addr().into();
     message.header.destination_prefix_length = to.prefix_len();
-    message.attributes.push(RouteAttribute::Destination(route_address(to.network())));
+    message.attributes.push(RouteAttribute::Destination(to.network().into()));
     message
 }
 
 async fn add_route(
     handle: &Handle,
-    to: IpNet,
-    gateway: IpAddr,
+    route: &Route,
     device: Option<u32>,
     is_new: bool,
 ) -> Result<(), rtnetlink::Error> {
-    let mut message = route_message(to);
-    message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
-    if let Some(index) = device {
-        // The gateway is in no network of the device.
-        message.header.flags |= netlink_packet_route::route::RouteFlags::Onlink;
-        message.attributes.push(RouteAttribute::Oif(index));
-    }
+    let mut message = route_message(route.to);
+    let gateway = match (&route.via, device) {
+        (Hop::Node(gateway), _) => *gateway,
+        (Hop::Vtep(gateway), Some(index)) => {
+            // The gateway is in no network of the device.
+            message.header.flags |= RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Oif(index));
+            *gateway
+        }
+        (Hop::Vtep(_), None) => return Ok(()),
+    };
+    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
     let request = handle.route().add(message);
     // A route of somebody else is never replaced: it may be the node's own way to its network.
     if is_new { request.execute().await } else { request.replace().execute().await }
@@ -434,9 +404,9 @@ pub(super) async fn path_mtu(
     device_mtu: impl Fn(u32) -> Option<u32>,
 ) -> Result<Option<u32>, KernelError> {
     let mut message = RouteMessage::default();
-    message.header.address_family = family(&to);
+    message.header.address_family = to.into();
     message.header.destination_prefix_length = host_prefix(&to);
-    message.attributes.push(RouteAttribute::Destination(route_address(to)));
+    message.attributes.push(RouteAttribute::Destination(to.into()));
     let mut answer = handle.route().get(message).execute();
     let route = match answer.try_next().await {
         Ok(Some(route)) => route,
@@ -467,7 +437,7 @@ pub(super) async fn remove(handle: &Handle) -> Result<bool, KernelError> {
     let observed = observe(handle).await?;
     let steps = observed.state.steps_to(&KernelState::default());
     for step in &steps {
-        take(handle, step).await?;
+        take(handle, step, observed.index).await?;
     }
     Ok(!steps.is_empty())
 }
