@@ -20,7 +20,7 @@ use netlink_packet_route::link::{
 
 use nix::sys::statfs::{FsType, fstatfs};
 
-use crate::spec::Mode;
+use crate::spec::{Mode, Route};
 use crate::wiring::{Mac, Wiring, bridge_mac, network_of};
 use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
 pub use netlink::{NetError, Netlink};
@@ -270,7 +270,7 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
     for lease in &wiring.leases {
         let address = IpNet::from(lease.address.addr());
         changes.push(add_neighbour(host, address.addr(), wiring.pod_mac));
-        changes.push(add_route(host, address, None));
+        changes.push(add_route(host, &Route::to(address)));
     }
     netlink.apply(changes)
 }

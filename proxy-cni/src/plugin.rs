@@ -14,7 +14,8 @@ use crate::delegate::Delegate;
 use crate::ipam::Lease;
 use crate::net::{self, Namespace, NetError, PodState};
 use crate::spec::{
-    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Version, decode,
+    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Route, Version,
+    decode,
 };
 use crate::store::StoreError;
 use crate::wiring::{self, Mac, Wiring};
@@ -119,10 +120,14 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     let mut wiring = Wiring { leases, routes, in_use, ..wiring };
     let sysctls: Vec<(String, String)> =
         config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    if let Err(error) = net::connect(&mut wiring, &namespace, &sysctls) {
+    let done = match wiring.wrong_route() {
+        Some(wrong) => Err(CniError::new(Code::InvalidConfig, wrong)),
+        None => net::connect(&mut wiring, &namespace, &sysctls).map_err(CniError::from),
+    };
+    if let Err(error) = done {
         // What cannot be taken back now is taken back by DEL or GC.
         drop(take_back(environment, config, whose));
-        return Err(error.into());
+        return Err(error);
     }
     let netns = environment.netns.as_deref().unwrap_or(Path::new("")).display().to_string();
     let dns = if config.dns.is_empty() { given.dns } else { config.dns.clone() };
@@ -146,9 +151,8 @@ fn give(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resu
             return Err(error);
         }
     }
-    let routes = outcome.routes.into_iter().map(|route| route.dst).filter(|to| to.prefix_len() > 0);
     let mtu = config.mtu.unwrap_or_else(|| addresses::node_mtu(config));
-    Ok(Given { leases, routes: routes.collect(), mtu, dns: outcome.dns, in_use: None })
+    Ok(Given { leases, routes: outcome.routes, mtu, dns: outcome.dns, in_use: None })
 }
 
 fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
@@ -293,7 +297,7 @@ fn collect(environment: &Environment, config: &NetConf) -> Result<(), CniError> 
 /// What a pod is given.
 struct Given {
     leases: Vec<Lease>,
-    routes: Vec<IpNet>,
+    routes: Vec<Route>,
     mtu: u32,
     dns: Dns,
     /// As [`Wiring::in_use`].

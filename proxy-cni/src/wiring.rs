@@ -1,6 +1,6 @@
 //! How a pod is wired: names, hardware addresses, addresses and routes, decided from what was asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -44,8 +44,8 @@ pub struct Wiring {
     pub leases: Vec<Lease>,
     /// The hardware address that the gateways have. `None`: on a bridge of somebody else it may change, and pods have to ask.
     pub gateway_mac: Option<Mac>,
-    /// Networks that are reached by the gateway of their family, beside everything.
-    pub routes: Vec<IpNet>,
+    /// Routes that are asked for beside those to everything, or in their place. One without a gateway goes by that of its family.
+    pub routes: Vec<Route>,
     /// All addresses that pods of the network may have or need: gateways that these are near to stay on the bridge. `None`: it
     /// is not known, and all stay.
     pub in_use: Option<BTreeSet<IpAddr>>,
@@ -155,28 +155,54 @@ impl Wiring {
         }
     }
 
-    /// The pod's routes, with their gateways.
-    pub fn pod_routes(&self) -> Vec<(IpNet, IpAddr)> {
+    /// The pod's routes, with their gateways: to everything, and to what is asked for.
+    pub fn pod_routes(&self) -> Vec<Route> {
         let everything = |lease: &Lease| match lease.gateway {
             IpAddr::V4(_) => IpNet::from(ipnet::Ipv4Net::default()),
             IpAddr::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
         };
-        let defaults = self.leases.iter().map(|lease| (everything(lease), self.gateway(lease)));
         // On a bridge the pods' own networks are on the link.
-        let is_on_link = |route: &IpNet| {
-            self.mode == Mode::Bridge && self.leases.iter().any(|lease| lease.address.trunc() == *route)
+        let is_on_link = |to: &IpNet| {
+            self.mode == Mode::Bridge && self.leases.iter().any(|lease| lease.address.trunc() == *to)
         };
-        let distinct: BTreeSet<IpNet> = self
-            .routes
+        let mut asked: BTreeMap<IpNet, &Route> = BTreeMap::new();
+        for route in self.routes.iter().filter(|route| !is_on_link(&route.dst.trunc())) {
+            asked.entry(route.dst.trunc()).or_insert(route);
+        }
+        let route = |dst: IpNet, lease: &Lease, asked: Option<&Route>| {
+            // In mode routed there is nobody but the node.
+            let own = asked.and_then(|route| route.gw).filter(|_| self.mode == Mode::Bridge);
+            let mtu = asked.and_then(|route| route.mtu);
+            Route { gw: Some(own.unwrap_or(self.gateway(lease))), mtu, ..Route::to(dst) }
+        };
+        let defaults: Vec<Route> = self
+            .leases
             .iter()
-            .map(IpNet::trunc)
-            .filter(|route| route.prefix_len() > 0 && !is_on_link(route))
+            .map(|lease| route(everything(lease), lease, asked.remove(&everything(lease))))
             .collect();
-        let others = distinct.into_iter().filter_map(|route| {
-            let lease = self.leases.iter().find(|lease| lease.gateway.is_ipv4() == route.addr().is_ipv4())?;
-            Some((route, self.gateway(lease)))
+        let others = asked.into_iter().filter_map(|(to, asked)| {
+            let lease = self.leases.iter().find(|lease| lease.gateway.is_ipv4() == to.addr().is_ipv4())?;
+            Some(route(to, lease, Some(asked)))
         });
-        defaults.chain(others).collect()
+        defaults.into_iter().chain(others).collect()
+    }
+
+    /// What is wrong with a route that is asked for.
+    pub fn wrong_route(&self) -> Option<String> {
+        self.routes.iter().find_map(|route| {
+            let gateway = route.gw?;
+            if gateway.is_ipv4() != route.dst.addr().is_ipv4() {
+                return Some(format!("routes: {} and its gateway {gateway} are of two families", route.dst));
+            }
+            let is_node = self.leases.iter().any(|lease| gateway == lease.gateway || gateway == self.gateway(lease));
+            (self.mode == Mode::Routed && !is_node).then(|| {
+                format!(
+                    "routes: {} by {gateway}: in mode routed a pod reaches nobody but its node; leave the gateway out, or \
+                     use mode bridge",
+                    route.dst
+                )
+            })
+        })
     }
 
     /// What the runtime is told.
@@ -206,15 +232,7 @@ impl Wiring {
             interface: Some(pod),
             others: Map::new(),
         });
-        let routes = self.pod_routes().into_iter();
-        Outcome {
-            ips: ips.collect(),
-            routes: routes
-                .map(|(dst, gw)| Route { dst, gw: Some(gw), mtu: None, others: Map::new() })
-                .collect(),
-            interfaces,
-            ..Outcome::default()
-        }
+        Outcome { ips: ips.collect(), routes: self.pod_routes(), interfaces, ..Outcome::default() }
     }
 }
 
@@ -287,7 +305,8 @@ mod tests {
 
     #[test]
     fn a_routed_pod_is_alone() {
-        let wiring = Wiring { routes: vec!["10.0.0.0/8".parse().unwrap()], ..wiring(Mode::Routed) };
+        let wiring =
+            Wiring { routes: vec![Route::to("10.0.0.0/8".parse().unwrap())], ..wiring(Mode::Routed) };
         let outcome = wiring.outcome("/run/netns/x");
         assert_eq!(outcome.interfaces.len(), 2);
         assert_eq!(outcome.ips[0].address.to_string(), "10.244.1.7/32");
@@ -295,8 +314,8 @@ mod tests {
         let gateways: Vec<String> =
             outcome.routes.iter().map(|route| route.gw.unwrap().to_string()).collect();
         assert_eq!(gateways, ["169.254.1.1", "fe80::1", "169.254.1.1"]);
-        let routes =
-            ["10.0.0.0/8", "10.0.0.0/8", "10.244.1.0/24", "0.0.0.0/0"].map(|text| text.parse().unwrap());
+        let routes = ["10.0.0.0/8", "10.0.0.0/8", "10.244.1.0/24", "0.0.0.0/0"]
+            .map(|text| Route::to(text.parse().unwrap()));
         let count = |mode| Wiring { routes: routes.to_vec(), ..self::wiring(mode) }.pod_routes().len();
         assert_eq!((count(Mode::Routed), count(Mode::Bridge)), (4, 3));
         assert_eq!(wiring.gateway_mac, Some(wiring.host_mac));

@@ -13,12 +13,14 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use crate::spec::Route;
 use crate::wiring::Mac;
 
 /// What the kernel may answer to one request, at most; it makes dumps of parts of 32 kB.
@@ -117,23 +119,25 @@ pub(super) fn delete_address(index: u32, address: IpNet) -> Change {
 }
 
 /// Adds a route through a link.
-pub(super) fn add_route(index: u32, to: IpNet, gateway: Option<IpAddr>) -> Change {
+pub(super) fn add_route(index: u32, wanted: &Route) -> Change {
+    let to = wanted.dst;
     let mut route = RouteMessage::default();
     route.header.address_family = to.addr().into();
     route.header.destination_prefix_length = to.prefix_len();
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::Static;
     route.header.kind = RouteType::Unicast;
-    route.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    route.header.scope = if wanted.gw.is_some() { RouteScope::Universe } else { RouteScope::Link };
     route.attributes.push(RouteAttribute::Oif(index));
     if to.prefix_len() > 0 {
         route.attributes.push(RouteAttribute::Destination(to.addr().into()));
     }
-    if let Some(gateway) = gateway {
+    if let Some(gateway) = wanted.gw {
         // It needs no network of its own on the link.
         route.header.flags = RouteFlags::Onlink;
         route.attributes.push(RouteAttribute::Gateway(gateway.into()));
     }
+    route.attributes.extend(wanted.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     let message = RouteNetlinkMessage::NewRoute(route);
     // Never in the place of another pod's, or another network's.
     let add = change(format!("add the route to {to}"), message, NLM_F_CREATE | NLM_F_EXCL);

@@ -47,8 +47,7 @@ pub(super) fn settle(
         let gateways =
             known.flat_map(|mac| wiring.leases.iter().map(move |lease| (wiring.gateway(lease), mac)));
         changes.extend(gateways.map(|(gateway, mac)| add_neighbour(index, gateway, mac)));
-        let routes = wiring.pod_routes().into_iter();
-        changes.extend(routes.map(|(to, gateway)| add_route(index, to, Some(gateway))));
+        changes.extend(wiring.pod_routes().iter().map(|route| add_route(index, route)));
         netlink.apply(changes)?;
         for (name, value) in sysctls {
             write_sysctl(name, value)?;

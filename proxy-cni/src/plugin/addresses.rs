@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Given;
 use crate::ipam::{AllocationError, allocate};
 use crate::node_file::NodeFile;
-use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range};
+use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range, Route};
 use crate::store::{HostPorts, Store, boot_id};
 
 /// Where nothing says how large packets may be.
@@ -19,7 +19,7 @@ const USUAL_MTU: u32 = 1500;
 pub(super) struct Addresses {
     sets: Vec<Vec<Range>>,
     reserved: BTreeSet<IpAddr>,
-    routes: Vec<IpNet>,
+    routes: Vec<Route>,
     mtu: u32,
     store: Store,
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::environment::Attachment;
 use super::error::{CniError, Code};
-use super::result::{Dns, Outcome};
+use super::result::{Dns, Outcome, Route};
 use super::version::Version;
 
 /// How much stdin may hold. A configuration has some hundred bytes; with the attachments of a full node (GC) some 100 kB.
@@ -82,8 +82,8 @@ pub enum Ipam {
         sets: Vec<Vec<Range>>,
         /// Never given out unless asked for by name.
         reserved: Vec<IpAddr>,
-        /// Beside the default routes.
-        routes: Vec<IpNet>,
+        /// Beside the default routes, or in their place.
+        routes: Vec<Route>,
     },
     /// Another plugin's.
     Delegated(String),
@@ -181,12 +181,7 @@ struct RawIpam {
     #[serde(default)]
     reserved: Vec<IpAddr>,
     #[serde(default)]
-    routes: Vec<RawRoute>,
-}
-
-#[derive(Deserialize)]
-struct RawRoute {
-    dst: IpNet,
+    routes: Vec<Route>,
 }
 
 #[derive(Default, Deserialize)]
@@ -374,11 +369,7 @@ fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
             errors.push(format!("ipam.ranges: {} and {} overlap", other.subnet, range.subnet));
         }
     }
-    Ipam::Own {
-        sets: raw.ranges,
-        reserved: raw.reserved,
-        routes: raw.routes.into_iter().map(|route| route.dst).collect(),
-    }
+    Ipam::Own { sets: raw.ranges, reserved: raw.reserved, routes: raw.routes }
 }
 
 /// Also of plugins: what becomes a part of a path.

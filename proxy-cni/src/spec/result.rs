@@ -81,6 +81,13 @@ pub struct Route {
     pub others: Map<String, Value>,
 }
 
+impl Route {
+    /// A route that needs no gateway, or gets one later.
+    pub fn to(dst: IpNet) -> Self {
+        Route { dst, gw: None, mtu: None, others: Map::new() }
+    }
+}
+
 /// Name resolution, which runtimes of pods do not use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {

@@ -324,6 +324,47 @@ fn a_pod_may_have_many_routes() {
 }
 
 #[test]
+fn routes_have_gateways_and_mtus_of_their_own() {
+    on_a_node("gateways", |node| {
+        let config = |mode: &str, routes: Value| {
+            let ipam = json!({"ipam": {"ranges": [[{"subnet": "10.50.0.0/24"}]], "routes": routes}});
+            node.config("1.1.0", mode, &ipam).to_string()
+        };
+        let routes = json!([
+            {"dst": "10.9.0.0/16", "gw": "10.50.0.77", "mtu": 1300},
+            {"dst": "10.8.0.0/16"},
+            {"dst": "0.0.0.0/0", "gw": "10.50.0.78"},
+        ]);
+        let netns = node.pod("a");
+        let result = node.call("ADD", "a", netns.to_str().unwrap(), &config("bridge", routes)).ok();
+        assert_eq!(
+            result["routes"],
+            json!([
+                {"dst": "0.0.0.0/0", "gw": "10.50.0.78"},
+                {"dst": "10.8.0.0/16", "gw": "10.50.0.1"},
+                {"dst": "10.9.0.0/16", "gw": "10.50.0.77", "mtu": 1300},
+            ])
+        );
+        let listed = within(netns, || Command::new("ip").args(["route"]).output().unwrap());
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        for line in ["default via 10.50.0.78 ", "10.8.0.0/16 via 10.50.0.1 ", "10.9.0.0/16 via 10.50.0.77 "] {
+            assert!(listed.contains(line), "{listed}");
+        }
+        assert!(listed.contains("mtu 1300"), "{listed}");
+        // A routed pod has no neighbour but the node.
+        let netns = node.pod("b");
+        let add = |gateway: &str| {
+            let routes = json!([{"dst": "10.9.0.0/16", "gw": gateway}]);
+            node.call("ADD", "b", netns.to_str().unwrap(), &config("routed", routes))
+        };
+        assert_eq!(add("10.50.0.77").code(), 7);
+        assert_eq!(add("fd50::1").code(), 7);
+        assert_eq!((node.links(), node.leases()), (1, 1));
+        add("10.50.0.1").ok();
+    });
+}
+
+#[test]
 fn gc_removes_what_is_not_valid() {
     on_a_node("gc", |node| {
         for pod in ["a", "b", "c"] {
