@@ -246,7 +246,12 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         shutdown: shutdown_receiver,
     };
     if let Some(maps) = maps.clone() {
-        let write = move |cookies: &BTreeSet<u64>| leave_alone(&maps, cookies);
+        let opted_out = metrics.opted_out.clone();
+        let write = move |cookies: &BTreeSet<u64>| {
+            let changed = leave_alone(&maps, cookies)?;
+            opted_out.set(cookies.len() as i64);
+            Ok::<usize, BpfError>(changed)
+        };
         tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
     }
     let mut source = tokio::spawn(source);

@@ -144,6 +144,8 @@ metrics! {
         "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
     sockets_ended: Counter = Counter::default(),
         "sluice_ebpf_sockets_ended", "Connected UDP sockets ended, because their endpoint does not serve any more";
+    opted_out: Gauge = Gauge::default(),
+        "sluice_ebpf_opted_out_namespaces", "Network namespaces whose sockets are left alone, since sluice.socketLB says so";
     pod_network_routes: Gauge = Gauge::default(),
         "sluice_pod_network_routes", "Routes to the pods of other nodes";
     pod_network_problems: Gauge = Gauge::default(),
