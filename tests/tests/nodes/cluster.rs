@@ -26,6 +26,8 @@ const PODS: [(&str, usize, &str); 3] =
     [("user", 0, "10.244.1.20"), ("web-a", 0, "10.244.1.11"), ("web-b", 1, "10.244.2.11")];
 /// The port of all servers.
 const PORT: u16 = 8080;
+/// That of a node which leads to its pod by SCTP.
+pub(crate) const HOST_PORT: u16 = 8132;
 
 /// Who wires pods and joins nodes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,12 +123,13 @@ impl Cluster {
                 Wiring::Sluice => self.call_plugin(name, node, address),
             }
             self.start_agent(node, name, &format!("ip netns exec {name}"));
-            for protocol in ["tcp", "udp"] {
+            for protocol in ["tcp", "udp", "sctp"] {
                 let listen = format!("{protocol}/{PORT}").parse().unwrap();
                 let reply = self.ask(name, Request::Listen { listen, name: name.to_owned() });
                 assert!(matches!(reply, Reply::Done), "{reply:?}");
             }
         }
+        self.vms[2].load(&["sctp"]).unwrap();
         self.start_agent(2, "client", "");
     }
 
@@ -144,12 +147,18 @@ impl Cluster {
         );
     }
 
-    /// As a container runtime does. Addresses are fixed, so it need not wait for the daemon.
+    /// As a container runtime does, with a port of the node for who has something to offer. Addresses are fixed, so it need not
+    /// wait for the daemon.
     fn call_plugin(&mut self, name: &str, node: usize, address: &str) {
+        let ports = if name == "user" {
+            String::new()
+        } else {
+            format!(r#"{{"hostPort": {HOST_PORT}, "containerPort": {PORT}, "protocol": "sctp"}}"#)
+        };
         let plugin = self.sluice.with_file_name("sluice-cni");
         let config = format!(
             r#"{{"cniVersion": "1.1.0", "name": "sluice", "type": "sluice-cni", "mtu": 1450,
-                "ipam": {{"ranges": [[{{"subnet": "10.244.{}.0/24"}}]]}}, "runtimeConfig": {{"ips": ["{address}"]}}}}"#,
+                "ipam": {{"ranges": [[{{"subnet": "10.244.{}.0/24"}}]]}}, "runtimeConfig": {{"ips": ["{address}"], "portMappings": [{ports}]}}}}"#,
             node + 1
         );
         self.shell(

@@ -7,7 +7,7 @@ mod cluster;
 
 use std::collections::BTreeSet;
 
-use cluster::{CLIENT, Cluster, NODES, Wiring};
+use cluster::{CLIENT, Cluster, HOST_PORT, NODES, Wiring};
 use sluice_tests::agent::protocol::Answer;
 
 /// Opens a connection.
@@ -121,6 +121,11 @@ fn nodes_with_the_pod_network() {
     cluster.datagrams_reach("user", "udp://10.96.0.13:53", "web-a");
     cluster.write(&objects(&[1]));
     cluster.datagrams_reach("user", "udp://10.96.0.13:53", "web-b");
+    // Ports of the nodes, by SCTP, which few machines offer beside these.
+    for (node, (pod, _)) in WEB.into_iter().enumerate() {
+        let answers = cluster.probe("client", &format!("sctp://{}:{HOST_PORT}", NODES[node]), 1);
+        assert_eq!((pods(&answers), answers[0].peer.to_string()), (vec![pod], CLIENT.to_owned()));
+    }
     // The device is deleted, and is there again before a connection gives up.
     cluster.shell(0, "ip link delete sluice-vxlan0");
     assert_eq!(pods(&cluster.probe("user", "tcp://10.244.2.11:8080", 1)), ["web-b"]);
