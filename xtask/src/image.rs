@@ -1,7 +1,7 @@
 //! `cargo xtask image`: the container image as an OCI archive, made without a container engine.
 
 mod archive;
-mod binary;
+pub(crate) mod binary;
 mod check;
 
 use std::path::{Path, PathBuf};

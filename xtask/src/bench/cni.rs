@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sluice_tests::process::{NETNS_DIR, Namespace, ip_batch, run as run_program};
 
+use crate::image::binary;
 use crate::machine;
 
 /// Arguments of `bench cni`.
@@ -108,11 +109,12 @@ type Samples = BTreeMap<(&'static str, &'static str), Vec<f64>>;
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     machine::install(&[("/usr/lib/cni/bridge", "containernetworking-plugins")])?;
-    let programs = machine::build()?;
+    // What nodes get, and not what is quick to build.
+    let sluice = binary::plugin()?;
     sluice_tests::interrupt::install()?;
     sluice_tests::lab::prune::stale();
     let node = Node::create(arguments.pods)?;
-    let plugins = contestants(&node, &programs.sluice.with_file_name("sluice-cni"), arguments.ipv4_only)?;
+    let plugins = contestants(&node, &sluice, arguments.ipv4_only)?;
     let mut samples = Samples::new();
     for _ in 0..arguments.turns {
         serial(&node, &plugins, &mut samples)?;

@@ -29,14 +29,29 @@ pub(super) struct Binaries {
 
 /// Builds them, stripped of debug information.
 pub(super) fn build() -> Result<Binaries> {
+    build_ebpf::prepare()?;
+    let built = packages(&["sluice", "sluice-cni"])?;
+    Ok(Binaries { sluice: built.join("sluice"), plugin: built.join("sluice-cni") })
+}
+
+/// Builds the plugin alone, as it comes with the image.
+pub(crate) fn plugin() -> Result<PathBuf> {
+    Ok(packages(&["sluice-cni"])?.join("sluice-cni"))
+}
+
+/// Builds packages that each have one program of their name, and says where they are.
+fn packages(names: &[&str]) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     machine::install(&[MUSL])?;
-    build_ebpf::prepare()?;
     let own = has_library(&target) || fetch_library(&target);
-    println!("building sluice for {target}, {}", if own { "optimized" } else { "with Debian's Rust" });
+    println!(
+        "building {} for {target}, {}",
+        names.join(" and "),
+        if own { "optimized" } else { "with Debian's Rust" }
+    );
     let mut command = if own { cargo(&[]) } else { debians(&target)? };
     command.args(["build", "--quiet", "--profile", "image", "--target", &target]);
-    command.args(["--package", "sluice", "--package", "sluice-cni"]);
+    command.args(names.iter().flat_map(|name| ["--package", name]));
     command.env(format!("CC_{}", target.replace('-', "_")), MUSL.0);
     let mut flags = remapped_paths();
     if !own {
@@ -46,10 +61,8 @@ pub(super) fn build() -> Result<Binaries> {
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(&OsString::from("\u{1f}")));
     run(&mut command)?;
     let built = machine::target_directory().join(&target).join("image");
-    let binaries = Binaries { sluice: built.join("sluice"), plugin: built.join("sluice-cni") };
-    check_static(&binaries.sluice)?;
-    check_static(&binaries.plugin)?;
-    Ok(binaries)
+    names.iter().try_for_each(|name| check_static(&built.join(name)))?;
+    Ok(built)
 }
 
 /// Where something was built must not show in what was built.
