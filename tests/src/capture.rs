@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -50,8 +50,7 @@ impl Capture {
 
     /// Ends the capture and returns its packets as text, one line of a packet's own for each at least.
     pub fn finish(mut self) -> Result<Packets> {
-        // What was sent a moment ago may still be on its way to the file.
-        std::thread::sleep(Duration::from_millis(300));
+        self.settle()?;
         let pid = i32::try_from(self.child.id()).map_err(|_| anyhow!("a strange process id"))?;
         kill(Pid::from_raw(pid), Signal::SIGINT)?;
         if process::wait(&mut self.child, Duration::from_secs(5))?.is_none() {
@@ -60,6 +59,24 @@ impl Capture {
         let brief = self.read(&[])?;
         let verbose = self.read(&["-v"])?;
         Ok(Packets { count: brief.lines().filter(|line| !line.trim().is_empty()).count(), brief, verbose })
+    }
+
+    /// What was sent a moment ago may still be on its way to the file. A packet wakes tcpdump at once, though on a busy machine
+    /// it may have to wait for a processor: it sleeps only when it has written everything.
+    fn settle(&self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(30);
+        std::thread::sleep(Duration::from_millis(300));
+        let stat = format!("/proc/{}/stat", self.child.id());
+        let mut quiet = 0;
+        while quiet < 3 {
+            let stat = std::fs::read_to_string(&stat).context("tcpdump has ended by itself")?;
+            // proc_pid_stat(5): the state comes behind the name, which is in parentheses.
+            let is_asleep = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'));
+            quiet = if is_asleep { quiet + 1 } else { 0 };
+            ensure!(Instant::now() < end, "tcpdump has been busy for 30 s");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn read(&self, options: &[&str]) -> Result<String> {
