@@ -18,6 +18,8 @@ use crate::{cleanup, flows};
 
 /// Between two looks at the flows of the eBPF backend.
 const FLOWS_PERIOD: Duration = Duration::from_secs(30);
+/// How long UDP sockets that the eBPF programs have connected may go on: who asks for something (DNS) has an answer by then.
+const UDP_GRACE: Duration = Duration::from_secs(15);
 /// Between two looks at conntrack.
 const CONNTRACK_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -37,6 +39,8 @@ pub async fn from_ebpf(bpffs: &Path) {
         }
     };
     info!(bpffs = %bpffs.display(), "eBPF programs capture no new connections; they go when the last one has ended");
+    tokio::time::sleep(UDP_GRACE).await;
+    tokio::task::block_in_place(|| end_sockets(&maps));
     loop {
         match tokio::task::block_in_place(|| flows::expire(&maps)) {
             Ok(expired) if expired.is_empty() => return remove(&directory),
@@ -76,14 +80,17 @@ fn drain(directory: &Directory) -> Result<Maps, BpfError> {
     config.options |= option::DRAINING;
     map.put_value(&0u32, &config)?;
     maps.get("FRONTENDS")?.clear()?;
-    // Connected UDP sockets stay with their endpoint whatever becomes of it, because from now on nobody looks whether it
-    // still serves. They end now, once; their processes connect anew, by the other backend.
-    match flows::end_all_sockets(&maps) {
+    Ok(maps)
+}
+
+/// Connected UDP sockets stay with their endpoint whatever becomes of it, because nobody looks any more whether it still
+/// serves. So they end, once; their processes connect anew, by the other backend.
+fn end_sockets(maps: &Maps) {
+    match flows::end_all_sockets(maps) {
         Ok(0) => {}
         Ok(sockets) => info!(sockets, "ended UDP sockets that the eBPF programs had connected"),
         Err(error) => warn!(%error, "cannot end UDP sockets that the eBPF programs have connected"),
     }
-    Ok(maps)
 }
 
 fn remove(directory: &Directory) {

@@ -7,8 +7,11 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use crate::interrupt;
+use super::traffic::WEB_UDP;
+use crate::case::HeldStep;
 use crate::proxy::ProxyProgram;
+use crate::target::From;
+use crate::{expect, interrupt};
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "ebpf-restart-under-load", body: restart_under_load, ..TEMPLATE },
@@ -23,6 +26,9 @@ const PER_SECOND: u64 = 400;
 const ATTEMPTS: u64 = 10_000;
 const SYNC: Duration = Duration::from_secs(30);
 const NODE: &str = "node-a";
+const USER: &str = "pod/user";
+/// A UDP socket that the socket path has connected.
+const CONNECTED: &str = "udp-connected-by-ebpf";
 
 fn backend(stage: &Stage, mode: &str) -> Result<ProxyProgram> {
     ProxyProgram::sluice(&stage.sluice.sluice, mode)
@@ -69,10 +75,21 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
     })?;
     stage.change_and_change_back()?;
     stage.step("from eBPF to nftables")?;
+    let user: From = USER.parse().map_err(anyhow::Error::msg)?;
+    stage.lab.agent(&user)?.hold(CONNECTED, WEB_UDP.parse().map_err(anyhow::Error::msg)?, true)?;
+    stage.held_alive(&user, CONNECTED)?;
     stage.exchange(NODE, &ebpf, &nftables)?;
     stage.eventually(SYNC, |stage| {
         let rules = table(stage)?;
         Ok(met(rules.contains("10.96.0.10"), "the Service is in table inet sluice", || rules))
+    })?;
+    stage.step(
+        "a connected UDP socket may still get its answer, and ends later, since nobody looks after it",
+    )?;
+    stage.held_alive(&user, CONNECTED)?;
+    stage.eventually(SYNC, |stage| {
+        let step = HeldStep { id: CONNECTED.to_owned(), alive: false, endpoint: None, within: None };
+        Ok(expect::held(&step, true, &stage.lab.agent(&user)?.held(CONNECTED)?))
     })?;
     stage.change_and_change_back()?;
     stage.end_traffic()

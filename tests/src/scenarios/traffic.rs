@@ -27,7 +27,7 @@ pub(super) const TOPOLOGY: &str = "
 /// The Service that the traffic goes to.
 pub(super) const WEB: &str = "tcp://10.96.0.10:80";
 const WEB6: &str = "tcp://[fd00:10:96::a]:80";
-const WEB_UDP: &str = "udp://10.96.0.10:53";
+pub(super) const WEB_UDP: &str = "udp://10.96.0.10:53";
 const NODE_PORT: &str = "tcp://192.168.77.11:30080";
 const NODE_PORT6: &str = "tcp://[fd00:77::11]:30080";
 /// Texts that the rules of any proxy which serves it have, IPv4 and IPv6.
