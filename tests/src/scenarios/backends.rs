@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use super::Scenario;
 use super::stage::{Stage, met};
-use super::traffic::WEB_UDP;
+use super::traffic::{WEB_UDP, place};
 use crate::case::HeldStep;
+use crate::interrupt;
 use crate::proxy::ProxyProgram;
-use crate::target::From;
-use crate::{expect, interrupt};
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "ebpf-restart-under-load", body: restart_under_load, ..TEMPLATE },
@@ -26,7 +25,6 @@ const PER_SECOND: u64 = 400;
 const ATTEMPTS: u64 = 10_000;
 const SYNC: Duration = Duration::from_secs(30);
 const NODE: &str = "node-a";
-const USER: &str = "pod/user";
 /// A UDP socket that the socket path has connected.
 const CONNECTED: &str = "udp-connected-by-ebpf";
 
@@ -75,7 +73,7 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
     })?;
     stage.change_and_change_back()?;
     stage.step("from eBPF to nftables")?;
-    let user: From = USER.parse().map_err(anyhow::Error::msg)?;
+    let user = place("pod/user")?;
     stage.lab.agent(&user)?.hold(CONNECTED, WEB_UDP.parse().map_err(anyhow::Error::msg)?, true)?;
     stage.held_alive(&user, CONNECTED)?;
     stage.exchange(NODE, &ebpf, &nftables)?;
@@ -87,10 +85,8 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
         "a connected UDP socket may still get its answer, and ends later, since nobody looks after it",
     )?;
     stage.held_alive(&user, CONNECTED)?;
-    stage.eventually(SYNC, |stage| {
-        let step = HeldStep { id: CONNECTED.to_owned(), alive: false, endpoint: None, within: None };
-        Ok(expect::held(&step, true, &stage.lab.agent(&user)?.held(CONNECTED)?))
-    })?;
+    let ended = HeldStep { id: CONNECTED.to_owned(), alive: false, endpoint: None, within: None };
+    stage.held(&user, SYNC, &ended)?;
     stage.change_and_change_back()?;
     stage.end_traffic()
 }

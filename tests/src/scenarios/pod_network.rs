@@ -10,7 +10,6 @@ use super::Scenario;
 use super::stage::{Stage, WITHIN, met};
 use crate::agent::protocol::{Outcome, ProbeRequest};
 use crate::case::{Fails, HeldStep};
-use crate::expect;
 use crate::lab::plugin::PodNetwork;
 use crate::objects::{self, Key};
 use crate::target::From;
@@ -250,9 +249,7 @@ fn host_ports(stage: &mut Stage) -> Result<()> {
 
 fn held_by(stage: &mut Stage, pod: &str) -> Result<()> {
     let step = HeldStep { id: "udp".to_owned(), alive: true, endpoint: Some(pod.to_owned()), within: None };
-    stage.eventually(WITHIN, |stage| {
-        Ok(expect::held(&step, true, &stage.lab.agent(&From::Client)?.held("udp")?))
-    })
+    stage.held(&From::Client, WITHIN, &step)
 }
 
 /// What containerd and CRI-O call plugins with, by the configuration that the daemon has installed.

@@ -47,7 +47,7 @@ const HELD: [(&str, &str, &str); 3] = [
 /// Datagrams that may be under way when they are counted.
 const UNDER_WAY: u64 = 2;
 
-fn place(from: &str) -> Result<From> {
+pub(super) fn place(from: &str) -> Result<From> {
     from.parse().map_err(anyhow::Error::msg)
 }
 
@@ -226,9 +226,14 @@ impl Stage {
     /// A held connection must be alive.
     pub(super) fn held_alive(&mut self, from: &From, id: &str) -> Result<()> {
         let step = HeldStep { id: id.to_owned(), alive: true, endpoint: None, within: None };
-        let datagrams = id.starts_with("udp");
-        self.eventually(Duration::from_secs(2), |stage| {
-            Ok(expect::held(&step, datagrams, &stage.lab.agent(from)?.held(id)?))
+        self.held(from, Duration::from_secs(2), &step)
+    }
+
+    /// A held connection must come to be as the step says.
+    pub(super) fn held(&mut self, from: &From, within: Duration, step: &HeldStep) -> Result<()> {
+        let datagrams = step.id.starts_with("udp");
+        self.eventually(within, |stage| {
+            Ok(expect::held(step, datagrams, &stage.lab.agent(from)?.held(&step.id)?))
         })
     }
 }
