@@ -91,7 +91,7 @@ impl fmt::Display for Protocol {
 }
 
 /// Parses an address as kube-proxy does: IPv4 octets may have leading zeros and are read as decimal
-/// (`172.30.0.041` is `172.30.0.41`). IPv4-mapped IPv6 addresses count as IPv4. Reference section 1.3.
+/// (`172.30.0.041` is `172.30.0.41`). IPv4-mapped IPv6 addresses count as IPv4. Reference 1.3.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(ip.to_canonical());
@@ -110,7 +110,7 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
 }
 
 /// Parses a CIDR as kube-proxy does: surrounding white space is ignored, leading zeros in octets and in the
-/// prefix length are accepted, host bits are cleared. Reference section 1.3.
+/// prefix length are accepted, host bits are cleared. Reference 1.3.
 pub fn parse_cidr(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.trim().split_once('/')?;
     if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) {

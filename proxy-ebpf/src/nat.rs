@@ -168,7 +168,7 @@ fn is_nobody_outside(source: &Address) -> bool {
     strange || own_address(source) & address::OWN != 0
 }
 
-/// What a packet's sender gets (reference, 2.1). What comes in is not from this node's own processes.
+/// What a packet's sender gets (reference 2.1). What comes in is not from this node's own processes.
 #[inline(always)]
 fn action_for(context: &Context<'_>, frontend: &Frontend, packet: &Packet) -> u8 {
     match context.hook {

@@ -23,6 +23,8 @@ pub use steps::{
 pub struct Case {
     /// Its name
     pub name: String,
+    /// The sections of docs/kube-proxy-behaviour.md that say what it shows; empty for what only sluice has
+    pub reference: String,
     /// Why kube-proxy is not expected to pass
     pub beyond: Option<String>,
     /// Features of the machine that it needs
@@ -48,7 +50,7 @@ struct CaseFile {
     #[serde(rename = "about", default)]
     _about: Option<String>,
     #[serde(rename = "ref", default)]
-    _ref: Option<Value>,
+    reference: Option<Value>,
     #[serde(default)]
     beyond: Option<String>,
     #[serde(default)]
@@ -114,6 +116,12 @@ impl Case {
         }
         let case = Self {
             name: raw.name,
+            reference: match raw.reference {
+                None | Some(Value::Null) => String::new(),
+                Some(Value::String(text)) => text,
+                // Without quotes a single section is a number.
+                Some(other) => other.to_string(),
+            },
             beyond: raw.beyond,
             needs,
             except: raw.except,

@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     let programs = machine::build()?;
-    let cases = if arguments.cases.is_empty() { default_cases() } else { arguments.cases.clone() };
+    let cases = if arguments.cases.is_empty() { vec![directory()] } else { arguments.cases.clone() };
     if let Some(series) = arguments.vm {
         return in_vm::run(arguments, series, &programs, &cases);
     }
@@ -66,12 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     run_command(&mut command)
 }
 
-/// The shared cases beside the project, and the project's own.
-pub(crate) fn default_cases() -> Vec<PathBuf> {
-    let shared = root().join("../shared/conformance/cases");
-    let own = root().join("tests/cases");
-    if !shared.is_dir() {
-        println!("note: there are no shared cases at {}: running the project's own only", shared.display());
-    }
-    [shared, own].into_iter().filter(|directory| directory.is_dir()).collect()
+/// Where the project's cases are.
+pub(crate) fn directory() -> PathBuf {
+    root().join("tests/cases")
 }

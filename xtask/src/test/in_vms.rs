@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster_tools;
-use crate::conformance::{self, default_cases};
+use crate::conformance;
 use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
 use crate::vm::kernels::{self, Series};
@@ -105,7 +105,7 @@ pub(super) fn smoke(programs: &Programs) -> Result<()> {
     nodes(OLDEST, programs, "nodes_with_ipvs")?;
     nodes(OLDEST, programs, "nodes_with_the_pod_network")?;
     for (backend, names) in SMOKE {
-        run_cases(backend, OLDEST, places_of(names)?)?;
+        run_cases(backend, OLDEST, places_of(names))?;
     }
     Ok(())
 }
@@ -179,18 +179,19 @@ fn run_cases(backend: &str, series: Series, cases: Vec<PathBuf>) -> Result<()> {
     conformance::run(&conformance::Arguments { vm: Some(series), cases, ..all })
 }
 
-/// The files of cases. Only where the shared cases are missing, some may be.
-fn places_of(names: &[&str]) -> Result<Vec<PathBuf>> {
-    let directories = default_cases();
-    let mut places = Vec::new();
-    for name in names {
-        let mut candidates = directories.iter().map(|directory| directory.join(format!("{name}.yaml")));
-        match candidates.find(|place| place.is_file()) {
-            Some(place) => places.push(place),
-            None if directories.len() < 2 => println!("skip {name}: it is one of the shared cases"),
-            None => bail!("there is no case {name}"),
+/// The files of cases.
+fn places_of(names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(|name| conformance::directory().join(format!("{name}.yaml"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_of_each_run_is_there() {
+        for place in SMOKE.iter().flat_map(|(_, names)| places_of(names)) {
+            assert!(place.is_file(), "{}", place.display());
         }
     }
-    ensure!(!places.is_empty(), "there are no cases");
-    Ok(places)
 }
