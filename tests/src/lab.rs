@@ -8,6 +8,7 @@ pub mod cgroup;
 mod network;
 pub mod plugin;
 pub mod prune;
+mod starting;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -398,7 +399,9 @@ impl Lab {
             }
             _ => config,
         };
-        let proxy = Proxy::start(program, node, &namespace, &dir, &source, with_pods)?;
+        let config = proxy::configuration(program.mode(), &source, with_pods);
+        let metrics = starting::metrics_url(&config);
+        let proxy = Proxy::start(program, node, &namespace, &dir, &source, &config, metrics)?;
         self.proxies.insert(key, proxy);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
@@ -174,10 +174,14 @@ pub struct Proxy {
     child: Child,
     node: String,
     log: PathBuf,
+    started: Instant,
+    /// Its metrics, until they have told of its first sync
+    metrics: Option<String>,
 }
 
 impl Proxy {
-    /// Starts it; it may take a moment until it has done its first sync.
+    /// Starts it with a whole configuration, which has its metrics at that URL; it may take a moment until it has done its
+    /// first sync.
     pub fn start(
         program: &ProxyProgram,
         node: &str,
@@ -185,28 +189,46 @@ impl Proxy {
         dir: &Path,
         source: &Source,
         config: &Value,
+        metrics: Option<String>,
     ) -> Result<Self> {
-        let file = dir.join("config.yaml");
-        let configuration = configuration(program.mode(), source, config);
-        std::fs::write(&file, serde_json::to_string_pretty(&configuration)?)?;
+        std::fs::write(dir.join("config.yaml"), serde_json::to_string_pretty(config)?)?;
         let log = dir.join("proxy.log");
         let output = File::options().create(true).append(true).open(&log)?;
         let mut command = program.command(namespace, dir, node, source)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("starting {}", program.name))?;
-        Ok(Self { child, node: node.to_owned(), log })
+        Ok(Self { child, node: node.to_owned(), log, started: Instant::now(), metrics })
     }
 
     /// Fails if it has ended.
     pub fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!(
-                "the proxy on {} ended by itself ({status}):\n{}",
-                self.node,
-                process::tail(&self.log, 20)
-            ),
+            Some(status) => bail!("the proxy on {} ended by itself ({status}):\n{}", self.node, self.log(20)),
         }
+    }
+
+    /// Where its metrics are, as long as they have not told of a sync.
+    #[must_use]
+    pub fn starting(&self) -> Option<&str> {
+        self.metrics.as_deref()
+    }
+
+    /// Notes that it has synced.
+    pub fn has_started(&mut self) {
+        self.metrics = None;
+    }
+
+    /// How long it has been running.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn log(&self, lines: usize) -> String {
+        process::tail(&self.log, lines)
     }
 
     /// Its process.
@@ -225,11 +247,7 @@ impl Proxy {
         let pid = i32::try_from(self.child.id()).map_err(|_| anyhow!("a strange process id"))?;
         kill(Pid::from_raw(pid), Signal::SIGTERM)?;
         if process::wait(&mut self.child, Duration::from_secs(10))?.is_none() {
-            bail!(
-                "the proxy on {} did not end within 10 s of SIGTERM:\n{}",
-                self.node,
-                process::tail(&self.log, 20)
-            );
+            bail!("the proxy on {} did not end within 10 s of SIGTERM:\n{}", self.node, self.log(20));
         }
         Ok(())
     }

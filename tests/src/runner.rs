@@ -166,6 +166,8 @@ impl<'a> Execution<'a> {
         };
         lab.apply(&case.objects)?;
         lab.start_proxies(&case.config)?;
+        // The time that expectations have is the proxy's to converge in, not the machine's to start it.
+        lab.await_first_syncs()?;
         let asked = case.steps.iter().map(|(_, step)| asked_time(step)).sum::<Duration>();
         let limit = patience::stretched(CASE_LIMIT + asked);
         Ok(Self {
@@ -211,15 +213,19 @@ impl<'a> Execution<'a> {
         mut look: impl FnMut(&mut Self) -> Result<Verdict>,
     ) -> Result<()> {
         let within = patience::stretched(within.unwrap_or(WITHIN));
-        let end = Instant::now() + within;
+        let mut end = Instant::now() + within;
         // A look may itself take the whole time, as a lost SYN does: one that fails is followed by another.
         let mut last = within.is_zero();
         loop {
             self.check_time()?;
             let Err(unmet) = look(self)? else { return Ok(()) };
-            self.lab.check_proxies()?;
+            let are_starting = self.lab.are_starting()?;
             if last {
                 return Err(unmet.into());
+            }
+            if are_starting {
+                // A step has started a proxy: the time counts from its first sync.
+                end = Instant::now() + within;
             }
             last = Instant::now() >= end;
             interrupt::sleep(POLL)?;

@@ -2,6 +2,7 @@
 //!
 //! A runner that passes everything would be worse than none, so this runs with a real proxy and in real labs.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,6 +73,49 @@ impl Pair {
     }
 }
 
+/// A case whose proxies start slowly, at first and again: their start is not held against them, whatever time is given.
+const SLOW: &str = "
+- probe: {from: pod/client-1, to: 'tcp://10.96.0.10:80', reaches: [web-1, web-2], within: 500ms}
+- stop: node-a
+- run: {node: node-a, argv: [nft, flush, ruleset]}
+- start: node-a
+- probe: {from: pod/client-1, to: 'tcp://10.96.0.10:80', reaches: [web-1, web-2], within: 500ms}
+";
+/// The same, with what must hold all the time: that is not waited for.
+const SLOW_BUT_ALWAYS: &str = "
+- stop: node-a
+- run: {node: node-a, argv: [nft, flush, ruleset]}
+- start: node-a
+- probe: {from: pod/client-1, to: 'tcp://10.96.0.10:80', reaches: [web-1, web-2], within: 500ms, always: true}
+";
+
+/// Runs the cases of slow proxies.
+fn slow_starts(options: &LabOptions) -> Vec<(&'static str, Result<(), String>)> {
+    let run = |steps: &str| -> anyhow::Result<Ending> {
+        let dir = std::env::temp_dir().join(format!("sluice-lab-{}-slow", std::process::id()));
+        std::fs::create_dir_all(&dir)?;
+        let (script, mut options) = (dir.join("sluice"), options.clone());
+        let program = format!("#!/bin/sh\nsleep 3\nexec {} \"$@\"\n", options.proxy.sluice.display());
+        std::fs::write(&script, program)?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        options.proxy.sluice = script;
+        let head = BASE.split_once("steps:").map_or(BASE, |(head, _)| head);
+        let ending =
+            run_case(&Case::parse(&format!("{head}steps:{steps}"), Path::new("slow"))?, &options, None);
+        std::fs::remove_dir_all(&dir)?;
+        Ok(ending)
+    };
+    let right = match run(SLOW) {
+        Ok(Ending::Passed) => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    let wrong = match run(SLOW_BUT_ALWAYS) {
+        Ok(Ending::Failed(failure)) if failure.step == Some(4) => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    vec![("right", right), ("wrong", wrong)]
+}
+
 fn lines(text: &str) -> u64 {
     text.lines().map(|_| 1).sum()
 }
@@ -87,34 +131,38 @@ pub fn run(options: &LabOptions, jobs: usize) -> bool {
         }
     };
     let (next, passed, faults) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(0));
+    let note = |name: &str, sides: Vec<(&str, Result<(), String>)>| {
+        for (side, result) in sides {
+            match result {
+                Ok(()) => {
+                    passed.fetch_add(1, Ordering::Relaxed);
+                    report::print(&format!("ok   {name} ({side})\n"));
+                }
+                Err(why) => {
+                    *lock(&faults) += 1;
+                    report::print(&format!("FAIL {name} ({side}): {why}\n"));
+                }
+            }
+        }
+    };
     std::thread::scope(|scope| {
+        scope.spawn(|| note("a slow start", slow_starts(options)));
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
                 while let Some(pair) = pairs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if interrupt::requested() {
                         return;
                     }
-                    let sides = [("right", pair.right_passes(options)), ("wrong", pair.wrong_fails(options))];
-                    let mut faults = lock(&faults);
-                    for (side, result) in sides {
-                        match result {
-                            Ok(()) => {
-                                passed.fetch_add(1, Ordering::Relaxed);
-                                report::print(&format!("ok   {} ({side})\n", pair.name));
-                            }
-                            Err(why) => {
-                                *faults += 1;
-                                report::print(&format!("FAIL {} ({side}): {why}\n", pair.name));
-                            }
-                        }
-                    }
+                    let sides =
+                        vec![("right", pair.right_passes(options)), ("wrong", pair.wrong_fails(options))];
+                    note(&pair.name, sides);
                 }
             });
         }
     });
     let (passed, failed) = (passed.into_inner(), *lock(&faults));
     report::print(&format!("{passed} passed, {failed} failed, 0 skipped\n"));
-    failed == 0 && passed == 2 * pairs.len()
+    failed == 0 && passed == 2 * (pairs.len() + 1)
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use crate::machine::{self, Programs, root, target_directory};
 
 /// Runs them; fails unless all pass.
 pub(crate) fn run(programs: &Programs) -> Result<()> {
-    println!("integration tests of containernetworking/plugins with sluice-cni");
     let tools = cluster_tools::build()?;
     let directory = target_directory().join("cni-suite");
     if directory.exists() {

@@ -10,6 +10,7 @@ mod image;
 mod machine;
 mod passes;
 mod scenarios;
+mod suites;
 mod test;
 mod vm;
 
@@ -52,7 +53,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments)?,
-        Command::Test(arguments) => test::run(&arguments)?,
+        Command::Test(arguments) => return test::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments)?,
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),

@@ -23,6 +23,9 @@ pub(crate) struct Arguments {
     /// Also those that take minutes
     #[arg(long)]
     pub(crate) long: bool,
+    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a VM 10 at least
+    #[arg(long)]
+    pub(crate) patience: Option<u32>,
     /// Write the results there
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -51,6 +54,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.long {
         argv.push("--long".to_owned());
     }
+    let usual = if arguments.vm.is_some() { PATIENCE } else { 1 };
+    let patience = arguments.patience.unwrap_or(usual).max(usual);
+    argv.extend(["--patience".to_owned(), patience.to_string()]);
     if let Some(series) = arguments.vm {
         return in_vm(arguments, series, &programs, argv);
     }
@@ -68,7 +74,6 @@ fn in_vm(arguments: &Arguments, series: Series, programs: &Programs, mut argv: V
         "--vm needs --only NAME...: not all scenarios are made for slow machines"
     );
     argv.insert(0, programs.conformance.display().to_string());
-    argv.extend(["--patience".to_owned(), PATIENCE.to_string()]);
     runner::run(Job {
         series,
         proxies: &["ebpf", "ipvs"],

@@ -2,7 +2,8 @@
 
 mod in_vms;
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
@@ -10,11 +11,12 @@ use crate::build_ebpf;
 use crate::cluster_tools;
 use crate::cni_suite;
 use crate::conformance;
-use crate::machine::{self, cargo, run as run_command};
+use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
+use crate::suites::Suites;
 
 /// A test says whether something comes to be, not how fast: it may share its cores with others.
-const PATIENCE: u32 = 3;
+const PATIENCE: u32 = 5;
 
 /// Arguments of the test command.
 #[derive(Debug, clap::Args)]
@@ -24,50 +26,79 @@ pub(crate) struct Arguments {
     vm: bool,
 }
 
-/// Runs everything that this machine can run, or everything in VMs.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+/// Runs everything that this machine can run, or everything in VMs: all of it, whatever fails meanwhile.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     machine::prepare()?;
+    let programs = machine::build()?;
+    let mut suites = Suites::default();
     if arguments.vm {
-        return in_vms::all();
+        in_vms::all(&mut suites, &programs)?;
+    } else {
+        of_this_machine(&mut suites, &programs);
     }
-    build_ebpf::prepare()?;
-    let has_go = cluster_tools::has_go();
-    let mut tests = cargo(&["test", "--workspace", "--quiet"]);
-    if has_go {
-        // First, because some of these tests compare with the real kube-proxy, and skip that where it is not named.
-        tests.env("SLUICE_KUBE_PROXY", cluster_tools::build()?.join("kube-proxy"));
+    Ok(suites.finish())
+}
+
+fn of_this_machine(suites: &mut Suites, programs: &Programs) {
+    let tools = with_go(suites);
+    suites.run("unit, property and kernel tests", || cargo_tests(tools.as_deref()));
+    suites.run("self-test of the conformance runner", || {
+        run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))
+    });
+    for pod_network in ["lab", "sluice"] {
+        for proxy in ["nftables", "ebpf"] {
+            run_cases(suites, proxy, "manifests", pod_network);
+        }
+    }
+    in_vms::smoke(suites, programs);
+    if tools.is_none() {
+        return suites.skip("cases with a real API server, scenarios, CNI tests", "no Go has built them");
+    }
+    for proxy in ["nftables", "ebpf", "kube-proxy-nftables"] {
+        run_cases(suites, proxy, "api", "lab");
+    }
+    suites.run("scenarios", || {
+        scenarios::run(&scenarios::Arguments { patience: Some(PATIENCE), ..scenarios::Arguments::default() })
+    });
+    suites
+        .run("integration tests of containernetworking/plugins with sluice-cni", || cni_suite::run(programs));
+}
+
+/// The directory of the real API server and kube-proxy, where they can be had.
+fn with_go(suites: &mut Suites) -> Option<PathBuf> {
+    if !cluster_tools::has_go() {
+        return None;
+    }
+    let mut directory = None;
+    suites.run("build of Kubernetes and etcd", || {
+        directory = Some(cluster_tools::build()?);
+        Ok(())
+    });
+    directory
+}
+
+fn cargo_tests(tools: Option<&Path>) -> Result<()> {
+    // All of them, too: cargo would stop at the first program that fails.
+    let mut tests = cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"]);
+    if let Some(tools) = tools {
+        // Some compare with the real kube-proxy, and skip that where it is not named.
+        tests.env("SLUICE_KUBE_PROXY", tools.join("kube-proxy"));
     }
     if let Some(kernel) = in_vms::kernel_of_tests()? {
         tests.env(in_vms::KERNEL_VARIABLE, kernel);
     }
-    println!("unit, property and kernel tests");
-    run_command(&mut tests)?;
-    let programs = machine::build()?;
-    println!("self-test of the conformance runner");
-    run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))?;
-    conformance::run(&cases("nftables", "manifests"))?;
-    conformance::run(&cases("ebpf", "manifests"))?;
-    for proxy in ["nftables", "ebpf"] {
-        println!("with sluice's own pod network");
-        let pod_network = "sluice".to_owned();
-        conformance::run(&conformance::Arguments { pod_network, ..cases(proxy, "manifests") })?;
-    }
-    in_vms::smoke(&programs)?;
-    if !has_go {
-        println!("skip: everything with a real API server and kube-proxy: Go, which builds them, is missing");
-        return Ok(());
-    }
-    conformance::run(&cases("nftables", "api"))?;
-    conformance::run(&cases("ebpf", "api"))?;
-    conformance::run(&cases("kube-proxy-nftables", "api"))?;
-    println!("scenarios");
-    scenarios::run(&scenarios::Arguments::default())?;
-    cni_suite::run(&programs)
+    run_command(&mut tests)
+}
+
+/// Runs all cases with a proxy, a source of objects and a pod network.
+fn run_cases(suites: &mut Suites, proxy: &str, source: &str, pod_network: &str) {
+    let name = format!("conformance: {proxy}, objects from {source}, pod network {pod_network}");
+    let pod_network = pod_network.to_owned();
+    suites.run(&name, || conformance::run(&conformance::Arguments { pod_network, ..cases(proxy, source) }));
 }
 
 /// All cases with a proxy and a source of objects.
 fn cases(proxy: &str, source: &str) -> conformance::Arguments {
-    println!("conformance: {proxy}, objects from {source}");
     conformance::Arguments {
         pod_network: "lab".to_owned(),
         proxy: proxy.to_owned(),

@@ -154,7 +154,8 @@ impl Stage {
     /// Starts the controllers, and sluice in every node.
     pub(super) fn begin_with_controllers(&mut self) -> Result<()> {
         self.cluster.start_controllers()?;
-        self.lab.start_proxies(&Value::Null)
+        self.lab.start_proxies(&Value::Null)?;
+        self.lab.await_first_syncs()
     }
 
     /// Merges a change into an object of the default namespace.

@@ -11,6 +11,7 @@ use crate::cluster_tools;
 use crate::conformance;
 use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
+use crate::suites::Suites;
 use crate::vm::kernels::{self, Series};
 use crate::vm::{options, runner};
 
@@ -97,51 +98,48 @@ pub(super) fn kernel_of_tests() -> Result<Option<PathBuf>> {
 }
 
 /// Runs the tests of every time: IPVS, which this machine may lack, and cases of each backend.
-pub(super) fn smoke(programs: &Programs) -> Result<()> {
-    if obstacle().is_some() {
-        return Ok(());
+pub(super) fn smoke(suites: &mut Suites, programs: &Programs) {
+    if let Some(obstacle) = obstacle() {
+        return suites.skip("tests in VMs", obstacle);
     }
-    kernel_tests(OLDEST)?;
-    nodes(OLDEST, programs, "nodes_with_ipvs")?;
-    nodes(OLDEST, programs, "nodes_with_the_pod_network")?;
+    suites.run("kernel tests of IPVS in a VM", || kernel_tests(OLDEST));
+    for name in ["nodes_with_ipvs", "nodes_with_the_pod_network"] {
+        suites.run(&format!("nodes that are VMs: {name}"), || nodes(OLDEST, programs, name));
+    }
     for (backend, names) in SMOKE {
-        run_cases(backend, OLDEST, places_of(names))?;
+        suites
+            .run(&format!("some cases in a VM: {backend}"), || run_cases(backend, OLDEST, places_of(names)));
     }
-    Ok(())
 }
 
 /// Runs everything: all cases with each backend, nodes, scenarios and the tests of VMs, under each kernel.
-pub(super) fn all() -> Result<()> {
+pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!("there can be no VMs: {obstacle}");
     }
-    let programs = machine::build()?;
-    let mut failed = Vec::new();
     for series in [Series::V6_1, Series::V6_12] {
-        // The others are of interest, too.
-        let mut note = |what: &str, done: Result<()>| {
-            if let Err(error) = done {
-                failed.push(format!("{what} with Linux {series}: {error:#}"));
-            }
-        };
         kernels::get(series, false)?;
-        println!("tests of VMs: Linux {series}");
-        let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "vm"]);
-        note("tests of VMs", run_command(tests.env(KERNEL_VARIABLE, kernels::directory(series))));
-        note("kernel tests", kernel_tests(series));
-        note("nodes", nodes(series, &programs, ""));
+        let name = |what: &str| format!("Linux {series}: {what}");
+        suites.run(&name("tests of VMs"), || {
+            let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "vm"]);
+            run_command(tests.env(KERNEL_VARIABLE, kernels::directory(series)))
+        });
+        suites.run(&name("kernel tests"), || kernel_tests(series));
+        suites.run(&name("nodes"), || nodes(series, programs, ""));
         for backend in BACKENDS {
-            note(backend, run_cases(backend, series, Vec::new()));
+            suites.run(&name(backend), || run_cases(backend, series, Vec::new()));
         }
-        note("scenarios", run_scenarios(series));
+        if cluster_tools::has_go() {
+            suites.run(&name("scenarios"), || run_scenarios(series));
+        } else {
+            suites.skip(&name("scenarios"), "Go, which builds the real API server, is missing");
+        }
     }
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }
 
 /// The tests of IPVS and dummy links against the kernel.
 fn kernel_tests(series: Series) -> Result<()> {
-    println!("kernel tests of IPVS in a VM");
     let mut build = cargo(&["test", "--package", "sluice-sys", "--test", "ipvs", "--no-run", "--quiet"]);
     build.arg("--message-format=json").stderr(Stdio::inherit());
     let output = build.output().context("starting cargo")?;
@@ -158,17 +156,12 @@ fn executable(messages: &str) -> Option<String> {
 
 /// Services on nodes that are VMs: the tests of a name, or all.
 fn nodes(series: Series, programs: &Programs, name: &str) -> Result<()> {
-    println!("nodes that are VMs: {}", if name.is_empty() { "all backends" } else { name });
     let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "nodes", "--", name]);
     tests.env(KERNEL_VARIABLE, kernels::directory(series)).env(SLUICE_VARIABLE, &programs.sluice);
     run_command(&mut tests)
 }
 
 fn run_scenarios(series: Series) -> Result<()> {
-    if !cluster_tools::has_go() {
-        println!("skip: scenarios in VMs: Go, which builds the real API server, is missing");
-        return Ok(());
-    }
     let only = SCENARIOS.map(str::to_owned).to_vec();
     scenarios::run(&scenarios::Arguments { only, vm: Some(series), ..scenarios::Arguments::default() })
 }
