@@ -6,8 +6,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
 use sluice_tests::agent::protocol::{Answer, Outcome, ProbeRequest};
+use sluice_tests::capture::Capture;
 use sluice_tests::lab::{Lab, LabOptions, cgroup};
+use sluice_tests::needs;
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::target::{From, Target};
 use sluice_tests::topology::Topology;
@@ -45,6 +48,31 @@ fn answer(lab: &Lab, from: &str, to: &str) -> Answer {
         Outcome::Answer(answer) => answer,
         other => panic!("{from} to {to}: {other:?}"),
     }
+}
+
+#[test]
+fn a_capture_misses_nothing_while_tcpdump_has_no_processor() {
+    if let Some(lack) = needs::missing("tcpdump").unwrap() {
+        return println!("skip: {lack}");
+    }
+    let Some(lab) = lab() else { return };
+    let node: From = "host/node-a".parse().unwrap();
+    let file = lab.dir().join("capture.pcap");
+    let capture = Capture::start(&lab.namespace(&node), "veth0", "udp", file).unwrap();
+    kill(capture.pid(), Signal::SIGSTOP).unwrap();
+    let dest: Target = "udp://10.244.2.12:8080".parse().unwrap();
+    let request = ProbeRequest {
+        dests: vec![dest],
+        count: 200,
+        interval_ms: 0,
+        parallel: false,
+        stop_at_failure: true,
+    };
+    let attempts = lab.probe(&"pod/web-1".parse().unwrap(), request, None).unwrap();
+    assert_eq!(attempts.len(), 200);
+    kill(capture.pid(), Signal::SIGCONT).unwrap();
+    // A datagram there and one back for each.
+    assert_eq!(capture.finish().unwrap().count, 400);
 }
 
 #[test]
