@@ -152,12 +152,13 @@ impl Case {
         Ok(())
     }
 
-    /// Why this case is not for `proxy` on this machine; `None` when it is.
-    pub fn skip_reason(&self, proxy: &str) -> anyhow::Result<Option<String>> {
-        if let Some(reason) = self.except.get(proxy) {
-            return Ok(Some(format!("not for {proxy}: {reason}")));
+    /// Why this case is not for a proxy, by all of its names, on this machine; `None` when it is.
+    pub fn skip_reason(&self, names: &[String]) -> anyhow::Result<Option<String>> {
+        if let Some((name, reason)) = names.iter().find_map(|name| self.except.get_key_value(name)) {
+            return Ok(Some(format!("not for {name}: {reason}")));
         }
-        if let (Some(beyond), true) = (&self.beyond, proxy.starts_with("kube-proxy")) {
+        let is_kube_proxy = names.iter().any(|name| name.starts_with("kube-proxy"));
+        if let (Some(beyond), true) = (&self.beyond, is_kube_proxy) {
             return Ok(Some(format!("beyond {beyond}")));
         }
         for need in &self.needs {
@@ -246,10 +247,19 @@ mod tests {
 
     #[test]
     fn skips_have_reasons() {
-        let head = format!("beyond: kube-proxy, why\nexcept: {{ipvs: cannot}}\n{HEAD}- wait: 1s\n");
-        let case = Case::parse(&head, Path::new("x.yaml")).unwrap();
-        assert_eq!(case.skip_reason("nftables").unwrap(), None);
-        assert!(case.skip_reason("ipvs").unwrap().unwrap().contains("cannot"));
-        assert!(case.skip_reason("kube-proxy-nftables").unwrap().unwrap().contains("why"));
+        let case =
+            |head: &str| Case::parse(&format!("{head}\n{HEAD}- wait: 1s\n"), Path::new("x.yaml")).unwrap();
+        let reason = |case: &Case, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            case.skip_reason(&names).unwrap()
+        };
+        let beyond = case("beyond: kube-proxy, why\nexcept: {ipvs: cannot}");
+        assert_eq!(reason(&beyond, &["nftables"]), None);
+        assert!(reason(&beyond, &["ipvs"]).unwrap().contains("cannot"));
+        assert!(reason(&beyond, &["kube-proxy-nftables"]).unwrap().contains("why"));
+        let of_one_version = case("except: {kube-proxy-nftables@1.37: it is new}");
+        assert_eq!(reason(&of_one_version, &["kube-proxy-nftables", "kube-proxy-nftables@1.36"]), None);
+        let names = ["kube-proxy-nftables", "kube-proxy-nftables@1.37", "kube-proxy-nftables@1.37.2"];
+        assert!(reason(&of_one_version, &names).unwrap().contains("it is new"));
     }
 }

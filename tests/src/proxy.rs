@@ -30,6 +30,8 @@ pub struct ProxyProgram {
     pub sluice: PathBuf,
     /// The binary of the real kube-proxy, if it is the one that is tested
     pub kube_proxy: Option<PathBuf>,
+    /// Its version, such as 1.36.3
+    pub version: Option<String>,
 }
 
 /// Where a proxy gets its objects from.
@@ -45,7 +47,7 @@ impl ProxyProgram {
     /// Sluice in a mode; the binary is made absolute and must exist.
     pub fn sluice(binary: &Path, mode: &str) -> Result<Self> {
         let sluice = binary.canonicalize().with_context(|| format!("no proxy at {}", binary.display()))?;
-        Ok(Self { name: mode.to_owned(), sluice, kube_proxy: None })
+        Ok(Self { name: mode.to_owned(), sluice, kube_proxy: None, version: None })
     }
 
     /// The real kube-proxy in a mode.
@@ -53,7 +55,21 @@ impl ProxyProgram {
         let own = Self::sluice(sluice, &format!("kube-proxy-{mode}"))?;
         let binary =
             binary.canonicalize().with_context(|| format!("no kube-proxy at {}", binary.display()))?;
-        Ok(Self { kube_proxy: Some(binary), ..own })
+        let version = kube_proxy_version(&binary)?;
+        Ok(Self { kube_proxy: Some(binary), version: Some(version), ..own })
+    }
+
+    /// The names that a case may except it by: `kube-proxy-nftables`, and with `@1.37` or `@1.37.2` behind.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let mut names = vec![self.name.clone()];
+        if let Some(version) = &self.version {
+            let minor = version.rsplit_once('.').map(|(minor, _)| minor);
+            names.extend(
+                minor.into_iter().chain([version.as_str()]).map(|number| format!("{}@{number}", self.name)),
+            );
+        }
+        names
     }
 
     /// Its mode, as its configuration calls it.
@@ -113,6 +129,15 @@ impl ProxyProgram {
         command.env("PATH", path).current_dir(dir);
         Ok(command)
     }
+}
+
+/// What `kube-proxy --version` says.
+fn kube_proxy_version(binary: &Path) -> Result<String> {
+    let mut command = Command::new(binary);
+    command.arg("--version");
+    let said = process::run(command, None, Duration::from_secs(30))?.stdout;
+    let version = said.trim().strip_prefix("Kubernetes v");
+    Ok(version.with_context(|| format!("{} --version says {said:?}", binary.display()))?.to_owned())
 }
 
 /// A directory, in `dir`, with links that call iptables by its legacy variant.
@@ -262,6 +287,19 @@ impl Drop for Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_can_be_excepted_by_itself() {
+        let proxy = |version: Option<&str>| ProxyProgram {
+            name: "kube-proxy-nftables".to_owned(),
+            sluice: PathBuf::new(),
+            kube_proxy: None,
+            version: version.map(str::to_owned),
+        };
+        let names = ["kube-proxy-nftables", "kube-proxy-nftables@1.37", "kube-proxy-nftables@1.37.2"];
+        assert_eq!(proxy(Some("1.37.2")).names(), names);
+        assert_eq!(proxy(None).names(), names[..1]);
+    }
 
     #[test]
     fn a_case_overrides_single_fields() {

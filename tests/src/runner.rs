@@ -89,8 +89,8 @@ fn failed(failure: Failure) -> Ending {
 
 /// Executes a case unless it is to be skipped. `cluster` is this worker's API server, started when first needed.
 fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Cluster>>) -> Ending {
-    let proxy = &options.lab.proxy.name;
-    if let Some(reason) = options.known.skip_reason(&case.name, proxy) {
+    let names = options.lab.proxy.names();
+    if let Some(reason) = names.iter().find_map(|name| options.known.skip_reason(&case.name, name)) {
         return Ending::Skipped { reason };
     }
     if options.tools.is_some() && case.needs.iter().any(|need| need == needs::MANIFESTS) {
@@ -100,7 +100,7 @@ fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Clust
         let reason = "needs lab-links: sluice's plugin gives pods' links other names".to_owned();
         return Ending::Skipped { reason };
     }
-    match case.skip_reason(proxy) {
+    match case.skip_reason(&names) {
         Ok(None) => {}
         Ok(Some(reason)) => return Ending::Skipped { reason },
         Err(error) => return broken(&error),

@@ -1,5 +1,5 @@
 //! `cargo xtask cluster-tools`: builds kube-apiserver, kube-controller-manager, kube-proxy and etcd from the Go module in
-//! `tests/cluster-tools`, and cnitool and CNI plugins from that in `tests/cni-tools`, once for each version of them.
+//! `tests/cluster-tools/VERSION`, and cnitool and CNI plugins from that in `tests/cni-tools`, once for each version of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,19 +18,64 @@ const CNI: [&str; 3] = [
     "github.com/containernetworking/plugins/plugins/meta/bandwidth",
 ];
 
-/// Builds the programs unless they are there already, and tells their directory.
-pub(crate) fn build() -> Result<PathBuf> {
-    let module = root().join("tests/cluster-tools");
-    let directory = target_directory().join("cluster-tools/bin");
+/// A version of Kubernetes that the tests can run as a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kubernetes {
+    /// What is compared with unless asked otherwise
+    #[default]
+    #[value(name = "1.36.3")]
+    V1_36,
+    #[value(name = "1.37.2")]
+    V1_37,
+}
+
+impl Kubernetes {
+    /// The number.
+    pub(crate) fn number(self) -> &'static str {
+        match self {
+            Self::V1_36 => "1.36.3",
+            Self::V1_37 => "1.37.2",
+        }
+    }
+
+    /// The Go module that pins it.
+    fn module(self) -> PathBuf {
+        root().join("tests/cluster-tools").join(self.number())
+    }
+
+    /// Where its programs are built.
+    fn directory(self) -> PathBuf {
+        let all = target_directory().join("cluster-tools");
+        // Tests of other crates look for the usual version without asking xtask.
+        if self == Self::default() { all.join("bin") } else { all.join(self.number()) }
+    }
+}
+
+/// Arguments of the command, and of others that need a cluster.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// The version of Kubernetes whose API server and kube-proxy are built and run
+    #[arg(long, value_name = "VERSION", value_enum, default_value_t)]
+    pub(crate) kubernetes: Kubernetes,
+}
+
+/// Builds the programs of a version unless they are there already, and tells their directory.
+pub(crate) fn build(kubernetes: Kubernetes) -> Result<PathBuf> {
+    let module = kubernetes.module();
+    let directory = kubernetes.directory();
     let stamp = directory.join("go.mod+go.sum");
     let of_cni = root().join("tests/cni-tools");
     let read = |module: &Path, name: &str| {
         let path = module.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let pins = read(&module, "go.mod")?;
-    let wanted = [pins.clone(), read(&module, "go.sum")?, read(&of_cni, "go.mod")?, read(&of_cni, "go.sum")?]
-        .join("\n");
+    let wanted = [
+        read(&module, "go.mod")?,
+        read(&module, "go.sum")?,
+        read(&of_cni, "go.mod")?,
+        read(&of_cni, "go.sum")?,
+    ]
+    .join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
         return Ok(directory);
     }
@@ -41,23 +86,26 @@ pub(crate) fn build() -> Result<PathBuf> {
         );
     }
     std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    let version = version(&pins)?;
+    let number = kubernetes.number();
     println!(
-        "building Kubernetes {version}, etcd and cnitool from tests/cluster-tools and tests/cni-tools (some minutes, once)"
+        "building Kubernetes {number}, etcd and cnitool from tests/cluster-tools/{number} and tests/cni-tools (some \
+         minutes, once)"
     );
-    let number = version.trim_start_matches('v');
-    let (major, minor) = number.split_once('.').context("a version without a dot")?;
-    let minor = minor.split('.').next().unwrap_or_default();
-    // What the official builds stamp into their programs.
-    let stamped = [("gitVersion", version), ("gitMajor", major), ("gitMinor", minor)]
-        .map(|(name, value)| format!("-X k8s.io/component-base/version.{name}={value}"))
-        .join(" ");
     let packages = KUBERNETES.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
-    run(go(&module, &format!("-s -w {stamped}")).arg("-o").arg(&directory).args(packages))?;
+    run(go(&module, &format!("-s -w {}", stamped(number)?)).arg("-o").arg(&directory).args(packages))?;
     run(go(&module, "-s -w").arg("-o").arg(directory.join("etcd")).arg("go.etcd.io/etcd/server/v3"))?;
     run(go(&of_cni, "-s -w").arg("-o").arg(&directory).args(CNI))?;
     std::fs::write(&stamp, wanted)?;
     Ok(directory)
+}
+
+/// What the official builds stamp into their programs, as flags of the linker.
+fn stamped(number: &str) -> Result<String> {
+    let (major, rest) = number.split_once('.').context("a version without a dot")?;
+    let minor = rest.split('.').next().unwrap_or_default();
+    let version = format!("v{number}");
+    let values = [("gitVersion", version.as_str()), ("gitMajor", major), ("gitMinor", minor)];
+    Ok(values.map(|(name, value)| format!("-X k8s.io/component-base/version.{name}={value}")).join(" "))
 }
 
 /// Whether there is a Go to build with.
@@ -72,19 +120,32 @@ fn go(module: &Path, ldflags: &str) -> Command {
     command
 }
 
-/// The version of Kubernetes that go.mod pins.
-fn version(pins: &str) -> Result<&str> {
-    let line = pins.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "));
-    Ok(line.context("tests/cluster-tools/go.mod pins no k8s.io/kubernetes")?.trim())
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
 
     #[test]
-    fn the_version_is_that_of_the_module() {
-        assert_eq!(version("require (\n\tk8s.io/kubernetes v1.36.3\n)\n").unwrap(), "v1.36.3");
-        assert!(version("require (\n\tk8s.io/api v0.36.3\n)\n").is_err());
+    fn each_version_has_a_module_that_pins_it_and_a_directory_of_its_own() {
+        let mut directories = Vec::new();
+        for version in Kubernetes::value_variants() {
+            let pins = std::fs::read_to_string(version.module().join("go.mod")).unwrap();
+            let pinned = pins.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
+            assert_eq!(pinned, Some(version.number()));
+            let name = version.to_possible_value().unwrap().get_name().to_owned();
+            assert_eq!(name, version.number());
+            directories.push(version.directory());
+        }
+        directories.dedup();
+        assert_eq!(directories.len(), Kubernetes::value_variants().len());
+    }
+
+    #[test]
+    fn programs_are_stamped_as_official_ones_are() {
+        let flags = stamped("1.37.2").unwrap();
+        for part in ["version.gitVersion=v1.37.2", "version.gitMajor=1 ", "version.gitMinor=37"] {
+            assert!(flags.contains(part), "{flags}");
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cluster_tools;
+use crate::cluster_tools::{self, Kubernetes};
 use crate::machine::{self, Programs, root, target_directory};
 
 /// Runs them; fails unless all pass.
 pub(crate) fn run(programs: &Programs) -> Result<()> {
-    let tools = cluster_tools::build()?;
+    let tools = cluster_tools::build(Kubernetes::default())?;
     let directory = target_directory().join("cni-suite");
     if directory.exists() {
         fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;

@@ -20,6 +20,8 @@ pub(crate) struct Arguments {
     /// Where the proxy gets its objects from: manifests or api
     #[arg(long, default_value = "manifests")]
     pub(crate) source: String,
+    #[command(flatten)]
+    pub(crate) cluster: cluster_tools::Arguments,
     /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN), sluice-bridge or sluice-direct
     #[arg(long, default_value = "lab")]
     pub(crate) pod_network: String,
@@ -55,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     command.arg(&programs.sluice);
     command.arg("--cases").args(cases);
     if arguments.source == "api" {
-        command.arg("--cluster-tools").arg(cluster_tools::build()?);
+        command.arg("--cluster-tools").arg(cluster_tools::build(arguments.cluster.kubernetes)?);
     }
     if let Some(file) = &arguments.json {
         command.arg("--json").arg(file);

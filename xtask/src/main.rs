@@ -43,7 +43,7 @@ enum Command {
     /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
     BuildEbpf,
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
-    ClusterTools,
+    ClusterTools(cluster_tools::Arguments),
     /// Build the container image: an OCI archive with the static binary, without a container engine.
     Image(image::Arguments),
     /// Check formatting and lints, warnings denied.
@@ -59,7 +59,9 @@ fn main() -> Result<ExitCode> {
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::BuildEbpf => build_ebpf::run()?,
-        Command::ClusterTools => println!("{}", cluster_tools::build()?.display()),
+        Command::ClusterTools(arguments) => {
+            println!("{}", cluster_tools::build(arguments.kubernetes)?.display());
+        }
         Command::Image(arguments) => image::run(&arguments)?,
         Command::Lint => test::lint()?,
     }

@@ -23,6 +23,8 @@ pub(crate) struct Arguments {
     /// Also those that take minutes
     #[arg(long)]
     pub(crate) long: bool,
+    #[command(flatten)]
+    pub(crate) cluster: cluster_tools::Arguments,
     /// How many times longer than usual an expectation may take to be met, on a busy machine; in a VM 10 at least
     #[arg(long)]
     pub(crate) patience: Option<u32>,
@@ -43,7 +45,7 @@ const VM_MEMORY: u32 = 4096;
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     machine::install(&CONTAINERS)?;
-    let tools = cluster_tools::build()?;
+    let tools = cluster_tools::build(arguments.cluster.kubernetes)?;
     let programs = machine::build()?;
     let mut argv = vec!["scenarios".to_owned(), "--sluice".to_owned(), programs.sluice.display().to_string()];
     argv.extend(["--cluster-tools".to_owned(), tools.display().to_string()]);

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::build_ebpf;
-use crate::cluster_tools;
+use crate::cluster_tools::{self, Kubernetes};
 use crate::cni_suite;
 use crate::conformance;
 use crate::machine::{self, Programs, cargo, run as run_command};
@@ -71,7 +71,7 @@ fn with_go(suites: &mut Suites) -> Option<PathBuf> {
     }
     let mut directory = None;
     suites.run("build of Kubernetes and etcd", || {
-        directory = Some(cluster_tools::build()?);
+        directory = Some(cluster_tools::build(Kubernetes::default())?);
         Ok(())
     });
     directory
@@ -103,6 +103,7 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
         pod_network: "lab".to_owned(),
         proxy: proxy.to_owned(),
         source: source.to_owned(),
+        cluster: cluster_tools::Arguments::default(),
         cases: Vec::new(),
         json: None,
         jobs: None,

@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
     /// How long all of it may take, in seconds
     #[arg(long, default_value_t = 7200)]
     limit: u64,
+    #[command(flatten)]
+    cluster: cluster_tools::Arguments,
     /// Write every sample there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -79,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return inside(arguments, &Programs { sluice: sluice.clone(), kube_proxy: kube_proxy.clone() });
     }
     machine::prepare()?;
-    let kube_proxy = cluster_tools::build()?.join("kube-proxy");
+    let kube_proxy = cluster_tools::build(arguments.cluster.kubernetes)?.join("kube-proxy");
     let sluice = machine::build()?.sluice;
     let output = machine::target_directory().join(format!("vm/bench-{}", std::process::id()));
     let options = VmOptions { memory: MEMORY, ..options(Some(&output))? };

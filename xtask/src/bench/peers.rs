@@ -53,6 +53,8 @@ pub(crate) struct Arguments {
     /// A proxy that needs longer for anything is given up on at that number of Services, seconds.
     #[arg(long, default_value_t = 600)]
     limit: u64,
+    #[command(flatten)]
+    cluster: cluster_tools::Arguments,
     /// Write every figure there.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -82,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn measure(arguments: &Arguments) -> Result<Figures> {
     machine::prepare()?;
-    let tools = Tools::of(&cluster_tools::build()?)?;
+    let tools = Tools::of(&cluster_tools::build(arguments.cluster.kubernetes)?)?;
     let programs = machine::build()?;
     sluice_tests::interrupt::install()?;
     prune::stale();
@@ -92,7 +94,7 @@ fn measure(arguments: &Arguments) -> Result<Figures> {
     let cluster = Rc::new(Cluster::start(&tools)?);
     let mut lab = Lab::create_with(&world::topology(proxies.len())?, options, Rc::clone(&cluster))?;
     world::prepare(&lab, proxies.len())?;
-    let mut figures = Figures::new(arguments.endpoints)?;
+    let mut figures = Figures::new(arguments.endpoints, arguments.cluster.kubernetes.number())?;
     let mut filled = 0;
     let mut given_up: Vec<String> = Vec::new();
     for &services in &arguments.services {

@@ -200,7 +200,7 @@ fn machine(figures: &Figures) -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Sluice and the real kube-proxy v1.36.3 follow the same kube-apiserver on the same machine, in turns. Every figure
+Sluice and the real kube-proxy vKUBERNETES follow the same kube-apiserver on the same machine, in turns. Every figure
 below was printed by the command that is named; its `--json FILE` has every sample, and `cargo xtask bench --from FILE --docs` makes this
 page of it.
 
@@ -221,7 +221,8 @@ How it is measured:
 /// Writes `docs/benchmarks.md` and its plots.
 pub(super) fn write(figures: &Figures) -> Result<()> {
     let docs = root().join("docs");
-    let mut text = format!("{HEAD}\n## This run\n\n```\n{}\n```\n\n{}\n", figures.command, machine(figures));
+    let head = HEAD.replace("KUBERNETES", &figures.kubernetes);
+    let mut text = format!("{head}\n## This run\n\n```\n{}\n```\n\n{}\n", figures.command, machine(figures));
     for (file, heading) in plot::write(figures, &docs.join("benchmarks"))? {
         let _ = writeln!(text, "![{heading}](benchmarks/{file})\n");
     }

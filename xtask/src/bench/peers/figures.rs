@@ -13,6 +13,9 @@ pub(super) struct Figures {
     pub(super) machine: Machine,
     /// The command line that printed these figures
     pub(super) command: String,
+    /// The version of the API server and of kube-proxy; files of before there was a choice do not say it
+    #[serde(default = "first_version")]
+    pub(super) kubernetes: String,
     /// Endpoints of each Service
     pub(super) endpoints: usize,
     /// One for each proxy, number of Services and metric
@@ -55,12 +58,17 @@ pub(in crate::bench) struct Spread {
     pub(in crate::bench) max: f64,
 }
 
+fn first_version() -> String {
+    "1.36.3".to_owned()
+}
+
 impl Figures {
-    pub(super) fn new(endpoints: usize) -> Result<Self> {
+    pub(super) fn new(endpoints: usize, kubernetes: &str) -> Result<Self> {
         let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
         Ok(Self {
             machine: Machine::here()?,
             command: format!("cargo xtask {command}"),
+            kubernetes: kubernetes.to_owned(),
             endpoints,
             results: BTreeMap::new(),
             given_up: Vec::new(),
@@ -205,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_was_written_can_be_read() {
-        let mut figures = Figures::new(10).unwrap();
+        let mut figures = Figures::new(10, "1.36.3").unwrap();
         figures.add("nftables", 1000, "change_seconds", 0.25);
         figures.add("nftables", 1000, "change_seconds", 0.5);
         figures.give_up("kube-proxy-iptables", 1000, "no patience");
