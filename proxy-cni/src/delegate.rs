@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::ipam::Lease;
+use crate::spec::go_json::{self, Json, Shape};
 use crate::spec::{Attachment, CniError, Code, NetConf, Outcome};
 
 /// How long it may take. Runtimes give up after some minutes; a plugin that waits for DHCP takes seconds.
@@ -15,6 +16,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(2);
 /// What it may answer.
 const ANSWER: u64 = 1 << 20;
+/// What is wanted of its errors.
+const ERROR: Shape = Shape::Struct(&[("msg", Shape::Scalar)]);
 
 /// Where to find it, and what it is told.
 pub struct Delegate<'a> {
@@ -64,21 +67,22 @@ impl Delegate<'_> {
         self.run(command, config).map(drop)
     }
 
-    fn run(&self, command: &str, config: &NetConf) -> Result<Value, CniError> {
+    fn run(&self, command: &str, config: &NetConf) -> Result<Json, CniError> {
         let program = self.program()?;
         let (status, text) = self
             .talk(&program, command, &config.whole)
             .map_err(|error| CniError::new(Code::Io, format!("plugin {}: {error}", program.display())))?;
-        let answer: Option<Value> = serde_json::from_slice(&text).ok();
+        let answer = go_json::parse(&text).unwrap_or(Json::Null);
         if status {
-            return Ok(answer.unwrap_or_default());
+            return Ok(answer);
         }
-        let told = answer.as_ref().and_then(|answer| answer.get("msg")).and_then(Value::as_str);
+        let told = go_json::shaped(&answer, &ERROR);
+        let told = told.get("msg").and_then(Value::as_str);
         let told = told.map_or_else(|| String::from_utf8_lossy(&text).trim().to_owned(), str::to_owned);
         Err(CniError::new(Code::Io, format!("plugin {}, {command}: {told}", self.name)))
     }
 
-    fn talk(&self, program: &Path, command: &str, config: &Value) -> io::Result<(bool, Vec<u8>)> {
+    fn talk(&self, program: &Path, command: &str, config: &[u8]) -> io::Result<(bool, Vec<u8>)> {
         let path = std::env::join_paths(self.path).map_err(io::Error::other)?;
         let mut process = Process::new(program);
         process.env("CNI_COMMAND", command).env("CNI_PATH", path).env("CNI_ARGS", self.arguments);
@@ -90,7 +94,7 @@ impl Delegate<'_> {
             process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         if let Some(mut input) = child.stdin.take() {
             // One that does not read has its reasons, and tells them.
-            drop(input.write_all(config.to_string().as_bytes()));
+            drop(input.write_all(config));
         }
         let output = child.stdout.take();
         let reader = std::thread::spawn(move || {

@@ -14,8 +14,8 @@ use crate::delegate::Delegate;
 use crate::ipam::Lease;
 use crate::net::{self, Namespace, NetError, PodState};
 use crate::spec::{
-    Attachment, CniError, Code, Command, Dns, Environment, Ipam, Mode, NetConf, Outcome, Route, Version,
-    decode,
+    Attachment, CniError, Code, Command, Dns, Document, Environment, Ipam, Mode, NetConf, Outcome, Route,
+    Version,
 };
 use crate::store::StoreError;
 use crate::wiring::{self, Mac, Wiring};
@@ -62,14 +62,14 @@ fn obey(
     let input = input.map_err(|error| CniError::new(Code::Io, format!("stdin: {error}")))?;
     if environment.command == Command::Version {
         // It is answered even if nothing, or nonsense, is on stdin.
-        let asked = NetConf::parse(&input).ok().map(|config| config.version);
+        let asked = Document::parse(input).and_then(|document| document.version()).ok();
         return Ok(Some(Version::answer(asked)));
     }
-    let whole = decode(&input)?;
-    *version = NetConf::version(&whole)?;
+    let document = Document::parse(input)?;
+    *version = document.version()?;
     let config = match environment.command {
-        Command::Del => NetConf::read_for_del(whole)?,
-        _ => NetConf::read(whole)?,
+        Command::Del => NetConf::read_for_del(document)?,
+        _ => NetConf::read(document)?,
     };
     supports(config.version, environment.command)?;
     let attachment = || {

@@ -6,11 +6,13 @@
 mod config;
 mod environment;
 mod error;
+mod fields;
+pub mod go_json;
 mod result;
 mod version;
 
 pub use config::{
-    BRIDGE, Capabilities, DATA, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT, decode,
+    BRIDGE, Capabilities, DATA, Document, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT,
     is_network_name,
 };
 pub use environment::{Attachment, Command, Environment};

@@ -70,7 +70,11 @@ fn any_key() -> impl Strategy<Value = String> {
         "interface",
         "sandbox",
     ];
-    prop_oneof![8 => proptest::sample::select(known.to_vec()).prop_map(str::to_owned), 1 => "[a-z]{0,6}"]
+    prop_oneof![
+        6 => proptest::sample::select(known.to_vec()).prop_map(str::to_owned),
+        2 => proptest::sample::select(known.to_vec()).prop_map(str::to_uppercase),
+        1 => "[a-z]{0,6}",
+    ]
 }
 
 /// Mostly what a configuration looks like, with something else in the place of some fields.

@@ -91,6 +91,7 @@ pub struct PodNetworkTask {
     metrics: Metrics,
     rules: Rules,
     told: BTreeSet<Problem>,
+    told_ports: BTreeSet<host_ports::Refusal>,
     /// The index of the VXLAN device.
     device: Option<u32>,
     /// What the plugin was told last.
@@ -119,6 +120,7 @@ impl PodNetworkTask {
             metrics,
             rules: Rules::default(),
             told: BTreeSet::new(),
+            told_ports: BTreeSet::new(),
             device: None,
             node_file: None,
             waits: false,
@@ -249,6 +251,7 @@ impl PodNetworkTask {
         tokio::task::block_in_place(|| {
             let is_due = self.audited.elapsed() >= AUDIT;
             let written = self.rules.write(&self.settings, &own, nodes, network, is_due);
+            self.tell_of_ports();
             // Pods that cannot be reached do not start; those that could so far go on.
             let can_start = prepared.is_ok() && settled.is_ok() || self.node_file.is_some();
             let installed = if can_start { self.install(&own, mtu) } else { Ok(()) };
@@ -372,6 +375,16 @@ impl PodNetworkTask {
             );
         }
         Ok(())
+    }
+
+    /// Says which ports of the node are asked for and not served: their pods start all the same.
+    fn tell_of_ports(&mut self) {
+        let refusals = self.rules.refusals();
+        for refusal in refusals.difference(&self.told_ports) {
+            warn!("{refusal}");
+            self.recorder.record(Event::pod_network("PodNetworkProblem", refusal.to_string()));
+        }
+        self.told_ports.clone_from(refusals);
     }
 
     /// Says what is new.

@@ -26,8 +26,7 @@ pub(super) struct Addresses {
 
 /// Addresses that are asked for: by capability, by `CNI_ARGS` (`IP`), or by `args.cni.ips`.
 pub(super) fn requested(environment: &Environment, config: &NetConf) -> Result<Vec<IpAddr>, CniError> {
-    let of_arguments = config.arguments.get("ips").and_then(serde_json::Value::as_array);
-    let of_arguments = of_arguments.into_iter().flatten().filter_map(serde_json::Value::as_str);
+    let of_arguments = config.asked_ips.iter().map(String::as_str);
     let of_environment = environment.arguments.get("IP").map(|text| text.split(',')).into_iter().flatten();
     let texts = config.capabilities.ips.iter().map(String::as_str).chain(of_environment).chain(of_arguments);
     let mut found = BTreeSet::new();

@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use super::environment::Attachment;
 use super::error::{CniError, Code};
+use super::fields;
+use super::go_json::{self, Json};
 use super::result::{Dns, Outcome, Route};
 use super::version::Version;
 
@@ -25,6 +27,8 @@ pub const BRIDGE: &str = "sluice0";
 const LEAST_MTU: u32 = 68;
 /// The type of the address management that is built in.
 const OWN_IPAM: &str = "sluice";
+/// Our own type, which manages no addresses for others.
+const PLUGIN: &str = "sluice-cni";
 
 /// How pods are wired to the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -63,14 +67,14 @@ pub struct NetConf {
     pub dns: Dns,
     /// What the runtime asks for beside.
     pub capabilities: Capabilities,
-    /// `args.cni`
-    pub arguments: BTreeMap<String, Value>,
+    /// `args.cni.ips`: addresses that are asked for.
+    pub asked_ips: Vec<String>,
     /// What the plugins before in the chain, or ADD, have answered.
     pub previous: Option<Outcome>,
     /// What is valid, for GC.
     pub valid: Option<Vec<Attachment>>,
-    /// All of it, to be passed on to other plugins.
-    pub whole: Value,
+    /// All of it as it came, to be passed on to other plugins.
+    pub whole: Vec<u8>,
 }
 
 /// Where addresses come from.
@@ -91,7 +95,7 @@ pub enum Ipam {
 
 /// Addresses that may be given out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Range {
     /// Their network.
     pub subnet: IpNet,
@@ -121,15 +125,18 @@ pub struct Capabilities {
     pub port_mappings: Vec<PortMapping>,
 }
 
-/// A port of the node that leads to one of the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// A port of the node that leads to one of the pod, as the runtime wants it. What cannot be served is not refused: the pod
+/// starts, and the daemon, which serves it, says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
-    /// Of the node.
-    pub host_port: u16,
+    /// Of the node; 0: none.
+    #[serde(default)]
+    pub host_port: i64,
     /// Of the pod.
-    pub container_port: u16,
-    /// `tcp`, `udp` or `sctp`.
+    #[serde(default)]
+    pub container_port: i64,
+    /// `tcp`, `udp` or `sctp`, in any case.
     #[serde(default = "tcp")]
     pub protocol: String,
     /// The node's address; all by default.
@@ -141,97 +148,129 @@ fn tcp() -> String {
     "tcp".to_owned()
 }
 
-/// As it is written. Unknown fields are for others, or of later versions.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// As it is written, in the specification's spelling ([`fields::CONFIG`]). Unknown fields are for others, or of later versions.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Raw {
-    #[serde(default)]
     name: String,
-    #[serde(default)]
     mode: Option<Mode>,
-    #[serde(default)]
     bridge: Option<String>,
-    #[serde(default)]
     mtu: Option<u32>,
-    #[serde(default)]
     sysctl: BTreeMap<String, String>,
-    #[serde(default)]
     ipam: RawIpam,
-    #[serde(default)]
     data_dir: Option<PathBuf>,
-    #[serde(default)]
     run_dir: Option<PathBuf>,
-    #[serde(default)]
     dns: Dns,
-    #[serde(default)]
     runtime_config: Capabilities,
-    #[serde(default)]
     args: RawArguments,
-    #[serde(default)]
     prev_result: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<RawAttachment>>,
+    /// What it was called in drafts of the specification; libcni gives both.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<RawAttachment>>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 struct RawIpam {
-    #[serde(default, rename = "type")]
+    #[serde(rename = "type")]
     kind: String,
-    #[serde(default)]
     ranges: Vec<Vec<Range>>,
-    #[serde(default)]
     reserved: Vec<IpAddr>,
-    #[serde(default)]
     routes: Vec<Route>,
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default)]
 struct RawArguments {
-    #[serde(default)]
-    cni: BTreeMap<String, Value>,
+    cni: RawCniArguments,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawCniArguments {
+    ips: Value,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct RawAttachment {
     #[serde(rename = "containerID")]
     container: String,
     ifname: String,
 }
 
-impl NetConf {
-    /// Reads what stdin held.
-    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
-        NetConf::read(decode(text)?)
+/// What stdin held.
+#[derive(Clone, Debug)]
+pub struct Document {
+    text: Vec<u8>,
+    json: Json,
+}
+
+impl Document {
+    /// Reads an object.
+    pub fn parse(text: Vec<u8>) -> Result<Self, CniError> {
+        if text.len() > STDIN_LIMIT {
+            return Err(decoding(format!("the configuration has more than {STDIN_LIMIT} bytes")));
+        }
+        let json = go_json::parse(&text)
+            .map_err(|error| decoding(format!("the configuration on stdin is no JSON: {error}")))?;
+        if json.is_object() {
+            Ok(Document { text, json })
+        } else {
+            Err(decoding("the configuration on stdin is no JSON object".to_owned()))
+        }
     }
 
     /// The version that answers are to be in.
-    pub fn version(whole: &Value) -> Result<Version, CniError> {
-        match whole.get("cniVersion") {
+    pub fn version(&self) -> Result<Version, CniError> {
+        match go_json::shaped(&self.json, &fields::VERSION).get("cniVersion") {
             None => Version::parse(""),
             Some(Value::String(text)) => Version::parse(text),
             Some(other) => Err(decoding(format!("cniVersion: {other} is no text"))),
         }
     }
+}
+
+impl NetConf {
+    /// Reads what stdin held.
+    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
+        NetConf::read(Document::parse(text.to_vec())?)
+    }
 
     /// Reads a configuration.
-    pub fn read(whole: Value) -> Result<Self, CniError> {
-        let version = NetConf::version(&whole)?;
-        let raw: Raw = serde_json::from_value(whole.clone())
-            .map_err(|error| CniError::new(Code::InvalidConfig, format!("the configuration: {error}")))?;
-        NetConf::resolve(raw, version, whole)
+    pub fn read(document: Document) -> Result<Self, CniError> {
+        let version = document.version()?;
+        let raw = serde_path_to_error::deserialize(go_json::shaped(&document.json, &fields::CONFIG));
+        let raw = raw.map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
+            CniError::new(Code::InvalidConfig, format!("{}: {}", error.path(), error.inner()))
+        })?;
+        NetConf::resolve(raw, version, document.text)
     }
 
-    /// Reads a configuration for DEL, which needs neither what ADD has answered nor what the runtime asked for: a pod can go
-    /// whatever is in there.
-    pub fn read_for_del(whole: Value) -> Result<Self, CniError> {
-        let mut used = whole.clone();
-        for unused in ["prevResult", "runtimeConfig", "args", "sysctl", "mtu", "dns", "mode"] {
-            used.as_object_mut().map(|fields| fields.remove(unused));
-        }
-        // Other plugins may need all of it.
-        Ok(NetConf { whole, ..NetConf::read(used)? })
+    /// Reads a configuration for DEL: a pod can go whatever is in there. ADD has refused what cannot be read, so it has given
+    /// nothing by that.
+    pub fn read_for_del(document: Document) -> Result<Self, CniError> {
+        let version = document.version()?;
+        let told = go_json::shaped(&document.json, &fields::FOR_DEL);
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let path = |value: &Value| text(value).map(PathBuf::from).filter(|path| path.is_absolute());
+        let is_plugin = |kind: &String| is_network_name(kind) && kind != PLUGIN;
+        let raw = Raw {
+            name: text(&told["name"]).unwrap_or_default(),
+            ipam: RawIpam {
+                kind: text(&told["ipam"]["type"]).filter(is_plugin).unwrap_or_default(),
+                ..RawIpam::default()
+            },
+            data_dir: path(&told["dataDir"]),
+            run_dir: path(&told["runDir"]),
+            ..Raw::default()
+        };
+        NetConf::resolve(raw, version, document.text)
     }
 
-    fn resolve(raw: Raw, version: Version, whole: Value) -> Result<Self, CniError> {
+    fn resolve(raw: Raw, version: Version, whole: Vec<u8>) -> Result<Self, CniError> {
         let mut errors = Vec::new();
         if !is_network_name(&raw.name) {
             errors.push(format!(
@@ -248,17 +287,12 @@ impl NetConf {
         if raw.mtu.is_some_and(|mtu| !(LEAST_MTU..=65535).contains(&mtu)) {
             errors.push(format!("mtu: {} is not between {LEAST_MTU} and 65535", raw.mtu.unwrap_or_default()));
         }
-        for name in raw.sysctl.keys() {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
-            let parts = name.split(['.', '/']);
-            if !name.starts_with("net")
-                || !name.chars().all(is_plain)
-                || parts.clone().any(str::is_empty)
-                || parts.count() < 3
-            {
-                errors.push(format!("sysctl: {name:?} is no sysctl of a network namespace (net.…)"));
-            }
-        }
+        errors.extend(
+            raw.sysctl
+                .keys()
+                .filter(|name| !is_sysctl_of_a_namespace(name))
+                .map(|name| format!("sysctl: {name:?} is no sysctl of a network namespace (net.…)")),
+        );
         let ipam = ipam(raw.ipam, &mut errors);
         let data = raw.data_dir.unwrap_or_else(|| PathBuf::from(DATA));
         let run = raw.run_dir.unwrap_or_else(|| PathBuf::from(RUN));
@@ -267,29 +301,10 @@ impl NetConf {
                 errors.push(format!("{field}: {} is no absolute path", path.display()));
             }
         }
-        for mapping in &raw.runtime_config.port_mappings {
-            if !matches!(mapping.protocol.to_ascii_lowercase().as_str(), "tcp" | "udp" | "sctp") {
-                errors.push(format!("runtimeConfig.portMappings: {:?} is no protocol", mapping.protocol));
-            }
-            let host = mapping.host_ip.parse::<IpAddr>();
-            if !mapping.host_ip.is_empty() && host.is_err() {
-                errors.push(format!("runtimeConfig.portMappings: {:?} is no address", mapping.host_ip));
-            }
-            if host.is_ok_and(|host| host.is_loopback()) {
-                errors.push(format!(
-                    "runtimeConfig.portMappings: hostIP {}: ports of the node do not answer on loopback",
-                    mapping.host_ip
-                ));
-            }
-            if mapping.container_port == 0 {
-                errors.push("runtimeConfig.portMappings: containerPort is 0".to_owned());
-            }
-        }
         if !errors.is_empty() {
             return Err(CniError::new(Code::InvalidConfig, errors.join("; ")));
         }
-        let previous = raw.prev_result.as_ref().map(|value| Outcome::parse(value, version)).transpose()?;
-        let valid = valid(&whole)?;
+        let previous = raw.prev_result.map(|value| Outcome::of_value(value, version)).transpose()?;
         Ok(NetConf {
             version,
             name: raw.name,
@@ -302,43 +317,36 @@ impl NetConf {
             run,
             dns: raw.dns,
             capabilities: raw.runtime_config,
-            arguments: raw.args.cni,
+            asked_ips: texts(&raw.args.cni.ips),
             previous,
-            valid,
+            valid: raw.valid.or(raw.attachments).map(|list| attachments(&list)),
             whole,
         })
     }
 }
 
-/// What stdin held, as an object.
-pub fn decode(text: &[u8]) -> Result<Value, CniError> {
-    if text.len() > STDIN_LIMIT {
-        return Err(decoding(format!("the configuration has more than {STDIN_LIMIT} bytes")));
-    }
-    let whole: Value = serde_json::from_slice(text)
-        .map_err(|error| decoding(format!("the configuration on stdin is no JSON: {error}")))?;
-    if whole.is_object() {
-        Ok(whole)
-    } else {
-        Err(decoding("the configuration on stdin is no JSON object".to_owned()))
-    }
+fn is_sysctl_of_a_namespace(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    let parts = name.split(['.', '/']);
+    name.starts_with("net")
+        && name.chars().all(is_plain)
+        && !parts.clone().any(str::is_empty)
+        && parts.count() >= 3
 }
 
-/// What is valid, for GC. The specification has had two names for it, and libcni gives both; with nothing that is valid it
-/// gives null.
-fn valid(whole: &Value) -> Result<Option<Vec<Attachment>>, CniError> {
-    let names = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-    let Some(list) = names.iter().find_map(|name| whole.get(name)) else { return Ok(None) };
-    let list: Option<Vec<RawAttachment>> = serde_json::from_value(list.clone())
-        .map_err(|error| CniError::new(Code::InvalidConfig, format!("{}: {error}", names[0])))?;
-    let list = list.unwrap_or_default();
-    // One with a name that we would never have taken is none of ours.
-    Ok(Some(list.iter().filter_map(|item| Attachment::new(&item.container, &item.ifname).ok()).collect()))
+/// Others may have meant something else by this argument.
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// One with a name that we would never have taken is none of ours.
+fn attachments(list: &[RawAttachment]) -> Vec<Attachment> {
+    list.iter().filter_map(|item| Attachment::new(&item.container, &item.ifname).ok()).collect()
 }
 
 fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
     if !matches!(raw.kind.as_str(), "" | OWN_IPAM) {
-        if raw.kind == "sluice-cni" {
+        if raw.kind == PLUGIN {
             errors.push(
                 "ipam.type: \"sluice-cni\" manages no addresses for others; leave ipam.type out".to_owned(),
             );
@@ -494,5 +502,137 @@ mod tests {
         assert_eq!(of("host-local").unwrap().ipam, Ipam::Delegated("host-local".into()));
         assert!(matches!(of("sluice").unwrap().ipam, Ipam::Own { .. }));
         assert!(of("../sh").is_err());
+    }
+
+    /// Everything in the spelling of Go structs without tags, and all of it null.
+    #[test]
+    fn everything_is_read_as_go_reads_it() {
+        let usual = json!({
+            "cniVersion": "1.0.0", "name": "pods", "mtu": 1400, "bridge": "br7", "dataDir": "/d", "runDir": "/r",
+            "sysctl": {"net.ipv4.conf.Eth0.x": "1"}, "dns": {"nameservers": ["10.0.0.1"], "domain": "d", "search": ["s"]},
+            "ipam": {"type": "sluice", "reserved": ["10.1.0.11"], "routes": [{"dst": "10.0.0.0/8", "gw": "10.1.0.1", "mtu": 9}],
+                "ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10", "rangeEnd": "10.1.0.20", "gateway": "10.1.0.9"}]]},
+            "runtimeConfig": {"ips": ["10.1.0.12"], "mac": "02:00:00:00:00:01",
+                "portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "UDP", "hostIP": "::1"}]},
+            "args": {"cni": {"ips": ["10.1.0.13"]}},
+            "prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/n"}],
+                "ips": [{"address": "10.1.0.3/24", "gateway": "10.1.0.1", "interface": 0}],
+                "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}], "dns": {"options": ["o"]}},
+            "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
+        });
+        let without_whole = |value: &Value| NetConf { whole: Vec::new(), ..parse(value).unwrap() };
+        let expected = without_whole(&usual);
+        for respell in [str::to_uppercase, str::to_lowercase, capitalized] {
+            assert_eq!(without_whole(&respelled(&usual, respell)), expected);
+        }
+        let nothing = without_whole(&json!({"cniVersion": "1.0.0", "name": "pods"}));
+        let null = |fields: &[&str]| -> Value {
+            let pairs = fields.iter().map(|field| ((*field).to_owned(), Value::Null));
+            Value::Object(pairs.collect())
+        };
+        let mut all_null = null(&[
+            "mode",
+            "mtu",
+            "bridge",
+            "dataDir",
+            "runDir",
+            "sysctl",
+            "dns",
+            "ipam",
+            "args",
+            "prevResult",
+            "runtimeConfig",
+        ]);
+        (all_null["cniVersion"], all_null["name"]) = (json!("1.0.0"), json!("pods"));
+        assert_eq!(without_whole(&all_null), nothing);
+        all_null["ipam"] = null(&["type", "ranges", "reserved", "routes"]);
+        all_null["runtimeConfig"] = null(&["ips", "mac", "portMappings"]);
+        all_null["dns"] = null(&["nameservers", "domain", "search", "options"]);
+        all_null["args"] = null(&["cni"]);
+        assert_eq!(without_whole(&all_null), nothing);
+        all_null["prevResult"] = null(&["cniVersion", "interfaces", "ips", "routes", "dns"]);
+        assert_eq!(without_whole(&all_null).previous, Some(Outcome::default()));
+        let zero = json!({"cniVersion": "1.0.0", "name": "pods", "mode": "", "mtu": 0, "bridge": "", "dataDir": "", "runDir": "",
+            "ipam": {"type": ""}, "runtimeConfig": {"mac": "", "ips": [""]}});
+        assert_eq!(without_whole(&zero), nothing);
+    }
+
+    fn capitalized(text: &str) -> String {
+        text[..1].to_uppercase() + &text[1..]
+    }
+
+    /// Fields renamed; keys that are data stay.
+    fn respelled(value: &Value, respell: fn(&str) -> String) -> Value {
+        match value {
+            Value::Object(object) => {
+                let renamed = |key: &String| if key.starts_with("net.") { key.clone() } else { respell(key) };
+                object.iter().map(|(key, value)| (renamed(key), respelled(value, respell))).collect()
+            }
+            Value::Array(items) => items.iter().map(|item| respelled(item, respell)).collect(),
+            other => other.clone(),
+        }
+    }
+
+    #[test]
+    fn port_mappings_are_read_as_runtimes_write_them() {
+        let of = |text: &str| NetConf::parse(text.as_bytes()).unwrap().capabilities.port_mappings;
+        let tcp = |host_port, container_port, host_ip: &str| PortMapping {
+            host_port,
+            container_port,
+            protocol: tcp(),
+            host_ip: host_ip.to_owned(),
+        };
+        let untagged = include_str!("../../tests/inputs/02-port-mappings-as-containerd-writes-them.json");
+        assert_eq!(of(untagged), [tcp(8080, 80, "")]);
+        let on_loopback = include_str!("../../tests/inputs/03-host-port-on-loopback.json");
+        assert_eq!(of(on_loopback), [tcp(54323, 8080, "127.0.0.1")]);
+        let none = untagged.replace(
+            "[{\"HostPort\":8080,\"ContainerPort\":80,\"Protocol\":\"tcp\",\"HostIP\":\"\"}]",
+            "null",
+        );
+        assert!(none.contains("\"portMappings\":null"), "{none}");
+        assert_eq!(of(&none), []);
+        // What no node can serve is no reason to refuse a pod.
+        let odd = r#"{"cniVersion": "1.0.0", "name": "a", "runtimeConfig": {"portMappings":
+            [{"HostPort": 70000, "Protocol": "icmp", "HostIP": "localhost"}, null]}}"#;
+        assert_eq!(of(odd)[0].host_port, 70000);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_place() {
+        let error = parse(&json!({"cniVersion": "1.0.0", "name": "a",
+            "RuntimeConfig": {"PortMappings": [{"HostPort": 1}, {"HostPort": "x"}]}}))
+        .unwrap_err();
+        assert!(
+            error.to_string().starts_with("runtimeConfig.portMappings[1].hostPort: invalid type"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_pod_can_go_whatever_is_said() {
+        let nonsense = json!({
+            "cniVersion": "1.0.0", "Name": "pods", "PrevResult": 7, "RuntimeConfig": [], "mode": "x", "bridge": "a/b",
+            "sysctl": {"x": 1}, "ARGS": 1, "mtu": -1, "dns": 1, "dataDir": {}, "runDir": "x", "ipam": {"ranges": 1, "type": 7},
+            "cni.dev/valid-attachments": 1,
+        });
+        let read =
+            |value: &Value| NetConf::read_for_del(Document::parse(value.to_string().into_bytes()).unwrap());
+        let config = read(&nonsense).unwrap();
+        assert_eq!((config.name.as_str(), config.data.to_str()), ("pods", Some(DATA)));
+        assert!(matches!(config.ipam, Ipam::Own { .. }));
+        let with = |value: Value| {
+            let mut nonsense = nonsense.clone();
+            nonsense["ipam"] = value;
+            read(&nonsense).unwrap().ipam
+        };
+        assert_eq!(with(json!({"Type": "host-local"})), Ipam::Delegated("host-local".into()));
+        assert!(matches!(with(json!({"Type": "../sh"})), Ipam::Own { .. }));
+    }
+
+    #[test]
+    fn all_of_it_is_kept_as_it_came() {
+        let text = "{ \"cniVersion\":\"1.0.0\", \"Name\" : \"a\", \"x\": 1.0e2, \"X\": null, \"x\": 12345678901234567890123 }";
+        assert_eq!(NetConf::parse(text.as_bytes()).unwrap().whole, text.as_bytes());
     }
 }

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::error::{CniError, Code};
+use super::fields;
+use super::go_json::{self, Json};
 use super::version::Version;
 
 /// A result (specification 1.1.0, section 5, "Add Success"). Fields that the specification does not know are kept: whoever
@@ -34,6 +36,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name.
+    #[serde(default)]
     pub name: String,
     /// Its hardware address.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -138,13 +141,18 @@ impl Outcome {
         Ok(object)
     }
 
-    /// Reads a `prevResult`; its version is that of the configuration that it is in, unless it says another.
-    pub fn parse(value: &Value, default: Version) -> Result<Self, CniError> {
+    /// Reads what a plugin has answered; its version is that of the configuration, unless it says another.
+    pub fn parse(json: &Json, default: Version) -> Result<Self, CniError> {
+        Outcome::of_value(go_json::shaped(json, &fields::RESULT), default)
+    }
+
+    /// The same, of a value that has the names of [`fields::RESULT`] already.
+    pub(super) fn of_value(value: Value, default: Version) -> Result<Self, CniError> {
         let version = match value.get("cniVersion").and_then(Value::as_str) {
             Some(text) => Version::parse(text)?,
             None => default,
         };
-        let mut outcome: Outcome = serde_json::from_value(value.clone())
+        let mut outcome: Outcome = serde_json::from_value(value)
             .map_err(|error| CniError::new(Code::Decoding, format!("prevResult: {error}")))?;
         outcome.others.remove("cniVersion");
         for ip in &mut outcome.ips {
@@ -165,6 +173,10 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(value: &Value, default: Version) -> Result<Outcome, CniError> {
+        Outcome::parse(&go_json::parse(value.to_string().as_bytes()).unwrap(), default)
+    }
 
     fn outcome() -> Outcome {
         Outcome {
@@ -222,7 +234,7 @@ mod tests {
     fn a_result_is_read_back_in_every_version() {
         for version in Version::ALL {
             let written = outcome().object(version).unwrap();
-            let read = Outcome::parse(&written, Version::NEWEST).unwrap();
+            let read = parse(&written, Version::NEWEST).unwrap();
             assert_eq!(read.object(version).unwrap(), written);
             assert_eq!(read.ips, outcome().ips);
         }
@@ -231,7 +243,7 @@ mod tests {
     #[test]
     fn what_others_wrote_is_kept() {
         let other = json!({"interfaces": [{"name": "a", "x": 1}], "ips": [], "y": {"z": true}});
-        let read = Outcome::parse(&other, Version::V1_0_0).unwrap();
+        let read = parse(&other, Version::V1_0_0).unwrap();
         let written = read.object(Version::V1_0_0).unwrap();
         assert_eq!((&written["interfaces"][0]["x"], &written["y"]["z"]), (&json!(1), &json!(true)));
     }
@@ -245,7 +257,7 @@ mod tests {
             json!({"cniVersion": "9"}),
             json!([]),
         ] {
-            assert!(Outcome::parse(&bad, Version::V1_0_0).is_err(), "{bad}");
+            assert!(parse(&bad, Version::V1_0_0).is_err(), "{bad}");
         }
     }
 }

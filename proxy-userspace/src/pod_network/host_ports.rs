@@ -1,12 +1,46 @@
 //! Ports of the node that lead to pods: what the plugin has written down, as rules want it; and flows that went elsewhere.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 
 use sluice_cni::spec::PortMapping;
 use sluice_cni::store::{Contents, HostPorts};
 use sluice_core::net::{Family, Protocol};
 use sluice_core::pod_network::HostPort;
+
+/// Why a port that was asked for does not lead to its pod, or not for everybody.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub(super) enum Unserved {
+    #[error("{0:?} is no protocol: tcp, udp and sctp are")]
+    Protocol(String),
+    #[error("{0} {1} is no port: those from 1 to 65535 are")]
+    Port(&'static str, i64),
+    #[error("hostIP {0:?} is no address")]
+    HostIp(String),
+    #[error("the pod has no address of the family of hostIP {0}")]
+    Family(IpAddr),
+    #[error(
+        "hostIP ::1 answers processes of the node that call from another address of the node; the kernel routes nothing \
+         from ::1 to a pod. Use 127.0.0.1, or an address of the node"
+    )]
+    Loopback,
+}
+
+/// Something that a pod asked for and does not get.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Refusal {
+    container: String,
+    mapping: PortMapping,
+    why: Unserved,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PortMapping { host_port, protocol, .. } = &self.mapping;
+        write!(f, "host port {host_port}/{protocol} of container {}: {}", self.container, self.why)
+    }
+}
 
 /// What was asked for last comes first, and has the port: who asked for it before is about to go.
 pub(super) fn host_ports(contents: &Contents) -> Vec<HostPort> {
@@ -14,29 +48,83 @@ pub(super) fn host_ports(contents: &Contents) -> Vec<HostPort> {
 }
 
 fn of_pod(pod: &HostPorts) -> impl Iterator<Item = HostPort> {
-    let pairs = pod.mappings.iter().flat_map(|mapping| pod.addresses.iter().map(move |pod| (mapping, *pod)));
-    pairs.filter_map(|(mapping, pod)| host_port(mapping, pod))
+    let asked = pod.mappings.iter().filter_map(|mapping| Asked::read(mapping).ok().flatten());
+    asked.flat_map(|asked| pod.addresses.iter().filter_map(move |pod| asked.to(*pod)))
 }
 
-/// `None`: the mapping is none of this family.
-fn host_port(mapping: &PortMapping, pod: IpAddr) -> Option<HostPort> {
-    let protocol = match mapping.protocol.to_ascii_lowercase().as_str() {
+/// What pods asked for and do not get.
+pub(super) fn refusals(contents: &Contents) -> BTreeSet<Refusal> {
+    let pairs =
+        contents.host_ports.iter().flat_map(|pod| pod.mappings.iter().map(move |mapping| (pod, mapping)));
+    let refused = pairs.filter_map(|(pod, mapping)| {
+        let why = unserved(pod, mapping)?;
+        Some(Refusal { container: pod.holder.container.clone(), mapping: mapping.clone(), why })
+    });
+    refused.collect()
+}
+
+fn unserved(pod: &HostPorts, mapping: &PortMapping) -> Option<Unserved> {
+    let asked = match Asked::read(mapping) {
+        Ok(asked) => asked?,
+        Err(why) => return Some(why),
+    };
+    let host = asked.host?;
+    if !pod.addresses.iter().any(|pod| Family::of(pod) == Family::of(&host)) {
+        return Some(Unserved::Family(host));
+    }
+    (host == Ipv6Addr::LOCALHOST).then_some(Unserved::Loopback)
+}
+
+/// A mapping that makes sense.
+#[derive(Clone, Copy)]
+struct Asked {
+    protocol: Protocol,
+    port: u16,
+    host: Option<IpAddr>,
+    pod_port: u16,
+}
+
+impl Asked {
+    /// `None`: no port of the node is asked for.
+    fn read(mapping: &PortMapping) -> Result<Option<Self>, Unserved> {
+        let PortMapping { host_port, container_port, protocol, host_ip } = mapping;
+        if *host_port == 0 {
+            return Ok(None);
+        }
+        let port = |name, number: i64| {
+            let port = u16::try_from(number).ok().filter(|port| *port != 0);
+            port.ok_or(Unserved::Port(name, number))
+        };
+        // Go makes no difference between 10.0.0.1 and ::ffff:10.0.0.1.
+        let host = |text: &str| text.parse::<IpAddr>().map(|ip| ip.to_canonical());
+        Ok(Some(Asked {
+            protocol: protocol_of(protocol).ok_or_else(|| Unserved::Protocol(protocol.clone()))?,
+            port: port("hostPort", *host_port)?,
+            pod_port: port("containerPort", *container_port)?,
+            host: match host_ip.as_str() {
+                "" => None,
+                text => Some(host(text).map_err(|_| Unserved::HostIp(text.to_owned()))?),
+            },
+        }))
+    }
+
+    /// `None`: not by this address, which is of the other family.
+    fn to(&self, pod: IpAddr) -> Option<HostPort> {
+        if self.host.is_some_and(|host| Family::of(&host) != Family::of(&pod)) {
+            return None;
+        }
+        // All addresses of the family.
+        let host = self.host.filter(|host| !host.is_unspecified());
+        Some(HostPort { protocol: self.protocol, port: self.port, host, pod, pod_port: self.pod_port })
+    }
+}
+
+fn protocol_of(text: &str) -> Option<Protocol> {
+    Some(match text.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         "sctp" => Protocol::Sctp,
         _ => return None,
-    };
-    let host: Option<IpAddr> = mapping.host_ip.parse().ok();
-    if mapping.host_port == 0 || host.is_some_and(|host| Family::of(&host) != Family::of(&pod)) {
-        return None;
-    }
-    Some(HostPort {
-        protocol,
-        port: mapping.host_port,
-        // All addresses of the family.
-        host: host.filter(|host| !host.is_unspecified()),
-        pod,
-        pod_port: mapping.container_port,
     })
 }
 
@@ -96,7 +184,7 @@ mod tests {
     use super::*;
     use sluice_cni::spec::Attachment;
 
-    fn mapping(host_port: u16, protocol: &str, host_ip: &str) -> PortMapping {
+    fn mapping(host_port: i64, protocol: &str, host_ip: &str) -> PortMapping {
         PortMapping { host_port, container_port: 8080, protocol: protocol.into(), host_ip: host_ip.into() }
     }
 
@@ -118,7 +206,40 @@ mod tests {
         assert_eq!(of(mapping(80, "TCP", "")), ["10.0.0.5 None", "fd00::5 None"]);
         assert_eq!(of(mapping(80, "tcp", "0.0.0.0")), ["10.0.0.5 None"]);
         assert_eq!(of(mapping(80, "tcp", "::1")), ["fd00::5 Some(::1)"]);
+        assert_eq!(of(mapping(80, "tcp", "::ffff:10.0.0.1")), ["10.0.0.5 Some(10.0.0.1)"]);
         assert!(of(mapping(0, "tcp", "")).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_told_and_takes_nothing_else_away() {
+        let mut only_ipv4 =
+            contents(&[("10.0.0.5", vec![mapping(80, "tcp", "fd00::1"), mapping(81, "tcp", "")])]);
+        only_ipv4.host_ports[0].addresses.truncate(1);
+        assert_eq!(host_ports(&only_ipv4).len(), 1);
+        let told =
+            |contents: &Contents| refusals(contents).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            told(&only_ipv4),
+            [
+                "host port 80/tcp of container 10.0.0.5: the pod has no address of the family of hostIP fd00::1"
+            ]
+        );
+        let of = |mapping: PortMapping| {
+            let all = contents(&[("10.0.0.5", vec![mapping])]);
+            (host_ports(&all).len(), told(&all).join("").split(": ").skip(1).collect::<Vec<_>>().join(": "))
+        };
+        assert_eq!(of(mapping(80, "tcp", "127.0.0.1")), (1, String::new()));
+        assert_eq!(of(mapping(0, "", "x")), (0, String::new()));
+        assert_eq!(of(mapping(80, "icmp", "")), (0, "\"icmp\" is no protocol: tcp, udp and sctp are".into()));
+        assert_eq!(
+            of(mapping(70_000, "tcp", "")),
+            (0, "hostPort 70000 is no port: those from 1 to 65535 are".into())
+        );
+        let pod_port = PortMapping { container_port: -1, ..mapping(80, "tcp", "") };
+        assert_eq!(of(pod_port), (0, "containerPort -1 is no port: those from 1 to 65535 are".into()));
+        assert_eq!(of(mapping(80, "tcp", "localhost")), (0, "hostIP \"localhost\" is no address".into()));
+        let (served, why) = of(mapping(80, "tcp", "::1"));
+        assert!(served == 1 && why.starts_with("hostIP ::1 answers processes of the node"), "{why}");
     }
 
     #[test]
@@ -132,7 +253,9 @@ mod tests {
 
     #[test]
     fn only_flows_of_what_changed_are_stale() {
-        let of = |ip: &str, port: u16| host_ports(&contents(&[(ip, vec![mapping(port, "udp", "0.0.0.0")])]));
+        let of = |ip: &str, port: u16| {
+            host_ports(&contents(&[(ip, vec![mapping(port.into(), "udp", "0.0.0.0")])]))
+        };
         let to = |port: u16| ("192.168.1.1".parse().unwrap(), port);
         let by = |ip: &str| (ip.parse().unwrap(), 8080);
         let is_local = |ip: &IpAddr| ip.to_string() == "192.168.1.1";

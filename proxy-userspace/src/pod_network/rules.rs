@@ -1,5 +1,6 @@
 //! The table of the pod network: written when it should be another one, or when somebody may have changed it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,7 +14,8 @@ use sluice_sys::nft::{Nft, Notice};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{PassError, host_ports};
+use super::PassError;
+use super::host_ports::{self, Refusal};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 use crate::{conntrack, nft_monitor};
@@ -27,6 +29,8 @@ pub(super) struct Rules {
     written: Option<PodRules>,
     /// Those that flows were compared with last.
     host_ports: Vec<HostPort>,
+    /// What pods asked for and do not get.
+    refusals: BTreeSet<Refusal>,
 }
 
 impl Rules {
@@ -60,6 +64,9 @@ impl Rules {
             Err(error) => (None, Some(error)),
         };
         let host_ports = contents.as_ref().map_or_else(|| self.host_ports.clone(), host_ports::host_ports);
+        if let Some(contents) = &contents {
+            self.refusals = host_ports::refusals(contents);
+        }
         let mut inside = settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
@@ -69,6 +76,11 @@ impl Rules {
             self.commit(rules, network).map_err(PassError::Rules)?;
         }
         unread.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// What pods asked for and do not get, as of the last pass.
+    pub(super) fn refusals(&self) -> &BTreeSet<Refusal> {
+        &self.refusals
     }
 
     fn commit(&mut self, rules: PodRules, network: &Network) -> Result<(), NetlinkError> {
@@ -111,7 +123,7 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
     if changed.is_empty() {
         return Ok(());
     }
-    let is_local = |ip: &IpAddr| network.addresses.contains(ip);
+    let is_local = |ip: &IpAddr| ip.is_loopback() || network.addresses.contains(ip);
     let mut connection = Conntrack::open()?;
     for family in changed.families() {
         let stale = conntrack::list(&mut connection, family, Protocol::Udp, |flow| {
