@@ -1,9 +1,9 @@
 //! Addresses, protocols and the lenient parsers that old stored objects need.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 /// An IP family. kube-proxy labels its metrics with these names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,15 @@ impl Family {
         match self {
             Family::V4 => "IPv4",
             Family::V6 => "IPv6",
+        }
+    }
+
+    /// A network that no packet comes from: the unspecified address, which is never a source of what is forwarded.
+    /// As the only source range it lets nobody in.
+    pub fn nobody(self) -> IpNet {
+        match self {
+            Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
+            Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED).into(),
         }
     }
 }
@@ -91,11 +100,24 @@ impl fmt::Display for Protocol {
 }
 
 /// Parses an address as kube-proxy does: IPv4 octets may have leading zeros and are read as decimal
-/// (`172.30.0.041` is `172.30.0.41`). IPv4-mapped IPv6 addresses count as IPv4. Reference 1.3.
+/// (`172.30.0.041` is `172.30.0.41`), also where they end an IPv6 address. IPv4-mapped IPv6 addresses count as
+/// IPv4. Reference 1.3.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return Some(ip.to_canonical());
+    match parse_ipv6(text) {
+        Some(ip) => Some(IpAddr::V6(ip).to_canonical()),
+        None => parse_ipv4(text).map(IpAddr::V4),
     }
+}
+
+fn parse_ipv6(text: &str) -> Option<Ipv6Addr> {
+    let (head, tail) = text.rsplit_once(':')?;
+    match parse_ipv4(tail) {
+        Some(quad) => format!("{head}:{quad}").parse().ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn parse_ipv4(text: &str) -> Option<Ipv4Addr> {
     let mut octets = [0u8; 4];
     let mut parts = text.split('.');
     for octet in &mut octets {
@@ -106,11 +128,12 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
         let digits = part.trim_start_matches('0');
         *octet = if digits.is_empty() { 0 } else { digits.parse().ok()? };
     }
-    parts.next().is_none().then(|| IpAddr::V4(Ipv4Addr::from(octets)))
+    parts.next().is_none().then(|| Ipv4Addr::from(octets))
 }
 
 /// Parses a CIDR as kube-proxy does: surrounding white space is ignored, leading zeros in octets and in the
-/// prefix length are accepted, host bits are cleared. Reference 1.3.
+/// prefix length are accepted, host bits are cleared. A network within `::ffff:0:0/96` counts as IPv4
+/// (`::ffff:10.0.0.0/104` is `10.0.0.0/8`); a larger one around it is IPv6. Reference 1.3.
 pub fn parse_cidr(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.trim().split_once('/')?;
     if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) {
@@ -118,8 +141,21 @@ pub fn parse_cidr(text: &str) -> Option<IpNet> {
     }
     let digits = prefix.trim_start_matches('0');
     let prefix = if digits.is_empty() { 0 } else { digits.parse().ok()? };
-    Some(IpNet::new(parse_ip(addr)?, prefix).ok()?.trunc())
+    match parse_ipv6(addr) {
+        Some(addr) => {
+            let net = Ipv6Net::new(addr, prefix).ok()?.trunc();
+            let mapped = net.network().to_ipv4_mapped().zip(prefix.checked_sub(MAPPED_BITS));
+            match mapped {
+                Some((network, bits)) => Some(IpNet::new(network.into(), bits).ok()?),
+                None => Some(net.into()),
+            }
+        }
+        None => Some(IpNet::new(parse_ipv4(addr)?.into(), prefix).ok()?.trunc()),
+    }
 }
+
+/// The prefix length of the network that holds the IPv4-mapped addresses.
+const MAPPED_BITS: u8 = 96;
 
 #[cfg(test)]
 mod tests {
@@ -142,7 +178,27 @@ mod tests {
         assert_eq!(parse_cidr("10.1.2.3/8"), Some("10.0.0.0/8".parse().unwrap()));
         assert_eq!(parse_cidr("fd00::1/64"), Some("fd00::/64".parse().unwrap()));
         assert_eq!(parse_cidr("0.0.0.0/0"), Some("0.0.0.0/0".parse().unwrap()));
-        for bad in ["10.0.0.1", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "/24", "fd00::/129"] {
+        // Answers of k8s.io/utils/net.ParseCIDRSloppy.
+        for (text, network) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:a01:203/120", "10.1.2.0/24"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7/32"),
+            ("::ffff:10.0.0.010/127", "10.0.0.10/31"),
+            ("::ffff:10.0.0.0/96", "0.0.0.0/0"),
+            ("::ffff:10.0.0.0/90", "::ffc0:0:0/90"),
+            ("::ffff:10.0.0.0/8", "::/8"),
+        ] {
+            assert_eq!(parse_cidr(text), Some(network.parse().unwrap()), "{text}");
+        }
+        for bad in [
+            "::ffff:10.0.0.0/129",
+            "10.0.0.1",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/-1",
+            "/24",
+            "fd00::/129",
+        ] {
             assert_eq!(parse_cidr(bad), None, "{bad}");
         }
     }

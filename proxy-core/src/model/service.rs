@@ -59,7 +59,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Load balancer ingress addresses with ipMode VIP, both families.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`, both families, as listed.
+    /// `spec.loadBalancerSourceRanges`, both families, as listed; [`Family::nobody`] where
+    /// what is listed for a family cannot be read.
     pub source_ranges: Vec<IpNet>,
     /// ClientIP affinity with its timeout in seconds.
     pub affinity: Option<u32>,

@@ -183,19 +183,43 @@ fn load_balancer_ips(object: &objects::Service, problems: &mut Vec<String>) -> V
     found
 }
 
+/// The ranges. Where a family is left with none of those that were listed for it, nobody is let in: to leave a filter
+/// out because it cannot be read would open what was closed.
 fn source_ranges(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<ipnet::IpNet> {
-    let mut found = Vec::new();
-    for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
+    let listed = &spec.load_balancer_source_ranges;
+    let (mut found, mut unread) = (Vec::new(), Vec::new());
+    for (i, text) in listed.iter().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         match parse_cidr(text) {
             Some(net) => found.push(net),
-            None if text.trim().is_empty() => {}
-            None => {
-                problems
-                    .push(format!("spec.loadBalancerSourceRanges[{i}]: {text:?} is no CIDR; it is left out"));
-            }
+            None => unread.push((i, text)),
         }
     }
+    let closed: Vec<Family> = Family::BOTH
+        .into_iter()
+        .filter(|family| !found.iter().any(|net| Family::of_net(net) == *family))
+        .filter(|family| {
+            found.is_empty() && !unread.is_empty() || unread.iter().any(|(_, text)| may_be_of(*family, text))
+        })
+        .collect();
+    for (i, text) in unread {
+        problems.push(format!("spec.loadBalancerSourceRanges[{i}]: {text:?} is no CIDR; it is left out"));
+    }
+    for family in closed {
+        problems.push(format!(
+            "spec.loadBalancerSourceRanges: nothing in it can be read for {family}; no client is let in to {family} \
+             load balancer addresses"
+        ));
+        found.push(family.nobody());
+    }
     found
+}
+
+/// Whether a text that is no CIDR may have been meant as one of a family.
+fn may_be_of(family: Family, text: &str) -> bool {
+    match family {
+        Family::V4 => !text.contains(':') || text.contains('.'),
+        Family::V6 => !text.contains('.') || text.contains(':'),
+    }
 }
 
 /// Converts an EndpointSlice; one that belongs to no Service, or that is marked headless, becomes a deletion.

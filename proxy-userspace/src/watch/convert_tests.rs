@@ -350,6 +350,34 @@ fn source_ranges_are_read_leniently_and_bad_ones_are_named() {
 }
 
 #[test]
+fn an_ipv4_mapped_source_range_counts_as_ipv4() {
+    let (service, problems) =
+        applied(service_with(json!({"spec": {"loadBalancerSourceRanges": ["::ffff:10.0.0.0/104"]}})));
+    assert_eq!(service.source_ranges, nets("10.0.0.0/8"));
+    assert_problems(&problems, &[]);
+}
+
+#[test]
+fn source_ranges_that_cannot_be_read_let_nobody_in() {
+    let nobody = ["0.0.0.0/32", "::/128"];
+    for (listed, expected) in [
+        (vec!["10.0.0.0/33"], nobody.join(" ")),
+        (vec!["", " ", "office"], nobody.join(" ")),
+        (vec!["203.0.113.0/24", "office"], format!("203.0.113.0/24 {}", nobody[1])),
+        // What is plainly of one family says nothing of the other.
+        (vec!["203.0.113.0/24", "10.0.0.0/33"], "203.0.113.0/24".into()),
+        (vec!["203.0.113.0/24", "fd00::/129"], format!("203.0.113.0/24 {}", nobody[1])),
+        (vec!["2001:db8::/32", "10.0.0"], format!("2001:db8::/32 {}", nobody[0])),
+        (vec!["", "  "], String::new()),
+    ] {
+        let spec = json!({"spec": {"loadBalancerSourceRanges": listed}});
+        let (service, problems) = applied(service_with(spec));
+        assert_eq!(service.source_ranges, nets(&expected), "{listed:?}");
+        assert_eq!(problems.is_empty(), listed.iter().all(|text| text.trim().is_empty()), "{problems:?}");
+    }
+}
+
+#[test]
 fn the_source_range_annotation_is_not_honoured() {
     let annotations = json!({"service.beta.kubernetes.io/load-balancer-source-ranges": "203.0.113.0/24"});
     let service = whole(service_with(json!({"metadata": {"annotations": annotations}})));
