@@ -8,6 +8,7 @@ use sluice_core::model::{
     SliceEndpoint, SlicePort, TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol, parse_cidr, parse_ip};
+use tracing::debug;
 
 use super::objects::{self, Metadata};
 
@@ -232,8 +233,8 @@ pub(super) fn convert_endpoint_slice(object: &objects::EndpointSlice) -> Convert
     }
     let service = object.metadata.labels.service_name.as_deref().unwrap_or_default();
     if service.is_empty() {
-        problems
-            .push(format!("metadata.labels: there is no {SERVICE_NAME}; the slice belongs to no Service"));
+        // Legal: some controllers keep slices of their own (leader election of old clients, meshes).
+        debug!(slice = %name, "EndpointSlice without label {SERVICE_NAME}: it belongs to no Service");
         return skip(problems);
     }
     let family = match object.address_type.as_str() {
