@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Node, ObjectName};
 use crate::net::Family;
-pub use kernel::{Device, KernelState, Step};
+pub use kernel::{Device, KernelState, Step, Tunnel};
 pub use rules::{HostPort, PodRules, TABLE};
 
 /// A hardware address.
@@ -29,6 +29,17 @@ pub enum Transport {
     Direct,
     /// As they are to nodes of the same subnet, in VXLAN to others.
     CrossSubnet,
+}
+
+/// What is set for the way between nodes. All nodes have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// How packets get from node to node.
+    pub transport: Transport,
+    /// What tells this VXLAN from others on the same port.
+    pub vni: u32,
+    /// The family of outer packets; `None`: each two nodes have the one that follows from their addresses.
+    pub underlay: Option<Family>,
 }
 
 /// What is known of this node.
@@ -47,6 +58,9 @@ pub struct Route {
     pub to: IpNet,
     /// By whom.
     pub via: Hop,
+    /// The address that this node's own processes have on that way; `None`: the kernel chooses, which is the address of the
+    /// VXLAN device there.
+    pub source: Option<IpAddr>,
 }
 
 /// Who takes packets for another node's pods.
@@ -54,8 +68,8 @@ pub struct Route {
 pub enum Hop {
     /// The node itself, at this address.
     Node(IpAddr),
-    /// Its VXLAN device, which has this address.
-    Vtep(IpAddr),
+    /// Its VXLAN device, which has this address, through our device with outer packets of this family.
+    Vtep(Family, IpAddr),
 }
 
 /// A VXLAN device of another node.
@@ -108,6 +122,14 @@ pub enum Problem {
         /// The family.
         family: Family,
     },
+    /// Two nodes have no addresses of one family.
+    #[error("nodes {own} and {node} have no InternalIPs of the same family, so no tunnel can join them")]
+    NoCommonFamily {
+        /// The node.
+        node: ObjectName,
+        /// This node.
+        own: ObjectName,
+    },
     /// Without VXLAN only nodes of the same subnet can be reached.
     #[error("node {node} ({address}) is in no subnet of node {own}, and there is no VXLAN to reach it by")]
     OtherSubnet {
@@ -123,8 +145,10 @@ pub enum Problem {
 /// What there should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// Addresses of this node's VXLAN device; none: there shall be no device.
-    pub device: BTreeSet<IpAddr>,
+    /// The families of outer packets, for each of which there shall be a VXLAN device.
+    pub underlays: BTreeSet<Family>,
+    /// Addresses that each of these devices has.
+    pub addresses: BTreeSet<IpAddr>,
     /// Ways to the pods of others.
     pub routes: BTreeSet<Route>,
     /// VXLAN devices of others.
@@ -150,20 +174,48 @@ pub fn vtep_address(cidr: &IpNet) -> IpAddr {
     cidr.network()
 }
 
+/// The family in which two nodes wrap packets for each other, which is the same seen from either: the one that is set; the
+/// only one that both have; the one that both list first; IPv4.
+fn underlay(set: Option<Family>, own: &Node, node: &Node) -> Result<Family, Problem> {
+    let lacks = |family: &Family, of: &Node| of.address(*family).is_none();
+    if let Some(family) = set {
+        let lacking = [own, node].into_iter().find(|of| lacks(&family, of));
+        return lacking.map_or(Ok(family), |lacking| {
+            let other = if lacking.name == own.name { node } else { own };
+            Err(no_address(other, lacking, family))
+        });
+    }
+    let common: Vec<Family> =
+        Family::BOTH.into_iter().filter(|family| !lacks(family, own) && !lacks(family, node)).collect();
+    let first = |of: &Node| of.addresses.first().map(Family::of);
+    match common.as_slice() {
+        [] => Err(Problem::NoCommonFamily { node: node.name.clone(), own: own.name.clone() }),
+        [only] => Ok(*only),
+        _ if first(own) == first(node) => Ok(first(own).unwrap_or(Family::V4)),
+        _ => Ok(Family::V4),
+    }
+}
+
+/// The family of the device that there is before another node asks for one.
+fn main_underlay(set: Option<Family>, own: &Node) -> Option<Family> {
+    match set {
+        Some(family) => own.address(family).map(|_| family),
+        None => own.addresses.first().map(Family::of),
+    }
+}
+
 /// What this node needs. `None`: it has no address or no pod CIDR yet, so what there is stays.
 pub fn pod_network<'a>(
-    transport: Transport,
-    vni: u32,
+    between: Between,
     own: &Own,
     nodes: impl Iterator<Item = &'a Node>,
 ) -> Option<PodNetwork> {
-    let underlay = Family::of(own.node.addresses.first()?);
-    if own.node.pod_cidrs.is_empty() {
+    if own.node.addresses.is_empty() || own.node.pod_cidrs.is_empty() {
         return None;
     }
     let mut network = PodNetwork::default();
-    if transport != Transport::Direct {
-        network.device = own.node.pod_cidrs.iter().map(vtep_address).collect();
+    if between.transport != Transport::Direct {
+        network.addresses = own.node.pod_cidrs.iter().map(vtep_address).collect();
     }
     let mut others: Vec<&Node> = nodes.filter(|node| node.name != own.node.name).collect();
     others.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -178,75 +230,99 @@ pub fn pod_network<'a>(
     let mut taken: Vec<(IpNet, &ObjectName)> =
         own.node.pod_cidrs.iter().map(|cidr| (cidr.trunc(), &own.node.name)).collect();
     for node in others {
-        let mut cidrs = Vec::new();
-        for cidr in node.pod_cidrs.iter().map(IpNet::trunc) {
-            if let Some(other) = underlay_networks.iter().find(|other| overlap(other, &cidr)) {
-                let node = node.name.clone();
-                network.problems.insert(Problem::Underlay { node, cidr, network: *other });
-                continue;
-            }
-            match taken.iter().find(|(other, _)| overlap(other, &cidr)) {
-                Some((other, owner)) => drop(network.problems.insert(Problem::Conflict {
-                    node: node.name.clone(),
-                    cidr,
-                    owner: (*owner).clone(),
-                    other: *other,
-                })),
-                None => cidrs.push(cidr),
-            }
-        }
+        let cidrs = reachable(&mut network, &taken, &underlay_networks, node);
         taken.extend(cidrs.iter().map(|cidr| (*cidr, &node.name)));
-        reach(&mut network, transport, vni, own, underlay, node, &cidrs);
+        reach(&mut network, between, own, node, &cidrs);
+    }
+    if between.transport != Transport::Direct && network.underlays.is_empty() {
+        network.underlays.extend(main_underlay(between.underlay, &own.node));
     }
     Some(network)
 }
 
-/// The ways to one node.
-fn reach(
+/// The pod CIDRs of a node that are nobody else's.
+fn reachable(
     network: &mut PodNetwork,
-    transport: Transport,
-    vni: u32,
-    own: &Own,
-    underlay: Family,
+    taken: &[(IpNet, &ObjectName)],
+    underlay_networks: &[IpNet],
     node: &Node,
-    cidrs: &[IpNet],
-) {
+) -> Vec<IpNet> {
+    let mut cidrs = Vec::new();
+    for cidr in node.pod_cidrs.iter().map(IpNet::trunc) {
+        let name = node.name.clone();
+        if let Some(other) = underlay_networks.iter().find(|other| overlap(other, &cidr)) {
+            network.problems.insert(Problem::Underlay { node: name, cidr, network: *other });
+            continue;
+        }
+        match taken.iter().find(|(other, _)| overlap(other, &cidr)) {
+            Some((other, owner)) => drop(network.problems.insert(Problem::Conflict {
+                node: name,
+                cidr,
+                owner: (*owner).clone(),
+                other: *other,
+            })),
+            None => cidrs.push(cidr),
+        }
+    }
+    cidrs
+}
+
+/// The ways to one node.
+fn reach(network: &mut PodNetwork, between: Between, own: &Own, node: &Node, cidrs: &[IpNet]) {
     let mut wrapped = Vec::new();
     for cidr in cidrs {
         // The next hop of a route is of its own family.
-        let neighbour = node.address(Family::of_net(cidr)).filter(|address| is_near(own, address));
-        match (transport, neighbour) {
+        let family = Family::of_net(cidr);
+        let neighbour = node.address(family).filter(|address| is_near(own, address));
+        match (between.transport, neighbour) {
             (Transport::Direct | Transport::CrossSubnet, Some(address)) => {
-                network.routes.insert(Route { to: *cidr, via: Hop::Node(address) });
+                let source = source(own, family);
+                network.routes.insert(Route { to: *cidr, via: Hop::Node(address), source });
             }
             (Transport::Direct, None) => {
-                let problem = match node.address(Family::of_net(cidr)) {
+                let problem = match node.address(family) {
                     Some(address) => {
                         Problem::OtherSubnet { node: node.name.clone(), address, own: own.node.name.clone() }
                     }
-                    None => no_address(own, node, Family::of_net(cidr)),
+                    None => no_address(&own.node, node, family),
                 };
                 network.problems.insert(problem);
             }
             (Transport::Vxlan, _) | (Transport::CrossSubnet, None) => wrapped.push(cidr),
         }
     }
-    if wrapped.is_empty() {
-        return;
+    if !wrapped.is_empty() {
+        wrap(network, between, own, node, &wrapped);
     }
-    let Some(address) = node.address(underlay) else {
-        network.problems.insert(no_address(own, node, underlay));
-        return;
-    };
-    for cidr in &wrapped {
-        network.routes.insert(Route { to: **cidr, via: Hop::Vtep(vtep_address(cidr)) });
-    }
-    let addresses = wrapped.iter().map(|cidr| vtep_address(cidr)).collect();
-    network.vteps.insert(Vtep { mac: vtep_mac(&node.name, vni), node: address, addresses });
 }
 
-fn no_address(own: &Own, node: &Node, family: Family) -> Problem {
-    Problem::NoAddress { node: node.name.clone(), own: own.node.name.clone(), family }
+/// The ways through a tunnel to one node.
+fn wrap(network: &mut PodNetwork, between: Between, own: &Own, node: &Node, cidrs: &[&IpNet]) {
+    let underlay = match underlay(between.underlay, &own.node, node) {
+        Ok(underlay) => underlay,
+        Err(problem) => {
+            network.problems.insert(problem);
+            return;
+        }
+    };
+    let Some(address) = node.address(underlay) else { return };
+    for cidr in cidrs {
+        let via = Hop::Vtep(underlay, vtep_address(cidr));
+        network.routes.insert(Route { to: **cidr, via, source: None });
+    }
+    let addresses = cidrs.iter().map(|cidr| vtep_address(cidr)).collect();
+    network.vteps.insert(Vtep { mac: vtep_mac(&node.name, between.vni), node: address, addresses });
+    network.underlays.insert(underlay);
+}
+
+/// The node's address of a family, if it is on an interface.
+fn source(own: &Own, family: Family) -> Option<IpAddr> {
+    own.node.address(family).filter(|ip| own.networks.iter().any(|net| net.addr() == *ip))
+}
+
+/// That `node` has no address by which `own` would reach it.
+fn no_address(own: &Node, node: &Node, family: Family) -> Problem {
+    Problem::NoAddress { node: node.name.clone(), own: own.name.clone(), family }
 }
 
 /// The networks by which other nodes reach this one. What else is on this node (other bridges, tunnels) is no way to nodes.
@@ -299,14 +375,18 @@ mod tests {
         node("c", &["192.168.2.3", "fd02::3"], &["10.244.3.0/24", "fd00:3::/64"])
     }
 
+    fn between(transport: Transport) -> Between {
+        Between { transport, vni: 1, underlay: None }
+    }
+
     fn of(transport: Transport, nodes: &[Node]) -> PodNetwork {
-        pod_network(transport, 1, &own(), nodes.iter()).unwrap()
+        pod_network(between(transport), &own(), nodes.iter()).unwrap()
     }
 
     fn routes(network: &PodNetwork) -> Vec<String> {
         let text = |route: &Route| match route.via {
             Hop::Node(address) => format!("{} node {address}", route.to),
-            Hop::Vtep(address) => format!("{} vtep {address}", route.to),
+            Hop::Vtep(_, address) => format!("{} vtep {address}", route.to),
         };
         network.routes.iter().map(text).collect()
     }
@@ -327,7 +407,7 @@ mod tests {
         let outer: BTreeSet<String> = network.vteps.iter().map(|vtep| vtep.node.to_string()).collect();
         assert_eq!(outer, BTreeSet::from(["192.168.1.2".to_owned(), "192.168.2.3".to_owned()]));
         assert!(network.vteps.iter().all(|vtep| vtep.mac[0] & 3 == 2 && vtep.addresses.len() == 2));
-        assert_eq!(network.device.len(), 2);
+        assert_eq!(network.addresses.len(), 2);
         assert!(network.problems.is_empty());
     }
 
@@ -350,7 +430,7 @@ mod tests {
     fn without_vxlan_who_is_far_cannot_be_reached_and_that_is_said() {
         let network = of(Transport::Direct, &[near(), far()]);
         assert_eq!(routes(&network), ["10.244.2.0/24 node 192.168.1.2", "fd00:2::/64 node fd01::2"]);
-        assert!(network.device.is_empty() && network.vteps.is_empty());
+        assert!(network.underlays.is_empty() && network.vteps.is_empty());
         let told: Vec<String> = network.problems.iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 2);
         assert!(told[0].contains("c (192.168.2.3) is in no subnet of node a"), "{told:?}");
@@ -379,8 +459,113 @@ mod tests {
         assert!(told[1].contains("192.168.2.0/25 of node e overlaps 192.168.2.3/32"), "{told:?}");
         let mut own = own();
         own.node.pod_cidrs = vec!["192.168.1.128/25".parse().unwrap()];
-        let network = pod_network(Transport::Vxlan, 1, &own, [].iter()).unwrap();
+        let network = pod_network(between(Transport::Vxlan), &own, [].iter()).unwrap();
         assert_eq!(network.problems.len(), 1);
+    }
+
+    /// Nodes by the families of their addresses, in their order.
+    fn of_families(name: &str, number: u8, families: &str) -> Node {
+        let address = |family| match family {
+            '4' => format!("192.168.1.{number}"),
+            _ => format!("fd01::{number}"),
+        };
+        let addresses: Vec<String> = families.chars().map(address).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        node(name, &addresses, &[&format!("10.244.{number}.0/24"), &format!("fd00:{number}::/64")])
+    }
+
+    /// What the first node makes of the second.
+    fn seen(underlay: Option<Family>, own: &Node, other: &Node) -> PodNetwork {
+        let own = Own { node: own.clone(), networks: Vec::new() };
+        let between = Between { underlay, ..between(Transport::Vxlan) };
+        pod_network(between, &own, [other].into_iter()).unwrap()
+    }
+
+    /// The family of the tunnel of two nodes, which both have to agree on.
+    fn tunnel(set: Option<Family>, a: &str, b: &str) -> Option<Family> {
+        let (a, b) = (of_families("a", 1, a), of_families("b", 2, b));
+        let families =
+            [seen(set, &a, &b), seen(set, &b, &a)].map(|network| {
+                let families: BTreeSet<Family> =
+                    network.vteps.iter().map(|vtep| Family::of(&vtep.node)).collect();
+                assert!(families.is_subset(&network.underlays), "{network:?}");
+                assert!(network.routes.iter().all(|route| {
+                    matches!(route.via, Hop::Vtep(family, _) if families.contains(&family))
+                }));
+                assert_eq!(network.routes.len(), 2 * families.len());
+                assert_eq!(network.problems.is_empty(), !families.is_empty(), "{network:?}");
+                families
+            });
+        assert_eq!(families[0], families[1], "the ends differ");
+        families[0].first().copied()
+    }
+
+    #[test]
+    fn both_ends_of_a_tunnel_come_to_one_family() {
+        use Family::{V4, V6};
+        for (a, b, expected) in [
+            ("46", "46", V4),
+            ("64", "64", V6),
+            ("46", "64", V4),
+            ("4", "64", V4),
+            ("6", "46", V6),
+            ("6", "64", V6),
+            ("4", "4", V4),
+            ("6", "6", V6),
+        ] {
+            assert_eq!(tunnel(None, a, b), Some(expected), "{a} {b}");
+            assert_eq!(tunnel(None, b, a), Some(expected), "{b} {a}");
+        }
+        assert_eq!(tunnel(None, "4", "6"), None);
+        for set in Family::BOTH {
+            for (a, b) in [("46", "46"), ("64", "46"), ("64", "64")] {
+                assert_eq!(tunnel(Some(set), a, b), Some(set), "{a} {b}");
+            }
+            let lacking = if set == V4 { "6" } else { "4" };
+            assert_eq!(tunnel(Some(set), lacking, "46"), None);
+        }
+    }
+
+    #[test]
+    fn a_family_that_a_node_lacks_is_named_with_that_node_and_others_go_on() {
+        let (dual, v4) = (of_families("a", 1, "46"), of_families("b", 2, "4"));
+        let told = |own: &Node, other: &Node| {
+            let problems = seen(Some(Family::V6), own, other).problems;
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&dual, &v4), ["node b has no IPv6 InternalIP, which node a would reach it by"]);
+        assert_eq!(told(&v4, &dual), told(&dual, &v4));
+        let own = Own { node: dual, networks: Vec::new() };
+        let between = Between { underlay: Some(Family::V6), ..between(Transport::Vxlan) };
+        let third = of_families("c", 3, "64");
+        let network = pod_network(between, &own, [&v4, &third].into_iter()).unwrap();
+        assert_eq!(routes(&network), ["10.244.3.0/24 vtep 10.244.3.0", "fd00:3::/64 vtep fd00:3::"]);
+    }
+
+    #[test]
+    fn a_second_device_is_there_only_where_a_node_needs_it() {
+        let own = Own { node: of_families("a", 1, "64"), networks: Vec::new() };
+        let of =
+            |others: &[Node]| pod_network(between(Transport::Vxlan), &own, others.iter()).unwrap().underlays;
+        assert_eq!(of(&[]), BTreeSet::from([Family::V6]));
+        assert_eq!(of(&[of_families("b", 2, "64")]), BTreeSet::from([Family::V6]));
+        assert_eq!(of(&[of_families("b", 2, "64"), of_families("c", 3, "4")]), Family::BOTH.into());
+    }
+
+    #[test]
+    fn processes_of_the_node_have_its_address_where_no_tunnel_is() {
+        let sources = |network: PodNetwork| -> Vec<Option<String>> {
+            network.routes.iter().map(|route| route.source.map(|ip| ip.to_string())).collect()
+        };
+        let network = of(Transport::CrossSubnet, &[near(), far()]);
+        assert_eq!(sources(network), [Some("192.168.1.1".into()), None, Some("fd01::1".into()), None]);
+        // The kernel refuses a source that is not on the node.
+        let mut own = own();
+        own.networks.push("192.168.1.7/24".parse().unwrap());
+        own.node.addresses[0] = "192.168.1.9".parse().unwrap();
+        own.node.addresses.push("192.168.1.7".parse().unwrap());
+        let network = pod_network(between(Transport::Direct), &own, [near()].iter()).unwrap();
+        assert_eq!(sources(network), [None, Some("fd01::1".into())]);
     }
 
     #[test]
@@ -388,21 +573,21 @@ mod tests {
         let mut own = own();
         // As docker0 would be.
         own.networks.push("192.168.2.1/24".parse().unwrap());
-        let network = pod_network(Transport::CrossSubnet, 1, &own, [far()].iter()).unwrap();
+        let network = pod_network(between(Transport::CrossSubnet), &own, [far()].iter()).unwrap();
         assert_eq!(routes(&network), ["10.244.3.0/24 vtep 10.244.3.0", "fd00:3::/64 vtep fd00:3::"]);
     }
 
     #[test]
     fn a_node_without_an_address_or_a_pod_cidr_is_waited_for() {
         let lonely = node("f", &["fd09::1"], &["10.244.9.0/24"]);
-        let network = of(Transport::Vxlan, &[lonely]);
+        let network = of(Transport::Direct, &[lonely]);
         assert!(network.routes.is_empty());
         assert!(
             network.problems.iter().next().unwrap().to_string().contains("node f has no IPv4 InternalIP")
         );
         let without = Own { node: node("a", &["192.168.1.1"], &[]), networks: Vec::new() };
-        assert_eq!(pod_network(Transport::Vxlan, 1, &without, [near()].iter()), None);
+        assert_eq!(pod_network(between(Transport::Vxlan), &without, [near()].iter()), None);
         let without = Own { node: node("a", &[], &["10.244.1.0/24"]), networks: Vec::new() };
-        assert_eq!(pod_network(Transport::Vxlan, 1, &without, [near()].iter()), None);
+        assert_eq!(pod_network(between(Transport::Vxlan), &without, [near()].iter()), None);
     }
 }

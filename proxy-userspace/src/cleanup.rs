@@ -87,7 +87,7 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
     match pod_network::remove() {
         Ok(false) => println!("nothing to remove: there is no pod network"),
         Ok(true) => {
-            println!("removed the pod network: table inet {}, {}, routes", TABLE, pod_network::DEVICE)
+            println!("removed the pod network: table inet {TABLE}, VXLAN devices, routes")
         }
         Err(error) => steps.push(Step { what: "the pod network".into(), result: Err(error.into()) }),
     }

@@ -39,7 +39,7 @@ use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
 
 pub use install::{InstallError, plugin};
-pub use kernel::{DEVICE, KernelError};
+pub use kernel::{KernelError, device_name};
 pub use node::NodeError;
 use rules::Rules;
 
@@ -57,8 +57,8 @@ const ABANDONED: Duration = Duration::from_secs(120);
 enum PassError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("an interface that is no VXLAN device is called {DEVICE}; rename or delete it")]
-    NameTaken,
+    #[error("an interface that is no VXLAN device is called {0}; rename or delete it")]
+    NameTaken(&'static str),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error("cannot write the rules of the pod network: {0}")]
@@ -92,8 +92,10 @@ pub struct PodNetworkTask {
     rules: Rules,
     told: BTreeSet<Problem>,
     told_ports: BTreeSet<host_ports::Refusal>,
-    /// The index of the VXLAN device.
-    device: Option<u32>,
+    /// The indices of the VXLAN devices.
+    devices: kernel::Indices,
+    /// Those that there were to be after the last pass.
+    made: BTreeSet<Family>,
     /// What the plugin was told last.
     node_file: Option<NodeFile>,
     waits: bool,
@@ -121,7 +123,8 @@ impl PodNetworkTask {
             rules: Rules::default(),
             told: BTreeSet::new(),
             told_ports: BTreeSet::new(),
-            device: None,
+            devices: kernel::Indices::new(),
+            made: BTreeSet::new(),
             node_file: None,
             waits: false,
             last_error: None,
@@ -199,7 +202,7 @@ impl PodNetworkTask {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
                 Some(notice) = rule_notices.recv() => self.rules.distrust(Some(notice)),
-                there = notices::until_of_interest(&mut messages, self.device) => if !there { return Ok(()) },
+                there = notices::until_of_interest(&mut messages, &self.devices) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
             }
@@ -267,7 +270,7 @@ impl PodNetworkTask {
         let node = nodes.iter().find(|node| node.name.name() == self.node_name);
         let own = node.map(|node| Own { node: node.clone(), networks: network.networks.clone() });
         let decided = own.and_then(|own| {
-            let wanted = pod_network(self.settings.transport, self.settings.vni, &own, nodes.iter())?;
+            let wanted = pod_network(self.settings.between, &own, nodes.iter())?;
             Some((own, wanted))
         });
         if decided.is_none() && !self.waits {
@@ -295,23 +298,25 @@ impl PodNetworkTask {
         mtu: u32,
     ) -> Result<Option<KernelError>, PassError> {
         let observed = kernel::observe(handle).await?;
-        self.device = observed.index;
-        if observed.is_taken {
-            return Err(PassError::NameTaken);
+        self.devices = observed.indices;
+        if let Some(name) = observed.taken {
+            return Err(PassError::NameTaken(name));
         }
-        let state = KernelState::wanted(wanted, self.device(own, network, mtu));
+        let state = KernelState::wanted(wanted, |family| self.device(family, own, network, mtu));
         let steps = observed.state.steps_to(&state);
         let begun = Instant::now();
         // One that fails does not keep the others from being taken.
         let (mut taken, mut of_node, mut of_peer) = (Vec::new(), None, None);
         for step in &steps {
             debug!("{}", kernel::describe(step));
-            match (kernel::take(handle, step, self.device).await, step) {
-                (Ok(()), Step::AddDevice(_)) => {
-                    self.device = kernel::device_index(handle).await?;
+            match (kernel::take(handle, step, &self.devices).await, step) {
+                (Ok(()), Step::AddDevice(device)) => {
+                    let family = device.underlay;
+                    let index = kernel::device_index(handle, family).await?;
+                    self.devices.extend(index.map(|index| (family, index)));
                     taken.push(step);
-                    if self.node_file.is_some() && !steps.contains(&Step::DeleteDevice) {
-                        warn!("somebody else deleted {DEVICE}: made anew");
+                    if self.made.contains(&family) && !steps.contains(&Step::DeleteDevice(family)) {
+                        warn!("somebody else deleted {}: made anew", device_name(family));
                     }
                 }
                 (Ok(()), _) => taken.push(step),
@@ -319,6 +324,7 @@ impl PodNetworkTask {
                 (Err(error), _) => drop(of_node.get_or_insert(error)),
             }
         }
+        self.made = wanted.underlays.clone();
         if let Some(first) = taken.first().map(|step| kernel::describe(step)) {
             let seconds = begun.elapsed().as_secs_f64();
             info!(steps = taken.len(), first, seconds, "pod network changed");
@@ -327,16 +333,15 @@ impl PodNetworkTask {
         of_node.map_or(Ok(of_peer), |error| Err(error.into()))
     }
 
-    /// The VXLAN device, without its addresses.
-    fn device(&self, own: &Own, network: &Network, mtu: u32) -> Device {
-        let address = own.node.addresses.first().copied();
-        let vni = self.settings.vni;
+    /// The VXLAN device of a family, without its addresses.
+    fn device(&self, family: Family, own: &Own, network: &Network, mtu: u32) -> Device {
+        let vni = self.settings.between.vni;
         Device {
             vni,
             port: self.settings.port,
             mac: vtep_mac(&own.node.name, vni),
-            underlay: address.map_or(Family::V4, |ip| Family::of(&ip)),
-            local: address.filter(|ip| network.addresses.contains(ip)),
+            underlay: family,
+            local: own.node.address(family).filter(|ip| network.addresses.contains(ip)),
             checksums: false,
             mtu,
             addresses: BTreeSet::new(),
@@ -417,7 +422,7 @@ pub enum RemoveError {
     Open(#[from] std::io::Error),
 }
 
-/// Removes rules, routes and the VXLAN device. Pods keep their links and addresses. Returns whether there was anything.
+/// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns whether there was anything.
 pub fn remove() -> Result<bool, RemoveError> {
     let had_rules = Nft::open()?.delete(TABLE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

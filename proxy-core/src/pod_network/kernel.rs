@@ -1,6 +1,6 @@
 //! From what there should be to steps in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Hop, Mac, PodNetwork, Route};
@@ -31,47 +31,56 @@ pub struct Device {
 impl Device {
     /// Whether one can be made of the other: the kernel changes MTU and addresses only.
     fn is_same(&self, other: &Device) -> bool {
-        let fixed = |device: &Device| (device.vni, device.port, device.mac, device.local, device.checksums);
+        let fixed = |device: &Device| {
+            (device.underlay, device.vni, device.port, device.mac, device.local, device.checksums)
+        };
         fixed(self) == fixed(other)
     }
 }
 
-/// What the kernel should hold, or holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KernelState {
-    /// The VXLAN device.
-    pub device: Option<Device>,
+/// A VXLAN device with what hangs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The device.
+    pub device: Device,
     /// Whether it is up. Wanted: always.
     pub up: bool,
-    /// Ways to the pods of others.
-    pub routes: BTreeSet<Route>,
     /// Which hardware address an inner next hop has.
     pub neighbours: BTreeSet<(IpAddr, Mac)>,
     /// Which node a hardware address is at.
     pub forwarding: BTreeSet<(Mac, IpAddr)>,
 }
 
-/// A step from one state to another.
+/// What the kernel should hold, or holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelState {
+    /// The VXLAN devices, each by the family that its name stands for. A device of an earlier version may have another.
+    pub tunnels: BTreeMap<Family, Tunnel>,
+    /// Ways to the pods of others.
+    pub routes: BTreeSet<Route>,
+}
+
+/// A step from one state to another. The family says which device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Makes the device, and sets it up.
+    /// Makes the device of its underlay's family, and sets it up.
     AddDevice(Device),
     /// Deletes the device, with all that hangs on it.
-    DeleteDevice,
+    DeleteDevice(Family),
     /// Sets the device's MTU, and sets it up.
-    SetDevice(u32),
+    SetDevice(Family, u32),
     /// Gives the device an address.
-    AddAddress(IpAddr),
+    AddAddress(Family, IpAddr),
     /// Takes an address from the device.
-    DeleteAddress(IpAddr),
+    DeleteAddress(Family, IpAddr),
     /// Says which hardware address a next hop has.
-    AddNeighbour(IpAddr, Mac),
+    AddNeighbour(Family, IpAddr, Mac),
     /// Forgets it.
-    DeleteNeighbour(IpAddr, Mac),
+    DeleteNeighbour(Family, IpAddr, Mac),
     /// Says which node a hardware address is at.
-    AddForwarding(Mac, IpAddr),
+    AddForwarding(Family, Mac, IpAddr),
     /// Forgets it.
-    DeleteForwarding(Mac, IpAddr),
+    DeleteForwarding(Family, Mac, IpAddr),
     /// Adds a route; there is none of ours to the same network.
     AddRoute(Route),
     /// Replaces our route to the same network.
@@ -83,82 +92,104 @@ pub enum Step {
 impl KernelState {
     /// What a pod network takes in the kernel.
     ///
-    /// `device` is the VXLAN device, if there shall be one, without its addresses.
-    pub fn wanted(network: &PodNetwork, device: Device) -> Self {
-        let addresses = network.device.clone();
-        let device = (!addresses.is_empty()).then_some(Device { addresses, ..device });
+    /// `device` makes the VXLAN device of a family, without its addresses.
+    pub fn wanted(network: &PodNetwork, device: impl Fn(Family) -> Device) -> Self {
+        let tunnel = |family: &Family| {
+            let vteps = || network.vteps.iter().filter(|vtep| Family::of(&vtep.node) == *family);
+            let neighbours =
+                vteps().flat_map(|vtep| vtep.addresses.iter().map(|address| (*address, vtep.mac))).collect();
+            let forwarding = vteps().map(|vtep| (vtep.mac, vtep.node)).collect();
+            let device = Device { addresses: network.addresses.clone(), ..device(*family) };
+            (*family, Tunnel { device, up: true, neighbours, forwarding })
+        };
         KernelState {
-            up: device.is_some(),
-            device,
+            tunnels: network.underlays.iter().map(tunnel).collect(),
             routes: network.routes.clone(),
-            neighbours: network
-                .vteps
-                .iter()
-                .flat_map(|vtep| vtep.addresses.iter().map(|address| (*address, vtep.mac)))
-                .collect(),
-            forwarding: network.vteps.iter().map(|vtep| (vtep.mac, vtep.node)).collect(),
         }
     }
 
     /// Steps from here to there. What a route needs comes before it and goes after it.
     pub fn steps_to(&self, wanted: &KernelState) -> Vec<Step> {
         let mut steps = Vec::new();
-        let keeps = match (&self.device, &wanted.device) {
-            (Some(is), Some(shall)) => is.is_same(shall),
-            (None, None) => true,
-            _ => false,
-        };
-        if !keeps && self.device.is_some() {
-            steps.push(Step::DeleteDevice);
-        }
+        let kept: BTreeMap<Family, &Tunnel> = self
+            .tunnels
+            .iter()
+            .filter(|(family, is)| stays(is, wanted.tunnels.get(family)))
+            .map(by_family)
+            .collect();
+        // One that nobody needs goes in the end, unless it is in the way of another: one VNI, port and family have one device.
+        let (late, early): (Vec<_>, Vec<_>) =
+            self.tunnels.iter().filter(|(family, _)| !kept.contains_key(family)).partition(|(family, is)| {
+                is.device.underlay == **family && !wanted.tunnels.contains_key(family)
+            });
+        steps.extend(early.iter().map(|(family, _)| Step::DeleteDevice(**family)));
         // With a device everything on it is gone.
-        let empty = KernelState::default();
-        let (here, kept_routes): (&KernelState, BTreeSet<Route>) = if keeps {
-            (self, self.routes.clone())
-        } else {
-            let is_elsewhere = |route: &&Route| matches!(route.via, Hop::Node(_));
-            (&empty, self.routes.iter().filter(is_elsewhere).cloned().collect())
+        let is_there = |route: &&Route| match route.via {
+            Hop::Vtep(family, _) => !early.iter().any(|(gone, _)| **gone == family),
+            Hop::Node(_) => true,
         };
-        let gone = |route: &&Route| !wanted.routes.iter().any(|other| other.to == route.to);
-        steps.extend(kept_routes.iter().filter(gone).cloned().map(Step::DeleteRoute));
-        if let Some(shall) = &wanted.device {
-            device_steps(here, shall, &mut steps);
+        let routes: BTreeSet<&Route> = self.routes.iter().filter(is_there).collect();
+        let is_unwanted = |route: &&&Route| !wanted.routes.iter().any(|other| other.to == route.to);
+        steps.extend(routes.iter().filter(is_unwanted).map(|route| Step::DeleteRoute((*route).clone())));
+        for (family, shall) in &wanted.tunnels {
+            tunnel_steps(*family, kept.get(family).copied(), shall, &mut steps);
         }
-        steps.extend(
-            wanted.forwarding.difference(&here.forwarding).map(|(mac, ip)| Step::AddForwarding(*mac, *ip)),
-        );
-        steps.extend(
-            wanted.neighbours.difference(&here.neighbours).map(|(ip, mac)| Step::AddNeighbour(*ip, *mac)),
-        );
-        steps.extend(wanted.routes.difference(&kept_routes).cloned().map(|route| {
-            let is_there = kept_routes.iter().any(|other| other.to == route.to);
-            if is_there { Step::ReplaceRoute(route) } else { Step::AddRoute(route) }
+        steps.extend(wanted.routes.iter().filter(|route| !routes.contains(route)).cloned().map(|route| {
+            let replaces = routes.iter().any(|other| other.to == route.to);
+            if replaces { Step::ReplaceRoute(route) } else { Step::AddRoute(route) }
         }));
-        let stale =
-            here.neighbours.iter().filter(|(ip, _)| !wanted.neighbours.iter().any(|(other, _)| other == ip));
-        steps.extend(stale.map(|(ip, mac)| Step::DeleteNeighbour(*ip, *mac)));
-        steps.extend(
-            here.forwarding.difference(&wanted.forwarding).map(|(mac, ip)| Step::DeleteForwarding(*mac, *ip)),
-        );
+        for (family, is) in kept {
+            if let Some(shall) = wanted.tunnels.get(&family) {
+                stale_steps(family, is, shall, &mut steps);
+            }
+        }
+        steps.extend(late.iter().map(|(family, _)| Step::DeleteDevice(**family)));
         steps
     }
 }
 
-fn device_steps(here: &KernelState, shall: &Device, steps: &mut Vec<Step>) {
-    let had = match &here.device {
-        Some(is) => {
-            if is.mtu != shall.mtu || !here.up {
-                steps.push(Step::SetDevice(shall.mtu));
-            }
-            is.addresses.clone()
-        }
-        None => {
-            steps.push(Step::AddDevice(shall.clone()));
-            BTreeSet::new()
-        }
-    };
-    steps.extend(shall.addresses.difference(&had).map(|ip| Step::AddAddress(*ip)));
-    steps.extend(had.difference(&shall.addresses).map(|ip| Step::DeleteAddress(*ip)));
+fn by_family<'a>((family, tunnel): (&Family, &'a Tunnel)) -> (Family, &'a Tunnel) {
+    (*family, tunnel)
+}
+
+/// Whether a device stays, with other settings perhaps.
+fn stays(is: &Tunnel, shall: Option<&Tunnel>) -> bool {
+    shall.is_some_and(|shall| is.device.is_same(&shall.device))
+}
+
+/// What a tunnel lacks.
+fn tunnel_steps(family: Family, is: Option<&Tunnel>, shall: &Tunnel, steps: &mut Vec<Step>) {
+    let (wanted, none) = (&shall.device, Tunnel::none(&shall.device));
+    let here = is.unwrap_or(&none);
+    match is {
+        Some(is) if is.device.mtu != wanted.mtu || !is.up => steps.push(Step::SetDevice(family, wanted.mtu)),
+        Some(_) => {}
+        None => steps.push(Step::AddDevice(wanted.clone())),
+    }
+    let had = &here.device.addresses;
+    steps.extend(wanted.addresses.difference(had).map(|ip| Step::AddAddress(family, *ip)));
+    steps.extend(had.difference(&wanted.addresses).map(|ip| Step::DeleteAddress(family, *ip)));
+    let forwarding = shall.forwarding.difference(&here.forwarding);
+    steps.extend(forwarding.map(|(mac, ip)| Step::AddForwarding(family, *mac, *ip)));
+    let neighbours = shall.neighbours.difference(&here.neighbours);
+    steps.extend(neighbours.map(|(ip, mac)| Step::AddNeighbour(family, *ip, *mac)));
+}
+
+/// What a tunnel has too much.
+fn stale_steps(family: Family, is: &Tunnel, shall: &Tunnel, steps: &mut Vec<Step>) {
+    let is_stale = |(ip, _): &&(IpAddr, Mac)| !shall.neighbours.iter().any(|(other, _)| other == ip);
+    let neighbours = is.neighbours.iter().filter(is_stale);
+    steps.extend(neighbours.map(|(ip, mac)| Step::DeleteNeighbour(family, *ip, *mac)));
+    let forwarding = is.forwarding.difference(&shall.forwarding);
+    steps.extend(forwarding.map(|(mac, ip)| Step::DeleteForwarding(family, *mac, *ip)));
+}
+
+impl Tunnel {
+    /// A device that has just been made.
+    fn none(device: &Device) -> Self {
+        let device = Device { addresses: BTreeSet::new(), ..device.clone() };
+        Tunnel { device, up: true, neighbours: BTreeSet::new(), forwarding: BTreeSet::new() }
+    }
 }
 
 #[cfg(test)]
@@ -178,53 +209,90 @@ mod tests {
         }
     }
 
-    fn vtep_route(to: &str, via: &str) -> Route {
-        Route { to: to.parse().unwrap(), via: Hop::Vtep(via.parse().unwrap()) }
+    fn vtep_route(to: &str, family: Family, via: &str) -> Route {
+        Route { to: to.parse().unwrap(), via: Hop::Vtep(family, via.parse().unwrap()), source: None }
+    }
+
+    fn tunnel(device: Device, node: &str) -> Tunnel {
+        let (mac, vtep) = ([2, 0, 0, 0, 0, 2], "10.244.2.0".parse().unwrap());
+        Tunnel {
+            device,
+            up: true,
+            neighbours: BTreeSet::from([(vtep, mac)]),
+            forwarding: BTreeSet::from([(mac, node.parse().unwrap())]),
+        }
+    }
+
+    fn direct() -> Route {
+        let source = Some("192.168.1.1".parse().unwrap());
+        Route { to: "10.244.3.0/24".parse().unwrap(), via: Hop::Node("192.168.1.3".parse().unwrap()), source }
+    }
+
+    fn with(change: impl Fn(&mut Tunnel)) -> KernelState {
+        let mut tunnel = tunnel(device(), "192.168.1.2");
+        change(&mut tunnel);
+        KernelState {
+            tunnels: BTreeMap::from([(Family::V4, tunnel)]),
+            routes: BTreeSet::from([vtep_route("10.244.2.0/24", Family::V4, "10.244.2.0"), direct()]),
+        }
     }
 
     fn full() -> KernelState {
-        let (mac, vtep) = ([2, 0, 0, 0, 0, 2], "10.244.2.0".parse().unwrap());
-        let direct = Hop::Node("192.168.1.3".parse().unwrap());
+        with(|_| {})
+    }
+
+    /// Another node is reached by IPv6.
+    fn over_ipv6() -> KernelState {
+        let device = Device { underlay: Family::V6, local: Some("fd01::1".parse().unwrap()), ..device() };
         KernelState {
-            device: Some(device()),
-            up: true,
-            routes: BTreeSet::from([
-                vtep_route("10.244.2.0/24", "10.244.2.0"),
-                Route { to: "10.244.3.0/24".parse().unwrap(), via: direct },
-            ]),
-            neighbours: BTreeSet::from([(vtep, mac)]),
-            forwarding: BTreeSet::from([(mac, "192.168.1.2".parse().unwrap())]),
+            tunnels: BTreeMap::from([(Family::V6, tunnel(device, "fd01::2"))]),
+            routes: BTreeSet::from([vtep_route("10.244.2.0/24", Family::V6, "10.244.2.0"), direct()]),
         }
     }
 
     /// A kernel that does what it is told, and loses what hangs on a device with it.
     fn play(mut state: KernelState, steps: &[Step]) -> KernelState {
         for step in steps {
+            let on = |state: &mut KernelState, family: Family, change: &dyn Fn(&mut Tunnel)| {
+                change(state.tunnels.get_mut(&family).expect("a device"));
+            };
             match step.clone() {
                 Step::AddDevice(device) => {
-                    assert!(state.device.is_none());
-                    state.device = Some(Device { addresses: BTreeSet::new(), ..device });
-                    state.up = true;
+                    let is_other = |tunnel: &Tunnel| tunnel.device.underlay != device.underlay;
+                    assert!(state.tunnels.values().all(is_other), "EEXIST");
+                    let new = state.tunnels.insert(device.underlay, Tunnel::none(&device));
+                    assert!(new.is_none());
                 }
-                Step::DeleteDevice => {
-                    let routes = state.routes.into_iter().filter(|route| matches!(route.via, Hop::Node(_)));
-                    state = KernelState { routes: routes.collect(), ..KernelState::default() };
+                Step::DeleteDevice(family) => {
+                    assert!(state.tunnels.remove(&family).is_some());
+                    state.routes.retain(|route| !matches!(route.via, Hop::Vtep(other, _) if other == family));
                 }
-                Step::SetDevice(mtu) => {
-                    state.device.as_mut().unwrap().mtu = mtu;
-                    state.up = true;
+                Step::SetDevice(family, mtu) => on(&mut state, family, &|tunnel| {
+                    (tunnel.device.mtu, tunnel.up) = (mtu, true);
+                }),
+                Step::AddAddress(family, ip) => {
+                    on(&mut state, family, &|tunnel| assert!(tunnel.device.addresses.insert(ip)));
                 }
-                Step::AddAddress(ip) => assert!(state.device.as_mut().unwrap().addresses.insert(ip)),
-                Step::DeleteAddress(ip) => assert!(state.device.as_mut().unwrap().addresses.remove(&ip)),
-                Step::AddNeighbour(ip, mac) => {
-                    state.neighbours.retain(|(other, _)| *other != ip);
-                    state.neighbours.insert((ip, mac));
+                Step::DeleteAddress(family, ip) => {
+                    on(&mut state, family, &|tunnel| assert!(tunnel.device.addresses.remove(&ip)));
                 }
-                Step::DeleteNeighbour(ip, mac) => assert!(state.neighbours.remove(&(ip, mac))),
-                Step::AddForwarding(mac, ip) => assert!(state.forwarding.insert((mac, ip))),
-                Step::DeleteForwarding(mac, ip) => assert!(state.forwarding.remove(&(mac, ip))),
+                Step::AddNeighbour(family, ip, mac) => on(&mut state, family, &|tunnel| {
+                    tunnel.neighbours.retain(|(other, _)| *other != ip);
+                    tunnel.neighbours.insert((ip, mac));
+                }),
+                Step::DeleteNeighbour(family, ip, mac) => {
+                    on(&mut state, family, &|tunnel| assert!(tunnel.neighbours.remove(&(ip, mac))));
+                }
+                Step::AddForwarding(family, mac, ip) => {
+                    on(&mut state, family, &|tunnel| assert!(tunnel.forwarding.insert((mac, ip))));
+                }
+                Step::DeleteForwarding(family, mac, ip) => {
+                    on(&mut state, family, &|tunnel| assert!(tunnel.forwarding.remove(&(mac, ip))));
+                }
                 Step::AddRoute(route) | Step::ReplaceRoute(route) => {
-                    assert!(state.up || matches!(route.via, Hop::Node(_)));
+                    if let Hop::Vtep(family, _) = route.via {
+                        assert!(state.tunnels[&family].up);
+                    }
                     let before = state.routes.len();
                     state.routes.retain(|other| other.to != route.to);
                     assert_eq!(state.routes.len() < before, matches!(step, Step::ReplaceRoute(_)));
@@ -238,25 +306,42 @@ mod tests {
 
     #[test]
     fn any_state_becomes_any_other_and_then_nothing_is_to_be_done() {
-        let mut moved = full();
-        moved.forwarding = BTreeSet::from([([2, 0, 0, 0, 0, 2], "192.168.1.9".parse().unwrap())]);
-        moved.neighbours = BTreeSet::from([("10.244.2.0".parse().unwrap(), [2, 0, 0, 0, 0, 9])]);
-        moved.routes = BTreeSet::from([vtep_route("10.244.3.0/24", "10.244.3.0")]);
-        let other_port = KernelState { device: Some(Device { port: 8472, ..device() }), ..full() };
-        let other_mtu = KernelState { device: Some(Device { mtu: 1400, ..device() }), ..full() };
-        let other_address = KernelState {
-            device: Some(Device { addresses: BTreeSet::from(["10.9.0.0".parse().unwrap()]), ..device() }),
-            ..full()
+        let mut moved = with(|tunnel| {
+            tunnel.forwarding = BTreeSet::from([([2, 0, 0, 0, 0, 2], "192.168.1.9".parse().unwrap())]);
+            tunnel.neighbours = BTreeSet::from([("10.244.2.0".parse().unwrap(), [2, 0, 0, 0, 0, 9])]);
+        });
+        moved.routes = BTreeSet::from([vtep_route("10.244.3.0/24", Family::V4, "10.244.3.0")]);
+        let other_port = with(|tunnel| tunnel.device.port = 8472);
+        let other_mtu = with(|tunnel| tunnel.device.mtu = 1400);
+        let other_address =
+            with(|tunnel| tunnel.device.addresses = BTreeSet::from(["10.9.0.0".parse().unwrap()]));
+        let summed = with(|tunnel| tunnel.device.checksums = true);
+        let down = with(|tunnel| tunnel.up = false);
+        // As versions before had it: the only device, whatever its family.
+        let mut of_before = over_ipv6();
+        of_before.tunnels = of_before.tunnels.into_values().map(|tunnel| (Family::V4, tunnel)).collect();
+        of_before.routes = BTreeSet::from([vtep_route("10.244.2.0/24", Family::V4, "10.244.2.0"), direct()]);
+        let both = KernelState {
+            tunnels: full().tunnels.into_iter().chain(over_ipv6().tunnels).collect(),
+            routes: full().routes,
         };
-        let down = KernelState { up: false, ..full() };
-        let direct = KernelState {
-            routes: full().routes.into_iter().filter(|route| matches!(route.via, Hop::Node(_))).collect(),
-            ..KernelState::default()
-        };
-        let summed = KernelState { device: Some(Device { checksums: true, ..device() }), ..full() };
-        let wanted =
-            [full(), moved, other_port, summed, other_mtu, other_address, direct, KernelState::default()];
-        for from in wanted.iter().chain([&down]) {
+        let only_direct = KernelState { routes: BTreeSet::from([direct()]), ..KernelState::default() };
+        let mut any_source = full();
+        any_source.routes = BTreeSet::from([Route { source: None, ..direct() }]);
+        let wanted = [
+            full(),
+            moved,
+            other_port,
+            summed,
+            other_mtu,
+            other_address,
+            over_ipv6(),
+            both,
+            only_direct,
+            any_source,
+            KernelState::default(),
+        ];
+        for from in wanted.iter().chain([&down, &of_before]) {
             for to in &wanted {
                 let steps = from.steps_to(to);
                 assert_eq!(&play(from.clone(), &steps), to, "{steps:?}");
@@ -264,5 +349,14 @@ mod tests {
                 assert_eq!(to.steps_to(to), []);
             }
         }
+    }
+
+    #[test]
+    fn a_tunnel_of_another_family_is_there_before_the_old_one_goes() {
+        let steps = full().steps_to(&over_ipv6());
+        assert!(matches!(steps.first(), Some(Step::AddDevice(_))), "{steps:?}");
+        let replaced = steps.iter().position(|step| matches!(step, Step::ReplaceRoute(_)));
+        assert!(replaced.is_some());
+        assert_eq!(steps.last(), Some(&Step::DeleteDevice(Family::V4)));
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde_json::Value;
 use sluice_cni::spec::{Attachment, Mode};
-use sluice_core::net::parse_cidr;
-use sluice_core::pod_network::Transport;
+use sluice_core::net::{Family, parse_cidr};
+use sluice_core::pod_network::{Between, Transport};
 
 use super::raw::{KubeProxyConfiguration, PodNetwork};
 use super::validate::Errors;
@@ -15,9 +15,7 @@ use super::validate::Errors;
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodNetworkSettings {
     /// How packets get from node to node.
-    pub transport: Transport,
-    /// What tells this VXLAN from others on the same port.
-    pub vni: u32,
+    pub between: Between,
     /// The UDP port of VXLAN.
     pub port: u16,
     /// The pods' MTU; `None`: what the path to the other nodes allows.
@@ -92,8 +90,7 @@ pub(super) fn pod_network(
     let port = number("port", section.port, 1, 65_535);
     let mtu = section.mtu.filter(|mtu| *mtu != 0).map(|mtu| number("mtu", Some(mtu), 1280, 65_535));
     Some(PodNetworkSettings {
-        transport,
-        vni,
+        between: Between { transport, vni, underlay: underlay(section, errors) },
         port: u16::try_from(port).unwrap_or_default(),
         mtu,
         masquerade: section.masquerade.unwrap_or(true),
@@ -102,6 +99,20 @@ pub(super) fn pod_network(
         bridge: section.bridge.clone(),
         cni: cni(section, errors),
     })
+}
+
+fn underlay(section: &PodNetwork, errors: &mut Errors) -> Option<Family> {
+    let text = section.underlay_family.as_str();
+    let family = Family::BOTH.into_iter().find(|family| family.name() == text);
+    errors.check(text.is_empty() || family.is_some(), || {
+        format!(
+            "sluice.podNetwork.underlayFamily: {text:?} is unknown; use \"IPv4\" or \"IPv6\", or leave it out"
+        )
+    });
+    errors.check(text.is_empty() || section.backend != "direct", || {
+        "sluice.podNetwork.underlayFamily: backend \"direct\" has no tunnel, so leave it out".into()
+    });
+    family
 }
 
 fn inside(config: &KubeProxyConfiguration, errors: &mut Errors) -> Vec<IpNet> {
@@ -188,10 +199,26 @@ mod tests {
     fn a_backend_is_enough() {
         let settings =
             read("{clusterCIDR: 10.0.0.0/8, sluice: {podNetwork: {backend: vxlan}}}").unwrap().unwrap();
-        assert_eq!((settings.vni, settings.port, settings.mtu), (1, 4789, None));
+        assert_eq!((settings.between.vni, settings.port, settings.mtu), (1, 4789, None));
+        assert_eq!(settings.between.underlay, None);
         assert_eq!((settings.mode, settings.masquerade), (Mode::Routed, true));
         assert_eq!(settings.inside, ["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(settings.cni.conf_dir, PathBuf::from("/etc/cni/net.d"));
+    }
+
+    #[test]
+    fn the_family_of_tunnels_can_be_set() {
+        let of = |family: &str, backend: &str| {
+            read(&format!("sluice: {{podNetwork: {{backend: {backend}, underlayFamily: {family}}}}}"))
+        };
+        for (text, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
+            for backend in ["vxlan", "cross-subnet"] {
+                assert_eq!(of(text, backend).unwrap().unwrap().between.underlay, Some(family));
+            }
+        }
+        let told = |family, backend| of(family, backend).unwrap_err().to_string();
+        assert!(told("ipv5", "vxlan").contains("underlayFamily: \"ipv5\" is unknown"));
+        assert!(told("IPv4", "direct").contains("underlayFamily: backend \"direct\" has no tunnel"));
     }
 
     #[test]

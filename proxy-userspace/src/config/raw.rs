@@ -192,6 +192,8 @@ section! {
         vni: Option<i64>,
         /// The UDP port of VXLAN.
         port: Option<i64>,
+        /// `IPv4` or `IPv6`: the family of VXLAN's outer packets; without it what two nodes have in common.
+        underlay_family: String,
         /// The pods' MTU; 0 for what the path to the other nodes allows.
         mtu: Option<i64>,
         /// Whether pods get the node's address when they leave the cluster.

@@ -1,6 +1,6 @@
-//! The kernel's side of the pod network, by route netlink: the VXLAN device, routes, neighbours and forwarding entries.
+//! The kernel's side of the pod network, by route netlink: the VXLAN devices, routes, neighbours and forwarding entries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use futures::TryStreamExt;
@@ -15,12 +15,24 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use sluice_core::net::Family;
-use sluice_core::pod_network::{Device, Hop, KernelState, Mac, Route, Step};
+use sluice_core::pod_network::{Device, Hop, KernelState, Mac, Route, Step, Tunnel};
 
-/// The VXLAN device.
-pub const DEVICE: &str = "sluice-vxlan0";
+/// The VXLAN devices, by the family of outer packets.
+pub(super) const DEVICES: [(Family, &str); 2] =
+    [(Family::V4, "sluice-vxlan0"), (Family::V6, "sluice-vxlan6")];
 /// By which our routes are known (`ip route show proto 92`); no routing daemon of /etc/iproute2/rt_protos has it.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
+
+/// The name of the VXLAN device of a family.
+pub fn device_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => DEVICES[0].1,
+        Family::V6 => DEVICES[1].1,
+    }
+}
+
+/// The indices of the VXLAN devices.
+pub(super) type Indices = BTreeMap<Family, u32>;
 
 /// Why the kernel's state could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,51 +75,54 @@ fn is_missing(error: &rtnetlink::Error) -> bool {
     }
 }
 
-/// What there is of ours, with the index of the device.
+/// What there is of ours, with the indices of the devices.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     /// In the words of the core.
     pub state: KernelState,
-    /// The device's index.
-    pub index: Option<u32>,
-    /// Something else has the device's name.
-    pub is_taken: bool,
+    /// The devices' indices.
+    pub indices: Indices,
+    /// A device's name that something else has.
+    pub taken: Option<&'static str>,
 }
 
 /// Looks at the kernel.
 pub(super) async fn observe(handle: &Handle) -> Result<Observed, KernelError> {
     let mut observed = Observed::default();
-    if let Some(link) = device_link(handle).await? {
+    for (family, name) in DEVICES {
+        let Some(link) = device_link(handle, name).await? else { continue };
         let index = link.header.index;
-        observed.index = Some(index);
-        observed.state.up = link.header.flags.contains(LinkFlags::Up);
-        observed.state.device = device(&link);
-        observed.is_taken = observed.state.device.is_none();
-        if let Some(device) = &mut observed.state.device {
-            device.addresses = addresses(handle, index).await?;
-            neighbours(handle, index, &mut observed.state).await?;
-        }
+        observed.indices.insert(family, index);
+        let Some(mut device) = device(&link, family) else {
+            observed.taken = Some(name);
+            continue;
+        };
+        device.addresses = addresses(handle, index).await?;
+        let up = link.header.flags.contains(LinkFlags::Up);
+        let (neighbours, forwarding) = neighbours(handle, index).await?;
+        observed.state.tunnels.insert(family, Tunnel { device, up, neighbours, forwarding });
     }
-    observed.state.routes = routes(handle, observed.index).await?;
+    observed.state.routes = routes(handle, &observed.indices).await?;
     Ok(observed)
 }
 
-/// The index of the device, if it is there.
-pub(super) async fn device_index(handle: &Handle) -> Result<Option<u32>, KernelError> {
-    Ok(device_link(handle).await?.map(|link| link.header.index))
+/// The index of a device, if it is there.
+pub(super) async fn device_index(handle: &Handle, family: Family) -> Result<Option<u32>, KernelError> {
+    Ok(device_link(handle, device_name(family)).await?.map(|link| link.header.index))
 }
 
-async fn device_link(handle: &Handle) -> Result<Option<LinkMessage>, KernelError> {
-    let mut links = handle.link().get().match_name(DEVICE.to_owned()).execute();
+async fn device_link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, KernelError> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
         Ok(link) => Ok(link),
         Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(failed(format!("look for interface {DEVICE}"))(error)),
+        Err(error) => Err(failed(format!("look for interface {name}"))(error)),
     }
 }
 
-/// A VXLAN device as its link says; `None`: it is of another kind.
-fn device(link: &LinkMessage) -> Option<Device> {
+/// A VXLAN device as its link says; `None`: it is of another kind. One without a local address does not say its family, which
+/// is that of its name then.
+fn device(link: &LinkMessage, family: Family) -> Option<Device> {
     let (mut mac, mut mtu, mut data) = (Mac::default(), 0, None);
     for attribute in &link.attributes {
         match attribute {
@@ -126,7 +141,7 @@ fn device(link: &LinkMessage) -> Option<Device> {
         vni: 0,
         port: 0,
         mac,
-        underlay: Family::V4,
+        underlay: family,
         local: None,
         checksums: true,
         mtu,
@@ -142,6 +157,7 @@ fn device(link: &LinkMessage) -> Option<Device> {
             _ => {}
         }
     }
+    device.underlay = device.local.map_or(family, |ip| Family::of(&ip));
     Some(device)
 }
 
@@ -152,8 +168,12 @@ async fn addresses(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Kern
     Ok(found.map(|net| net.addr()).filter(is_own).collect())
 }
 
+type Neighbours = BTreeSet<(IpAddr, Mac)>;
+type Forwarding = BTreeSet<(Mac, IpAddr)>;
+
 /// What is written down for good; what the kernel has found out by itself is its own.
-async fn neighbours(handle: &Handle, index: u32, state: &mut KernelState) -> Result<(), KernelError> {
+async fn neighbours(handle: &Handle, index: u32) -> Result<(Neighbours, Forwarding), KernelError> {
+    let (mut neighbours, mut forwarding) = (Neighbours::new(), Forwarding::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
         let mut list = handle.neighbours().get().set_address_family(family).execute();
         while let Some(message) = list.try_next().await.map_err(failed("list neighbours"))? {
@@ -162,13 +182,13 @@ async fn neighbours(handle: &Handle, index: u32, state: &mut KernelState) -> Res
             }
             let Some((ip, mac)) = entry(&message) else { continue };
             if family == AddressFamily::Bridge {
-                state.forwarding.insert((mac, ip));
+                forwarding.insert((mac, ip));
             } else {
-                state.neighbours.insert((ip, mac));
+                neighbours.insert((ip, mac));
             }
         }
     }
-    Ok(())
+    Ok((neighbours, forwarding))
 }
 
 fn entry(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
@@ -197,7 +217,7 @@ fn address_of(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-async fn routes(handle: &Handle, device: Option<u32>) -> Result<BTreeSet<Route>, KernelError> {
+async fn routes(handle: &Handle, devices: &Indices) -> Result<BTreeSet<Route>, KernelError> {
     let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut asked = RouteMessage::default();
@@ -205,7 +225,7 @@ async fn routes(handle: &Handle, device: Option<u32>) -> Result<BTreeSet<Route>,
         let mut list = handle.route().get(asked).execute();
         while let Some(message) = list.try_next().await.map_err(failed("list routes"))? {
             if message.header.protocol == PROTOCOL {
-                found.extend(route(&message, device));
+                found.extend(route(&message, devices));
             }
         }
     }
@@ -220,36 +240,50 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn route(message: &RouteMessage, device: Option<u32>) -> Option<Route> {
-    let (mut to, mut gateway, mut link) = (None, None, None);
+fn route(message: &RouteMessage, devices: &Indices) -> Option<Route> {
+    let (mut to, mut gateway, mut link, mut source) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => to = ip_of(address),
             RouteAttribute::Gateway(address) => gateway = ip_of(address),
             RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::PrefSource(address) => source = ip_of(address),
             _ => {}
         }
     }
     let to = IpNet::new(to?, message.header.destination_prefix_length).ok()?;
-    let via = if link == device { Hop::Vtep(gateway?) } else { Hop::Node(gateway?) };
-    Some(Route { to, via })
+    let device = devices.iter().find(|(_, index)| Some(**index) == link);
+    let via = match device {
+        Some((family, _)) => Hop::Vtep(*family, gateway?),
+        None => Hop::Node(gateway?),
+    };
+    Some(Route { to, via, source })
 }
 
-/// Takes a step; `index` is the device's. What should go and is gone is no error.
-pub(super) async fn take(handle: &Handle, step: &Step, index: Option<u32>) -> Result<(), KernelError> {
-    let done = match (step, index) {
-        (Step::AddDevice(device), _) => add_device(handle, device).await,
-        (Step::AddRoute(route), _) => add_route(handle, route, index, true).await,
-        (Step::ReplaceRoute(route), _) => add_route(handle, route, index, false).await,
-        (Step::DeleteRoute(route), _) => handle.route().del(route_message(route.to)).execute().await,
-        (_, Some(index)) => on_device(handle, step, index).await,
-        // The device could not be made, and that is told.
-        (_, None) => Ok(()),
+/// Takes a step; `devices` are there. What should go and is gone is no error.
+pub(super) async fn take(handle: &Handle, step: &Step, devices: &Indices) -> Result<(), KernelError> {
+    let done = match step {
+        Step::AddDevice(device) => add_device(handle, device).await,
+        Step::AddRoute(route) => add_route(handle, route, devices, true).await,
+        Step::ReplaceRoute(route) => add_route(handle, route, devices, false).await,
+        Step::DeleteRoute(route) => handle.route().del(route_message(route.to)).execute().await,
+        Step::DeleteDevice(family)
+        | Step::SetDevice(family, _)
+        | Step::AddAddress(family, _)
+        | Step::DeleteAddress(family, _)
+        | Step::AddNeighbour(family, ..)
+        | Step::DeleteNeighbour(family, ..)
+        | Step::AddForwarding(family, ..)
+        | Step::DeleteForwarding(family, ..) => match devices.get(family) {
+            Some(index) => on_device(handle, step, *index).await,
+            // The device could not be made, and that is told.
+            None => Ok(()),
+        },
     };
     let removes = matches!(
         step,
-        Step::DeleteDevice
-            | Step::DeleteAddress(_)
+        Step::DeleteDevice(_)
+            | Step::DeleteAddress(..)
             | Step::DeleteNeighbour(..)
             | Step::DeleteForwarding(..)
             | Step::DeleteRoute(_)
@@ -263,17 +297,22 @@ pub(super) async fn take(handle: &Handle, step: &Step, index: Option<u32>) -> Re
 
 /// For errors and the log.
 pub(super) fn describe(step: &Step) -> String {
+    let name = |family: &Family| device_name(*family);
     match step {
-        Step::AddDevice(device) => format!("make {DEVICE} (VNI {}, UDP port {})", device.vni, device.port),
-        Step::DeleteDevice => format!("delete {DEVICE}"),
-        Step::SetDevice(mtu) => format!("set {DEVICE} up with MTU {mtu}"),
-        Step::AddAddress(ip) => format!("add address {ip} to {DEVICE}"),
-        Step::DeleteAddress(ip) => format!("delete address {ip} of {DEVICE}"),
-        Step::AddNeighbour(ip, _) => format!("add neighbour {ip} of {DEVICE}"),
-        Step::DeleteNeighbour(ip, _) => format!("delete neighbour {ip} of {DEVICE}"),
-        Step::AddForwarding(_, node) => format!("add the forwarding entry of node {node} to {DEVICE}"),
-        Step::DeleteForwarding(_, node) => {
-            format!("delete the forwarding entry of node {node} from {DEVICE}")
+        Step::AddDevice(device) => {
+            format!("make {} (VNI {}, UDP port {})", name(&device.underlay), device.vni, device.port)
+        }
+        Step::DeleteDevice(of) => format!("delete {}", name(of)),
+        Step::SetDevice(of, mtu) => format!("set {} up with MTU {mtu}", name(of)),
+        Step::AddAddress(of, ip) => format!("add address {ip} to {}", name(of)),
+        Step::DeleteAddress(of, ip) => format!("delete address {ip} of {}", name(of)),
+        Step::AddNeighbour(of, ip, _) => format!("add neighbour {ip} of {}", name(of)),
+        Step::DeleteNeighbour(of, ip, _) => format!("delete neighbour {ip} of {}", name(of)),
+        Step::AddForwarding(of, _, node) => {
+            format!("add the forwarding entry of node {node} to {}", name(of))
+        }
+        Step::DeleteForwarding(of, _, node) => {
+            format!("delete the forwarding entry of node {node} from {}", name(of))
         }
         Step::AddRoute(route) => format!("add the route to {} by {}", route.to, hop(&route.via)),
         Step::ReplaceRoute(route) => format!("lead the route to {} by {}", route.to, hop(&route.via)),
@@ -284,13 +323,14 @@ pub(super) fn describe(step: &Step) -> String {
 fn hop(via: &Hop) -> String {
     match via {
         Hop::Node(ip) => ip.to_string(),
-        Hop::Vtep(ip) => format!("{ip} of {DEVICE}"),
+        Hop::Vtep(family, ip) => format!("{ip} of {}", device_name(*family)),
     }
 }
 
 async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::Error> {
+    let name = device_name(device.underlay);
     let builder =
-        LinkVxlan::new(DEVICE, device.vni).port(device.port).learning(false).udp_csum(device.checksums);
+        LinkVxlan::new(name, device.vni).port(device.port).learning(false).udp_csum(device.checksums);
     let zero = !device.checksums;
     let builder = match (device.local, device.underlay) {
         (Some(IpAddr::V4(ip)), _) => builder.local(ip),
@@ -307,11 +347,11 @@ async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::E
 
 async fn on_device(handle: &Handle, step: &Step, index: u32) -> Result<(), rtnetlink::Error> {
     match step {
-        Step::DeleteDevice => handle.link().del(index).execute().await,
-        Step::SetDevice(mtu) => {
+        Step::DeleteDevice(_) => handle.link().del(index).execute().await,
+        Step::SetDevice(_, mtu) => {
             handle.link().set(LinkUnspec::new_with_index(index).mtu(*mtu).up().build()).execute().await
         }
-        Step::AddAddress(ip) => {
+        Step::AddAddress(_, ip) => {
             let mut request = handle.address().add(index, *ip, host_prefix(ip)).replace();
             if ip.is_ipv6() {
                 let nodad = netlink_packet_route::address::AddressFlags::Nodad;
@@ -320,7 +360,7 @@ async fn on_device(handle: &Handle, step: &Step, index: u32) -> Result<(), rtnet
             }
             request.execute().await
         }
-        Step::DeleteAddress(ip) => {
+        Step::DeleteAddress(_, ip) => {
             let mut list =
                 handle.address().get().set_link_index_filter(index).set_address_filter(*ip).execute();
             match list.try_next().await? {
@@ -328,23 +368,23 @@ async fn on_device(handle: &Handle, step: &Step, index: u32) -> Result<(), rtnet
                 None => Ok(()),
             }
         }
-        Step::AddNeighbour(ip, mac) => {
+        Step::AddNeighbour(_, ip, mac) => {
             let request = handle.neighbours().add(index, *ip).link_layer_address(mac);
             request.state(NeighbourState::Permanent).replace().execute().await
         }
-        Step::DeleteNeighbour(ip, _) => {
+        Step::DeleteNeighbour(_, ip, _) => {
             let mut message = NeighbourMessage::default();
             message.header.family = (*ip).into();
             message.header.ifindex = index;
             message.attributes.push(NeighbourAttribute::Destination((*ip).into()));
             handle.neighbours().del(message).execute().await
         }
-        Step::AddForwarding(mac, node) => {
+        Step::AddForwarding(_, mac, node) => {
             let mut request = handle.neighbours().add_bridge(index, mac).destination(*node);
             request.message_mut().header.flags = NeighbourFlags::Own;
             request.state(NeighbourState::Permanent).replace().execute().await
         }
-        Step::DeleteForwarding(mac, node) => {
+        Step::DeleteForwarding(_, mac, node) => {
             let mut message = NeighbourMessage::default();
             message.header.family = AddressFamily::Bridge;
             message.header.ifindex = index;
@@ -376,21 +416,22 @@ fn route_message(to: IpNet) -> RouteMessage {
 async fn add_route(
     handle: &Handle,
     route: &Route,
-    device: Option<u32>,
+    devices: &Indices,
     is_new: bool,
 ) -> Result<(), rtnetlink::Error> {
     let mut message = route_message(route.to);
-    let gateway = match (&route.via, device) {
-        (Hop::Node(gateway), _) => *gateway,
-        (Hop::Vtep(gateway), Some(index)) => {
+    let gateway = match &route.via {
+        Hop::Node(gateway) => *gateway,
+        Hop::Vtep(family, gateway) => {
+            let Some(index) = devices.get(family) else { return Ok(()) };
             // The gateway is in no network of the device.
             message.header.flags |= RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Oif(index));
+            message.attributes.push(RouteAttribute::Oif(*index));
             *gateway
         }
-        (Hop::Vtep(_), None) => return Ok(()),
     };
     message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
     let request = handle.route().add(message);
     // A route of somebody else is never replaced: it may be the node's own way to its network.
     if is_new { request.execute().await } else { request.replace().execute().await }
@@ -432,12 +473,12 @@ pub(super) async fn path_mtu(
     Ok([of_route, of_link].into_iter().flatten().min())
 }
 
-/// Deletes the device and our routes. Returns whether there was anything.
+/// Deletes the devices and our routes. Returns whether there was anything.
 pub(super) async fn remove(handle: &Handle) -> Result<bool, KernelError> {
     let observed = observe(handle).await?;
     let steps = observed.state.steps_to(&KernelState::default());
     for step in &steps {
-        take(handle, step, observed.index).await?;
+        take(handle, step, &observed.indices).await?;
     }
     Ok(!steps.is_empty())
 }

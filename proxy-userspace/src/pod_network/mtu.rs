@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use rtnetlink::Handle;
 use sluice_core::net::Family;
-use sluice_core::pod_network::{Hop, Own, PodNetwork, Transport};
+use sluice_core::pod_network::{Hop, Own, PodNetwork};
 
-use super::{DEVICE, PassError, kernel};
+use super::{PassError, kernel};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 
@@ -18,6 +18,14 @@ const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
 const LEAST_MTU_V6: u32 = 1280;
 /// What every host takes in IPv4 (RFC 1122, section 3.3.2).
 const LEAST_MTU_V4: u32 = 576;
+
+/// A way to other nodes: its MTU, what a tunnel takes of it, and to whom it leads.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    mtu: u32,
+    overhead: u32,
+    peer: Option<IpAddr>,
+}
 
 /// The pods' MTU, and an error if the path to a node allows less than that.
 pub(super) async fn of_pods(
@@ -33,38 +41,46 @@ pub(super) async fn of_pods(
     // A way through our own device is no way to a node.
     let mtu_of = |index| {
         let device = network.devices.iter().find(|device| device.index == index);
-        device.filter(|device| device.name != DEVICE).map(|device| device.mtu)
+        let is_ours = |name: &str| kernel::DEVICES.iter().any(|(_, ours)| *ours == name);
+        device.filter(|device| !is_ours(&device.name)).map(|device| device.mtu)
     };
+    let most = wanted.underlays.iter().map(|family| overhead(*family)).max().unwrap_or(0);
     // As long as this node is alone, what counts is the interface that the others will reach it by.
     let uplink = own.node.addresses.iter().filter_map(|ip| uplink_mtu(network, *ip)).min().unwrap_or(1500);
-    let mut least = (uplink, own.node.addresses.first().copied());
-    let mut peers: BTreeSet<IpAddr> = wanted.vteps.iter().map(|vtep| vtep.node).collect();
-    peers.extend(wanted.routes.iter().filter_map(|route| match route.via {
-        Hop::Node(ip) => Some(ip),
-        Hop::Vtep(_) => None,
-    }));
-    for peer in peers {
-        if let Some(mtu) = kernel::path_mtu(handle, peer, mtu_of).await?.filter(|mtu| *mtu < least.0) {
-            least = (mtu, Some(peer));
-        }
+    let mut paths = vec![Path { mtu: uplink, overhead: most, peer: own.node.addresses.first().copied() }];
+    // Pods have one MTU, to whomever they talk: where some nodes are behind a tunnel, others count as if they were too.
+    let direct = wanted.routes.iter().filter_map(|route| match route.via {
+        Hop::Node(ip) => Some((ip, most)),
+        Hop::Vtep(..) => None,
+    });
+    let peers: BTreeSet<(IpAddr, u32)> =
+        wanted.vteps.iter().map(|vtep| (vtep.node, overhead(Family::of(&vtep.node)))).chain(direct).collect();
+    for (peer, overhead) in peers {
+        let mtu = kernel::path_mtu(handle, peer, mtu_of).await?;
+        paths.extend(mtu.map(|mtu| Path { mtu, overhead, peer: Some(peer) }));
     }
-    Ok(less_overhead(settings.transport, own, least))
+    Ok(least(own, &paths))
 }
 
-/// What is left of a path's MTU for pods.
-fn less_overhead(
-    transport: Transport,
-    own: &Own,
-    (path, peer): (u32, Option<IpAddr>),
-) -> (u32, Option<PassError>) {
-    let overhead = match (transport, own.node.addresses.first()) {
-        (Transport::Direct, _) => 0,
-        (_, Some(IpAddr::V6(_))) => OVERHEAD_V6,
-        _ => OVERHEAD_V4,
-    };
+fn overhead(underlay: Family) -> u32 {
+    match underlay {
+        Family::V4 => OVERHEAD_V4,
+        Family::V6 => OVERHEAD_V6,
+    }
+}
+
+/// What the paths leave for pods.
+fn least(own: &Own, paths: &[Path]) -> (u32, Option<PassError>) {
     let needed = if own.node.pod_cidr(Family::V6).is_some() { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
-    let mtu = path.saturating_sub(overhead);
-    let small = (mtu < needed).then_some(PassError::Mtu { path, overhead, needed, peer });
+    let left = |path: &Path| path.mtu.saturating_sub(path.overhead);
+    let Some(path) = paths.iter().min_by_key(|path| left(path)) else { return (needed, None) };
+    let mtu = left(path);
+    let small = (mtu < needed).then_some(PassError::Mtu {
+        path: path.mtu,
+        overhead: path.overhead,
+        needed,
+        peer: path.peer,
+    });
     (mtu.max(needed), small)
 }
 
@@ -93,25 +109,34 @@ mod tests {
         Own { node, networks: Vec::new() }
     }
 
+    fn path(mtu: u32, overhead: u32, peer: &str) -> Path {
+        Path { mtu, overhead, peer: Some(peer.parse().unwrap()) }
+    }
+
     #[test]
-    fn tunnels_take_their_part() {
-        let of = |transport, address, path| {
-            let (mtu, small) = less_overhead(transport, &own(address, &["10.0.0.0/24"]), (path, None));
+    fn each_tunnel_takes_its_part() {
+        let own = own("192.168.1.1", &["10.0.0.0/24"]);
+        let of = |paths: &[Path]| {
+            let (mtu, small) = least(&own, paths);
             assert!(small.is_none(), "{small:?}");
             mtu
         };
-        assert_eq!(of(Transport::Vxlan, "192.168.1.1", 1500), 1450);
-        assert_eq!(of(Transport::CrossSubnet, "fd00::1", 9000), 8930);
-        assert_eq!(of(Transport::Direct, "192.168.1.1", 1500), 1500);
+        let [v4, v6] = Family::BOTH.map(overhead);
+        assert_eq!(of(&[path(1500, v4, "192.168.1.2")]), 1450);
+        assert_eq!(of(&[path(9000, v6, "fd00::2")]), 8930);
+        assert_eq!(of(&[path(1500, v4, "192.168.1.2"), path(1500, v6, "fd00::3")]), 1430);
+        // The wider path is the smaller one when its tunnel takes more.
+        assert_eq!(of(&[path(1500, v4, "192.168.1.2"), path(1510, v6, "fd00::3")]), 1440);
+        assert_eq!(of(&[path(1500, 0, "192.168.1.1")]), 1500);
         // IPv4 alone does with less than IPv6.
-        assert_eq!(of(Transport::Vxlan, "192.168.1.1", 1280), 1230);
+        assert_eq!(of(&[path(1280, v4, "192.168.1.1")]), 1230);
     }
 
     #[test]
     fn who_makes_the_path_too_small_is_told_and_pods_get_what_they_need() {
         let own = own("192.168.1.1", &["10.0.0.0/24", "fd00::/64"]);
-        let peer = "192.168.1.9".parse().unwrap();
-        let (mtu, small) = less_overhead(Transport::Vxlan, &own, (1300, Some(peer)));
+        let paths = [path(1500, OVERHEAD_V4, "192.168.1.8"), path(1300, OVERHEAD_V4, "192.168.1.9")];
+        let (mtu, small) = least(&own, &paths);
         assert_eq!(mtu, 1280);
         let told = small.unwrap().to_string();
         assert!(told.contains("path to 192.168.1.9 allows packets of 1300 bytes"), "{told}");

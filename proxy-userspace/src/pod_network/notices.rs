@@ -9,13 +9,13 @@ use sluice_cni::net::is_host_name;
 use super::kernel;
 
 /// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
-pub(super) async fn until_of_interest<S>(messages: &mut S, device: Option<u32>) -> bool
+pub(super) async fn until_of_interest<S>(messages: &mut S, devices: &kernel::Indices) -> bool
 where
     S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
 {
     loop {
         match messages.next().await {
-            Some((message, _)) if is_of_interest(&message, device) => return true,
+            Some((message, _)) if is_of_interest(&message, devices) => return true,
             Some(_) => {}
             None => return false,
         }
@@ -23,7 +23,7 @@ where
 }
 
 /// Not what pods that come and go, and what neighbours that are asked for, are told about.
-fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, device: Option<u32>) -> bool {
+fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, devices: &kernel::Indices) -> bool {
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
@@ -31,7 +31,7 @@ fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, device: Option<
             .iter()
             .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
         RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
-            Some(neighbour.header.ifindex) == device
+            devices.values().any(|index| *index == neighbour.header.ifindex)
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.protocol == kernel::PROTOCOL || route.header.destination_prefix_length == 0
