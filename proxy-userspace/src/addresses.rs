@@ -28,6 +28,8 @@ pub struct Network {
     pub networks: Vec<IpNet>,
     /// All interfaces but the loopback, by index.
     pub devices: Vec<Device>,
+    /// There is a link that holds addresses of Services, which are left out: they are local, and not the node's own.
+    pub holds_services: bool,
 }
 
 /// Follows all interfaces until nobody listens any more.
@@ -122,7 +124,8 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
     }
     addresses.sort_unstable();
     addresses.dedup();
-    Ok((Network { addresses, networks, devices: devices.into_values().collect() }, hidden))
+    let (devices, holds_services) = (devices.into_values().collect(), !hidden.is_empty());
+    Ok((Network { addresses, networks, devices, holds_services }, hidden))
 }
 
 /// The addresses of an interface.

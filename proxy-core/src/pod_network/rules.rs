@@ -43,6 +43,9 @@ pub struct PodRules {
     pub inside: Vec<IpNet>,
     /// Of several for one port the first one has it.
     pub host_ports: Vec<HostPort>,
+    /// The node's own networks and addresses; ports of the node are no others' ports. `None`: every local address is the node's
+    /// own. That is not so where a link holds addresses of Services, as with IPVS.
+    pub own: Option<Vec<IpNet>>,
 }
 
 impl PodRules {
@@ -57,7 +60,7 @@ impl PodRules {
 
     fn chains(&self) -> Vec<Chain> {
         let host_ports = ChainName::new("host-ports");
-        let jump = || vec![rule("ports of the node", vec![Expr::Verdict(Verdict::Jump(host_ports))])];
+        let jump = || self.to_host_ports(host_ports);
         let nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
         vec![
             Chain { name: host_ports, hook: None, rules: self.host_ports.iter().map(translate).collect() },
@@ -73,6 +76,22 @@ impl PodRules {
                 rules: self.masquerade(),
             },
         ]
+    }
+
+    /// What can be addressed to a port of the node goes to the chain.
+    fn to_host_ports(&self, chain: ChainName) -> Vec<Rule> {
+        let jump = |mut exprs: Vec<Expr>| {
+            exprs.push(Expr::Verdict(Verdict::Jump(chain)));
+            rule("ports of the node", exprs)
+        };
+        let Some(own) = &self.own else { return vec![jump(Vec::new())] };
+        let to = |net: &IpNet| {
+            let family = Family::of_net(net);
+            let mut exprs = of_family(family);
+            exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
+            jump(exprs)
+        };
+        own.iter().map(to).collect()
     }
 
     fn masquerade(&self) -> Vec<Rule> {
@@ -184,6 +203,30 @@ mod tests {
         let about: Vec<&str> = rules.masquerade().iter().map(|rule| rule.about).collect();
         assert_eq!(about, ["inside the cluster", "inside the cluster", "pods that leave the cluster"]);
         assert!(PodRules { masqueraded: Vec::new(), ..rules }.masquerade().is_empty());
+    }
+
+    #[test]
+    fn ports_of_the_node_are_no_ports_of_services_whose_addresses_it_holds() {
+        let jumps = |own: Option<Vec<IpNet>>| {
+            let rules = PodRules { own, ..PodRules::default() };
+            let chain = |name: &str| {
+                let chains = rules.chains();
+                let found = chains.into_iter().find(|chain| chain.name.as_str() == name);
+                found.map(|chain| chain.rules).unwrap_or_default()
+            };
+            assert_eq!(chain("prerouting"), chain("output"));
+            chain("prerouting")
+        };
+        assert_eq!(jumps(None)[0].exprs.len(), 1);
+        assert_eq!(jumps(Some(Vec::new())), []);
+        let own = jumps(Some(nets(&["192.168.77.11/32", "fd00::1/128"])));
+        assert_eq!(own.len(), 2);
+        let compares = |rule: &Rule, bytes: &[u8]| {
+            let is = |expr: &Expr| matches!(expr, Expr::Cmp { op: CmpOp::Eq, data, .. } if data == bytes);
+            rule.exprs.iter().any(is)
+        };
+        assert!(compares(&own[0], &[192, 168, 77, 11]), "{:?}", own[0]);
+        assert!(own.iter().all(|rule| matches!(rule.exprs.last(), Some(Expr::Verdict(Verdict::Jump(_))))));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The table of the pod network: written when it should be another one, or when somebody may have changed it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use sluice_cni::store::{self, Contents};
@@ -70,7 +70,8 @@ impl Rules {
         let mut inside = settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
-        let rules = PodRules { masqueraded, inside, host_ports };
+        let own = network.holds_services.then(|| own_networks(&network.addresses));
+        let rules = PodRules { masqueraded, inside, host_ports, own };
         let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
         if !is_there {
             self.commit(rules, network).map_err(PassError::Rules)?;
@@ -118,6 +119,21 @@ fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
     cidrs.iter().copied().chain(before).collect()
 }
 
+/// Networks of which every address is the node's own, but for those of Services that a link holds. Addresses of links come and
+/// go with pods, so all of them count.
+fn own_networks(addresses: &[IpAddr]) -> Vec<IpNet> {
+    let is_listed = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let always = [([127, 0, 0, 0].into(), 8), (Ipv6Addr::LOCALHOST.into(), 128), (LINK_LOCAL.into(), 10)];
+    let always = always.into_iter().filter_map(|(ip, length)| IpNet::new(ip, length).ok());
+    always.chain(addresses.iter().filter(is_listed).map(|ip| IpNet::from(*ip))).collect()
+}
+
+/// RFC 4291, section 2.4.
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+
 /// Ends UDP flows to ports of the node that lead elsewhere now.
 fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), NetlinkError> {
     if changed.is_empty() {
@@ -134,4 +150,19 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_of_links_are_the_node_s_own() {
+        let addresses: Vec<IpAddr> = ["127.0.0.1", "192.168.77.11", "::1", "fd00::1", "fe80::7"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        let found: Vec<String> = own_networks(&addresses).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.0/8", "::1/128", "fe80::/10", "192.168.77.11/32", "fd00::1/128"]);
+    }
 }
