@@ -2,9 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::time::Instant;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 use sluice_core::ipvs::{
     Destination, DestinationKey, ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey,
 };
@@ -288,7 +293,7 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn bind(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
+fn binding(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
     addresses.iter().copied().map(Op::BindAddress).collect()
 }
 
@@ -314,9 +319,9 @@ fn addresses_of_the_link_are_the_node_s() {
         assert_eq!(link.addresses().unwrap(), BTreeSet::new());
         let wanted: BTreeSet<IpAddr> =
             ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].map(|ip| ip.parse().unwrap()).into();
-        done(link.apply(&bind(&wanted)));
+        done(link.apply(&binding(&wanted)));
         // Again, as somebody who does not know would.
-        done(link.apply(&bind(&wanted)));
+        done(link.apply(&binding(&wanted)));
         let mut again = Link::open("sluice-test0").unwrap();
         assert_eq!(again.index(), link.index());
         assert_eq!(again.addresses().unwrap(), wanted);
@@ -367,18 +372,111 @@ fn ten_thousand_addresses() {
         };
         let v4 = of(&|i| format!("10.96.{}.{}", i / 256, i % 256));
         let v6 = of(&|i| format!("fd00:10:96::{i:x}"));
-        timed("bind 10,000 addresses of IPv4", || done(link.apply(&bind(&v4))));
-        timed("bind 10,000 addresses of IPv6", || done(link.apply(&bind(&v6))));
+        timed("bind 10,000 addresses of IPv4", || done(link.apply(&binding(&v4))));
+        timed("bind 10,000 addresses of IPv6", || done(link.apply(&binding(&v6))));
         timed("wait for their routes", || wait_for_routes(20_000));
         let all = timed("list them", || link.addresses().unwrap());
         assert_eq!(all, &v4 | &v6);
         timed("unbind those of IPv4", || done(link.apply(&unbind(&v4))));
-        timed("bind them again", || done(link.apply(&bind(&v4))));
+        timed("bind them again", || done(link.apply(&binding(&v4))));
         // Each takes the kernel a look at all routes.
         let few = v6.iter().copied().take(1000).collect();
         timed("unbind 1,000 of IPv6", || done(link.apply(&unbind(&few))));
         assert_eq!(link.addresses().unwrap().len(), 19_000);
         timed("delete the link", || link.delete().unwrap());
         assert_eq!(local_routes(), 0);
+    });
+}
+
+// What becomes of new connections while a destination is being drained.
+
+const FRONTEND: &str = "10.96.0.1";
+const ENDPOINTS: [&str; 2] = ["10.244.0.1", "10.244.0.2"];
+
+/// Two endpoints that answer with their number and close, and a network of clients, all of them on the loopback.
+fn endpoints() {
+    for address in [FRONTEND, ENDPOINTS[0], ENDPOINTS[1], "192.0.2.1/24"] {
+        let arguments = ["address", "add", address, "dev", "lo"];
+        assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+    }
+    for (number, address) in ENDPOINTS.iter().enumerate() {
+        let listener = TcpListener::bind((*address, 8080)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                // A client may be gone already.
+                let _ = stream.and_then(|mut stream| stream.write_all(&[number as u8]));
+            }
+        });
+    }
+}
+
+/// Which endpoint answers a client; `None`: the connection is refused.
+fn ask(client: &str) -> Option<usize> {
+    let (family, none) = (AddressFamily::Inet, SockFlag::empty());
+    let socket = socket(family, SockType::Stream, none, None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    let address = |text: &str| SockaddrIn::from(text.parse::<SocketAddrV4>().unwrap());
+    bind(socket.as_raw_fd(), &address(client)).unwrap();
+    match connect(socket.as_raw_fd(), &address("10.96.0.1:80")) {
+        Ok(()) => {}
+        Err(nix::errno::Errno::ECONNREFUSED) => return None,
+        Err(error) => panic!("{client}: {error}"),
+    }
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    Some(usize::from(answer[0]))
+}
+
+fn frontend() -> ServerKey {
+    at(FRONTEND, Protocol::Tcp, 80)
+}
+
+fn weigh(ipvs: &mut Ipvs, endpoint: usize, weight: u32) {
+    done(ipvs.apply(&[Op::SetDestination(frontend(), to(ENDPOINTS[endpoint], 8080, weight))]));
+}
+
+/// Makes the virtual server anew, with both endpoints.
+fn serve(ipvs: &mut Ipvs, server: Server) {
+    delete_all(ipvs);
+    let destinations = ENDPOINTS.map(|address| to(address, 8080, 1)).into();
+    done(ipvs.apply(&adding(&Table::from([(server, destinations)]))));
+}
+
+#[test]
+fn schedulers_by_hash_need_a_fallback_for_what_is_being_drained() {
+    with_ipvs(|mut ipvs| {
+        endpoints();
+        sysctls::apply(false).unwrap();
+        for name in ["mh", "sh"] {
+            if !ipvs.has_scheduler(scheduler(name)).unwrap() {
+                println!("skip: the kernel has no scheduler {name}");
+                continue;
+            }
+            let answers = |ipvs: &mut Ipvs, flags| {
+                serve(ipvs, Server { scheduler: scheduler(name), flags, ..server(frontend()) });
+                weigh(ipvs, 1, 0);
+                (1..=24).map(|client| ask(&format!("192.0.2.{client}:0"))).collect::<BTreeSet<_>>()
+            };
+            let without = answers(&mut ipvs, ServerFlags::NONE);
+            assert_eq!(without, BTreeSet::from([None, Some(0)]), "{name}");
+            let with = answers(&mut ipvs, ServerFlags::HASH_FALLBACK);
+            assert_eq!(with, BTreeSet::from([Some(0)]), "{name}");
+        }
+    });
+}
+
+#[test]
+fn known_clients_and_reused_ports_leave_what_is_being_drained() {
+    with_ipvs(|mut ipvs| {
+        endpoints();
+        sysctls::apply(false).unwrap();
+        for (persistence, client) in [(Some(10_800), "192.0.2.7:0"), (None, "192.0.2.8:40000")] {
+            serve(&mut ipvs, Server { persistence, ..server(frontend()) });
+            let first = ask(client).unwrap();
+            weigh(&mut ipvs, first, 0);
+            assert_eq!(ask(client), Some(1 - first), "{client}");
+        }
     });
 }

@@ -26,17 +26,24 @@ pub struct IpvsConfig {
 impl IpvsConfig {
     fn server(&self, key: ServerKey, affinity: Option<u32>) -> Server {
         if matches!(key, ServerKey::Mark(..)) && affinity.is_some() {
-            return Server { key, scheduler: self.sticky, flags: ServerFlags::NONE, persistence: None };
+            return Server { key, scheduler: self.sticky, flags: fallback(self.sticky), persistence: None };
         }
-        Server { key, scheduler: self.scheduler, flags: self.flags(), persistence: affinity }
-    }
-
-    fn flags(&self) -> ServerFlags {
-        match self.scheduler.as_str() {
-            // As kube-proxy does; without it all connections of a client would go to one endpoint.
+        // As kube-proxy does; without it all connections of a client would go to one endpoint.
+        let port = match self.scheduler.as_str() {
             "mh" => ServerFlags::HASH_SOURCE_PORT,
             _ => ServerFlags::NONE,
-        }
+        };
+        let flags = fallback(self.scheduler) | port;
+        Server { key, scheduler: self.scheduler, flags, persistence: affinity }
+    }
+}
+
+/// Schedulers by hash refuse the connections that fall to a destination of weight 0, one that is being drained, unless they
+/// are told to take another one then.
+fn fallback(scheduler: SchedulerName) -> ServerFlags {
+    match scheduler.as_str() {
+        "mh" | "sh" => ServerFlags::HASH_FALLBACK,
+        _ => ServerFlags::NONE,
     }
 }
 

@@ -1,6 +1,4 @@
 //! Sysctls that IPVS needs to behave as Services do (reference 3.6). All are of the network namespace.
-//!
-//! `conn_reuse_mode` is left alone: it did harm between Linux 4.1 and 5.8, which are too old for the ruleset.
 
 use crate::proc::{ProcError, set_sysctl};
 
@@ -13,6 +11,9 @@ pub fn wanted(strict_arp: bool) -> Vec<(&'static str, &'static str)> {
         ("net.ipv4.vs.expire_nodest_conn", "1"),
         // A client is not held at a destination of weight 0.
         ("net.ipv4.vs.expire_quiescent_template", "1"),
+        // A client's port that is used again is a new connection: with 0, which kube-proxy sets with kernels before 5.9 and
+        // some have in sysctl.d, it goes to the destination of before, even one of weight 0.
+        ("net.ipv4.vs.conn_reuse_mode", "1"),
         ("net.ipv4.ip_forward", "1"),
     ];
     if strict_arp {
