@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
+use crate::patience;
 use crate::process::Namespace;
 use crate::target::{Listen, Target};
 use bench::{BenchReport, BenchRequest, Service};
@@ -53,7 +54,8 @@ impl Agent {
     /// Starts an agent in a namespace. `program` is a `sluice-conformance` binary.
     pub fn start(program: &Path, namespace: &Namespace) -> Result<Self> {
         let mut command = namespace.command(program)?;
-        command.arg("agent").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["agent", "--patience", &patience::factor().to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child =
             command.spawn().with_context(|| format!("starting the agent {}", program.display()))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -107,7 +109,7 @@ impl Agent {
 
     /// Opens connections and reports what became of each.
     pub fn probe(&self, request: ProbeRequest) -> Result<Vec<Attempt>> {
-        let each = Duration::from_millis(2_500 + request.interval_ms);
+        let each = Duration::from_millis(2_500 + request.interval_ms) + patience::stretched(dial::PATIENCE);
         let connections = u32::try_from(request.count * request.dests.len()).unwrap_or(u32::MAX);
         let timeout = each.saturating_mul(connections) + Duration::from_secs(10);
         match self.call(Request::Probe(request), timeout)? {

@@ -41,7 +41,11 @@ enum Command {
     Scenarios(ScenarioArguments),
     /// Serve requests inside a namespace
     #[command(hide = true)]
-    Agent,
+    Agent {
+        /// As the runner's
+        #[arg(long, default_value_t = 1)]
+        patience: u32,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -114,7 +118,10 @@ enum SourceKind {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Agent => agent::serve::run().map(|()| ExitCode::SUCCESS),
+        Command::Agent { patience } => {
+            patience::set(patience);
+            agent::serve::run().map(|()| ExitCode::SUCCESS)
+        }
         Command::Run(arguments) => run(&arguments),
         Command::Scenarios(arguments) => run_scenarios(&arguments),
         Command::SelfTest { sluice, jobs } => test_self(&sluice, jobs),

@@ -10,10 +10,16 @@ pub fn set(factor: u32) {
     FACTOR.store(factor, Ordering::Relaxed);
 }
 
+/// The factor of this process.
+#[must_use]
+pub fn factor() -> u32 {
+    FACTOR.load(Ordering::Relaxed)
+}
+
 /// A time limit on this machine. What must not happen for some time is no limit, and stays as it is.
 #[must_use]
 pub fn stretched(limit: Duration) -> Duration {
-    limit.saturating_mul(FACTOR.load(Ordering::Relaxed))
+    limit.saturating_mul(factor())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::protocol::{Answer, Attempt, Outcome, ProbeRequest};
+use crate::patience;
 use crate::target::{Proto, Target};
 
 /// How long a connection may take to be made, and how long its answer may take then. More than a second, because
@@ -25,8 +26,12 @@ const AT_ONCE: usize = 64;
 #[must_use]
 pub fn probe(request: &ProbeRequest) -> Vec<Attempt> {
     let turns: Vec<usize> = (0..request.count).flat_map(|_| 0..request.dests.len()).collect();
+    // Where each is to succeed, a server that is waiting for a processor is no fault. It is waited for only once the connection
+    // is there: a SYN that is lost must not be made good by the next one.
+    let answer = if request.stop_at_failure { patience::stretched(PATIENCE) } else { PATIENCE };
     let try_one = |dest: usize| {
-        let outcome = request.dests.get(dest).map_or(Outcome::Timeout, |target| attempt(*target));
+        let target = request.dests.get(dest);
+        let outcome = target.map_or(Outcome::Timeout, |target| attempt_for(*target, PATIENCE, answer));
         Attempt { dest, outcome }
     };
     let mut attempts = Vec::with_capacity(turns.len());
@@ -62,10 +67,15 @@ pub fn attempt(target: Target) -> Outcome {
 /// The same with a patience of one's own for stream connections.
 #[must_use]
 pub fn attempt_within(target: Target, patience: Duration) -> Outcome {
+    attempt_for(target, patience, PATIENCE)
+}
+
+/// The same, with how long a stream connection may take to be made, and how long an answer may take.
+fn attempt_for(target: Target, connect: Duration, answer: Duration) -> Outcome {
     let answer = match target.proto {
-        Proto::Tcp | Proto::Sctp => stream(target, patience),
-        Proto::Udp => datagram(target),
-        Proto::Icmp => echo_request(target.addr),
+        Proto::Tcp | Proto::Sctp => stream(target, connect, answer),
+        Proto::Udp => datagram(target, answer),
+        Proto::Icmp => echo_request(target.addr, answer),
     };
     match answer {
         Ok(answer) => Outcome::Answer(answer),
@@ -102,9 +112,9 @@ pub fn stream_socket(proto: Proto, v6: bool) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, protocol)?)
 }
 
-fn stream(target: Target, patience: Duration) -> io::Result<Answer> {
-    let mut stream = open_stream(target, patience)?;
-    let answer = exchange(&mut stream);
+fn stream(target: Target, connect: Duration, answer: Duration) -> io::Result<Answer> {
+    let mut stream = open_stream(target, connect)?;
+    let answer = exchange(&mut stream, answer);
     answer.map_err(|error| match error.kind() {
         // A connection that was made is not "nothing came back".
         ErrorKind::TimedOut | ErrorKind::WouldBlock => io::Error::other("connected, but no answer"),
@@ -113,8 +123,8 @@ fn stream(target: Target, patience: Duration) -> io::Result<Answer> {
     })
 }
 
-fn exchange(stream: &mut TcpStream) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn exchange(stream: &mut TcpStream, patience: Duration) -> io::Result<Answer> {
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"probe\n")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
@@ -150,10 +160,10 @@ fn fresh_udp_socket(v6: bool) -> io::Result<UdpSocket> {
     Err(last)
 }
 
-fn datagram(target: Target) -> io::Result<Answer> {
+fn datagram(target: Target, patience: Duration) -> io::Result<Answer> {
     let socket = fresh_udp_socket(target.addr.is_ipv6())?;
     socket.connect(target.socket())?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.send(b"probe")?;
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
@@ -161,7 +171,7 @@ fn datagram(target: Target) -> io::Result<Answer> {
 }
 
 /// ICMP echo. The socket is connected, so the kernel reports a port unreachable for it as ECONNREFUSED.
-fn echo_request(addr: IpAddr) -> io::Result<Answer> {
+fn echo_request(addr: IpAddr, patience: Duration) -> io::Result<Answer> {
     static SEQUENCE: AtomicU32 = AtomicU32::new(1);
     let number = SEQUENCE.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let process = std::process::id().to_be_bytes();
@@ -177,7 +187,7 @@ fn echo_request(addr: IpAddr) -> io::Result<Answer> {
     let socket = UdpSocket::from(fd);
     let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
     socket.send(&echo_packet(request, tag))?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience;
     let mut buffer = [0; 2048];
     loop {
         let left = end.saturating_duration_since(Instant::now());
