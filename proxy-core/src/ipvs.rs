@@ -9,6 +9,9 @@
 //! Destinations that are no longer wanted are drained: weight 0, then deleted when they have no connections; those of UDP
 //! are deleted at once. So is a virtual server that nobody wants, with its address.
 //!
+//! An address that another host has is not bound, because that host would be cut off from this one: a rule of routing leads
+//! packets for the Service's port to the input hook, and no others.
+//!
 //! The kernel's words (virtual server, destination, scheduler) live here and in `sluice-sys`, nowhere else.
 
 mod ledger;
@@ -17,7 +20,7 @@ mod marks;
 mod object;
 
 pub use ledger::{Ledger, Observed, Steps};
-pub use lower::{IpvsConfig, NodeView};
+pub use lower::{IpvsConfig, NodeView, Others};
 pub use marks::Marks;
 pub use marks::is_ours as is_our_mark;
 pub(crate) use marks::server_mark;

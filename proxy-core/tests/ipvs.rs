@@ -20,7 +20,7 @@ use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::ipvs::{
     Destination, DestinationKey, IpvsConfig, Ledger, Load, NodeView, Observed, ObservedDestination,
-    ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey, Steps,
+    ObservedServer, Op, Others, SchedulerName, Server, ServerFlags, ServerKey, Steps,
 };
 use sluice_core::model::{ServiceType, TrafficPolicy};
 use sluice_core::net::Family;
@@ -37,6 +37,7 @@ use universe::{DETECTS, any_config, any_event, cases, chance};
 struct Machine {
     servers: BTreeMap<ServerKey, (Server, BTreeMap<DestinationKey, u32>)>,
     addresses: BTreeSet<IpAddr>,
+    led: BTreeSet<ServerKey>,
     /// Destinations with connections.
     busy: BTreeSet<(ServerKey, DestinationKey)>,
 }
@@ -78,8 +79,14 @@ impl Machine {
                     .busy
                     .iter()
                     .any(|(key, _)| matches!(key, ServerKey::Address(at, Tcp, _) if at == ip));
-                assert!(!cut || OWN.iter().any(|own| objects::ip(own) == *ip), "cuts off: {op}");
+                let elsewhere = OWN.iter().chain(&OTHERS).any(|other| objects::ip(other) == *ip);
+                assert!(!cut || elsewhere, "cuts off: {op}");
             }
+            Op::LeadHere(key) => {
+                assert!(self.servers.contains_key(key), "leads to nobody: {op}");
+                assert!(self.led.insert(*key), "is led: {op}");
+            }
+            Op::LetPass(key) => assert!(self.led.remove(key), "is not led: {op}"),
         }
     }
 
@@ -111,11 +118,18 @@ impl Machine {
 /// Addresses that the node may have; the last one is a Service's too.
 const OWN: [&str; 4] = ["192.168.0.2", "192.168.1.2", "fd00::2", "192.0.2.1"];
 
+/// Addresses that other nodes may have; the last two are a Service's too.
+const OTHERS: [&str; 3] = ["192.168.0.3", "192.0.2.1", "192.0.2.2"];
+
 fn views(seed: u64) -> (NodeView, nft::NodeView) {
     let own: Vec<IpAddr> =
         OWN.iter().enumerate().filter(|(at, _)| seed >> at & 1 == 1).map(|(_, text)| ip(text)).collect();
-    let of_ruleset = nft::NodeView { own_addresses: own.clone(), ..nft::NodeView::default() };
-    (NodeView { node_port_addresses: own.clone(), own_addresses: own }, of_ruleset)
+    let others = OTHERS.iter().enumerate().filter(|(at, _)| seed >> (at + OWN.len()) & 1 == 1);
+    let addresses = others.map(|(_, text)| ip(text)).collect();
+    let others = Others { addresses, networks: Vec::new() };
+    let of_ruleset =
+        nft::NodeView { own_addresses: own.clone(), others: others.clone(), ..nft::NodeView::default() };
+    (NodeView { node_port_addresses: own.clone(), own_addresses: own, others }, of_ruleset)
 }
 
 fn ledger(view: (NodeView, nft::NodeView)) -> Ledger {
@@ -201,6 +215,7 @@ impl Run {
         let observed = Observed {
             servers: self.machine.observe(),
             addresses: self.machine.addresses.iter().copied().collect(),
+            led: self.machine.led.iter().copied().collect(),
             table: self.table.as_ref().map(Kernel::observe),
         };
         let (view, of_ruleset) = self.view.clone();
@@ -233,8 +248,14 @@ impl Run {
                 self.apply(&steps);
             }
             Step::Node(seed) => {
+                let others_only = self.view.0.own_addresses == views(*seed).0.own_addresses;
                 self.view = views(*seed);
-                self.reconcile();
+                if others_only {
+                    let steps = self.ledger.set_others(self.view.0.others.clone(), self.view.1.clone());
+                    self.apply(&steps);
+                } else {
+                    self.reconcile();
+                }
             }
             Step::Restart(missed) => {
                 self.events(missed);
@@ -253,7 +274,10 @@ impl Run {
         }
         let servers: Vec<Server> = self.machine.servers.values().map(|(server, _)| *server).collect();
         let addresses: Vec<IpAddr> = self.machine.addresses.iter().copied().collect();
-        assert!(self.ledger.agrees(&servers, &addresses), "after {step:?}");
+        let led: Vec<ServerKey> = self.machine.led.iter().copied().collect();
+        assert!(self.ledger.agrees(&servers, &addresses, &led), "after {step:?}");
+        let others = &self.view.0.others.addresses;
+        assert!(self.machine.addresses.is_disjoint(others), "cuts another node off after {step:?}");
         // Ports of the node must not be reached by way of a service's address.
         for ip in &addresses {
             assert!(self.closes(ip), "{ip} is bound and open after {step:?}");
@@ -287,6 +311,7 @@ fn live(history: &[Step]) {
     run.reconcile();
     assert_eq!(machine.servers, run.machine.servers);
     assert_eq!(machine.addresses, run.machine.addresses);
+    assert_eq!(machine.led, run.machine.led);
     table.same_as(&run.table.take().expect("a table")).expect("the same table");
 }
 
@@ -470,4 +495,75 @@ fn a_service_may_be_in_an_excluded_network() {
     run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
     run.step(&Step::Collect);
     assert!(run.machine.servers.is_empty());
+}
+
+/// Seeds of views in which another node has 192.0.2.1, or nobody has.
+const IS_OTHERS: u64 = 1 << (OWN.len() + 1);
+const IS_NOBODYS: u64 = 0;
+
+#[test]
+fn an_address_of_another_node_is_not_bound_and_its_port_is_led_here() {
+    let mut run = Run::new();
+    let external = Event::Service(Change::Apply(sluice_core::model::Service {
+        ports: vec![port("http", Tcp, 80, 0)],
+        external_ips: vec![ip("192.0.2.1")],
+        ..service("web", "172.30.0.1")
+    }));
+    run.step(&Step::Node(IS_OTHERS));
+    run.step(&Step::Events(vec![external, endpoints(&[("10.0.0.1", "here")])]));
+    let server = key("192.0.2.1", Tcp, 80);
+    assert_eq!(run.machine.addresses, BTreeSet::from([ip("172.30.0.1")]));
+    assert_eq!(run.machine.led, BTreeSet::from([server]));
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 1)]);
+    // Its other ports are the node's, not closed like those of Services.
+    let id = ElementId {
+        set: SetId::new(SetKind::OthersAddresses, Family::V4),
+        key: nft::Key::new(&[192, 0, 2, 1]),
+    };
+    assert!(run.table.as_ref().is_some_and(|table| table.elements.contains_key(&id)));
+    // The node goes, and comes again.
+    run.step(&Step::Node(IS_NOBODYS));
+    assert!(run.machine.led.is_empty() && run.machine.addresses.contains(&ip("192.0.2.1")));
+    run.step(&Step::Node(IS_OTHERS));
+    assert_eq!(run.machine.led, BTreeSet::from([server]));
+    run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
+    run.step(&Step::Collect);
+    assert!(run.machine.led.is_empty() && run.machine.servers.is_empty());
+}
+
+#[test]
+fn schedulers_by_hash_take_another_destination_for_one_that_is_being_drained() {
+    let of = |scheduler: &str| {
+        let mut run = Run::new();
+        let ipvs = IpvsConfig {
+            scheduler: SchedulerName::new(scheduler).expect("a name"),
+            sticky: SchedulerName::SOURCE_HASH,
+            exclude: Vec::new(),
+        };
+        let ruleset = nft::Ledger::new(run.ledger.ruleset().config().clone(), views(1).1);
+        run.ledger = Ledger::new(ipvs, views(1).0, ruleset);
+        run.view = views(1);
+        run.reconcile();
+        let sticky = |event| match event {
+            Event::Service(Change::Apply(service)) => {
+                let affinity = Some(10_800);
+                Event::Service(Change::Apply(sluice_core::model::Service { affinity, ..service }))
+            }
+            other => other,
+        };
+        let far = endpoints(&[("10.0.0.1", "here"), ("10.0.0.2", "there")]);
+        run.step(&Step::Events(vec![sticky(web(TrafficPolicy::Local)), far]));
+        let (marked, others): (Vec<Server>, Vec<Server>) = run
+            .machine
+            .servers
+            .values()
+            .map(|(server, _)| *server)
+            .partition(|server| matches!(server.key, ServerKey::Mark(..)));
+        assert_eq!(marked.len(), 1);
+        assert_eq!(marked[0].flags, ServerFlags::HASH_FALLBACK);
+        others[0].flags
+    };
+    assert_eq!(of("mh"), ServerFlags::HASH_SOURCE_PORT | ServerFlags::HASH_FALLBACK);
+    assert_eq!(of("sh"), ServerFlags::HASH_FALLBACK);
+    assert_eq!(of("rr"), ServerFlags::NONE);
 }

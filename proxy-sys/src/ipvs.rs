@@ -179,7 +179,10 @@ impl Ipvs {
     /// Each server with a scheduler that the kernel lacks costs an attempt to load it: ask [`Ipvs::has_scheduler`] before.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
         let family = self.family;
-        let ops = ops.iter().copied().filter(|op| !matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_)));
+        let is_elsewhere = |op: &Op| {
+            matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_) | Op::LeadHere(_) | Op::LetPass(_))
+        };
+        let ops = ops.iter().copied().filter(|op| !is_elsewhere(op));
         self.socket.send_batch(ops, |writer, sequence, op| encode::op(writer, family, sequence, op))
     }
 

@@ -18,3 +18,4 @@ pub mod netns;
 pub mod nft;
 pub mod proc;
 pub mod sockets;
+pub mod steering;

@@ -355,7 +355,8 @@ async fn source(
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
             let pods = matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto);
-            let scope = Scope { node_name, pods, all_nodes: settings.pod_network.is_some() };
+            let all_nodes = settings.pod_network.is_some() || settings.backend == BackendKind::Ipvs;
+            let scope = Scope { node_name, pods, all_nodes };
             (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })

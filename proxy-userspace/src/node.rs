@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use sluice_core::ebpf;
-use sluice_core::ipvs::{self, IpvsConfig, SchedulerName};
+use sluice_core::ipvs::{self, IpvsConfig, Others, SchedulerName};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::nft::{self, NftConfig, NodeView};
@@ -46,6 +46,8 @@ pub struct NodeFacts {
     pub devices: Vec<Device>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
+    /// Addresses of others, in mode ipvs.
+    pub others: Others,
 }
 
 /// The node's primary address of a family: a specific bindAddress counts more than the Node object.
@@ -113,7 +115,28 @@ pub fn ipvs_view(settings: &Settings, facts: &NodeFacts) -> ipvs::NodeView {
     node_port_addresses.extend(own.iter().filter(|ip| matches_all(settings, Family::of(ip))));
     node_port_addresses.sort_unstable();
     node_port_addresses.dedup();
-    ipvs::NodeView { node_port_addresses, own_addresses: own }
+    ipvs::NodeView { node_port_addresses, own_addresses: own, others: facts.others.clone() }
+}
+
+/// The node's primary addresses that are on an interface, by family.
+pub fn primary_addresses(settings: &Settings, facts: &NodeFacts) -> [Option<IpAddr>; 2] {
+    let own = own_addresses(facts);
+    Family::BOTH.map(|family| {
+        let is_there = |ip: &IpAddr| own.contains(ip);
+        let any = || own.iter().copied().find(|ip| Family::of(ip) == family);
+        primary(settings, facts, family).filter(is_there).or_else(any)
+    })
+}
+
+/// Addresses that others than this node and Services have. Networks of pods that ClusterIPs are allocated from, too, do not
+/// count: somebody has configured them wrongly, and ClusterIPs go first.
+pub fn others(node_name: &str, nodes: &[Node], service_networks: &[IpNet]) -> Others {
+    let of_others = nodes.iter().filter(|node| node.name.name() != node_name);
+    let pods: Vec<IpNet> = nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+    let overlaps = |a: &IpNet| service_networks.iter().any(|b| a.contains(b) || b.contains(a));
+    let mut networks = IpNet::aggregate(&pods);
+    networks.retain(|net| !overlaps(net));
+    Others { addresses: of_others.flat_map(|node| node.addresses.iter().copied()).collect(), networks }
 }
 
 /// Addresses of this node that a Service may have too. Those of a link (IPv6) come and go with every pod, and no Service
@@ -168,6 +191,7 @@ pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
             BackendKind::Ipvs => own_addresses(facts),
             _ => Vec::new(),
         },
+        others: facts.others.clone(),
     }
 }
 
@@ -232,4 +256,26 @@ pub fn health_check_addresses(settings: &Settings, facts: &NodeFacts, family: Fa
     }
     let listed = node_port_addresses(settings, facts);
     listed.into_iter().filter(|ip| Family::of(ip) == family).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_core::model::ObjectName;
+
+    #[test]
+    fn others_are_other_nodes_and_all_pods() {
+        let node = |name: &str, number: u8| Node {
+            name: ObjectName::cluster_scoped(name),
+            addresses: vec![IpAddr::from([192, 168, 77, number])],
+            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+            zone: None,
+            eligible: true,
+        };
+        let nodes = [node("a", 2), node("b", 3)];
+        let found = others("a", &nodes, &["10.96.0.0/12".parse().unwrap()]);
+        assert_eq!(found.addresses, [IpAddr::from([192, 168, 77, 3])].into());
+        assert_eq!(found.networks, ["10.244.2.0/23".parse::<IpNet>().unwrap()]);
+        assert!(others("a", &nodes, &["10.244.0.0/16".parse().unwrap()]).networks.is_empty());
+    }
 }

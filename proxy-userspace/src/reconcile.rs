@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::addresses::Network;
 use crate::backend::{Applied, Backend, BackendError, Checked};
-use crate::config::Settings;
+use crate::config::{BackendKind, Settings};
 use crate::conntrack;
 use crate::health::Health;
 use crate::metrics::{Metrics, unix_now};
@@ -319,6 +319,9 @@ impl Reconciler {
         if dirty.nodes && self.settings.pod_network.is_some() {
             self.outputs.nodes.send_replace(self.index.nodes().map(Arc::new));
         }
+        if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node) {
+            self.others_changed();
+        }
         if dirty.node || std::mem::take(&mut self.node_dirty) {
             // A deleted Node counts as last seen: its rules must not go before its traffic.
             if let Some(node) = self.index.node(&self.settings.node_name) {
@@ -335,6 +338,14 @@ impl Reconciler {
         conntrack::requests(&changes, &mut self.flows);
         self.publish_health_checks(&changes);
         changes
+    }
+
+    /// Other nodes may have other addresses. Until they have been listed nobody has any.
+    fn others_changed(&mut self) {
+        let Some(nodes) = self.index.nodes() else { return };
+        let others = node::others(&self.settings.node_name, &nodes, &self.index.service_networks());
+        self.node_dirty |= self.facts.others != others;
+        self.facts.others = others;
     }
 
     /// The node changed: plans, ruleset and listeners may depend on it.

@@ -4,7 +4,7 @@
 //! - Virtual servers by mark come before the ruleset sets their mark.
 //! - The ruleset comes before the other virtual servers: it refuses what is to be refused before destinations are drained.
 //!   Those of frontends that it has refused until now come before it, because IPVS itself refuses where it has none.
-//! - An address is bound when its virtual servers are there.
+//! - An address is bound, or packets for its port are led here, when its virtual servers are there.
 //! - What nobody wants any more goes last: destinations are drained, or deleted if they are of UDP; a virtual server goes
 //!   with its last destination, an address with its last virtual server.
 
@@ -15,7 +15,9 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::lower::{Claim, Lowered, Wanted, lower};
-use super::{Destination, DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Server, ServerKey};
+use super::{
+    Destination, DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Others, Server, ServerKey,
+};
 use crate::nft;
 use crate::plan::{PlanChange, ServicePlan};
 
@@ -29,6 +31,8 @@ pub struct Observed {
     pub servers: Vec<ObservedServer>,
     /// The addresses of the dummy link.
     pub addresses: Vec<IpAddr>,
+    /// What rules of routing lead here.
+    pub led: Vec<ServerKey>,
     /// The table; `None` if there is none.
     pub table: Option<nft::Observed>,
 }
@@ -41,7 +45,7 @@ pub struct Steps {
     pub before: Vec<Op>,
     /// The ruleset.
     pub ruleset: Vec<nft::Op>,
-    /// Virtual servers, then addresses.
+    /// Virtual servers, then addresses and what is led here.
     pub after: Vec<Op>,
     /// What nobody wants any more.
     pub last: Vec<Op>,
@@ -68,6 +72,8 @@ pub struct Ledger {
     /// How many frontends and ClusterIPs have an address.
     addresses: FxHashMap<IpAddr, u32>,
     bound: FxHashSet<IpAddr>,
+    /// What rules of routing lead here.
+    led: FxHashSet<ServerKey>,
     /// Addresses that may have to be bound or unbound.
     unsettled: FxHashSet<IpAddr>,
     /// Virtual servers of which something is being drained.
@@ -87,6 +93,7 @@ impl Ledger {
             held: FxHashMap::default(),
             addresses: FxHashMap::default(),
             bound: FxHashSet::default(),
+            led: FxHashSet::default(),
             unsettled: FxHashSet::default(),
             draining: FxHashSet::default(),
             closed: FxHashSet::default(),
@@ -132,6 +139,17 @@ impl Ledger {
         &self.node
     }
 
+    /// Takes into account that others have other addresses, and nothing else of the node has changed.
+    pub fn set_others(&mut self, others: Others, of_ruleset: nft::NodeView) -> Steps {
+        let before = std::mem::replace(&mut self.node.others, others);
+        let ruleset = self.ruleset.set_node(of_ruleset);
+        let moved = |ip: &IpAddr| before.have(ip) != self.node.others.have(ip);
+        self.unsettled.extend(self.addresses.keys().filter(|ip| moved(ip)));
+        let is_moved = |key: &&ServerKey| key.address().is_some_and(|ip| moved(&ip));
+        let touched = self.held.keys().filter(is_moved).copied().collect();
+        self.steps(touched, &FxHashSet::default(), ruleset)
+    }
+
     /// Steps that turn what the kernel holds into what the plans ask for: none, when it is right. What others put there is
     /// drained like what nobody wants any more, unless it is in an excluded network.
     pub fn reconcile(
@@ -167,6 +185,8 @@ impl Ledger {
         }
         self.bound = observed.addresses.into_iter().collect();
         self.unsettled.extend(&self.bound);
+        self.led = observed.led.into_iter().collect();
+        touched.extend(&self.led);
         let is_new = ruleset.first() == Some(&nft::Op::DeleteTable);
         let mut steps = self.steps(touched, &FxHashSet::default(), ruleset);
         if is_new {
@@ -242,7 +262,7 @@ impl Ledger {
         let mut touched: Vec<ServerKey> = touched.into_iter().collect();
         touched.sort_unstable();
         let mut last = Vec::new();
-        for key in touched {
+        for key in touched.iter().copied() {
             let is_early = matches!(key, ServerKey::Mark(..)) || refused.contains(&key);
             let first = if is_early { &mut steps.before } else { &mut steps.after };
             let wanted = self.wanted.get(&key).and_then(|claims| claims.values().next());
@@ -275,8 +295,24 @@ impl Ledger {
             }
         }
         steps.last = last;
+        self.lead(&touched, &mut steps);
         self.settle(&mut steps);
         steps
+    }
+
+    /// Leads packets for virtual servers with others' addresses here, as long as these are there.
+    fn lead(&mut self, touched: &[ServerKey], steps: &mut Steps) {
+        for key in touched {
+            let Some(ip) = key.address() else { continue };
+            let is_others = self.node.others.have(&ip) && !self.node.own_addresses.contains(&ip);
+            if is_others && self.held.contains_key(key) {
+                if self.led.insert(*key) {
+                    steps.after.push(Op::LeadHere(*key));
+                }
+            } else if self.led.remove(key) {
+                steps.last.push(Op::LetPass(*key));
+            }
+        }
     }
 
     /// Addresses, when it is known what is being drained.
@@ -314,15 +350,21 @@ impl Ledger {
         let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
         unsettled.sort_unstable();
         for ip in unsettled {
-            let is_own = self.node.own_addresses.contains(&ip);
-            if self.addresses.contains_key(&ip) && !is_own {
+            // Also what others have is unbound at once, if it was bound.
+            let is_elsewhere = self.node.own_addresses.contains(&ip) || self.node.others.have(&ip);
+            if self.addresses.contains_key(&ip) && !is_elsewhere {
                 if self.bound.insert(ip) {
                     steps.after.push(Op::BindAddress(ip));
                 }
-            } else if (is_own || !drained.contains(&ip)) && self.bound.remove(&ip) {
+            } else if (is_elsewhere || !drained.contains(&ip)) && self.bound.remove(&ip) {
                 steps.last.push(Op::UnbindAddress(ip));
             }
         }
+    }
+
+    /// Whether rules of routing are to lead anything here.
+    pub fn leads(&self) -> bool {
+        !self.led.is_empty()
     }
 
     /// The virtual servers whose destinations are being drained.
@@ -336,7 +378,7 @@ impl Ledger {
         let mut ops = Vec::new();
         let mut keys: Vec<ServerKey> = self.draining.iter().copied().collect();
         keys.sort_unstable();
-        for key in keys {
+        for key in keys.iter().copied() {
             let Some(held) = self.held.get_mut(&key) else { continue };
             held.destinations.retain(|destination, weight| {
                 let load = loads.get(&(key, *destination));
@@ -356,12 +398,13 @@ impl Ledger {
             }
         }
         let mut steps = Steps { last: ops, ..Steps::default() };
+        self.lead(&keys, &mut steps);
         self.settle(&mut steps);
         steps
     }
 
-    /// Whether the kernel's virtual servers and addresses are those that it should have. Destinations are not looked at.
-    pub fn agrees(&self, servers: &[Server], addresses: &[IpAddr]) -> bool {
+    /// Whether the kernel's virtual servers, addresses and rules of routing are those that it should have. Destinations are not looked at.
+    pub fn agrees(&self, servers: &[Server], addresses: &[IpAddr], led: &[ServerKey]) -> bool {
         let is_ours =
             |server: &&Server| !self.is_excluded(&server.key) || self.held.contains_key(&server.key);
         let ours: Vec<&Server> = servers.iter().filter(is_ours).collect();
@@ -369,6 +412,8 @@ impl Ledger {
             && ours.iter().all(|s| self.held.get(&s.key).is_some_and(|held| held.server == **s))
             && addresses.len() == self.bound.len()
             && addresses.iter().all(|ip| self.bound.contains(ip))
+            && led.len() == self.led.len()
+            && led.iter().all(|key| self.led.contains(key))
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the plan of one Service to its virtual servers.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,6 +55,24 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Addresses of other interfaces than the dummy link: these are not bound there too.
     pub own_addresses: Vec<IpAddr>,
+    /// Addresses of others that a Service may have too: these are not bound either.
+    pub others: Others,
+}
+
+/// Addresses in use by others than this node and Services: were they bound, nobody would reach their owners from here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Of other nodes.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Of pods.
+    pub networks: Vec<IpNet>,
+}
+
+impl Others {
+    /// Whether it is an address of others.
+    pub fn have(&self, ip: &IpAddr) -> bool {
+        self.addresses.contains(ip) || self.networks.iter().any(|net| net.contains(ip))
+    }
 }
 
 /// Whose a virtual server is; of several claims the first counts, as it does in the ruleset: addresses before node ports.

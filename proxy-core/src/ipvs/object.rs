@@ -231,6 +231,10 @@ pub enum Op {
     BindAddress(IpAddr),
     /// Takes an address from the dummy link.
     UnbindAddress(IpAddr),
+    /// Leads packets for this address and port, which another host has, to this one by a rule of routing.
+    LeadHere(ServerKey),
+    /// Lets them pass again.
+    LetPass(ServerKey),
 }
 
 impl fmt::Display for Op {
@@ -252,6 +256,8 @@ impl fmt::Display for Op {
             Op::DeleteDestination(key, to) => write!(f, "delete destination {to} from {key}"),
             Op::BindAddress(address) => write!(f, "bind address {address}"),
             Op::UnbindAddress(address) => write!(f, "unbind address {address}"),
+            Op::LeadHere(key) => write!(f, "lead packets for {key} here"),
+            Op::LetPass(key) => write!(f, "let packets for {key} pass"),
         }
     }
 }

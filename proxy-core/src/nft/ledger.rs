@@ -285,7 +285,9 @@ impl Ledger {
             .iter()
             .filter(|ip| !self.config.match_all_node_addresses[Family::of(ip) as usize])
             .map(|ip| (SetKind::NodePortAddresses, ip));
-        own.chain(for_node_ports)
+        let others = self.node.others.addresses.iter().map(|ip| (SetKind::OthersAddresses, ip));
+        own.chain(others)
+            .chain(for_node_ports)
             .map(|(kind, ip)| element(SetId::new(kind, Family::of(ip)), address_key(ip), Value::None))
     }
 

@@ -155,6 +155,8 @@ pub enum SetKind {
     NodePortAddresses,
     /// With IPVS: addresses of other interfaces than the one that holds the services' addresses.
     OwnAddresses,
+    /// With IPVS: addresses of other nodes, whose other ports are theirs.
+    OthersAddresses,
     /// With IPVS: protocol and port of health-check node ports.
     HealthPorts,
     /// With IPVS: addresses of services that are gone, which are still bound for connections of before.
@@ -172,7 +174,7 @@ pub enum SetKind {
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 19] = [
+    pub const ALL: [SetKind; 20] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -186,6 +188,7 @@ impl SetKind {
         SetKind::ClusterIps,
         SetKind::NodePortAddresses,
         SetKind::OwnAddresses,
+        SetKind::OthersAddresses,
         SetKind::HealthPorts,
         SetKind::Closed,
         SetKind::NoEndpoints,
@@ -197,7 +200,9 @@ impl SetKind {
     /// Whether rulesets of a balancer have such a set.
     pub fn is_of(self, balancer: Balancer) -> bool {
         match self {
-            SetKind::OwnAddresses | SetKind::HealthPorts | SetKind::Closed => balancer == Balancer::Ipvs,
+            SetKind::OwnAddresses | SetKind::OthersAddresses | SetKind::HealthPorts | SetKind::Closed => {
+                balancer == Balancer::Ipvs
+            }
             SetKind::Endpoints
             | SetKind::Members
             | SetKind::Affinity
@@ -244,6 +249,7 @@ impl SetId {
             SetKind::ClusterIps => ("cluster_ips4", "cluster_ips6"),
             SetKind::NodePortAddresses => ("nodeport_addresses4", "nodeport_addresses6"),
             SetKind::OwnAddresses => ("own_addresses4", "own_addresses6"),
+            SetKind::OthersAddresses => ("others_addresses4", "others_addresses6"),
             SetKind::HealthPorts => ("health_ports4", "health_ports6"),
             SetKind::Closed => ("closed4", "closed6"),
             SetKind::NoEndpoints => ("no_endpoints4", "no_endpoints6"),

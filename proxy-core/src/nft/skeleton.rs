@@ -14,6 +14,7 @@ use super::object::{
     Chain, ChainName, Element, ElementId, Hook, Key, Rule, SetId, SetKind, SetSpec, SetValue, Value, Verdict,
 };
 use super::{Balancer, NftConfig};
+use crate::ipvs::Others;
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -24,9 +25,12 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
-    /// Addresses of interfaces other than the one that holds the services' addresses. All their ports are the node's own.
-    /// With IPVS only; none otherwise.
+    /// Addresses of interfaces other than the one that holds the services' addresses. All their ports are the node's own, and
+    /// where node ports answer on all addresses, on these. With IPVS only; none otherwise.
     pub own_addresses: Vec<IpAddr>,
+    /// Addresses that others have, beside services: of other nodes, and of pods. All but the services' ports are theirs. With
+    /// IPVS only; none otherwise.
+    pub others: Others,
 }
 
 pub(crate) const PREROUTING: u32 = 0;
@@ -88,9 +92,11 @@ fn spec(id: SetId) -> SetSpec {
         SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
         SetKind::Groups | SetKind::Classes | SetKind::Entries => (vec![NUMBER, NUMBER], SetValue::Verdict),
         SetKind::Refusals => (vec![NUMBER], SetValue::Verdict),
-        SetKind::ClusterIps | SetKind::NodePortAddresses | SetKind::OwnAddresses | SetKind::Closed => {
-            (vec![ip], SetValue::None)
-        }
+        SetKind::ClusterIps
+        | SetKind::NodePortAddresses
+        | SetKind::OwnAddresses
+        | SetKind::OthersAddresses
+        | SetKind::Closed => (vec![ip], SetValue::None),
         SetKind::Filtered => (tuple, SetValue::None),
         SetKind::HealthPorts => (port, SetValue::None),
         SetKind::NoEndpoints => (tuple, words(2)),
@@ -333,14 +339,19 @@ fn dispatch(config: &NftConfig) -> Vec<Rule> {
 /// Ends the rule unless the packet is for one of the addresses that node ports answer on.
 fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
     let mut exprs = of_family(family);
-    if config.match_all_node_addresses[family as usize] {
-        exprs.push(Expr::FibDestinationType { dreg: 0 });
-        exprs.push(local_type());
-        exprs.extend(not_loopback(family));
-    } else {
-        exprs.push(load_destination(family, 0));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::NodePortAddresses, family), sreg: 0 });
-    }
+    let listed = match (config.match_all_node_addresses[family as usize], config.balancer) {
+        (false, _) => SetKind::NodePortAddresses,
+        // Addresses of services are local too, and have no node ports.
+        (true, Balancer::Ipvs) => SetKind::OwnAddresses,
+        (true, Balancer::Ruleset) => {
+            exprs.push(Expr::FibDestinationType { dreg: 0 });
+            exprs.push(local_type());
+            exprs.extend(not_loopback(family));
+            return exprs;
+        }
+    };
+    exprs.push(load_destination(family, 0));
+    exprs.push(Expr::Lookup { set: SetId::new(listed, family), sreg: 0 });
     exprs
 }
 
@@ -366,6 +377,7 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
     let mut rules = Vec::new();
     if config.balancer == Balancer::Ipvs {
         rules.extend(known_to_ipvs());
+        rules.extend(node.others.networks.iter().map(of_pods));
     }
     for family in Family::BOTH {
         let (key, refuse) = (vec![load_destination(family, 0)], Verdict::Goto(reject_chain()));
@@ -411,7 +423,16 @@ fn known_to_ipvs() -> Vec<Rule> {
     };
     let closed = to("addresses of services that are gone", SetKind::Closed, Verdict::Drop);
     let addresses = to("addresses of the node", SetKind::OwnAddresses, Verdict::Accept);
-    closed.into_iter().chain(ports).chain(health).chain(addresses).collect()
+    let others = to("addresses of other nodes", SetKind::OthersAddresses, Verdict::Accept);
+    closed.into_iter().chain(ports).chain(health).chain(addresses).chain(others).collect()
+}
+
+fn of_pods(net: &IpNet) -> Rule {
+    let family = Family::of_net(net);
+    let mut exprs = of_family(family);
+    exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
+    exprs.push(Expr::Verdict(Verdict::Accept));
+    rule("addresses of pods", exprs)
 }
 
 /// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.

@@ -91,7 +91,7 @@ pub(super) fn op(writer: &mut Writer, family: u16, sequence: u32, op: &Op) {
             destination_key(writer, to);
             writer.close(nest);
         }),
-        Op::BindAddress(_) | Op::UnbindAddress(_) => {}
+        Op::BindAddress(_) | Op::UnbindAddress(_) | Op::LeadHere(_) | Op::LetPass(_) => {}
     }
 }
 

@@ -11,6 +11,7 @@ use sluice_sys::dummy::{Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
 use sluice_sys::netlink::{BatchError, Refusals};
 use sluice_sys::nft::{Nft, observe, without_present};
+use sluice_sys::steering::Steering;
 use tracing::{info, warn};
 
 use super::nftables::commit;
@@ -26,6 +27,7 @@ pub struct Backend {
     nft: Nft,
     ipvs: Ipvs,
     link: Link,
+    steering: Steering,
     sticky: SchedulerName,
     ledger: Ledger,
 }
@@ -91,7 +93,7 @@ impl Backend {
         let link = Link::open(LINK)?;
         info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
         let ledger = ledger(settings, facts, sticky);
-        Ok(Backend { nft: Nft::open()?, ipvs, link, sticky, ledger })
+        Ok(Backend { nft: Nft::open()?, ipvs, link, steering: Steering::open()?, sticky, ledger })
     }
 
     /// Our netlink port, by which notices of our own changes of the table are known.
@@ -114,11 +116,15 @@ impl Backend {
         let observed = Observed {
             servers: self.ipvs.dump()?,
             addresses: self.link.addresses()?.into_iter().collect(),
+            led: self.steering.led()?,
             table: observe(&mut self.nft)?,
         };
         let is_new = observed.table.is_none();
         let (view, of_ruleset) = (node::ipvs_view(settings, facts), node::node_view(settings, facts));
         let mut steps = self.ledger.reconcile(plans, observed, view, of_ruleset);
+        if self.ledger.leads() {
+            self.steering.deliver(node::primary_addresses(settings, facts))?;
+        }
         if !is_new {
             steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
         }
@@ -137,10 +143,17 @@ impl Backend {
         settings: &Settings,
         facts: &NodeFacts,
     ) -> Result<Option<Applied>, BackendError> {
+        let (is, shall) = (self.ledger.node(), node::ipvs_view(settings, facts));
         let same = *self.ledger.ruleset().config() == node::nft_config(settings, facts)
-            && *self.ledger.node() == node::ipvs_view(settings, facts);
+            && is.own_addresses == shall.own_addresses
+            && is.node_port_addresses == shall.node_port_addresses;
         if !same {
             return Ok(None);
+        }
+        if is.others != shall.others {
+            let steps = self.ledger.set_others(shall.others, node::node_view(settings, facts));
+            self.steering.deliver(node::primary_addresses(settings, facts))?;
+            return Ok(Some(self.apply(&steps, false)?));
         }
         let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
         Ok(Some(commit(&mut self.nft, &ops)?))
@@ -185,7 +198,7 @@ impl Backend {
         }
         let addresses: Vec<IpAddr> = self.link.addresses()?.into_iter().collect();
         let servers: Vec<_> = self.ipvs.servers()?.into_iter().map(|observed| observed.server).collect();
-        Ok(self.ledger.agrees(&servers, &addresses))
+        Ok(self.ledger.agrees(&servers, &addresses, &self.steering.led()?))
     }
 
     /// Applies steps. What is refused keeps nothing else from being done; it is told in the end. With `at_once` the ruleset is
@@ -206,7 +219,7 @@ impl Backend {
         refused.map_or(Ok(applied), |refusals| Err(BatchError::Refused(refusals).into()))
     }
 
-    /// Applies operations on virtual servers, then those on addresses.
+    /// Applies operations on virtual servers, then those on addresses and on rules of routing.
     fn apply_servers(
         &mut self,
         ops: &[Op],
@@ -216,7 +229,7 @@ impl Backend {
         if ops.is_empty() {
             return Ok(());
         }
-        for result in [self.ipvs.apply(ops), self.link.apply(ops)] {
+        for result in [self.ipvs.apply(ops), self.link.apply(ops), self.steering.apply(ops)] {
             match result {
                 Ok(()) => {}
                 Err(BatchError::Refused(refusals)) => {

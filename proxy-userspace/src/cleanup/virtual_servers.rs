@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use sluice_core::ipvs::{ObservedServer, Op, ServerKey, is_our_mark};
 use sluice_sys::dummy::Link;
 use sluice_sys::ipvs::Ipvs;
+use sluice_sys::steering::Steering;
 
 use super::StepError;
 use super::names::INTERFACE;
@@ -37,7 +38,7 @@ pub(crate) fn delete_idle(names: &[&str], excluded: &[IpNet]) -> Result<bool, St
     if delete_servers(is_ours, is_idle)? {
         return Ok(true);
     }
-    delete(links)?;
+    delete(names, links)?;
     Ok(false)
 }
 
@@ -57,7 +58,7 @@ pub(super) fn remove(names: &[&str]) -> Result<bool, StepError> {
         ServerKey::Mark(_, mark) => is_our_mark(*mark),
     };
     delete_servers(|key| is_ours(key) && !is_theirs(key, others.as_ref()), |_| true)?;
-    delete(links)?;
+    delete(names, links)?;
     Ok(true)
 }
 
@@ -66,7 +67,11 @@ fn found(names: &[&str]) -> Result<Vec<Link>, StepError> {
     Ok(links.collect::<Result<Vec<_>, StepError>>()?.into_iter().flatten().collect())
 }
 
-fn delete(links: Vec<Link>) -> Result<(), StepError> {
+/// With our link go the rules that lead packets to virtual servers of addresses that no link holds.
+fn delete(names: &[&str], links: Vec<Link>) -> Result<(), StepError> {
+    if names.contains(&LINK) {
+        Steering::open()?.remove()?;
+    }
     links.into_iter().try_for_each(|link| Ok(link.delete()?))
 }
 
