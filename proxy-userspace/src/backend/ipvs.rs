@@ -28,6 +28,8 @@ pub struct Backend {
     ipvs: Ipvs,
     link: Link,
     steering: Steering,
+    /// The node's addresses, which its own processes have towards what rules of routing lead here.
+    sources: [Option<IpAddr>; 2],
     sticky: SchedulerName,
     ledger: Ledger,
 }
@@ -93,7 +95,8 @@ impl Backend {
         let link = Link::open(LINK)?;
         info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
         let ledger = ledger(settings, facts, sticky);
-        Ok(Backend { nft: Nft::open()?, ipvs, link, steering: Steering::open()?, sticky, ledger })
+        let (steering, sources) = (Steering::open()?, node::primary_addresses(settings, facts));
+        Ok(Backend { nft: Nft::open()?, ipvs, link, steering, sources, sticky, ledger })
     }
 
     /// Our netlink port, by which notices of our own changes of the table are known.
@@ -122,8 +125,10 @@ impl Backend {
         let is_new = observed.table.is_none();
         let (view, of_ruleset) = (node::ipvs_view(settings, facts), node::node_view(settings, facts));
         let mut steps = self.ledger.reconcile(plans, observed, view, of_ruleset);
+        self.sources = node::primary_addresses(settings, facts);
         if self.ledger.leads() {
-            self.steering.deliver(node::primary_addresses(settings, facts))?;
+            // Somebody may have deleted it.
+            self.steering.deliver(self.sources)?;
         }
         if !is_new {
             steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
@@ -152,7 +157,6 @@ impl Backend {
         }
         if is.others != shall.others {
             let steps = self.ledger.set_others(shall.others, node::node_view(settings, facts));
-            self.steering.deliver(node::primary_addresses(settings, facts))?;
             return Ok(Some(self.apply(&steps, false)?));
         }
         let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
@@ -228,6 +232,9 @@ impl Backend {
     ) -> Result<(), BackendError> {
         if ops.is_empty() {
             return Ok(());
+        }
+        if ops.iter().any(|op| matches!(op, Op::LeadHere(_))) {
+            self.steering.deliver(self.sources)?;
         }
         for result in [self.ipvs.apply(ops), self.link.apply(ops), self.steering.apply(ops)] {
             match result {

@@ -18,6 +18,12 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario { name: "pod-network-is-repaired", body: repaired, ..TEMPLATE },
     Scenario { name: "pod-network-follows-nodes", body: follows_nodes, ..TEMPLATE },
     Scenario { name: "pods-leave-the-cluster-by-the-node", body: masqueraded, ..TEMPLATE },
+    Scenario {
+        name: "direct-routes-carry-the-node-s-address",
+        body: direct_routes,
+        pod_network: PodNetwork::SluiceDirect,
+        ..TEMPLATE
+    },
     Scenario { name: "host-ports-lead-to-pods", body: host_ports, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
     Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
@@ -185,7 +191,25 @@ fn masqueraded(stage: &mut Stage) -> Result<()> {
         "inside the cluster, and to networks that are said not to be left by, a pod shows its own address",
     )?;
     sees(stage, "pod/user", OTHER[0], "10.244.1.10")?;
-    sees(stage, "pod/user", "tcp://192.168.77.100:9000", "10.244.1.10")
+    sees(stage, "pod/user", "tcp://192.168.77.100:9000", "10.244.1.10")?;
+    stage.step("a process of the node has the tunnel's address in the tunnel")?;
+    sees(stage, "host/node-a", OTHER[0], "10.244.1.0")?;
+    sees(stage, "host/node-a", OTHER[1], "fd00:10:244:1::")
+}
+
+/// The node has other addresses on the same interface that the kernel would choose.
+fn direct_routes(stage: &mut Stage) -> Result<()> {
+    stage.lab.start_proxies(&Value::Null)?;
+    stage.reaches_other_node()?;
+    stage.step("the node's address comes behind another one of its network")?;
+    stage.shell(
+        "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add 192.168.77.5/24 dev eth0; \
+         ip address del 192.168.77.11/24 dev eth0; ip address add 192.168.77.11/24 dev eth0; \
+         ip address add fd00:77::5/64 dev eth0 nodad",
+    )?;
+    stage.reaches_other_node()?;
+    sees(stage, "host/node-a", OTHER[0], "192.168.77.11")?;
+    sees(stage, "host/node-a", OTHER[1], "fd00:77::11")
 }
 
 /// Whom the other end sees.
