@@ -3,7 +3,7 @@
 mod netlink;
 mod pod;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use netlink_packet_route::link::{
     LinkInfo, LinkMessage,
 };
 
+use nix::net::if_::if_indextoname;
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::spec::{Mode, Route};
@@ -112,6 +113,22 @@ pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, Net
     let missing = routed.iter().filter(|address| !routes.contains(address));
     wrong.extend(missing.map(|address| format!("there is no route to {address} by {host}")));
     Ok(wrong)
+}
+
+/// By which interface packets leave to the pods of these host's ends: the bridge that it is a port of, or the end itself. Ends
+/// that are not there are left out.
+pub fn ways_out(hosts: &BTreeSet<String>) -> Result<BTreeMap<String, String>, NetError> {
+    let mut netlink = Netlink::open()?;
+    let mut ways = BTreeMap::new();
+    for host in hosts {
+        let Some(link) = netlink.link(host)? else { continue };
+        let bridge = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => if_indextoname(*index).ok()?.into_string().ok(),
+            _ => None,
+        });
+        ways.insert(host.clone(), bridge.unwrap_or_else(|| host.clone()));
+    }
+    Ok(ways)
 }
 
 /// Names of all links.

@@ -7,6 +7,7 @@ mod abandoned;
 mod host_ports;
 mod install;
 mod kernel;
+mod localnet;
 mod mtu;
 mod node;
 mod notices;
@@ -40,6 +41,7 @@ use crate::metrics::Metrics;
 
 pub use install::{InstallError, plugin};
 pub use kernel::{KernelError, device_name};
+pub use localnet::LocalnetError;
 pub use node::NodeError;
 use rules::Rules;
 
@@ -63,6 +65,8 @@ enum PassError {
     Node(#[from] NodeError),
     #[error("cannot write the rules of the pod network: {0}")]
     Rules(#[source] NetlinkError),
+    #[error(transparent)]
+    Localnet(#[from] LocalnetError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -92,6 +96,8 @@ pub struct PodNetworkTask {
     rules: Rules,
     told: BTreeSet<Problem>,
     told_ports: BTreeSet<host_ports::Refusal>,
+    /// Pods' links that are not there yet, and are waited for.
+    awaited: BTreeSet<String>,
     /// The indices of the VXLAN devices.
     devices: kernel::Indices,
     /// Those that there were to be after the last pass.
@@ -123,6 +129,7 @@ impl PodNetworkTask {
             rules: Rules::default(),
             told: BTreeSet::new(),
             told_ports: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             devices: kernel::Indices::new(),
             made: BTreeSet::new(),
             node_file: None,
@@ -202,7 +209,7 @@ impl PodNetworkTask {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
                 Some(notice) = rule_notices.recv() => self.rules.distrust(Some(notice)),
-                there = notices::until_of_interest(&mut messages, &self.devices) => if !there { return Ok(()) },
+                there = notices::until_of_interest(&mut messages, &self.devices, &self.awaited) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
             }
@@ -255,12 +262,13 @@ impl PodNetworkTask {
             let is_due = self.audited.elapsed() >= AUDIT;
             let written = self.rules.write(&self.settings, &own, nodes, network, is_due);
             self.tell_of_ports();
+            let opened = if written.is_ok() { self.open_loopback() } else { Ok(()) };
             // Pods that cannot be reached do not start; those that could so far go on.
             let can_start = prepared.is_ok() && settled.is_ok() || self.node_file.is_some();
             let installed = if can_start { self.install(&own, mtu) } else { Ok(()) };
             let audited = self.audit();
             let unreachable = settled.and_then(|of_peer| of_peer.map_or(Ok(()), |error| Err(error.into())));
-            prepared.and(unreachable).and(written).and(installed).and(audited)
+            prepared.and(unreachable).and(written).and(opened).and(installed).and(audited)
         })?;
         small.map_or(Ok(()), Err)
     }
@@ -382,6 +390,12 @@ impl PodNetworkTask {
         Ok(())
     }
 
+    /// Behind the rules, which drop what would come in by it.
+    fn open_loopback(&mut self) -> Result<(), PassError> {
+        self.awaited = localnet::open(self.rules.on_loopback())?;
+        Ok(())
+    }
+
     /// Says which ports of the node are asked for and not served: their pods start all the same.
     fn tell_of_ports(&mut self) {
         let refusals = self.rules.refusals();
@@ -414,6 +428,9 @@ pub enum RemoveError {
     /// Of the device or the routes.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Packets from loopback can still leave to pods.
+    #[error(transparent)]
+    Localnet(#[from] LocalnetError),
     /// Of the rules.
     #[error("table inet {TABLE}: {0}")]
     Rules(#[from] NetlinkError),
@@ -424,6 +441,8 @@ pub enum RemoveError {
 
 /// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns whether there was anything.
 pub fn remove() -> Result<bool, RemoveError> {
+    // As long as the rules are there that drop what comes in by it.
+    localnet::close()?;
     let had_rules = Nft::open()?.delete(TABLE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let had_device = runtime.block_on(async {

@@ -12,6 +12,8 @@ pub enum MetaKey {
     Mark,
     /// The input interface's name, 16 bytes; empty for locally generated packets.
     IifName,
+    /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has none.
+    IifKind,
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
     NfProto,
     /// The transport protocol, one byte.

@@ -1,8 +1,14 @@
 //! Rules of the pod network: what leaves the cluster gets the node's address, and ports of the node lead to pods.
 //!
 //! They have a table of their own, whatever drives the services.
+//!
+//! Ports of the node answer on its loopback addresses too, to its own processes (as portmap of containernetworking/plugins).
+//! A packet from 127.0.0.1 leaves by the pod's link only where `route_localnet` is set for that link, which would let whoever
+//! is at its other end reach what the node serves on loopback: so packets that come from outside with such an address are
+//! dropped, on every interface, before anything else looks at them. The kernel routes nothing from ::1, so connections from
+//! there are left to the node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -19,6 +25,9 @@ pub const TABLE: &str = "sluice-pods";
 /// Node ports of Services count more, so ours come just behind them.
 const BEHIND_SERVICES: i32 = DNAT + 1;
 
+/// `NF_IP_PRI_RAW`: before connection tracking, which turns the addresses of answers back.
+const RAW: i32 = -300;
+
 /// A port of the node that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
@@ -26,7 +35,7 @@ pub struct HostPort {
     pub protocol: Protocol,
     /// The node's port.
     pub port: u16,
-    /// The node's address; `None`: all but loopback.
+    /// The node's address; `None`: all.
     pub host: Option<IpAddr>,
     /// The pod's address.
     pub pod: IpAddr,
@@ -60,16 +69,28 @@ impl PodRules {
 
     fn chains(&self) -> Vec<Chain> {
         let host_ports = ChainName::new("host-ports");
-        let jump = || self.to_host_ports(host_ports);
+        let from_outside = self.to_host_ports(host_ports, |family| match family {
+            Family::V4 => not_loopback(Family::V4),
+            Family::V6 => Vec::new(),
+        });
+        let of_the_node = self.to_host_ports(host_ports, |family| match family {
+            Family::V4 => Vec::new(),
+            Family::V6 => not_from_loopback6(),
+        });
         let nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
         vec![
+            Chain {
+                name: ChainName::new("loopback-guard"),
+                hook: Some(Hook { chain_type: "filter", number: PREROUTING, priority: RAW }),
+                rules: loopback_guard(),
+            },
             Chain { name: host_ports, hook: None, rules: self.host_ports.iter().map(translate).collect() },
             Chain {
                 name: ChainName::new("prerouting"),
                 hook: nat(PREROUTING, BEHIND_SERVICES),
-                rules: jump(),
+                rules: from_outside,
             },
-            Chain { name: ChainName::new("output"), hook: nat(OUTPUT, BEHIND_SERVICES), rules: jump() },
+            Chain { name: ChainName::new("output"), hook: nat(OUTPUT, BEHIND_SERVICES), rules: of_the_node },
             Chain {
                 name: ChainName::new("postrouting"),
                 hook: nat(POSTROUTING, SNAT),
@@ -78,18 +99,21 @@ impl PodRules {
         ]
     }
 
-    /// What can be addressed to a port of the node goes to the chain.
-    fn to_host_ports(&self, chain: ChainName) -> Vec<Rule> {
-        let jump = |mut exprs: Vec<Expr>| {
+    /// What can be addressed to a port of the node, and meets a condition, goes to the chain.
+    fn to_host_ports(&self, chain: ChainName, condition: impl Fn(Family) -> Vec<Expr>) -> Vec<Rule> {
+        let jump = |family, mut destination: Vec<Expr>| {
+            let mut exprs = of_family(family);
+            exprs.extend(condition(family));
+            exprs.append(&mut destination);
             exprs.push(Expr::Verdict(Verdict::Jump(chain)));
             rule("ports of the node", exprs)
         };
-        let Some(own) = &self.own else { return vec![jump(Vec::new())] };
+        let Some(own) = &self.own else {
+            return Family::BOTH.into_iter().map(|family| jump(family, Vec::new())).collect();
+        };
         let to = |net: &IpNet| {
             let family = Family::of_net(net);
-            let mut exprs = of_family(family);
-            exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
-            jump(exprs)
+            jump(family, in_network(load_destination(family, 0), net, CmpOp::Eq))
         };
         own.iter().map(to).collect()
     }
@@ -99,6 +123,7 @@ impl PodRules {
         let mut pods: Vec<IpAddr> = self.host_ports.iter().map(|port| port.pod).collect();
         pods.sort_unstable();
         pods.dedup();
+        rules.extend(pods.iter().copied().filter(IpAddr::is_ipv4).map(from_loopback));
         rules.extend(pods.into_iter().map(hairpin));
         for family in Family::BOTH {
             let own: Vec<&IpNet> =
@@ -143,6 +168,55 @@ fn is_address(load: Expr, ip: IpAddr) -> [Expr; 2] {
     [load, Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: address_bytes(ip) }]
 }
 
+/// Addresses of the node that nobody else can have.
+fn loopback() -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))
+}
+
+/// Drops what nobody sends who means well: packets with a loopback address that come from outside. Those of the node itself
+/// come from `lo`, or from the device of their VRF. In IPv6 the kernel does that always.
+fn loopback_guard() -> Vec<Rule> {
+    let of_interface = |key, name: &str| {
+        let mut data = name.as_bytes().to_vec();
+        data.resize(16, 0);
+        vec![Expr::Meta { dreg: 0, key }, Expr::Cmp { sreg: 0, op: CmpOp::Eq, data }]
+    };
+    let accepted = |about, mut exprs: Vec<Expr>| {
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        rule(about, exprs)
+    };
+    let dropped = |about, load| {
+        let mut exprs = of_family(Family::V4);
+        exprs.extend(in_network(load, &loopback(), CmpOp::Eq));
+        exprs.push(Expr::Verdict(Verdict::Drop));
+        rule(about, exprs)
+    };
+    vec![
+        accepted("from the node itself", of_interface(MetaKey::IifName, "lo")),
+        accepted("from a VRF of the node", of_interface(MetaKey::IifKind, "vrf")),
+        dropped("from outside to loopback", load_destination(Family::V4, 0)),
+        dropped("from outside with a loopback address", load_source(Family::V4, 0)),
+    ]
+}
+
+/// Ends the rule for packets from ::1, whose answers would not come back.
+fn not_from_loopback6() -> Vec<Expr> {
+    let data = Ipv6Addr::LOCALHOST.octets().to_vec();
+    vec![load_source(Family::V6, 0), Expr::Cmp { sreg: 0, op: CmpOp::Neq, data }]
+}
+
+/// A pod cannot answer to the node's loopback addresses.
+fn from_loopback(pod: IpAddr) -> Rule {
+    let family = Family::of(&pod);
+    let mut exprs = of_family(family);
+    exprs.push(Expr::CtStatus { dreg: 0 });
+    exprs.extend(any_bit(CT_DNAT));
+    exprs.extend(in_network(load_source(family, 0), &loopback(), CmpOp::Eq));
+    exprs.extend(is_address(load_destination(family, 0), pod));
+    exprs.push(Expr::Masquerade);
+    rule("from the node's loopback addresses", exprs)
+}
+
 /// A pod that calls itself by a port of the node would see its own address, and not answer to it.
 fn hairpin(pod: IpAddr) -> Rule {
     let family = Family::of(&pod);
@@ -164,9 +238,8 @@ fn translate(port: &HostPort) -> Rule {
     exprs.push(Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: port.port.to_be_bytes().to_vec() });
     // Whatever was asked for, only what is addressed to this node is its port.
     exprs.extend([Expr::FibDestinationType { dreg: 0 }, local_type()]);
-    match port.host {
-        Some(host) => exprs.extend(is_address(load_destination(family, 0), host)),
-        None => exprs.extend(not_loopback(family)),
+    if let Some(host) = port.host {
+        exprs.extend(is_address(load_destination(family, 0), host));
     }
     let port_reg: Reg = address_regs(family);
     exprs.push(Expr::Immediate { dreg: 0, data: address_bytes(port.pod) });
@@ -214,10 +287,10 @@ mod tests {
                 let found = chains.into_iter().find(|chain| chain.name.as_str() == name);
                 found.map(|chain| chain.rules).unwrap_or_default()
             };
-            assert_eq!(chain("prerouting"), chain("output"));
+            assert_eq!(chain("prerouting").len(), chain("output").len());
             chain("prerouting")
         };
-        assert_eq!(jumps(None)[0].exprs.len(), 1);
+        assert_eq!(jumps(None).len(), 2, "one for each family, whatever the address");
         assert_eq!(jumps(Some(Vec::new())), []);
         let own = jumps(Some(nets(&["192.168.77.11/32", "fd00::1/128"])));
         assert_eq!(own.len(), 2);
@@ -246,9 +319,8 @@ mod tests {
             ..PodRules::default()
         };
         assert_eq!(rules.masquerade().len(), 1);
-        let Some(Op::SetRules(name, translations)) =
-            rules.replace().into_iter().find(|op| matches!(op, Op::SetRules(..)))
-        else {
+        let is_of_ports = |op: &Op| matches!(op, Op::SetRules(name, _) if name.as_str() == "host-ports");
+        let Some(Op::SetRules(name, translations)) = rules.replace().into_iter().find(is_of_ports) else {
             panic!("no rules");
         };
         assert_eq!((name.as_str(), translations.len()), ("host-ports", 2));
@@ -256,5 +328,29 @@ mod tests {
             translations[0].exprs.last(),
             Some(Expr::Dnat { family: Family::V6, address: 0, port: 4 })
         ));
+    }
+
+    #[test]
+    fn loopback_is_for_the_node_itself() {
+        let port = HostPort {
+            protocol: Protocol::Tcp,
+            port: 80,
+            host: Some("127.0.0.1".parse().unwrap()),
+            pod: "10.244.1.5".parse().unwrap(),
+            pod_port: 8080,
+        };
+        let rules = PodRules { host_ports: vec![port], ..PodRules::default() };
+        let about = |chain: &str| -> Vec<&str> {
+            let chains = rules.chains();
+            let chain = chains.iter().find(|found| found.name.as_str() == chain).unwrap();
+            chain.rules.iter().map(|rule| rule.about).collect()
+        };
+        assert_eq!(about("postrouting")[0], "from the node's loopback addresses");
+        assert_eq!(
+            about("loopback-guard")[2..],
+            ["from outside to loopback", "from outside with a loopback address"]
+        );
+        let none = PodRules::default();
+        assert_eq!(none.chains()[0].rules.len(), 4, "the guard is there before any port is");
     }
 }

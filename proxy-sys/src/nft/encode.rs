@@ -417,5 +417,6 @@ fn meta_key(key: MetaKey) -> u32 {
         MetaKey::IifName => 6,
         MetaKey::NfProto => 15,
         MetaKey::L4Proto => 16,
+        MetaKey::IifKind => 26,
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use sluice_cni::spec::PortMapping;
 use sluice_cni::store::{Contents, HostPorts};
+use sluice_cni::wiring::host_name;
 use sluice_core::net::{Family, Protocol};
 use sluice_core::pod_network::HostPort;
 
@@ -50,6 +51,15 @@ pub(super) fn host_ports(contents: &Contents) -> Vec<HostPort> {
 fn of_pod(pod: &HostPorts) -> impl Iterator<Item = HostPort> {
     let asked = pod.mappings.iter().filter_map(|mapping| Asked::read(mapping).ok().flatten());
     asked.flat_map(|asked| pod.addresses.iter().filter_map(move |pod| asked.to(*pod)))
+}
+
+/// Names of the links of pods whose ports answer on the node's loopback addresses of IPv4.
+pub(super) fn on_loopback(contents: &Contents, network: &str) -> BTreeSet<String> {
+    let answers = |pod: &&HostPorts| {
+        let reaches = |host: Option<IpAddr>| host.is_none_or(|host| host.is_loopback());
+        of_pod(pod).any(|port| port.pod.is_ipv4() && reaches(port.host))
+    };
+    contents.host_ports.iter().filter(answers).map(|pod| host_name(network, &pod.holder)).collect()
 }
 
 /// What pods asked for and do not get.
@@ -240,6 +250,15 @@ mod tests {
         assert_eq!(of(mapping(80, "tcp", "localhost")), (0, "hostIP \"localhost\" is no address".into()));
         let (served, why) = of(mapping(80, "tcp", "::1"));
         assert!(served == 1 && why.starts_with("hostIP ::1 answers processes of the node"), "{why}");
+    }
+
+    #[test]
+    fn links_of_pods_that_answer_on_loopback_are_known() {
+        let of = |mapping| on_loopback(&contents(&[("10.0.0.5", vec![mapping])]), "pods").len();
+        assert_eq!([of(mapping(80, "tcp", "")), of(mapping(80, "tcp", "127.0.0.1"))], [1, 1]);
+        assert_eq!([of(mapping(80, "tcp", "0.0.0.0")), of(mapping(80, "udp", "127.1.2.3"))], [1, 1]);
+        assert_eq!([of(mapping(80, "tcp", "10.0.0.1")), of(mapping(80, "tcp", "::1"))], [0, 0]);
+        assert_eq!([of(mapping(80, "tcp", "::")), of(mapping(0, "tcp", ""))], [0, 0]);
     }
 
     #[test]

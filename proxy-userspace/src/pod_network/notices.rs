@@ -1,5 +1,7 @@
 //! Which messages of route netlink mean that the network has to be looked at.
 
+use std::collections::BTreeSet;
+
 use futures::{Stream, StreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -9,27 +11,37 @@ use sluice_cni::net::is_host_name;
 use super::kernel;
 
 /// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
-pub(super) async fn until_of_interest<S>(messages: &mut S, devices: &kernel::Indices) -> bool
+pub(super) async fn until_of_interest<S>(
+    messages: &mut S,
+    devices: &kernel::Indices,
+    awaited: &BTreeSet<String>,
+) -> bool
 where
     S: Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Unpin,
 {
     loop {
         match messages.next().await {
-            Some((message, _)) if is_of_interest(&message, devices) => return true,
+            Some((message, _)) if is_of_interest(&message, devices, awaited) => return true,
             Some(_) => {}
             None => return false,
         }
     }
 }
 
-/// Not what pods that come and go, and what neighbours that are asked for, are told about.
-fn is_of_interest(message: &NetlinkMessage<RouteNetlinkMessage>, devices: &kernel::Indices) -> bool {
+/// Not what pods that come and go, unless their links are waited for, and what neighbours that are asked for, are told about.
+fn is_of_interest(
+    message: &NetlinkMessage<RouteNetlinkMessage>,
+    devices: &kernel::Indices,
+    awaited: &BTreeSet<String>,
+) -> bool {
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
     match message {
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_host_name(name))),
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            !link.attributes.iter().any(|attribute| match attribute {
+                LinkAttribute::IfName(name) => is_host_name(name) && !awaited.contains(name),
+                _ => false,
+            })
+        }
         RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
             devices.values().any(|index| *index == neighbour.header.ifindex)
         }

@@ -31,6 +31,8 @@ pub(super) struct Rules {
     host_ports: Vec<HostPort>,
     /// What pods asked for and do not get.
     refusals: BTreeSet<Refusal>,
+    /// Links of pods with ports on loopback.
+    on_loopback: BTreeSet<String>,
 }
 
 impl Rules {
@@ -66,6 +68,7 @@ impl Rules {
         let host_ports = contents.as_ref().map_or_else(|| self.host_ports.clone(), host_ports::host_ports);
         if let Some(contents) = &contents {
             self.refusals = host_ports::refusals(contents);
+            self.on_loopback = host_ports::on_loopback(contents, &settings.cni.name);
         }
         let mut inside = settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
@@ -82,6 +85,11 @@ impl Rules {
     /// What pods asked for and do not get, as of the last pass.
     pub(super) fn refusals(&self) -> &BTreeSet<Refusal> {
         &self.refusals
+    }
+
+    /// Names of the links of pods with ports on loopback, as of the last pass.
+    pub(super) fn on_loopback(&self) -> &BTreeSet<String> {
+        &self.on_loopback
     }
 
     fn commit(&mut self, rules: PodRules, network: &Network) -> Result<(), NetlinkError> {

@@ -1,6 +1,8 @@
 //! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go, ports of the node lead to
 //! pods, and a client of others (cnitool, which is libcni) makes pods.
 
+mod loopback;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -25,6 +27,13 @@ pub(super) const ALL: &[Scenario] = &[
         ..TEMPLATE
     },
     Scenario { name: "host-ports-lead-to-pods", body: host_ports, ..TEMPLATE },
+    Scenario { name: "host-ports-answer-on-loopback", body: loopback::answers, ..TEMPLATE },
+    Scenario {
+        name: "host-ports-answer-on-loopback-by-a-bridge",
+        body: loopback::answers,
+        pod_network: PodNetwork::SluiceBridge,
+        ..TEMPLATE
+    },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
     Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
 ];
