@@ -2,6 +2,7 @@
 
 pub mod delegate;
 pub mod ipam;
+pub mod loopback;
 pub mod net;
 pub mod node_file;
 pub mod plugin;

@@ -1,16 +1,21 @@
-//! `sluice-cni`: called by a container runtime, with parameters in the environment and a configuration on stdin.
+//! `sluice-cni`: called by a container runtime, with parameters in the environment and a configuration on stdin. Called by the
+//! name of `loopback` it is that plugin.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use sluice_cni::plugin;
 use sluice_cni::spec::STDIN_LIMIT;
+use sluice_cni::{loopback, plugin};
 
 fn main() -> ExitCode {
     let mut input = Vec::new();
     // One byte more than may be there shows that it is too much.
     let read = std::io::stdin().lock().take(STDIN_LIMIT as u64 + 1).read_to_end(&mut input);
-    let answer = plugin::run(|name| std::env::var(name).ok(), read.map(|_| input));
+    let (variable, input) = (|name: &str| std::env::var(name).ok(), read.map(|_| input));
+    let name = std::env::args_os().next();
+    let is_loopback = name.is_some_and(|name| Path::new(&name).ends_with(loopback::NAME));
+    let answer = if is_loopback { loopback::run(variable, input) } else { plugin::run(variable, input) };
     let (text, status) = match answer {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(object)) => (object, ExitCode::SUCCESS),

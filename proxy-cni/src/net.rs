@@ -25,7 +25,7 @@ use crate::spec::{Mode, Route};
 use crate::wiring::{Mac, Wiring, bridge_mac, network_of};
 use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
 pub use netlink::{NetError, Netlink};
-pub use pod::{PodState, in_namespace};
+pub use pod::{Loopback, PodState, in_namespace};
 
 /// Of namespaces' files (`NSFS_MAGIC` of linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);

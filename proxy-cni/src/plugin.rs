@@ -88,7 +88,7 @@ fn obey(
 }
 
 /// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
-fn supports(version: Version, command: Command) -> Result<(), CniError> {
+pub(crate) fn supports(version: Version, command: Command) -> Result<(), CniError> {
     let since = match command {
         Command::Check => Version::V0_4_0,
         Command::Gc | Command::Status => Version::V1_1_0,
@@ -101,7 +101,7 @@ fn supports(version: Version, command: Command) -> Result<(), CniError> {
     Ok(())
 }
 
-fn namespace(environment: &Environment) -> Result<Namespace, CniError> {
+pub(crate) fn namespace(environment: &Environment) -> Result<Namespace, CniError> {
     let missing = || CniError::new(Code::InvalidEnvironment, "CNI_NETNS is not set");
     Ok(Namespace::open(environment.netns.as_deref().ok_or_else(missing)?)?)
 }

@@ -13,7 +13,7 @@ mod version;
 
 pub use config::{
     BRIDGE, Capabilities, DATA, Document, Ipam, Mode, NetConf, PortMapping, RUN, Range, STDIN_LIMIT,
-    is_network_name,
+    is_network_name, previous_result,
 };
 pub use environment::{Attachment, Command, Environment};
 pub use error::{CniError, Code};

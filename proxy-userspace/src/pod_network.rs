@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{FutureExt, Stream, StreamExt};
 use inotify::{Inotify, WatchMask};
@@ -104,6 +104,7 @@ pub struct PodNetworkTask {
     made: BTreeSet<Family>,
     /// What the plugin was told last.
     node_file: Option<NodeFile>,
+    installed: install::Known,
     waits: bool,
     /// What the last pass failed with.
     last_error: Option<String>,
@@ -133,6 +134,7 @@ impl PodNetworkTask {
             devices: kernel::Indices::new(),
             made: BTreeSet::new(),
             node_file: None,
+            installed: install::Known::default(),
             waits: false,
             last_error: None,
             audited: Instant::now(),
@@ -362,7 +364,13 @@ impl PodNetworkTask {
         if is_known && self.audited.elapsed() < AUDIT {
             return Ok(());
         }
-        let changed = install::install(&self.settings, &self.plugin, &node_file)?;
+        let changed = install::install(
+            &self.settings,
+            &self.plugin,
+            &node_file,
+            &mut self.installed,
+            SystemTime::now(),
+        )?;
         if !is_known {
             let cidrs: Vec<String> = node_file.pod_cidrs.iter().map(ToString::to_string).collect();
             info!(pod_cidrs = cidrs.join(","), mtu, changed, "pods can start");

@@ -3,7 +3,7 @@
 use std::thread;
 
 use ipnet::IpNet;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::sched::{CloneFlags, setns};
 
 use super::netlink::{NetError, Netlink, add_address, add_neighbour, add_route, new_link};
@@ -80,6 +80,41 @@ impl PodState {
             let routes = netlink.routes(None)?;
             Ok(Some(PodState { mtu: mtu(&link), mac: mac(&link), addresses, routes }))
         })
+    }
+}
+
+/// A pod's interface `lo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loopback {
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+impl Loopback {
+    /// Looks at it.
+    pub fn read(namespace: &Namespace) -> Result<Self, NetError> {
+        in_namespace(namespace, || Loopback::of(&mut Netlink::open()?))
+    }
+
+    /// Sets it up or down, and looks at it.
+    pub fn set(namespace: &Namespace, is_up: bool) -> Result<Self, NetError> {
+        in_namespace(namespace, || {
+            let mut netlink = Netlink::open()?;
+            let mut link = up(LOOPBACK);
+            if !is_up {
+                link.header.flags = LinkFlags::empty();
+            }
+            netlink.apply(vec![new_link(if is_up { "set lo up" } else { "set lo down" }, link, 0)])?;
+            Loopback::of(&mut netlink)
+        })
+    }
+
+    fn of(netlink: &mut Netlink) -> Result<Self, NetError> {
+        let link = netlink.link("lo")?.ok_or_else(|| NetError::Gone("lo".to_owned()))?;
+        let is_up = link.header.flags.contains(LinkFlags::Up);
+        Ok(Loopback { is_up, addresses: netlink.addresses(link.header.index)? })
     }
 }
 

@@ -334,6 +334,12 @@ fn is_sysctl_of_a_namespace(name: &str) -> bool {
         && parts.count() >= 3
 }
 
+/// What the plugins before in the chain have answered, if there are any.
+pub fn previous_result(document: &Document, version: Version) -> Result<Option<Outcome>, CniError> {
+    let told = go_json::shaped(&document.json, &fields::PREVIOUS);
+    told.get("prevResult").cloned().map(|value| Outcome::of_value(value, version)).transpose()
+}
+
 /// Others may have meant something else by this argument.
 fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()

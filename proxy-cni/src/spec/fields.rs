@@ -13,6 +13,9 @@ pub(super) const FOR_DEL: Shape = Struct(&[
     ("runDir", Scalar),
 ]);
 
+/// All that a plugin needs that passes on what it is given.
+pub(super) const PREVIOUS: Shape = Struct(&[("prevResult", RESULT)]);
+
 /// A configuration.
 pub(super) const CONFIG: Shape = Struct(&[
     ("name", Scalar),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 mod churn;
+mod loopback;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

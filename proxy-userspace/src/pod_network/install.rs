@@ -1,13 +1,16 @@
 //! Files for container runtimes: the plugin, its configuration, and what the daemon tells it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use sluice_cni::loopback;
 use sluice_cni::node_file::NodeFile;
 use sluice_cni::spec::Mode;
+use tracing::info;
 
 use crate::config::PodNetworkSettings;
 
@@ -15,6 +18,10 @@ use crate::config::PodNetworkSettings;
 const PLUGIN: &str = "sluice-cni";
 /// Runtimes take the first configuration by name.
 const CONFLIST: &str = "10-sluice.conflist";
+/// How much of the plugin is compared at once, in bytes.
+const CHUNK: usize = 1 << 16;
+/// A file that has changed less than this ago may change again without a sign.
+const UNCERTAIN: Duration = Duration::from_secs(3);
 
 /// A file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -81,18 +88,113 @@ pub(super) fn withdraw(settings: &PodNetworkSettings) -> Result<(), InstallError
 }
 
 /// Writes everything; the configuration comes last, because runtimes start pods as soon as it is there. Returns whether
-/// anything changed.
+/// anything changed. `now`: when this begins.
 pub(super) fn install(
     settings: &PodNetworkSettings,
     plugin: &Path,
     node: &NodeFile,
+    known: &mut Known,
+    now: SystemTime,
 ) -> Result<bool, InstallError> {
     let cni = &settings.cni;
-    let binary = fs::read(plugin).map_err(failed("read the CNI plugin", plugin))?;
-    let mut changed = replace(&cni.bin_dir.join(PLUGIN), &binary, 0o755)?;
+    let mut changed = install_plugin(plugin, &cni.bin_dir.join(PLUGIN), known, now)?;
+    // Pods can start without it, by runtimes that bring one or need none.
+    let lent = lend_loopback(&cni.bin_dir);
     changed |= replace(&NodeFile::path(&cni.run_dir), &json_bytes(node)?, 0o644)?;
     changed |= replace(&cni.conf_dir.join(CONFLIST), &json_bytes(&conflist(settings))?, 0o644)?;
-    Ok(changed)
+    Ok(lent? || changed)
+}
+
+/// The plugin and its copy, as they were when they held the same: they are not read again before one of them changes.
+#[derive(Debug, Default)]
+pub(super) struct Known(Option<(Stamp, Stamp)>);
+
+/// What changes with a file's content, or when another file takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    mode: u32,
+    modified: (i64, i64),
+    /// Cannot be set by anybody.
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let of = fs::metadata(path)?;
+        Ok(Stamp {
+            file: (of.dev(), of.ino()),
+            size: of.size(),
+            mode: of.mode() & 0o777,
+            modified: (of.mtime(), of.mtime_nsec()),
+            changed: (of.ctime(), of.ctime_nsec()),
+        })
+    }
+
+    /// Whether a change from `now` on would show: the kernel's time for files goes by ticks, and some file systems' by seconds.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let changed = u64::try_from(self.changed.0).unwrap_or(0);
+        now > SystemTime::UNIX_EPOCH + Duration::from_secs(changed) + UNCERTAIN
+    }
+}
+
+/// Installs the plugin unless it is there. Neither file is ever in memory as a whole.
+fn install_plugin(
+    source: &Path,
+    target: &Path,
+    known: &mut Known,
+    now: SystemTime,
+) -> Result<bool, InstallError> {
+    let stamps =
+        || -> io::Result<(Stamp, Option<Stamp>)> { Ok((Stamp::of(source)?, Stamp::of(target).ok())) };
+    let (of_source, of_target) = stamps().map_err(failed("read the CNI plugin", source))?;
+    if known.0.is_some_and(|(source, target)| source == of_source && Some(target) == of_target) {
+        return Ok(false);
+    }
+    known.0 = None;
+    if let Some(of_target) = of_target.filter(|target| target.mode == 0o755 && target.size == of_source.size)
+        && is_same(source, target).map_err(failed("read the CNI plugin", source))?
+    {
+        known.0 = Some((of_source, of_target)).filter(|(a, b)| a.is_settled(now) && b.is_settled(now));
+        return Ok(false);
+    }
+    let copy = |file: &mut File| io::copy(&mut File::open(source)?, file).map(drop);
+    write_whole(target, 0o755, copy)?;
+    Ok(true)
+}
+
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let mut files = (
+        BufReader::with_capacity(CHUNK, File::open(one)?),
+        BufReader::with_capacity(CHUNK, File::open(other)?),
+    );
+    loop {
+        let (a, b) = (files.0.fill_buf()?, files.1.fill_buf()?);
+        let length = a.len().min(b.len());
+        if length == 0 {
+            return Ok(a.len() == b.len());
+        }
+        if a[..length] != b[..length] {
+            return Ok(false);
+        }
+        files.0.consume(length);
+        files.1.consume(length);
+    }
+}
+
+/// containerd calls a plugin `loopback` for each pod. Where nobody has brought one, ours is it, by another name. Whatever is
+/// there is left alone.
+fn lend_loopback(bin_dir: &Path) -> Result<bool, InstallError> {
+    let path = bin_dir.join(loopback::NAME);
+    match symlink(PLUGIN, &path) {
+        Ok(()) => {
+            info!("there was no CNI plugin {}: it is sluice-cni now", path.display());
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed("link", &path)(error)),
+    }
 }
 
 fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>, InstallError> {
@@ -107,6 +209,16 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
     {
         return Ok(false);
     }
+    write_whole(path, mode, |file| file.write_all(content))?;
+    Ok(true)
+}
+
+/// Writes a file beside the old one, and renames it over that.
+fn write_whole(
+    path: &Path,
+    mode: u32,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), InstallError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(failed("make directory", directory))?;
     // Runtimes read files by their endings: not this one.
@@ -115,7 +227,7 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
     let new = path.with_file_name(name);
     let write = || {
         let mut file = File::create(&new)?;
-        file.write_all(content)?;
+        content(&mut file)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -125,8 +237,7 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }
-    written.map_err(failed("write", path))?;
-    Ok(true)
+    written.map_err(failed("write", path))
 }
 
 #[cfg(test)]
@@ -153,31 +264,158 @@ mod tests {
         path
     }
 
+    /// A node's directories, with a plugin to be installed.
+    struct Place {
+        directory: PathBuf,
+        settings: PodNetworkSettings,
+        known: Known,
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.directory));
+        }
+    }
+
+    impl Place {
+        fn new(name: &str, mode: &str) -> Self {
+            let directory = scratch(name);
+            fs::write(directory.join("plugin"), "program").unwrap();
+            Place { settings: settings(&directory, mode), directory, known: Known::default() }
+        }
+
+        /// Some seconds after the last change of a file.
+        fn install(&mut self) -> bool {
+            let node = NodeFile { pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()], mtu: 1450 };
+            let later = SystemTime::now() + Duration::from_secs(10);
+            install(&self.settings, &self.directory.join("plugin"), &node, &mut self.known, later).unwrap()
+        }
+
+        fn installed(&self) -> PathBuf {
+            self.directory.join("bin/sluice-cni")
+        }
+
+        fn content(&self) -> String {
+            fs::read_to_string(self.installed()).unwrap()
+        }
+    }
+
     #[test]
     fn everything_is_written_once_and_mended_when_it_differs() {
-        let directory = scratch("mend");
-        let settings = settings(&directory, "bridge");
-        let plugin = directory.join("plugin");
-        fs::write(&plugin, "program").unwrap();
-        let node = NodeFile { pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()], mtu: 1450 };
-        assert!(!was_ready(&settings));
-        assert!(install(&settings, &plugin, &node).unwrap());
-        assert!(!install(&settings, &plugin, &node).unwrap());
-        assert!(was_ready(&settings));
-        let installed = directory.join("bin/sluice-cni");
+        let mut place = Place::new("mend", "bridge");
+        assert!(!was_ready(&place.settings));
+        assert!(place.install());
+        assert!(!place.install());
+        assert!(was_ready(&place.settings));
+        let installed = place.installed();
         assert_eq!(fs::metadata(&installed).unwrap().permissions().mode() & 0o777, 0o755);
         fs::write(&installed, "x").unwrap();
-        assert!(install(&settings, &plugin, &node).unwrap());
-        assert_eq!(fs::read_to_string(&installed).unwrap(), "program");
-        let list: Value =
-            serde_json::from_slice(&fs::read(directory.join("conf").join(CONFLIST)).unwrap()).unwrap();
+        assert!(place.install());
+        assert_eq!(place.content(), "program");
+        let conf = place.directory.join("conf");
+        let list: Value = serde_json::from_slice(&fs::read(conf.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["bridge"], "sluice0");
         assert_eq!(list["plugins"][1]["type"], "bandwidth");
-        assert_eq!(fs::read_dir(directory.join("conf")).unwrap().count(), 1);
-        withdraw(&settings).unwrap();
-        withdraw(&settings).unwrap();
-        assert!(install(&settings, &plugin, &node).unwrap());
-        fs::remove_dir_all(directory).unwrap();
+        assert_eq!(fs::read_dir(conf).unwrap().count(), 1);
+        withdraw(&place.settings).unwrap();
+        withdraw(&place.settings).unwrap();
+        assert!(place.install());
+    }
+
+    #[test]
+    fn the_plugin_is_not_read_again_before_it_changes() {
+        let mut place = Place::new("read", "routed");
+        assert!(place.install());
+        assert!(!place.install());
+        let mut inotify = inotify::Inotify::init().unwrap();
+        let opened = inotify::WatchMask::OPEN | inotify::WatchMask::ACCESS;
+        for path in [place.directory.join("plugin"), place.installed()] {
+            inotify.watches().add(path, opened).unwrap();
+        }
+        for _ in 0..100 {
+            assert!(!place.install());
+        }
+        let mut buffer = [0; 4096];
+        let read = inotify.read_events(&mut buffer).map(Iterator::count);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock, "the plugin was read");
+        // A pass that cannot know reads both.
+        place.known = Known::default();
+        assert!(!place.install());
+        assert!(inotify.read_events(&mut buffer).unwrap().count() >= 2);
+    }
+
+    /// 16 MB, looked at as often as in a day, and read as often as in an hour when it has to be.
+    #[test]
+    fn a_day_of_passes_keeps_no_memory() {
+        let mut place = Place::new("day", "routed");
+        fs::write(place.directory.join("plugin"), vec![7; 16 << 20]).unwrap();
+        assert!(place.install());
+        let resident = || sluice_sys::proc::resident_bytes().unwrap() >> 20;
+        let before = resident();
+        for pass in 0..2880 {
+            if pass % 24 == 0 {
+                place.known = Known::default();
+            }
+            assert!(!place.install());
+        }
+        let after = resident();
+        assert!(after <= before + 4, "{before} MiB before, {after} MiB after");
+    }
+
+    #[test]
+    fn a_plugin_that_was_exchanged_or_damaged_is_mended_whatever_its_times_say() {
+        let mut place = Place::new("exchange", "routed");
+        place.install();
+        place.install();
+        let (installed, source) = (place.installed(), place.directory.join("plugin"));
+        let written = fs::metadata(&installed).unwrap().modified().unwrap();
+        let set_back =
+            |path: &Path| File::options().write(true).open(path).unwrap().set_modified(written).unwrap();
+        // Of the same size, written over with its times set back.
+        fs::write(&installed, "PROGRAM").unwrap();
+        set_back(&installed);
+        assert!(place.install());
+        assert_eq!(place.content(), "program");
+        place.install();
+        // Another file in its place.
+        fs::write(place.directory.join("other"), "PROGRAM").unwrap();
+        set_back(&place.directory.join("other"));
+        fs::rename(place.directory.join("other"), &installed).unwrap();
+        assert!(place.install());
+        assert_eq!(place.content(), "program");
+        place.install();
+        fs::set_permissions(&installed, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(place.install());
+        place.install();
+        // A newer one to be installed.
+        fs::write(&source, "program2").unwrap();
+        assert!(place.install());
+        assert_eq!(place.content(), "program2");
+        place.install();
+        fs::remove_file(&installed).unwrap();
+        assert!(place.install());
+    }
+
+    #[test]
+    fn a_file_that_has_just_changed_is_not_trusted() {
+        let place = Place::new("racy", "routed");
+        let stamp = Stamp::of(&place.directory.join("plugin")).unwrap();
+        assert!(!stamp.is_settled(SystemTime::now()));
+        assert!(stamp.is_settled(SystemTime::now() + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn loopback_is_brought_where_there_is_none() {
+        let mut place = Place::new("loopback", "routed");
+        place.install();
+        let path = place.directory.join("bin/loopback");
+        assert_eq!(fs::read_link(&path).unwrap().to_str(), Some("sluice-cni"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "program");
+        assert!(!place.install());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody else's").unwrap();
+        assert!(!place.install());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "somebody else's");
     }
 
     #[test]
