@@ -1,5 +1,6 @@
 //! `cargo xtask cluster-tools`: builds kube-apiserver, kube-controller-manager, kube-proxy and etcd from the Go module in
-//! `tests/cluster-tools/VERSION`, and cnitool and CNI plugins from that in `tests/cni-tools`, once for each version of them.
+//! `tests/cluster-tools/VERSION`, and cnitool, gocni and CNI plugins from that in `tests/cni-tools`, once for each version
+//! of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,8 +12,12 @@ use crate::machine::{has, root, run, target_directory};
 /// Packages of Kubernetes to build, each with the name of its program.
 const KUBERNETES: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kube-proxy"];
 
+/// The module of these.
+const CNI_MODULE: &str = "tests/cni-tools";
+
 /// What calls CNI plugins, and plugins that are called beside ours.
-const CNI: [&str; 3] = [
+const CNI: [&str; 4] = [
+    "./gocni",
     "github.com/containernetworking/cni/cnitool",
     "github.com/containernetworking/plugins/plugins/ipam/host-local",
     "github.com/containernetworking/plugins/plugins/meta/bandwidth",
@@ -64,18 +69,15 @@ pub(crate) fn build(kubernetes: Kubernetes) -> Result<PathBuf> {
     let module = kubernetes.module();
     let directory = kubernetes.directory();
     let stamp = directory.join("go.mod+go.sum");
-    let of_cni = root().join("tests/cni-tools");
+    let of_cni = root().join(CNI_MODULE);
     let read = |module: &Path, name: &str| {
         let path = module.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let wanted = [
-        read(&module, "go.mod")?,
-        read(&module, "go.sum")?,
-        read(&of_cni, "go.mod")?,
-        read(&of_cni, "go.sum")?,
-    ]
-    .join("\n");
+    let of_cni = ["go.mod", "go.sum", "gocni/main.go"].map(|name| read(&of_cni, name));
+    let mut wanted = vec![read(&module, "go.mod")?, read(&module, "go.sum")?];
+    wanted.extend(of_cni.into_iter().collect::<Result<Vec<_>>>()?);
+    let wanted = wanted.join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
         return Ok(directory);
     }
@@ -94,7 +96,7 @@ pub(crate) fn build(kubernetes: Kubernetes) -> Result<PathBuf> {
     let packages = KUBERNETES.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
     run(go(&module, &format!("-s -w {}", stamped(number)?)).arg("-o").arg(&directory).args(packages))?;
     run(go(&module, "-s -w").arg("-o").arg(directory.join("etcd")).arg("go.etcd.io/etcd/server/v3"))?;
-    run(go(&of_cni, "-s -w").arg("-o").arg(&directory).args(CNI))?;
+    run(go(&root().join(CNI_MODULE), "-s -w").arg("-o").arg(&directory).args(CNI))?;
     std::fs::write(&stamp, wanted)?;
     Ok(directory)
 }

@@ -17,6 +17,8 @@ pub struct Tools {
     pub kube_proxy: PathBuf,
     /// cnitool, which calls CNI plugins as container runtimes do, by the same library
     pub cnitool: PathBuf,
+    /// gocni, which calls them by the library of containerd, nerdctl and Nomad
+    pub gocni: PathBuf,
 }
 
 impl Tools {
@@ -35,6 +37,7 @@ impl Tools {
             controller_manager: program("kube-controller-manager")?,
             kube_proxy: program("kube-proxy")?,
             cnitool: program("cnitool")?,
+            gocni: program("gocni")?,
         })
     }
 }

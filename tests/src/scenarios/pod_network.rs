@@ -1,5 +1,5 @@
 //! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go, ports of the node lead to
-//! pods, and a client of others (cnitool, which is libcni) makes pods.
+//! pods, and clients of others (cnitool, which is libcni, and go-cni, which is containerd's) make pods.
 
 mod loopback;
 
@@ -34,7 +34,9 @@ pub(super) const ALL: &[Scenario] = &[
         pod_network: PodNetwork::SluiceBridge,
         ..TEMPLATE
     },
+    Scenario { name: "pod-churn-keeps-memory-flat", long: true, body: churn, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
+    Scenario { name: "go-cni-makes-pods", body: gocni, ..TEMPLATE },
     Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
 ];
 
@@ -324,6 +326,69 @@ fn cnitool(stage: &mut Stage) -> Result<()> {
     let held = leases["leases"].as_array().map_or(usize::MAX, Vec::len);
     // The lab's own pods of this node, with two addresses each.
     ensure!(held == 4, "{leases}");
+    Ok(())
+}
+
+/// A day of a busy node: pods that come and go with ports of the node.
+fn churn(stage: &mut Stage) -> Result<()> {
+    const PODS: u32 = 3000;
+    /// What the daemon has allocated once and keeps is there by then.
+    const SETTLED: u32 = 300;
+    stage.lab.start_proxies(&Value::Null)?;
+    stage.reaches_other_node()?;
+    let resident = |stage: &Stage| -> Result<f64> {
+        let bytes: f64 = stage.metric("process_resident_memory_bytes")?.parse()?;
+        Ok(bytes / f64::from(1 << 20))
+    };
+    let (mut first, mut most) = (0.0, 0.0_f64);
+    for pod in 1..=PODS {
+        let port = |number: u32| json!({"HostPort": 20_000 + number % 500, "ContainerPort": 8080, "Protocol": "udp"});
+        stage.lab.rewire("a1", &json!({"portMappings": [port(pod), port(pod + 1)]}))?;
+        if pod == SETTLED {
+            first = resident(stage)?;
+        } else if pod > SETTLED && pod % 100 == 0 {
+            most = most.max(resident(stage)?);
+        }
+    }
+    println!("resident memory: {first:.1} MiB after {SETTLED} pods, at most {most:.1} MiB until {PODS}");
+    ensure!(most <= 1.2 * first, "resident memory grew from {first:.1} to {most:.1} MiB");
+    Ok(())
+}
+
+/// What containerd, nerdctl and Nomad call plugins with: with their spelling of port mappings, or null for none, and with
+/// `loopback`, which the daemon brings.
+fn gocni(stage: &mut Stage) -> Result<()> {
+    stage.lab.start_proxies(&Value::Null)?;
+    stage.reaches_other_node()?;
+    let gocni = stage.tools.gocni.display().to_string();
+    let netns = stage.lab.extra_namespace("made")?;
+    let call = |verb: &str, ports: &str| {
+        format!("{gocni} -conf cni/conf -bin cni/bin {verb} c1 /run/netns/{netns} '{ports}'")
+    };
+    let ports = r#"[{"HostPort":8099,"ContainerPort":8080,"Protocol":"tcp","HostIP":""}]"#;
+    stage.eventually(WITHIN, |stage| {
+        let there = stage.shell("test -e cni/conf/10-sluice.conflist").is_ok();
+        Ok(met(there, "the daemon has installed the configuration", || "there is none".to_owned()))
+    })?;
+    stage.shell(&call("status", ports))?;
+    let result: Value = serde_json::from_str(&stage.shell(&call("add", ports))?)?;
+    let addresses = |link: &str| result["Interfaces"][link]["IPConfigs"].as_array().map_or(0, Vec::len);
+    ensure!((addresses("eth0"), addresses("lo")) == (2, 2), "{result}");
+    stage.shell(&call("check", ports))?;
+    stage.step("its port of the node leads to it")?;
+    // It ends by itself, whatever becomes of this.
+    stage.shell(&format!(
+        "ip netns exec {netns} timeout 25 python3 -m http.server 8080 --bind :: >/dev/null 2>&1 &"
+    ))?;
+    stage.reaches_http("http://192.168.77.11:8099/")?;
+    stage.step("removed, twice; and a pod without ports comes and goes")?;
+    stage.shell(&call("del", ports))?;
+    stage.shell(&call("del", ports))?;
+    stage.fails("client", "tcp://192.168.77.11:8099", Fails::Any)?;
+    stage.shell(&call("add", "null"))?;
+    stage.shell(&call("del", "null"))?;
+    let left = stage.shell(&format!("ip -n {netns} -o link show"))?;
+    ensure!(!left.contains("eth0"), "{left}");
     Ok(())
 }
 
