@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 mod churn;
+mod inputs;
 mod loopback;
 
 use std::io::{Read, Write};

@@ -344,7 +344,7 @@ mod tests {
         assert!(inotify.read_events(&mut buffer).unwrap().count() >= 2);
     }
 
-    /// 16 MB, looked at as often as in a day, and read as often as in an hour when it has to be.
+    /// 16 MB, looked at as often as in a day; every 96th look has to read it.
     #[test]
     fn a_day_of_passes_keeps_no_memory() {
         let mut place = Place::new("day", "routed");
@@ -353,7 +353,7 @@ mod tests {
         let resident = || sluice_sys::proc::resident_bytes().unwrap() >> 20;
         let before = resident();
         for pass in 0..2880 {
-            if pass % 24 == 0 {
+            if pass % 96 == 0 {
                 place.known = Known::default();
             }
             assert!(!place.install());

@@ -34,6 +34,12 @@ pub(super) const ALL: &[Scenario] = &[
         pod_network: PodNetwork::SluiceBridge,
         ..TEMPLATE
     },
+    Scenario {
+        name: "host-ports-answer-on-loopback-beside-ebpf",
+        needs: &["nft", "cgroup2"],
+        body: loopback::answers_beside_ebpf,
+        ..TEMPLATE
+    },
     Scenario { name: "pod-churn-keeps-memory-flat", long: true, body: churn, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
     Scenario { name: "go-cni-makes-pods", body: gocni, ..TEMPLATE },

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::NODE;
 use crate::case::Fails;
+use crate::proxy::ProxyProgram;
 use crate::scenarios::stage::{Stage, WITHIN, met};
 use crate::target::From;
 
@@ -36,8 +37,8 @@ sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sender.bind((source, 0))
 [sender.sendto(word.encode(), ('127.0.0.1', 9999)) for _ in range(3)]";
 
-/// As the conformance test of host ports asks: from an address of the node; and as portmap serves: from 127.0.0.1 itself.
-pub(super) fn answers(stage: &mut Stage) -> Result<()> {
+/// Wires a pod with ports of the node, of which some cannot be served.
+fn wire(stage: &Stage) -> Result<()> {
     // Spelled as containerd does.
     let on = |port: u32, protocol: &str, host: &str| json!({"HostPort": port, "ContainerPort": 8080, "Protocol": protocol, "HostIP": host});
     let ports = json!([
@@ -48,9 +49,11 @@ pub(super) fn answers(stage: &mut Stage) -> Result<()> {
         on(8084, "icmp", ""),
         on(70_000, "tcp", ""),
     ]);
-    stage.lab.start_proxies(&Value::Null)?;
-    stage.reaches_other_node()?;
-    stage.lab.rewire("a1", &json!({"portMappings": ports}))?;
+    stage.lab.rewire("a1", &json!({"portMappings": ports}))
+}
+
+/// As portmap serves: from 127.0.0.1 itself; and as the conformance test of host ports asks: from an address of the node.
+fn answer_the_node(stage: &mut Stage) -> Result<()> {
     let node = format!("host/{NODE}");
     for to in ["tcp://127.0.0.1:8081", "tcp://127.0.0.1:8082", "tcp://127.1.2.3:8081", "udp://127.0.0.1:5353"]
     {
@@ -65,6 +68,26 @@ pub(super) fn answers(stage: &mut Stage) -> Result<()> {
         let answer = stage.shell(&format!("python3 -c \"{ASK}\" {host} {port} {source}"))?;
         ensure!(answer.contains("a1"), "{host}:{port} from {source}: {answer}");
     }
+    Ok(())
+}
+
+/// The same when eBPF drives the services.
+pub(super) fn answers_beside_ebpf(stage: &mut Stage) -> Result<()> {
+    let ebpf = ProxyProgram::sluice(&stage.sluice.sluice, "ebpf")?;
+    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+    wire(stage)?;
+    answer_the_node(stage)?;
+    ensure!(who_reaches_loopback(stage)? == "end");
+    stage.lab.kill_program(NODE, &ebpf)
+}
+
+/// Nobody but the node itself, which can be told because without the rules somebody else would.
+pub(super) fn answers(stage: &mut Stage) -> Result<()> {
+    stage.lab.start_proxies(&Value::Null)?;
+    stage.reaches_other_node()?;
+    wire(stage)?;
+    answer_the_node(stage)?;
+    let node = format!("host/{NODE}");
     stage.step("from ::1 itself the kernel leads nowhere, which is refused at once")?;
     stage.fails(&node, "tcp://[::1]:8083", Fails::Refused)?;
     stage.fails("client", "tcp://192.168.77.11:8082", Fails::Any)?;
