@@ -40,7 +40,6 @@ pub(super) const ALL: &[Scenario] = &[
         body: loopback::answers_beside_ebpf,
         ..TEMPLATE
     },
-    Scenario { name: "pod-churn-keeps-memory-flat", long: true, body: churn, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
     Scenario { name: "go-cni-makes-pods", body: gocni, ..TEMPLATE },
     Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
@@ -332,32 +331,6 @@ fn cnitool(stage: &mut Stage) -> Result<()> {
     let held = leases["leases"].as_array().map_or(usize::MAX, Vec::len);
     // The lab's own pods of this node, with two addresses each.
     ensure!(held == 4, "{leases}");
-    Ok(())
-}
-
-/// A day of a busy node: pods that come and go with ports of the node.
-fn churn(stage: &mut Stage) -> Result<()> {
-    const PODS: u32 = 3000;
-    /// What the daemon has allocated once and keeps is there by then.
-    const SETTLED: u32 = 300;
-    stage.lab.start_proxies(&Value::Null)?;
-    stage.reaches_other_node()?;
-    let resident = |stage: &Stage| -> Result<f64> {
-        let bytes: f64 = stage.metric("process_resident_memory_bytes")?.parse()?;
-        Ok(bytes / f64::from(1 << 20))
-    };
-    let (mut first, mut most) = (0.0, 0.0_f64);
-    for pod in 1..=PODS {
-        let port = |number: u32| json!({"HostPort": 20_000 + number % 500, "ContainerPort": 8080, "Protocol": "udp"});
-        stage.lab.rewire("a1", &json!({"portMappings": [port(pod), port(pod + 1)]}))?;
-        if pod == SETTLED {
-            first = resident(stage)?;
-        } else if pod > SETTLED && pod % 100 == 0 {
-            most = most.max(resident(stage)?);
-        }
-    }
-    println!("resident memory: {first:.1} MiB after {SETTLED} pods, at most {most:.1} MiB until {PODS}");
-    ensure!(most <= 1.2 * first, "resident memory grew from {first:.1} to {most:.1} MiB");
     Ok(())
 }
 
