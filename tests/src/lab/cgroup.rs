@@ -1,5 +1,6 @@
 //! The cgroups of a lab: one for each node, so that an eBPF backend can attach to a node's processes alone.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,19 @@ pub fn root() -> Option<PathBuf> {
         let (path, kind) = (fields.next()?, fields.next()?);
         (kind == "cgroup2").then(|| PathBuf::from(path))
     })?;
-    let probe = mount.join(format!("sluice-lab-{}-probe", std::process::id()));
-    let made = std::fs::create_dir(&probe);
-    let writable = made.is_ok() || probe.is_dir();
+    can_be_written(&mount).then_some(mount)
+}
+
+/// Whether directories can be made in one.
+fn can_be_written(dir: &Path) -> bool {
+    let probe = dir.join(format!("sluice-lab-{}-probe", std::process::id()));
+    // Another thread may be at it: what is there already shows as much, though it may be gone a moment later.
+    let writable = match std::fs::create_dir(&probe) {
+        Ok(()) => true,
+        Err(error) => error.kind() == ErrorKind::AlreadyExists,
+    };
     drop(std::fs::remove_dir(&probe));
-    writable.then_some(mount)
+    writable
 }
 
 /// The cgroups of one lab.
@@ -73,4 +82,20 @@ fn remove_tree(dir: &Path) {
     }
     // Busy until the last process is reaped; the caller tries again.
     drop(std::fs::remove_dir(dir));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labs_that_look_at_the_same_time_find_the_same() {
+        let dir = std::env::temp_dir();
+        std::thread::scope(|scope| {
+            let look = || assert!((0..3000).all(|_| can_be_written(&dir)));
+            for _ in 0..8 {
+                scope.spawn(look);
+            }
+        });
+    }
 }
