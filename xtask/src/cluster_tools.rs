@@ -58,6 +58,8 @@ impl Kubernetes {
 
 /// Arguments of the command, and of others that need a cluster.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
+// Those of other commands are a group of this name, too.
+#[group(skip)]
 pub(crate) struct Arguments {
     /// The version of Kubernetes whose API server and kube-proxy are built and run
     #[arg(long, value_name = "VERSION", value_enum, default_value_t)]
