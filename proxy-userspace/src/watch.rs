@@ -5,6 +5,7 @@ mod decode;
 pub mod kubernetes;
 pub mod manifests;
 mod objects;
+mod yaml;
 
 pub use decode::{Document, DocumentError, decode, split_documents};
 

@@ -11,8 +11,11 @@ mod access;
 mod failure;
 mod follow;
 mod frames;
+mod kubeconfig;
 mod pace;
+mod proxy;
 mod request;
+mod token;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,28 +41,32 @@ use crate::metrics::Metrics;
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     /// The kubeconfig cannot be used.
-    #[error("kubeconfig {}: {source}. Name a valid file with --kubeconfig", path.display())]
+    #[error("kubeconfig {}: {source}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: Box<kube::config::KubeconfigError>,
+        /// The field and the reason.
+        source: kubeconfig::Wrong,
     },
     /// Not running in a pod with a service account.
     #[error("not in a cluster: {0}. Give --kubeconfig FILE, or --manifests DIR to run without a cluster")]
-    InCluster(#[source] Box<kube::config::InClusterError>),
+    InCluster(String),
     /// The URL of --master is wrong.
-    #[error("--master {url:?} is no URL: {reason}")]
+    #[error("--master {url:?} {reason}")]
     Master {
         /// The value.
         url: String,
         /// What is wrong.
         reason: String,
     },
-    /// No client can be made of the configuration.
-    #[error("cannot make an API client: {0}")]
-    Client(#[source] Box<kube::Error>),
+    /// No client can be made of what was said.
+    #[error("{origin}: cannot make an API client: {reason}")]
+    Client {
+        /// Who said it.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// What is watched beside Services, EndpointSlices and ServiceCIDRs.

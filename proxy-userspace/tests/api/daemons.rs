@@ -49,11 +49,21 @@ impl Drop for Proxy {
 
 impl Proxy {
     pub(crate) fn spawn(program: &Path, arguments: &[&str], api: &FakeApi) -> Proxy {
+        Proxy::spawn_at(program, arguments, api.url(), &[])
+    }
+
+    /// Sluice with another URL of the server, and in an environment.
+    pub(crate) fn sluice_at(url: &str, environment: &[(&str, &str)]) -> Proxy {
+        Proxy::spawn_at(Path::new(env!("CARGO_BIN_EXE_sluice")), &["run"], url, environment)
+    }
+
+    fn spawn_at(program: &Path, arguments: &[&str], url: &str, environment: &[(&str, &str)]) -> Proxy {
         let directory = scratch_directory();
-        let kubeconfig = write_kubeconfig(&directory, api.url(), "secret");
+        let kubeconfig = write_kubeconfig(&directory, url, "secret");
         let log = std::fs::File::create(directory.join("log")).unwrap();
         let mut command = Command::new(program);
         command.args(arguments).arg("--kubeconfig").arg(kubeconfig).args(["--hostname-override", "node-a"]);
+        command.envs(environment.iter().copied());
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Proxy { child, directory }
     }

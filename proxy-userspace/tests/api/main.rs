@@ -2,6 +2,7 @@
 //! faults.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
+mod access;
 mod daemons;
 mod events;
 mod fake_api;

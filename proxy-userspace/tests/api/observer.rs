@@ -80,7 +80,11 @@ impl Observer {
         let directory = scratch_directory();
         let kubeconfig = write_kubeconfig(&directory, url, "secret");
         let origin = Origin { kubeconfig: Some(kubeconfig), master: None };
-        let access = Access::new(origin).await.unwrap();
+        Observer::follow(Access::new(origin).await.unwrap(), directory, timing)
+    }
+
+    /// Watches by an access; the directory goes when this is dropped.
+    pub(crate) fn follow(access: Access, directory: PathBuf, timing: Timing) -> Observer {
         let (sender, mut receiver) = mpsc::channel::<Received>(256);
         let metrics = Metrics::default();
         let scope = Scope { node_name: "node-a".into(), pods: false, all_nodes: false };
@@ -150,7 +154,8 @@ pub(crate) fn scratch_directory() -> PathBuf {
 
 /// Writes a kubeconfig and its token file.
 pub(crate) fn write_kubeconfig(directory: &Path, url: &str, token: &str) -> PathBuf {
-    std::fs::write(directory.join("token"), token).unwrap();
+    // With the newline that `echo` leaves.
+    std::fs::write(directory.join("token"), format!("{token}\n")).unwrap();
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "x",
         "clusters": [{"name": "c", "cluster": {"server": url}}],

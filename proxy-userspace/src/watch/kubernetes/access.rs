@@ -1,13 +1,17 @@
 //! Access to the API: the address and the credentials, which may change on disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use axum::http::Uri;
+use kube::config::AuthInfo;
 use kube::{Client, Config};
 use tracing::{info, warn};
 
 use super::KubernetesError;
+use super::kubeconfig::{self, Chosen, Wrong};
+use super::proxy::Environment;
+use super::token::Authorization;
 
 /// Where the API server and the credentials are written down.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Access {
 #[derive(Clone)]
 pub(super) struct Current {
     pub(super) client: Client,
+    /// What each request has as `Authorization`.
+    pub(super) authorization: Arc<Authorization>,
     /// The server, as metrics name it.
     pub(super) host: Arc<str>,
     /// How often the client has been made anew.
@@ -37,7 +43,7 @@ pub(super) struct Current {
 impl Access {
     /// Reads the files.
     pub async fn new(origin: Origin) -> Result<Access, KubernetesError> {
-        let current = connect(&origin).await?;
+        let current = connect(&origin)?;
         Ok(Access { origin: Arc::new(origin), current: Arc::new(Mutex::new(current)) })
     }
 
@@ -51,7 +57,7 @@ impl Access {
         if self.current().generation != refused {
             return;
         }
-        match connect(&self.origin).await {
+        match connect(&self.origin) {
             Ok(renewed) => {
                 let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
                 if current.generation == refused {
@@ -64,34 +70,109 @@ impl Access {
     }
 }
 
-async fn connect(origin: &Origin) -> Result<Current, KubernetesError> {
-    let wrong = |url: &str, reason| KubernetesError::Master { url: url.to_owned(), reason };
-    let master = origin
-        .master
-        .as_deref()
-        .map(|url| url.parse::<axum::http::Uri>().map_err(|error| wrong(url, error.to_string())));
+fn connect(origin: &Origin) -> Result<Current, KubernetesError> {
+    let master = origin.master.as_deref().map(|text| {
+        let wrong = |reason| KubernetesError::Master { url: text.to_owned(), reason };
+        kubeconfig::server_url(text).map_err(wrong)
+    });
     let master = master.transpose()?;
-    let mut config = match &origin.kubeconfig {
-        Some(path) => {
-            let fail = |source| KubernetesError::Kubeconfig { path: path.clone(), source: Box::new(source) };
-            let file = Kubeconfig::read_from(path).map_err(fail)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fail)?
-        }
-        None => match (Config::incluster(), &master) {
-            (Ok(config), _) => config,
+    let chosen = match &origin.kubeconfig {
+        Some(path) => from_file(path, master.as_ref())?,
+        None => match (in_cluster(Path::new(SERVICE_ACCOUNT), |name| std::env::var(name).ok()), master) {
+            (Ok(chosen), Some(server)) => Chosen { server, ..chosen },
+            (Ok(chosen), None) => chosen,
             // --master alone is enough where the API server asks for no credentials.
-            (Err(_), Some(url)) => Config::new(url.clone()),
-            (Err(error), None) => return Err(KubernetesError::InCluster(Box::new(error))),
+            (Err(_), Some(server)) => nobody(server),
+            (Err(reason), None) => return Err(KubernetesError::InCluster(reason)),
         },
     };
-    if let Some(url) = master {
-        config.cluster_url = url;
+    client(chosen).map_err(|reason| KubernetesError::Client { origin: place(origin), reason })
+}
+
+/// Where the access is described, for messages.
+fn place(origin: &Origin) -> String {
+    match (&origin.kubeconfig, &origin.master) {
+        (Some(path), _) => format!("kubeconfig {}", path.display()),
+        (None, Some(_)) => "--master".into(),
+        (None, None) => "the service account".into(),
     }
+}
+
+fn from_file(path: &Path, master: Option<&Uri>) -> Result<Chosen, KubernetesError> {
+    let wrong = |source| KubernetesError::Kubeconfig { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let reason = format!("cannot be read: {error}; name a file that can with --kubeconfig");
+        wrong(Wrong { field: "file".into(), reason })
+    })?;
+    // Absolute, so that a plugin's command is found wherever it is started.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    kubeconfig::choose(&text, path.parent().unwrap_or(Path::new("/")), master).map_err(wrong)
+}
+
+fn nobody(server: Uri) -> Chosen {
+    Chosen {
+        server,
+        roots: None,
+        insecure: false,
+        server_name: None,
+        proxy: None,
+        user: AuthInfo::default(),
+        authorization: Authorization::None,
+    }
+}
+
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// The access that a pod's service account gives.
+fn in_cluster(directory: &Path, get: impl Fn(&str) -> Option<String>) -> Result<Chosen, String> {
+    let variable = |name: &str| {
+        get(name).filter(|value| !value.is_empty()).ok_or_else(|| format!("{name} is not in the environment"))
+    };
+    let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let server = kubeconfig::server_url(&format!("https://{host}:{port}")).map_err(|reason| {
+        format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: what they name {reason}")
+    })?;
+    let authority = directory.join("ca.crt");
+    let pem = std::fs::read(&authority);
+    let pem = pem.map_err(|error| format!("cannot read {}: {error}", authority.display()))?;
+    let roots =
+        kubeconfig::certificates(&pem).map_err(|reason| format!("{} {reason}", authority.display()))?;
+    let authorization = Authorization::file(directory.join("token"), None)?;
+    Ok(Chosen { roots: Some(roots), authorization, ..nobody(server) })
+}
+
+fn client(chosen: Chosen) -> Result<Current, String> {
+    let secure = chosen.server.scheme_str() == Some("https");
+    let proxy = match chosen.proxy {
+        Some(proxy) => Some(proxy),
+        None => Environment::read(|name| std::env::var(name).ok())
+            .proxy_for(&chosen.server)
+            .map_err(|unusable| format!("{} {}", unusable.source, unusable.reason))?,
+    };
+    let host = chosen.server.authority().map_or_else(String::new, ToString::to_string);
+    if let Some(proxy) = &proxy {
+        info!(server = %host, proxy = %proxy.place(), said_by = proxy.source, "the API server is reached through a proxy");
+    }
+    if !secure && chosen.authorization.is_some() {
+        warn!(server = %host, "the server's URL is not https: credentials go to it in the clear");
+    }
+    let mut config = Config::new(chosen.server);
+    // Certificates of the system are looked for only where something may need them.
+    let needs_roots = secure || proxy.as_ref().is_some_and(|proxy| proxy.uri.scheme_str() == Some("https"));
+    config.root_cert = chosen.roots.or_else(|| (!needs_roots).then(Vec::new));
+    config.accept_invalid_certs = chosen.insecure;
+    config.tls_server_name = chosen.server_name;
+    config.proxy_url = proxy.map(|proxy| proxy.uri);
+    config.auth_info = chosen.user;
     // A watch is a long silence: requests have their own limits.
     config.read_timeout = None;
     // Nor must anything be tried again behind our back, uncounted.
     config.default_retry = false;
-    let host = config.cluster_url.authority().map_or_else(String::new, ToString::to_string).into();
-    let client = Client::try_from(config).map_err(|error| KubernetesError::Client(Box::new(error)))?;
-    Ok(Current { client, host, generation: 0 })
+    let client = Client::try_from(config).map_err(|error| super::failure::without_secrets(&error))?;
+    Ok(Current { client, authorization: Arc::new(chosen.authorization), host: host.into(), generation: 0 })
 }
+
+#[cfg(test)]
+#[path = "access_tests.rs"]
+mod tests;

@@ -72,7 +72,7 @@ impl Failure {
             kube::Error::Service(inner) => {
                 inner.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect())
             }
-            kube::Error::Auth(_) => return Failure::new(Reason::Unauthorized, chain(error)),
+            kube::Error::Auth(_) => return Failure::new(Reason::Unauthorized, without_secrets(error)),
             _ => false,
         };
         let reason = match (io_kind(error), connecting) {
@@ -81,7 +81,7 @@ impl Failure {
             (Some(ErrorKind::TimedOut), false) => Reason::Timeout,
             _ => Reason::Reset,
         };
-        Failure::new(reason, chain(error))
+        Failure::new(reason, without_secrets(error))
     }
 
     /// A body that broke off.
@@ -136,6 +136,28 @@ struct Details {
 #[serde(default)]
 struct Cause {
     reason: String,
+}
+
+/// What is wrong, without the output of a credential plugin, which may hold a token.
+pub(super) fn without_secrets(error: &kube::Error) -> String {
+    let auth = match error {
+        kube::Error::Auth(auth) => Some(auth),
+        // Of a refresh, inside a request.
+        kube::Error::Service(inner) => inner.downcast_ref::<kube::client::AuthError>(),
+        _ => None,
+    };
+    use kube::client::AuthError;
+    match auth {
+        // Not its command line, which shows its environment too.
+        Some(AuthError::AuthExecRun { out, .. }) => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            format!("exec: the plugin ended with {}: {}", out.status, said.lines().next().unwrap_or_default())
+        }
+        Some(AuthError::AuthExecParse(_)) => "exec: the plugin's output is no ExecCredential".into(),
+        Some(AuthError::ParseTokenKey(_)) => "exec: the plugin's output has no token".into(),
+        Some(auth) => format!("exec: {auth}"),
+        None => chain(error),
+    }
 }
 
 fn chain(error: &(dyn Error + 'static)) -> String {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, Method, Request};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -67,7 +67,7 @@ impl Requests {
     async fn send(&self, method: Method, url: &str, body: Option<Vec<u8>>) -> Result<Answer, Failure> {
         let current = self.access.current();
         let begun = Instant::now();
-        let result = self.exchange(&current.client, method.clone(), url, body).await;
+        let result = self.exchange(&current, method.clone(), url, body).await;
         let code = match &result {
             Ok(response) => response.status().as_str().to_owned(),
             Err(_) => "<error>".to_owned(),
@@ -92,12 +92,14 @@ impl Requests {
 
     async fn exchange(
         &self,
-        client: &kube::Client,
+        current: &Current,
         method: Method,
         url: &str,
         body: Option<Vec<u8>>,
     ) -> Result<axum::http::Response<Body>, Failure> {
-        let request = Request::builder()
+        let unread = |reason: String| Failure::new(Reason::Unauthorized, format!("tokenFile: {reason}"));
+        let authorization = current.authorization.header().map_err(unread)?;
+        let mut request = Request::builder()
             .method(method)
             .uri(url)
             .header(ACCEPT, "application/json")
@@ -105,8 +107,11 @@ impl Requests {
             .header(CONTENT_TYPE, "application/json")
             .body(Body::from(body.unwrap_or_default()))
             .map_err(|error| Failure::new(Reason::Rejected, error.to_string()))?;
+        if let Some(value) = authorization {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
         let silent = |_| Failure::new(Reason::Timeout, format!("no answer for {:?}", self.answer));
-        let answer = tokio::time::timeout(self.answer, client.send(request)).await.map_err(silent)?;
+        let answer = tokio::time::timeout(self.answer, current.client.send(request)).await.map_err(silent)?;
         answer.map_err(|error| Failure::unanswered(&error))
     }
 

@@ -1,0 +1,103 @@
+//! YAML and JSON as Kubernetes' Go libraries read them: of a key that is given twice the last one counts, `0120` is
+//! octal, and a number without a fraction is whole however it is written (`80.0`, `1e2`, `030080`).
+
+use serde_json::{Number, Value};
+use serde_saphyr::DuplicateKeyPolicy;
+
+/// Why a text is neither YAML nor JSON.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NotYaml {
+    /// The parser's reason, without the text around it, which may be secret.
+    pub(super) reason: String,
+    /// The line of the text, from 1.
+    pub(super) line: Option<u64>,
+}
+
+/// Reads one document; `Value::Null` of one without content.
+pub(super) fn value(text: &str) -> Result<Value, NotYaml> {
+    let json = text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok()).flatten();
+    let mut value = match json {
+        Some(value) => value,
+        None => yaml(text)?,
+    };
+    whole_numbers(&mut value);
+    Ok(value)
+}
+
+fn yaml(text: &str) -> Result<Value, NotYaml> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::LastWins,
+        legacy_octal_numbers: true,
+        with_snippet: false,
+        // A List of any length is one document. What aliases may multiply is still limited.
+        budget: None,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| NotYaml {
+        line: error.location().map(|location| location.line()),
+        reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+/// The largest number below which every whole one can be a float.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= EXACT);
+            if let Some(float) = whole {
+                *number = Number::from(float as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_are_read_as_go_reads_them() {
+        for (text, expected) in [
+            ("80", json!(80)),
+            ("80.0", json!(80)),
+            ("1e2", json!(100)),
+            ("0120", json!(80)),
+            ("030080", json!(30080)),
+            ("0x50", json!(80)),
+            ("0b101", json!(5)),
+            ("0o17", json!(15)),
+            ("3_0", json!(30)),
+            ("+80", json!(80)),
+            ("-1", json!(-1)),
+            ("80.5", json!(80.5)),
+            ("\"80\"", json!("80")),
+            ("1.2.3", json!("1.2.3")),
+            ("10.0.0.1", json!("10.0.0.1")),
+            ("2024-01-02", json!("2024-01-02")),
+            ("~", json!(null)),
+            ("", json!(null)),
+            ("yes", json!(true)),
+            ("Off", json!(false)),
+        ] {
+            assert_eq!(value(&format!("a: {text}")).unwrap()["a"], expected, "{text}");
+        }
+        assert_eq!(value(r#"{"a": 80.0, "b": 1e2}"#).unwrap(), json!({"a": 80, "b": 100}));
+    }
+
+    #[test]
+    fn the_last_of_two_equal_keys_counts() {
+        assert_eq!(value("a: 1\na: 2\n").unwrap(), json!({"a": 2}));
+        assert_eq!(value(r#"{"a": 1, "a": 2}"#).unwrap(), json!({"a": 2}));
+    }
+
+    #[test]
+    fn what_cannot_be_read_names_the_line_and_shows_nothing_of_the_text() {
+        let wrong = value("token: secret\nb: [secret\n").unwrap_err();
+        assert!(wrong.line.is_some() && !wrong.reason.contains("secret"), "{wrong:?}");
+    }
+}
