@@ -2,12 +2,13 @@
 
 mod convert;
 mod decode;
+mod doubt;
+mod key;
 pub mod kubernetes;
 pub mod manifests;
 mod objects;
+mod split;
 mod yaml;
-
-pub use decode::{Document, DocumentError, decode, split_documents};
 
 use std::time::Instant;
 

@@ -1,14 +1,16 @@
 //! The manifest directory as a source, with everything that can go wrong with files.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
 use sluice::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::manifests::Manifests;
 use sluice_core::event::{Change, Event};
+use sluice_core::model::Service;
 use tokio::sync::mpsc;
 
 struct Source {
@@ -17,6 +19,8 @@ struct Source {
     metrics: Metrics,
     /// Names of the Services that the source has applied and not deleted.
     services: BTreeSet<String>,
+    /// The first port of each Service that was ever applied.
+    ports: BTreeMap<String, u16>,
 }
 
 impl Source {
@@ -30,7 +34,8 @@ impl Source {
         let (sender, events) = mpsc::channel(1024);
         let metrics = Metrics::default();
         tokio::spawn(Manifests::new(directory.clone(), sender, metrics.clone()).unwrap().run());
-        let mut source = Source { directory, events, metrics, services: BTreeSet::new() };
+        let mut source =
+            Source { directory, events, metrics, services: BTreeSet::new(), ports: BTreeMap::new() };
         source.until(|event| matches!(event, Event::Service(Change::ListEnd))).await;
         source
     }
@@ -42,7 +47,11 @@ impl Source {
             let Ok(Some(Received { event, .. })) = received else { panic!("no such event") };
             match &event {
                 Event::Service(Change::Apply(service)) => {
-                    self.services.insert(service.name.name().to_owned());
+                    let name = service.name.name();
+                    self.services.insert(name.to_owned());
+                    if let Some(first) = service.ports.first() {
+                        self.ports.insert(name.to_owned(), first.port);
+                    }
                 }
                 Event::Service(Change::Delete(name)) => {
                     self.services.remove(name.name());
@@ -57,6 +66,11 @@ impl Source {
 
     async fn until_applied(&mut self, name: &str) {
         self.until(|e| matches!(e, Event::Service(Change::Apply(s)) if s.name.name() == name)).await;
+    }
+
+    async fn until_port(&mut self, port: u16) {
+        let of = |service: &Service| service.ports.first().map(|first| first.port);
+        self.until(|e| matches!(e, Event::Service(Change::Apply(s)) if of(s) == Some(port))).await;
     }
 
     async fn until_deleted(&mut self, name: &str) {
@@ -143,9 +157,7 @@ async fn an_object_in_two_files_comes_from_the_first_and_then_from_the_other() {
         Source::start("twice", &[("a.yaml", &service("x", 80)), ("b.yaml", &service("x", 81))]).await;
     assert_eq!(source.reports(), 1);
     std::fs::remove_file(source.directory.join("a.yaml")).unwrap();
-    source
-        .until(|e| matches!(e, Event::Service(Change::Apply(s)) if s.ports.first().is_some_and(|p| p.port == 81)))
-        .await;
+    source.until_port(81).await;
     assert_eq!(source.names(), ["x"]);
 }
 
@@ -213,7 +225,13 @@ async fn a_swapped_configmap_volume_is_read_anew() {
     let (sender, events) = mpsc::channel(64);
     let metrics = Metrics::default();
     tokio::spawn(Manifests::new(directory.clone(), sender, metrics.clone()).unwrap().run());
-    let mut source = Source { directory: directory.clone(), events, metrics, services: BTreeSet::new() };
+    let mut source = Source {
+        directory: directory.clone(),
+        events,
+        metrics,
+        services: BTreeSet::new(),
+        ports: BTreeMap::new(),
+    };
     source.until_applied("a").await;
     publish(2, &service("b", 80));
     source.until_applied("b").await;
@@ -246,4 +264,117 @@ async fn pods_and_namespaces_say_who_leaves_the_socket_path() {
     source
         .until(|event| matches!(event, Event::Pod(Change::Delete(name)) if name.as_str() == "mesh/shell"))
         .await;
+}
+
+/// What kubectl's builder says of the same text: tests/kubectl-reader.
+const KUBECTL: &str = include_str!("inputs/kubectl.json");
+
+/// Where Sluice serves what kubectl refuses or loses, with what is then served; `docs/configuration.md` says why.
+const SERVED_HERE: [(&str, &[&str]); 9] = [
+    ("document on the marker line", &["one 80", "two 80"]),
+    ("flow mapping on the marker line", &["one 80", "two"]),
+    ("json stream within yaml", &["one 80", "two 80", "three 80"]),
+    ("end mark alone between", &["one 80", "two 80"]),
+    ("yaml directive", &["one 80"]),
+    ("yaml directive 1.1", &["one 80"]),
+    ("list in a list", &["one"]),
+    ("broken first", &["one 80"]),
+    ("no name", &[]),
+];
+
+#[tokio::test]
+async fn files_are_read_as_kubectl_reads_them() {
+    let cases: Vec<Value> = serde_json::from_str(KUBECTL).unwrap();
+    assert!(cases.len() >= 60);
+    let mut wrong = Vec::new();
+    for (i, case) in cases.iter().enumerate() {
+        let name = case["name"].as_str().unwrap();
+        let text = case["text"].as_str().unwrap();
+        let source = Source::start(&format!("kubectl-{i}"), &[("a.yaml", text)]).await;
+        let served: Vec<String> = source
+            .services
+            .iter()
+            .map(|name| source.ports.get(name).map_or(name.clone(), |port| format!("{name} {port}")))
+            .collect();
+        let listed = case["services"].as_array().unwrap().iter().map(|service| service.as_str().unwrap());
+        let (refused, mut expected): (Vec<&str>, Vec<&str>) =
+            listed.partition(|text| text.contains("refused"));
+        let here = SERVED_HERE.iter().find(|(different, _)| *different == name);
+        if let Some((_, served)) = here {
+            expected = served.to_vec();
+        }
+        expected.sort_unstable();
+        let is_refused = case["error"].is_string() || !refused.is_empty();
+        let is_silent = source.reports() == 0;
+        if served != expected || (here.is_none() && is_refused == is_silent) {
+            wrong.push(format!("{name}: {served:?}, kubectl {expected:?}, {} reports", source.reports()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The files of the faults that were found, with the Services that are in them and how much is reported.
+#[tokio::test]
+async fn the_files_that_were_read_wrongly_are_read() {
+    for (file, text, services, reports) in [
+        ("a.yaml", include_str!("inputs/manifests/foreign-list-kind.yaml"), &["o", "p"][..], 0),
+        ("a.json", include_str!("inputs/manifests/json-stream.json"), &["j"], 0),
+        ("a.yaml", include_str!("inputs/manifests/source-range-ipv4-mapped.yaml"), &["lb"], 0),
+        ("a.yaml", include_str!("inputs/manifests/document-on-the-marker-line.yaml"), &["one", "two"], 0),
+        ("a.yaml", include_str!("inputs/manifests/numbers.yaml"), &["a"], 0),
+        ("a.yaml", include_str!("inputs/manifests/marker-tab-comment.yaml"), &["a", "b"], 0),
+        ("a.json", include_str!("inputs/manifests/json-objects-in-a-row.json"), &["a", "b"], 0),
+        ("a.yaml", include_str!("inputs/manifests/list-without-items.yaml"), &[], 0),
+        ("a.yaml", include_str!("inputs/manifests/duplicate-keys.yaml"), &["dup"], 0),
+        ("a.yaml", include_str!("inputs/manifests/merge-key-after-keys.yaml"), &["merge"], 0),
+    ] {
+        let source = Source::start("faults", &[(file, text)]).await;
+        assert_eq!((source.names(), source.reports()), (services.to_vec(), reports), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_cannot_be_read_does_not_hide_that_another_was_removed() {
+    let text = include_str!("inputs/manifests/foreign-list-kind.yaml");
+    let mut source = Source::start("foreign", &[("a.yaml", text)]).await;
+    let (rest, _) = text.rsplit_once("---").unwrap();
+    source.write("a.yaml", rest);
+    source.until_deleted("p").await;
+
+    let broken = "]broken[\n---\n";
+    let file =
+        |names: &[&str]| names.iter().map(|name| format!("{}---\n", service(name, 80))).collect::<String>();
+    let mut source =
+        Source::start("hides", &[("a.yaml", &format!("{broken}{}", file(&["a", "b", "c"])))]).await;
+    source.write("a.yaml", &format!("{broken}{}", file(&["a", "c"])));
+    source.until_deleted("b").await;
+    // Breaks and removal in one: what stood where the broken one stands stays, the other goes.
+    source.write("a.yaml", &format!("{broken}{}", file(&["a", "c", "d"])));
+    source.until_applied("d").await;
+    source.write("a.yaml", &format!("{broken}{}]new[\n", file(&["c"])));
+    source.until_deleted("a").await;
+    source.nothing_is_withdrawn(Duration::from_millis(200)).await;
+    assert_eq!(source.names(), ["c", "d"]);
+    // The doubt ends with the broken document.
+    source.write("a.yaml", &file(&["c"]));
+    source.until_deleted("d").await;
+}
+
+#[tokio::test]
+async fn a_list_of_nothing_withdraws_what_the_file_had() {
+    let mut source = Source::start("nil", &[("a.yaml", &service("a", 80))]).await;
+    source.write("a.yaml", include_str!("inputs/manifests/list-without-items.yaml"));
+    source.until_deleted("a").await;
+}
+
+#[tokio::test]
+async fn of_an_object_that_a_file_has_twice_the_last_counts_whichever_changes() {
+    let twice = |first, second| format!("{}---\n{}", service("a", first), service("a", second));
+    let mut source = Source::start("again", &[("a.yaml", &twice(80, 81))]).await;
+    assert_eq!(source.ports["a"], 81);
+    source.write("a.yaml", &format!("{}---\n{}", twice(82, 81), service("end", 1)));
+    source.until_applied("end").await;
+    source.until_port(81).await;
+    source.write("a.yaml", &format!("{}---\n{}", service("a", 82), service("end", 2)));
+    source.until_port(82).await;
 }

@@ -1,103 +1,96 @@
-//! From the text of a manifest to objects: documents are split first, so that a broken one spoils no other.
+//! From the text of a document to objects.
 
 use serde::de::DeserializeOwned;
-use sluice_core::event::Event;
+use serde_json::Value;
+use sluice_core::event::{Change, Event};
 
 use super::convert::{
     Converted, convert_endpoint_slice, convert_namespace, convert_node, convert_pod, convert_service,
     convert_service_cidr,
 };
-use super::objects;
+use super::doubt::MayBe;
+use super::key::{Kind, ObjectKey};
+use super::{objects, yaml};
 
 /// What one document of a manifest holds.
 #[derive(Debug, Default)]
-pub struct Document {
+pub(super) struct Document {
     /// One event for each object of a kind that matters here.
-    pub events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     /// Parts that were left out, each with its object, field and the reason.
-    pub problems: Vec<String>,
+    pub(super) problems: Vec<String>,
+    /// What cannot be read at all.
+    pub(super) broken: Vec<Broken>,
 }
 
-/// Why a document cannot be used at all.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DocumentError {
-    /// Neither YAML nor JSON.
-    #[error("not valid YAML: {0}")]
-    Syntax(String),
-    /// No Kubernetes object.
-    #[error("not a Kubernetes object: {0}")]
-    Shape(String),
-}
-
-/// The documents of a file with the number of the line on which each starts (the first is 1).
-pub fn split_documents(text: &str) -> Vec<(usize, &str)> {
-    let mut documents = Vec::new();
-    let (mut start, mut first_line, mut offset) = (0, 1, 0);
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        let bare = line.trim_end();
-        if bare == "---" || bare.starts_with("--- ") {
-            documents.push((first_line, &text[start..offset]));
-            start = offset + line.len();
-            first_line = number + 2;
-        }
-        offset += line.len();
-    }
-    documents.push((first_line, &text[start..]));
-    let blank = |text: &str| text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
-    documents.retain(|(_, text)| !blank(text));
-    documents
+/// A document, or an item of a List, that cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    /// The reason, and what to do.
+    pub(super) reason: String,
+    /// What it may be.
+    pub(super) may_be: MayBe,
+    /// The line within the document on which it breaks, as far as that is known.
+    pub(super) line: Option<u64>,
 }
 
 /// Decodes one document.
-pub fn decode(text: &str) -> Result<Document, DocumentError> {
-    let value = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).or_else(|_| yaml(text))?
-    } else {
-        yaml(text)?
-    };
+pub(super) fn decode(text: &str) -> Document {
     let mut document = Document::default();
-    object(value, &mut document)?;
-    Ok(document)
+    match yaml::value(text) {
+        Ok(Value::Null) => {}
+        Ok(value) => object(value, "", &mut document),
+        Err(wrong) => {
+            let reason = format!("not valid YAML: {}", wrong.reason);
+            document.broken.push(Broken { reason, may_be: MayBe::Text(text.to_owned()), line: wrong.line });
+        }
+    }
+    document
 }
 
-fn yaml(text: &str) -> Result<serde_json::Value, DocumentError> {
-    // The parser's own message shows the text around the error; its first line says what is wrong.
-    serde_saphyr::from_str(text).map_err(|error| {
-        let message = error.to_string();
-        DocumentError::Syntax(message.lines().next().unwrap_or_default().to_owned())
-    })
+impl Document {
+    fn give_up(&mut self, value: &Value, place: &str, reason: &str) {
+        let reason = format!("{place}not a Kubernetes object: {reason}");
+        self.broken.push(Broken { reason, may_be: MayBe::Text(value.to_string()), line: None });
+    }
 }
 
-fn object(mut value: serde_json::Value, document: &mut Document) -> Result<(), DocumentError> {
-    let field = |name: &str| value.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+/// An object, or a List: as for kubectl, whatever has items. `place` says which item of a List this is.
+fn object(mut value: Value, place: &str, document: &mut Document) {
+    let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !value.is_object() {
+        return document.give_up(&value, place, "it is no mapping; write apiVersion, kind and metadata");
+    }
     let (version, kind) = (field("apiVersion"), field("kind"));
     if kind.is_empty() || version.is_empty() {
-        return Err(DocumentError::Shape("there is no apiVersion or no kind".into()));
+        return document.give_up(&value, place, "there is no apiVersion or no kind; add it");
     }
-    if kind.ends_with("List") {
-        return list(value, document);
+    if value.get("items").is_some() {
+        return list(value, place, document);
     }
     match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => add::<objects::Service, _>(value, document, convert_service, Event::Service),
+        ("v1", "Service") => {
+            add::<objects::Service, _>(value, place, document, convert_service, Event::Service)
+        }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             with_defaults(&mut value);
-            add::<objects::EndpointSlice, _>(value, document, convert_endpoint_slice, Event::Slice)
+            add::<objects::EndpointSlice, _>(value, place, document, convert_endpoint_slice, Event::Slice)
         }
-        ("v1", "Node") => add::<objects::Node, _>(value, document, convert_node, Event::Node),
+        ("v1", "Node") => add::<objects::Node, _>(value, place, document, convert_node, Event::Node),
         ("networking.k8s.io/v1", "ServiceCIDR") => {
-            add::<objects::ServiceCidr, _>(value, document, convert_service_cidr, Event::ServiceCidr)
+            add::<objects::ServiceCidr, _>(value, place, document, convert_service_cidr, Event::ServiceCidr)
         }
-        ("v1", "Pod") => add::<objects::Pod, _>(value, document, convert_pod, Event::Pod),
+        ("v1", "Pod") => add::<objects::Pod, _>(value, place, document, convert_pod, Event::Pod),
         ("v1", "Namespace") => {
-            add::<objects::AnyObject, _>(value, document, convert_namespace, Event::Namespace)
+            add::<objects::AnyObject, _>(value, place, document, convert_namespace, Event::Namespace)
         }
         // Directories hold other kinds too; they are no business of ours.
-        _ => Ok(()),
+        _ => {}
     }
 }
 
 /// Sets what an API server sets in a slice: a port that is not named has the empty name.
-fn with_defaults(slice: &mut serde_json::Value) {
+fn with_defaults(slice: &mut Value) {
     let ports = slice.get_mut("ports").and_then(|ports| ports.as_array_mut());
     for port in ports.into_iter().flatten().filter_map(|port| port.as_object_mut()) {
         let name = port.entry("name").or_insert_with(|| "".into());
@@ -108,67 +101,68 @@ fn with_defaults(slice: &mut serde_json::Value) {
 }
 
 /// The items of a List, each for itself. An item may leave out what the List's own kind says.
-fn list(mut value: serde_json::Value, document: &mut Document) -> Result<(), DocumentError> {
-    let text =
-        |value: &serde_json::Value, name: &str| value.get(name).and_then(|v| v.as_str()).map(str::to_owned);
+fn list(mut value: Value, place: &str, document: &mut Document) {
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
     let version = text(&value, "apiVersion");
     let kind = text(&value, "kind").and_then(|kind| kind.strip_suffix("List").map(str::to_owned));
-    let Some(serde_json::Value::Array(items)) = value.get_mut("items").map(serde_json::Value::take) else {
-        return Err(DocumentError::Shape("a List without items".into()));
+    let items = match value.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => items,
+        // What Go programs write for a List of nothing.
+        None | Some(Value::Null) => return,
+        Some(_) => return document.give_up(&value, place, "its items are no list"),
     };
     for (i, mut item) in items.into_iter().enumerate() {
         if let (Some(map), Some(kind)) = (item.as_object_mut(), kind.as_ref().filter(|k| !k.is_empty())) {
             map.entry("kind").or_insert_with(|| kind.as_str().into());
             map.entry("apiVersion").or_insert_with(|| version.clone().unwrap_or_default().into());
         }
-        if let Err(error) = object(item, document) {
-            document.problems.push(format!("items[{i}]: {error}"));
-        }
+        object(item, &format!("{place}items[{i}]: "), document);
     }
-    Ok(())
 }
 
 fn add<K, T>(
-    value: serde_json::Value,
+    value: Value,
+    place: &str,
     document: &mut Document,
     convert: impl FnOnce(&K) -> Converted<T>,
-    event: impl FnOnce(sluice_core::event::Change<T>) -> Event,
-) -> Result<(), DocumentError>
-where
+    event: impl FnOnce(Change<T>) -> Event,
+) where
     K: DeserializeOwned,
 {
-    let label = describe(&value);
-    if label.ends_with(' ') {
-        return Err(DocumentError::Shape(format!("{label}has no metadata.name")));
+    let Some((label, key)) = identity(&value) else {
+        return document.give_up(&value, place, "it has no metadata.name; add it");
+    };
+    match serde_json::from_value::<K>(value) {
+        Ok(object) => {
+            let converted = convert(&object);
+            let problems = converted.problems.into_iter();
+            document.problems.extend(problems.map(|problem| format!("{place}{label}: {problem}")));
+            document.events.push(event(converted.change));
+        }
+        Err(error) => {
+            let reason = format!("{place}{label}: {error}");
+            document.broken.push(Broken { reason, may_be: MayBe::Object(key), line: None });
+        }
     }
-    let object: K =
-        serde_json::from_value(value).map_err(|error| DocumentError::Shape(format!("{label}: {error}")))?;
-    let converted = convert(&object);
-    document.problems.extend(converted.problems.into_iter().map(|problem| format!("{label}: {problem}")));
-    document.events.push(event(converted.change));
-    Ok(())
 }
 
-/// `Service default/web`.
-fn describe(value: &serde_json::Value) -> String {
-    let kind = value.get("kind").and_then(|v| v.as_str()).unwrap_or_default();
-    let metadata = |name: &str| value.pointer(&format!("/metadata/{name}")).and_then(|v| v.as_str());
-    match (kind, metadata("namespace"), metadata("name").unwrap_or_default()) {
-        (_, _, "") => format!("{kind} "),
-        ("Node" | "ServiceCIDR" | "Namespace", _, name) => format!("{kind} {name}"),
-        (_, namespace, name) => format!("{kind} {}/{name}", namespace.unwrap_or("default")),
-    }
+/// `Service default/web`, for messages, and the same as a key.
+fn identity(value: &Value) -> Option<(String, ObjectKey)> {
+    let text = value.get("kind").and_then(Value::as_str)?;
+    let kind = Kind::parse(text)?;
+    let metadata = |name: &str| value.get("metadata")?.get(name)?.as_str();
+    let name = metadata("name").filter(|name| !name.is_empty())?;
+    let name = kind.object(metadata("namespace").filter(|namespace| !namespace.is_empty()), name);
+    Some((format!("{text} {name}"), (kind, name)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_core::model::ObjectName;
 
-    #[test]
-    fn documents_are_split_at_their_markers_with_line_numbers() {
-        let text = "# head\n---\na: 1\n--- # second\nb: 2\n---\n\n---\nc: 3\n";
-        let documents = split_documents(text);
-        assert_eq!(documents, [(3, "a: 1\n"), (5, "b: 2\n"), (9, "c: 3\n")]);
+    fn reasons(text: &str) -> String {
+        decode(text).broken.into_iter().map(|broken| broken.reason).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -176,26 +170,45 @@ mod tests {
         let text = "apiVersion: v1\nkind: List\nitems:\n\
                     - {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.0.0.1}}\n\
                     - {apiVersion: v1, kind: Service, metadata: {name: b}, spec: {ports: broken}}\n\
-                    - {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n";
-        let document = decode(text).unwrap();
-        assert_eq!(document.events.len(), 1);
-        assert_eq!(document.problems.len(), 1);
-        assert!(document.problems[0].starts_with("items[1]: "), "{:?}", document.problems);
+                    - {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n\
+                    - {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Node, metadata: {name: node-1}}]}\n";
+        let document = decode(text);
+        assert_eq!(document.events.len(), 2);
+        let [broken] = &document.broken[..] else { panic!("{:?}", document.broken) };
+        assert!(broken.reason.starts_with("items[1]: Service default/b: "), "{broken:?}");
+        assert_eq!(broken.may_be, MayBe::Object((Kind::Service, ObjectName::new("default", "b"))));
+    }
+
+    #[test]
+    fn a_list_is_what_has_items_whatever_its_kind_is_called() {
+        for nothing in [
+            "apiVersion: v1\nkind: ServiceList\nitems: null\n",
+            "apiVersion: v1\nkind: ServiceList\n",
+            "apiVersion: v1\nkind: List\nitems: []\n",
+            "apiVersion: example.com/v1\nkind: AllowList\nmetadata: {name: trusted}\n",
+            "null\n",
+            "~",
+            "",
+        ] {
+            let document = decode(nothing);
+            assert!(document.events.is_empty() && document.broken.is_empty(), "{nothing}: {document:?}");
+        }
+        assert!(reasons("{apiVersion: v1, kind: ServiceList, items: 3}").contains("no list"));
     }
 
     #[test]
     fn a_typed_list_gives_its_items_their_kind() {
         let text = "{\"apiVersion\":\"v1\",\"kind\":\"ServiceList\",\"items\":[{\"metadata\":{\"name\":\"a\"},\
                     \"spec\":{\"clusterIP\":\"10.0.0.1\"}}]}";
-        assert_eq!(decode(text).unwrap().events.len(), 1);
+        assert_eq!(decode(text).events.len(), 1);
     }
 
     #[test]
     fn what_is_no_object_is_an_error_that_says_so() {
-        assert!(matches!(decode("a: [1"), Err(DocumentError::Syntax(_))));
-        assert!(matches!(decode("a: 1"), Err(DocumentError::Shape(_))));
-        assert!(matches!(decode("just text"), Err(DocumentError::Shape(_))));
-        let nameless = decode("{apiVersion: v1, kind: Service, metadata: {}}").unwrap_err();
-        assert!(nameless.to_string().contains("metadata.name"), "{nameless}");
+        assert!(reasons("a: [1").contains("not valid YAML"));
+        assert!(reasons("a: 1").contains("kind"));
+        assert!(reasons("just text").contains("no mapping"));
+        assert!(reasons("{}").contains("kind"));
+        assert!(reasons("{apiVersion: v1, kind: Service, metadata: {}}").contains("metadata.name"));
     }
 }

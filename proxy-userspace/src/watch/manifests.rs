@@ -1,24 +1,29 @@
 //! Objects from a directory of YAML and JSON files, watched with inotify.
 //!
-//! The rule for anything doubtful is to keep what is served: a broken document keeps its file's earlier
-//! objects, an empty file is taken for a half-written one, and a directory that vanishes withdraws nothing.
-//! Objects are withdrawn when their file is deleted, or when a file that is wholly valid no longer has them.
+//! The rule for anything doubtful is to keep what is served: a broken document keeps what it could have been
+//! ([`doubt`](super::doubt)), an empty file is taken for a half-written one, and a directory that vanishes withdraws
+//! nothing. Objects are withdrawn when their file is deleted, or when it no longer has them.
+//!
+//! Of a file that changed only the documents that did are read: of the others a hash is kept, and what they define.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use sluice_core::event::{Change, Event};
-use sluice_core::model::ObjectName;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::decode::{decode, split_documents};
+use super::decode::decode;
+use super::doubt::{self, Known};
+use super::key::{ObjectKey, deletion, key};
+use super::split::{self, Piece};
 use super::{Events, send};
 use crate::metrics::Metrics;
 
@@ -41,47 +46,8 @@ const RETURN_POLL: Duration = Duration::from_millis(500);
 /// A directory that came back may still be filling: what is missing from it is withdrawn only after this.
 const RETURN_QUIET: Duration = Duration::from_secs(5);
 const MAX_FILE_BYTES: u64 = 256 << 20;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kind {
-    Service,
-    Slice,
-    Node,
-    ServiceCidr,
-    Pod,
-    Namespace,
-}
-
-type ObjectKey = (Kind, ObjectName);
-
-fn key(event: &Event) -> Option<ObjectKey> {
-    fn of<T>(kind: Kind, change: &Change<T>, name: impl Fn(&T) -> &ObjectName) -> Option<ObjectKey> {
-        match change {
-            Change::Apply(object) => Some((kind, name(object).clone())),
-            Change::Delete(name) | Change::Keep(name) => Some((kind, name.clone())),
-            Change::ListBegin | Change::ListEnd => None,
-        }
-    }
-    match event {
-        Event::Service(change) => of(Kind::Service, change, |o| &o.name),
-        Event::Slice(change) => of(Kind::Slice, change, |o| &o.name),
-        Event::Node(change) => of(Kind::Node, change, |o| &o.name),
-        Event::ServiceCidr(change) => of(Kind::ServiceCidr, change, |o| &o.name),
-        Event::Pod(change) => of(Kind::Pod, change, |o| &o.name),
-        Event::Namespace(change) => of(Kind::Namespace, change, |o| &o.name),
-    }
-}
-
-fn deletion((kind, name): ObjectKey) -> Event {
-    match kind {
-        Kind::Service => Event::Service(Change::Delete(name)),
-        Kind::Slice => Event::Slice(Change::Delete(name)),
-        Kind::Node => Event::Node(Change::Delete(name)),
-        Kind::ServiceCidr => Event::ServiceCidr(Change::Delete(name)),
-        Kind::Pod => Event::Pod(Change::Delete(name)),
-        Kind::Namespace => Event::Namespace(Change::Delete(name)),
-    }
-}
+/// After files of this size the allocator is asked to give back what it holds.
+const LARGE_FILE_BYTES: usize = 1 << 20;
 
 fn listing(begin: bool) -> [Event; 6] {
     fn mark<T>(begin: bool) -> Change<T> {
@@ -100,7 +66,13 @@ fn listing(begin: bool) -> [Event; 6] {
 /// One file as it was read last.
 struct File {
     content: u64,
-    objects: BTreeSet<ObjectKey>,
+    documents: Vec<Known>,
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Watches a directory.
@@ -108,9 +80,9 @@ pub struct Manifests {
     directory: PathBuf,
     events: Events,
     metrics: Metrics,
-    files: BTreeMap<PathBuf, File>,
+    files: BTreeMap<Arc<Path>, File>,
     /// The files that define an object; the first by path counts.
-    definers: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
+    definers: BTreeMap<ObjectKey, BTreeSet<Arc<Path>>>,
     /// inotify cannot be used; this has been told.
     polling: bool,
 }
@@ -217,15 +189,17 @@ impl Manifests {
             let path = self.directory.join(&name);
             if event.mask.contains(EventMask::Q_OVERFLOW) || name.to_string_lossy().starts_with("..") {
                 // Events were lost, or a ConfigMap volume was swapped: look at everything.
-                missing.extend(self.files.keys().cloned());
+                missing.extend(self.known());
                 missing.extend(self.present().unwrap_or_default());
                 withdraw_at = Some(Instant::now());
+            } else if !is_manifest(&path) {
+                // Also what a writer calls its file until it is whole: never read, even when it is gone.
             } else if event.mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
                 missing.insert(path);
                 withdraw_at = Some(Instant::now() + DELETION_QUIET);
             } else if event.mask.contains(EventMask::CREATE) && is_being_written(&path) {
                 // It comes again when it is closed.
-            } else if is_manifest(&path) {
+            } else {
                 missing.remove(&path);
                 self.read(&path).await;
             }
@@ -238,7 +212,7 @@ impl Manifests {
             tokio::time::sleep(RETURN_POLL).await;
             let stream = self.watch();
             let present = self.present()?;
-            let known: BTreeSet<PathBuf> = self.files.keys().cloned().chain(present).collect();
+            let known: BTreeSet<PathBuf> = self.known().chain(present).collect();
             for path in known {
                 self.read(&path).await;
             }
@@ -270,18 +244,23 @@ impl Manifests {
             for path in &now {
                 self.read(path).await;
             }
-            if self.files.keys().all(|path| now.contains(path)) {
+            if self.files.keys().all(|path| now.contains(&**path)) {
                 break;
             }
             before = now;
             tokio::time::sleep(RETURN_POLL).await;
         }
         info!(directory = %self.directory.display(), "the manifest directory is back");
-        let known: Vec<PathBuf> = self.files.keys().cloned().collect();
+        let known: Vec<PathBuf> = self.known().collect();
         for path in known {
             self.read(&path).await;
         }
         Some(stream)
+    }
+
+    /// The files that were read.
+    fn known(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.keys().map(|path| path.to_path_buf())
     }
 
     /// The manifest files, sorted; `None` when the directory is gone.
@@ -300,55 +279,89 @@ impl Manifests {
             Err(ReadError::Gone) => return self.remove_file(path).await,
             Err(ReadError::Unusable(reason)) => return self.report(path, None, &reason),
         };
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        let content = hasher.finish();
+        let content = hash(&text);
         if self.files.get(path).is_some_and(|file| file.content == content) {
             return;
         }
         if text.trim().is_empty() && self.files.contains_key(path) {
             return self.report(path, None, "is empty: its objects stay; delete the file to withdraw them");
         }
-        let (found, sound) = self.decode(path, &text);
-        let mut objects: BTreeSet<ObjectKey> = found.iter().filter_map(key).collect();
-        let old = self.files.remove(path).map(|file| file.objects).unwrap_or_default();
-        if !sound {
-            objects.extend(old.iter().cloned());
-        }
-        let gone: Vec<ObjectKey> = old.difference(&objects).cloned().collect();
-        self.files.insert(path.to_owned(), File { content, objects });
-        for event in found {
-            self.define(path, event).await;
-        }
+        let path: Arc<Path> = path.into();
+        let old = self.files.remove(&path).map(|file| file.documents).unwrap_or_default();
+        let documents = self.take_over(&path, &text, &old).await;
+        let held: HashSet<&ObjectKey> = documents.iter().flat_map(Known::holds).collect();
+        let before: BTreeSet<&ObjectKey> = old.iter().flat_map(Known::holds).collect();
+        let gone: Vec<ObjectKey> = before.into_iter().filter(|key| !held.contains(*key)).cloned().collect();
+        self.files.insert(path.clone(), File { content, documents });
         for key in gone {
-            self.undefine(path, key).await;
+            self.undefine(&path, key).await;
+        }
+        if text.len() >= LARGE_FILE_BYTES {
+            drop((text, old));
+            sluice_sys::proc::release_free_memory();
         }
     }
 
-    /// The objects of a text; false when a document could not be used.
-    fn decode(&self, path: &Path, text: &str) -> (Vec<Event>, bool) {
-        let (mut found, mut sound) = (Vec::new(), true);
-        for (number, (line, document)) in split_documents(text).into_iter().enumerate() {
-            match decode(document) {
-                Ok(document) => {
-                    for problem in document.problems {
-                        self.report(path, Some((number + 1, line)), &problem);
-                    }
-                    found.extend(document.events);
-                }
-                Err(error) => {
-                    sound = false;
-                    self.report(path, Some((number + 1, line)), &format!("{error}; skipped"));
-                }
+    /// Reads the documents of a text that are not as they were, and sends what they define.
+    async fn take_over(&mut self, path: &Arc<Path>, text: &str, old: &[Known]) -> Vec<Known> {
+        let pieces = split::documents(text);
+        let unchanged: HashMap<u64, &Known> = old.iter().map(|known| (known.content, known)).collect();
+        let (mut new, mut broken, mut cut_off) = (Vec::with_capacity(pieces.len()), Vec::new(), false);
+        for (number, piece) in pieces.iter().enumerate() {
+            let content = hash(piece.text);
+            if let Some(known) = unchanged.get(&content) {
+                new.push((*known).clone());
+                broken.push(Vec::new());
+                continue;
+            }
+            let document = decode(piece.text);
+            for problem in document.problems {
+                self.report(path, Some((number + 1, piece.line)), &problem);
+            }
+            for part in &document.broken {
+                let reason =
+                    format!("{}; what it may have held stays in force until it can be read", part.reason);
+                self.report(path, Some((number + 1, piece.line)), &reason);
+            }
+            let last_line = piece.text.lines().count() as u64;
+            cut_off = number + 1 == pieces.len()
+                && !text.ends_with('\n')
+                && document.broken.iter().any(|part| part.line.is_none_or(|line| line >= last_line));
+            new.push(Known {
+                content,
+                objects: document.events.iter().filter_map(key).collect(),
+                kept: Vec::new(),
+            });
+            broken.push(document.broken.into_iter().map(|part| part.may_be).collect());
+            for event in document.events {
+                self.define(path, event).await;
             }
         }
-        (found, sound)
+        doubt::keep(old, &mut new, &broken, cut_off);
+        self.settle(path, &pieces, old, &new).await;
+        new
     }
 
-    async fn define(&mut self, path: &Path, event: Event) {
+    /// Of an object that several documents of a file define, or did, the last counts, read anew or not.
+    async fn settle(&mut self, path: &Arc<Path>, pieces: &[Piece<'_>], old: &[Known], new: &[Known]) {
+        let repeated = |documents: &[Known]| -> BTreeSet<ObjectKey> {
+            let mut seen = HashSet::new();
+            let keys = documents.iter().flat_map(|known| known.objects.iter());
+            keys.filter(|key| !seen.insert(*key)).cloned().collect()
+        };
+        let contested = &repeated(old) | &repeated(new);
+        for key in contested {
+            let last = new.iter().rposition(|known| known.objects.contains(&key));
+            if let Some(event) = last.and_then(|i| definition(pieces.get(i)?, &key)) {
+                self.define(path, event).await;
+            }
+        }
+    }
+
+    async fn define(&mut self, path: &Arc<Path>, event: Event) {
         let Some(key) = key(&event) else { return };
         let definers = self.definers.entry(key.clone()).or_default();
-        definers.insert(path.to_owned());
+        definers.insert(path.clone());
         match definers.first() {
             Some(first) if first != path => {
                 let reason =
@@ -364,7 +377,7 @@ impl Manifests {
     /// An object is no longer in a file: it goes, or the next file that defines it counts.
     async fn undefine(&mut self, path: &Path, key: ObjectKey) {
         let Some(definers) = self.definers.get_mut(&key) else { return };
-        let counted = definers.first().is_some_and(|first| first == path);
+        let counted = definers.first().is_some_and(|first| **first == *path);
         definers.remove(path);
         let heir = definers.first().cloned();
         if definers.is_empty() {
@@ -379,17 +392,17 @@ impl Manifests {
         };
         // If the heir cannot be read now, the object stays as it is until it can.
         let Ok(text) = read_text(&heir) else { return };
-        let events = self.decode(&heir, &text).0;
-        if let Some(event) = events.into_iter().find(|event| self::key(event).as_ref() == Some(&key)) {
+        let found = split::documents(&text).iter().rev().find_map(|piece| definition(piece, &key));
+        if let Some(event) = found {
             send(&self.events, event).await;
         }
     }
 
     async fn remove_file(&mut self, path: &Path) {
-        if let Some(file) = self.files.remove(path) {
-            for key in file.objects {
-                self.undefine(path, key).await;
-            }
+        let documents = self.files.remove(path).map(|file| file.documents).unwrap_or_default();
+        let objects: BTreeSet<&ObjectKey> = documents.iter().flat_map(Known::holds).collect();
+        for key in objects {
+            self.undefine(path, key.clone()).await;
         }
     }
 
@@ -401,6 +414,12 @@ impl Manifests {
             None => warn!(%file, "manifest: {reason}"),
         }
     }
+}
+
+/// What a document says of an object; the last word, if it says several.
+fn definition(piece: &Piece<'_>, wanted: &ObjectKey) -> Option<Event> {
+    let events = decode(piece.text).events.into_iter();
+    events.rev().find(|event| key(event).as_ref() == Some(wanted))
 }
 
 /// Whether a name that appeared is a file that somebody is writing, and not a link to one that is there.
