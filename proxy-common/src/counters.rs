@@ -48,7 +48,7 @@ counters! {
     DropNoPort = "drop_no_port",
     /// Dropped: no source address for masquerading
     DropNoAddress = "drop_no_address",
-    /// Dropped: the flow table refused an entry
+    /// Dropped: the flow table refused an entry, or the flow was just being removed
     DropFlowTable = "drop_flow_table",
     /// Dropped: no route to the endpoint or back
     DropNoRoute = "drop_no_route",

@@ -37,11 +37,79 @@ pub struct Flow {
     pub seen: u16,
     /// Bits of [`flag`].
     pub flags: u16,
-    /// The last packet in this direction: nanoseconds of `CLOCK_MONOTONIC`.
+    /// The last packet in this direction: nanoseconds of `CLOCK_MONOTONIC`. Or [`CLAIMED`].
     pub used: u64,
     /// Group id without its list of the service port; for UDP, whose `MEMBERS` tell whether the endpoint still serves.
     pub group: u64,
 }
+
+/// [`Flow::used`] of an entry that somebody is about to remove or to replace, and nobody else may.
+///
+/// No other value comes back: it is a time that only goes on. Whoever exchanges the value that he has read for this one has
+/// claimed what he has read, and not what came in its place.
+pub const CLAIMED: u64 = u64::MAX;
+
+impl FlowKey {
+    /// The key of the other entry of the flow of this key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn other(&self, flow: &Flow) -> FlowKey {
+        FlowKey {
+            source: flow.destination,
+            destination: flow.source,
+            source_port: flow.destination_port,
+            destination_port: flow.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+impl Flow {
+    /// Whether the other entry of this flow has that key. If not, another flow has the key of its other entry.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_other_of(&self, key: &FlowKey) -> bool {
+        self.source == key.destination
+            && self.destination == key.source
+            && self.source_port == key.destination_port
+            && self.destination_port == key.source_port
+    }
+
+    /// What the other entry of the flow of this key says, before it has seen a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(&self, key: &FlowKey) -> Flow {
+        Flow {
+            source: key.destination,
+            destination: key.source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            seen: 0,
+            flags: self.flags ^ flag::REPLY,
+            used: self.used,
+            group: self.group,
+        }
+    }
+}
+
+/// What the program `end_flow` is told, [`ORDER_AT`] bytes into its packet: a flow to remove, if nobody has used it since.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// One entry.
+    pub key: FlowKey,
+    /// The other one.
+    pub other: FlowKey,
+    /// [`Flow::used`] of the first when it was decided on.
+    pub used: u64,
+    /// The same of the other one; 0: it was not there, or of another flow.
+    pub other_used: u64,
+}
+
+/// Where an [`Order`] begins in the packet that brings it.
+pub const ORDER_AT: u32 = 16;
+/// What the program returns when it has removed the flow.
+pub const ENDED: u32 = 1;
 
 /// Flags of a flow's entry.
 pub mod flag {
@@ -89,4 +157,4 @@ pub struct Fragment {
     pub seen: u32,
 }
 
-sizes!(FlowKey = 40, Flow = 56, FragmentKey = 40, Fragment = 8);
+sizes!(FlowKey = 40, Flow = 56, Order = 96, FragmentKey = 40, Fragment = 8);

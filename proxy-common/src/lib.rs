@@ -150,6 +150,8 @@ pub mod programs {
     ];
     /// Attached to interfaces with Ethernet headers: what comes in, what goes out.
     pub const ETHERNET: [&str; 2] = ["ingress", "egress"];
+    /// Attached to nothing: the daemon runs it (`BPF_PROG_TEST_RUN`) to end a flow.
+    pub const END_FLOW: &str = "end_flow";
     /// Attached to interfaces without (tun, WireGuard, ipip).
     pub const RAW: [&str; 2] = ["ingress_raw", "egress_raw"];
 }

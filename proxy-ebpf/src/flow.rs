@@ -5,9 +5,10 @@ use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
-use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::flow::{CLAIMED, Flow, FlowKey, flag, seen};
 use sluice_common::node::Config;
 
+use crate::claim;
 use crate::maps::{FLOWS, OLD_FLOWS};
 use crate::packet::{Packet, is, protocol, tcp};
 
@@ -23,25 +24,71 @@ pub fn now() -> u64 {
 /// Finds the flow of a packet. A flow of the table of before comes along into the one in force.
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
-    if let Some(flow) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: an entry that is evicted and reused while a packet is translated sends this one packet astray; the
-        // alternative would be a copy for each packet.
-        return Some(unsafe { &mut *flow });
-    }
-    let old = OLD_FLOWS.get_ptr(key)?;
-    // SAFETY: as above.
-    let copy = unsafe { *old };
-    FLOWS.insert(key, copy, 0).ok()?;
-    // SAFETY: as above.
-    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    let found = FLOWS.get_ptr_mut(key).or_else(|| bring(key))?;
+    // SAFETY: an entry that is evicted and reused while a packet is translated sends this one packet astray; the
+    // alternative would be a copy for each packet.
+    Some(unsafe { &mut *found })
 }
 
-/// Whether a packet goes on with its flow, or begins a new one in its place. `key` is for the flow's other entry.
+/// Takes an entry out of the table of before, where none is added any more.
+#[inline(always)]
+fn bring(key: &FlowKey) -> Option<*mut Flow> {
+    let old = OLD_FLOWS.get_ptr(key)?;
+    // SAFETY: as in `find`.
+    let copy = unsafe { *old };
+    // Another processor may have been faster, or may have begun a new flow.
+    let _ = FLOWS.insert(key, copy, u64::from(BPF_NOEXIST));
+    // It must not come again when the flow has ended.
+    let _ = OLD_FLOWS.remove(key);
+    FLOWS.get_ptr_mut(key)
+}
+
+/// What becomes of a packet whose flow was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// It goes on with the flow.
+    GoesOn,
+    /// That flow is removed, and the packet belongs to none.
+    Ended,
+    /// Somebody else is just removing the flow.
+    Lost,
+}
+
+/// Decides about a packet whose flow was found, and notes it. `other_key` and `spare` are scratch memory.
 ///
 /// A first segment on a connection that lives changes nothing: anybody could send it. It goes to the endpoint, which asks
 /// back; a client that really begins anew answers with a RST, and the next first segment begins a new flow.
 #[inline(always)]
-pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config, now: u64) -> bool {
+pub fn follow(
+    flow: &mut Flow,
+    packet: &Packet,
+    other_key: &mut FlowKey,
+    spare: &mut Flow,
+    config: &Config,
+) -> Follow {
+    let used = claim::used(flow);
+    if used == CLAIMED {
+        return Follow::Lost;
+    }
+    let now = now();
+    *other_key = packet.key.other(flow);
+    if !goes_on(flow, used, packet, other_key, config, now) {
+        return end(flow, used, packet, other_key);
+    }
+    note_seen(flow, packet);
+    // Once a second, because all CPUs share the entry. A claim is only made on what was silent for longer, or must end at once.
+    if now.wrapping_sub(used) <= SECOND && !packet.is_syn_ack() {
+        return Follow::GoesOn;
+    }
+    if !is_whole(flow, packet, other_key, spare, now) {
+        return end(flow, used, packet, other_key);
+    }
+    if claim::touch(flow, used, now) { Follow::GoesOn } else { Follow::Lost }
+}
+
+/// Whether a packet goes on with its flow, or begins a new one in its place.
+#[inline(always)]
+fn goes_on(flow: &Flow, used: u64, packet: &Packet, other_key: &FlowKey, config: &Config, now: u64) -> bool {
     let is_reply = flow.flags & flag::REPLY != 0;
     let is_tcp = packet.key.protocol == protocol::TCP;
     // Replies begin nothing, except the answer to a handshake that was none of ours: somebody else may have given the port
@@ -51,40 +98,69 @@ pub fn goes_on(flow: &Flow, packet: &Packet, key: &mut FlowKey, config: &Config,
         return true;
     }
     let idle = u64::from(if is_tcp { SILENT } else { config.udp_stream_timeout }) * SECOND;
-    let is_idle = now.wrapping_sub(flow.used) >= idle;
+    let is_idle = now.wrapping_sub(used) >= idle;
     if !is_tcp && !is_idle {
         return true;
     }
-    reverse(flow, packet.key.protocol, key);
-    let Some(other) = FLOWS.get_ptr(&*key) else { return !is_idle };
-    // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one flow.
-    let (seen, used) = unsafe { ((*other).seen, (*other).used) };
-    let is_idle = is_idle && now.wrapping_sub(used) >= idle;
+    let other = find(other_key).filter(|other| other.is_other_of(&packet.key));
+    // Half a flow brings no answer back: a first packet begins a new one. An answer restores it.
+    let Some(other) = other else { return is_reply };
+    let other_used = claim::used(other);
+    if other_used == CLAIMED {
+        return is_reply;
+    }
+    let is_idle = is_idle && now.wrapping_sub(other_used) >= idle;
     if !is_tcp {
         return !is_idle;
     }
-    let is_made = (flow.seen | seen) & seen::ESTABLISHED != 0;
-    let is_over = (flow.seen | seen) & seen::RST != 0 || flow.seen & seen & seen::FIN != 0;
+    let is_made = (flow.seen | other.seen) & seen::ESTABLISHED != 0;
+    let is_over = (flow.seen | other.seen) & seen::RST != 0 || flow.seen & other.seen & seen::FIN != 0;
     !(is_over || (is_idle && !is_made))
 }
 
 /// Seconds after which a handshake that came to nothing gives way to a new one.
 const SILENT: u32 = 120;
 
-/// Removes both entries of a flow, or later packets of the connection in its place would be taken for its own.
+/// Sees to it that a flow has both its entries: a full table drops one without the other. `false`: another flow has the key of
+/// the other one.
 #[inline(always)]
-pub fn forget(key: &FlowKey, flow: &Flow, other: &mut FlowKey) {
-    reverse(flow, key.protocol, other);
-    // Any of them may not be there.
-    let _ = FLOWS.remove(&*other);
-    let _ = FLOWS.remove(key);
-    let _ = OLD_FLOWS.remove(&*other);
-    let _ = OLD_FLOWS.remove(key);
+fn is_whole(flow: &Flow, packet: &Packet, other_key: &FlowKey, spare: &mut Flow, now: u64) -> bool {
+    if let Some(other) = find(other_key) {
+        return other.is_other_of(&packet.key);
+    }
+    *spare = flow.turned(&packet.key);
+    spare.used = now;
+    // Only who is faster makes this fail; the next look finds it.
+    let _ = FLOWS.insert(other_key, &*spare, u64::from(BPF_NOEXIST));
+    true
 }
 
-/// Notes a packet. Writes only what changes, because all CPUs share the entry.
+/// Removes both entries of a flow, or later packets of the connection in its place would be taken for its own.
 #[inline(always)]
-pub fn note(flow: &mut Flow, packet: &Packet, now: u64) {
+fn end(flow: &mut Flow, used: u64, packet: &Packet, other_key: &FlowKey) -> Follow {
+    let key = &packet.key;
+    if !claim::claim(key, flow, used) {
+        return Follow::Lost;
+    }
+    end_other(other_key, key);
+    if claim::remove(key, flow, used) { Follow::Ended } else { Follow::Lost }
+}
+
+/// Removes the other entry of the flow of `key`, if it has one. `false`: it has one that somebody else is at.
+#[inline(always)]
+fn end_other(other_key: &FlowKey, key: &FlowKey) -> bool {
+    let Some(other) = FLOWS.get_ptr_mut(other_key) else { return true };
+    let used = claim::used(other);
+    // SAFETY: what is reused meanwhile cannot be claimed with the time that was read before.
+    if !unsafe { &*other }.is_other_of(key) {
+        return true;
+    }
+    claim::claim(other_key, other, used) && claim::remove(other_key, other, used)
+}
+
+/// Notes what a packet shows. Writes only what changes, because all CPUs share the entry.
+#[inline(always)]
+fn note_seen(flow: &mut Flow, packet: &Packet) {
     let new = seen_in(packet);
     // A connection that goes on was not ended by the RST before, whoever sent that.
     let old =
@@ -92,9 +168,6 @@ pub fn note(flow: &mut Flow, packet: &Packet, now: u64) {
     let seen = old | new;
     if seen != flow.seen {
         flow.seen = seen;
-    }
-    if now.wrapping_sub(flow.used) > SECOND {
-        flow.used = now;
     }
 }
 
@@ -116,16 +189,6 @@ pub fn seen_in(packet: &Packet) -> u16 {
     seen
 }
 
-/// The key that packets in the other direction have.
-#[inline(always)]
-pub fn reverse(flow: &Flow, protocol: u32, out: &mut FlowKey) {
-    out.source = flow.destination;
-    out.destination = flow.source;
-    out.source_port = flow.destination_port;
-    out.destination_port = flow.source_port;
-    out.protocol = protocol;
-}
-
 /// Tries to find a source port. Connections that are over keep theirs for a while, because servers remember them too; where
 /// many of them have come and gone, half of the ports may be taken by such. So the last tries are content with one of those.
 const TRIES: u32 = 16;
@@ -134,7 +197,9 @@ const FREE_TRIES: u32 = 10;
 /// Enters a new flow: `flow` says where packets of `key` go; its source port is chosen here. `masquerade`: the source
 /// address is the node's own, so the port must be none of its sockets'.
 ///
-/// The entry of replies decides: whoever enters it first has the port.
+/// The entry of replies decides: whoever enters it first has the port. If another processor has entered a flow for the same
+/// client meanwhile, that one counts, and `flow` is what it says; the port that was taken in vain is free when it was silent
+/// for long enough.
 #[inline(always)]
 pub fn enter(
     skb: *mut __sk_buff,
@@ -145,14 +210,7 @@ pub fn enter(
     config: &Config,
 ) -> Entered {
     let masquerade = flow.flags & flag::MASQUERADED != 0;
-    reply.source = key.destination;
-    reply.destination = key.source;
-    reply.source_port = key.destination_port;
-    reply.destination_port = key.source_port;
-    reply.flags = flag::REPLY | flow.flags;
-    reply.seen = 0;
-    reply.used = flow.used;
-    reply.group = flow.group;
+    *reply = flow.turned(key);
     let mut at = 0;
     for attempt in 0..TRIES {
         if masquerade || attempt > 0 {
@@ -167,19 +225,22 @@ pub fn enter(
             }
             flow.source_port = port(config, at + step);
         }
-        reverse(flow, key.protocol, reply_key);
+        *reply_key = key.other(flow);
         if (masquerade && is_taken(skb, reply_key)) || OLD_FLOWS.get_ptr(&*reply_key).is_some() {
             continue;
         }
         if FLOWS.insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST)).is_err()
-            && !is_finished(reply_key, reply, key, attempt >= FREE_TRIES)
+            && !takes_over(reply_key, reply, key, attempt >= FREE_TRIES)
         {
             continue;
         }
-        return match FLOWS.insert(key, &*flow, 0) {
-            Ok(()) => Entered::Done,
-            Err(_) => Entered::Refused,
-        };
+        if FLOWS.insert(key, &*flow, u64::from(BPF_NOEXIST)).is_ok() {
+            return Entered::Done;
+        }
+        let Some(faster) = FLOWS.get_ptr(key) else { return Entered::Refused };
+        // SAFETY: as in `find`.
+        *flow = unsafe { *faster };
+        return Entered::Before;
     }
     Entered::NoPort
 }
@@ -189,6 +250,8 @@ pub fn enter(
 pub enum Entered {
     /// It is in the table.
     Done,
+    /// Another one was, just before.
+    Before,
     /// Every port tried is taken.
     NoPort,
     /// The table refused it.
@@ -198,41 +261,47 @@ pub enum Entered {
 /// Replaces the entry of replies if it is of the same two ends or of a connection that was broken off; with `closed`, also
 /// if it is of one that both its ends have closed. `key` is that of the new flow.
 #[inline(always)]
-fn is_finished(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) -> bool {
-    let Some(held) = FLOWS.get_ptr(reply_key) else {
-        return FLOWS.insert(reply_key, reply, 0).is_ok();
+fn takes_over(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) -> bool {
+    let Some(held) = FLOWS.get_ptr_mut(reply_key) else {
+        return FLOWS.insert(reply_key, reply, u64::from(BPF_NOEXIST)).is_ok();
     };
-    // SAFETY: an entry that is evicted and reused meanwhile is compared in full.
-    let held = unsafe { &*held };
-    let same = held.source == reply.source
-        && held.destination == reply.destination
-        && held.source_port == reply.source_port
-        && held.destination_port == reply.destination_port;
-    if !same && !gives_way(held, key.protocol, closed) {
+    let used = claim::used(held);
+    // SAFETY: what is reused meanwhile cannot be claimed with the time that was read before.
+    let flow = unsafe { &*held };
+    let same = flow.is_other_of(key);
+    if !same && !gives_way(flow, reply_key, closed) {
         return false;
     }
-    FLOWS.insert(reply_key, reply, 0).is_ok()
+    if !claim::claim(reply_key, held, used) {
+        return false;
+    }
+    // A later connection of its client would else go on by a port that is no longer its own.
+    if (same || end_client(flow, reply_key)) && FLOWS.insert(reply_key, reply, 0).is_ok() {
+        return true;
+    }
+    claim::release(held, used);
+    false
 }
 
-/// Whether the connection of an entry of replies is over: broken off, or, with `closed`, closed by both its ends. Its other
-/// entry is removed then: a later connection of its client would else go on by a port that is no longer its own.
+/// Whether the connection of an entry of replies is over: broken off, or, with `closed`, closed by both its ends.
 #[inline(never)]
-fn gives_way(held: &Flow, protocol: u32, closed: bool) -> bool {
-    let mut first = FlowKey::default();
-    reverse(held, protocol, &mut first);
-    if held.seen & seen::RST == 0 {
-        if !closed || held.seen & seen::FIN == 0 {
-            return false;
-        }
-        if let Some(other) = FLOWS.get_ptr(&first) {
-            // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one flow.
-            if unsafe { (*other).seen } & seen::FIN == 0 {
-                return false;
-            }
-        }
+fn gives_way(held: &Flow, reply_key: &FlowKey, closed: bool) -> bool {
+    if held.seen & seen::RST != 0 {
+        return true;
     }
-    let _ = FLOWS.remove(&first);
-    true
+    if !closed || held.seen & seen::FIN == 0 {
+        return false;
+    }
+    let Some(first) = FLOWS.get_ptr(reply_key.other(held)) else { return true };
+    // SAFETY: an entry that is evicted and reused meanwhile keeps or ends one flow.
+    let first = unsafe { &*first };
+    !first.is_other_of(reply_key) || first.seen & seen::FIN != 0
+}
+
+/// Removes the client's entry of an entry of replies that is claimed.
+#[inline(never)]
+fn end_client(held: &Flow, reply_key: &FlowKey) -> bool {
+    end_other(&reply_key.other(held), reply_key)
 }
 
 /// One of the ports for masquerading, in network order: any number is that of one.

@@ -4,7 +4,10 @@
 
 #![no_std]
 #![no_main]
+// Programs have instructions that the language has no words for.
+#![feature(asm_experimental_arch)]
 
+mod claim;
 mod debug;
 mod flow;
 mod icmp;
@@ -79,6 +82,12 @@ pub fn ingress_raw(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_raw(ctx: TcContext) -> i32 {
     nat::run::<RAW>(ctx.skb.skb, Hook::Egress)
+}
+
+// A flow that the daemon ends.
+#[classifier]
+pub fn end_flow(ctx: TcContext) -> i32 {
+    claim::obey(ctx.skb.skb)
 }
 
 #[panic_handler]

@@ -10,7 +10,7 @@ use sluice_common::service::{Frontend, FrontendKey, action};
 
 use crate::Hook;
 use crate::debug::{tell, tell_flow};
-use crate::flow::{self, Entered};
+use crate::flow::{self, Entered, Follow};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
 use crate::packet::{
@@ -68,13 +68,17 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if scratch.packet.is(is::PORTS)
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
-        let now = flow::now();
-        if flow::goes_on(flow, &scratch.packet, &mut scratch.key, config, now) {
-            flow::note(flow, &scratch.packet, now);
-            scratch.flow = *flow;
-            return translate::<L2>(&context, scratch, None);
+        match flow::follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, config) {
+            Follow::GoesOn => {
+                scratch.flow = *flow;
+                return translate::<L2>(&context, scratch, None);
+            }
+            Follow::Lost => {
+                count(Counter::DropFlowTable);
+                return DROP;
+            }
+            Follow::Ended => {}
         }
-        flow::forget(&scratch.packet.key, flow, &mut scratch.key);
     }
     if bridged || (scratch.packet.key.protocol == protocol::TCP && !scratch.packet.is_syn()) {
         return NEXT;
@@ -257,10 +261,12 @@ fn forward<const L2: u32>(
         &mut scratch.key,
         context.config,
     );
-    match entered {
+    let way = match entered {
+        Entered::Before => None,
         Entered::Done => {
             tell_flow(&scratch.packet, &scratch.flow);
             count(Counter::FlowsBegun);
+            Some(way)
         }
         Entered::NoPort => {
             tell(&scratch.packet, "dropped: no port to masquerade with");
@@ -271,8 +277,8 @@ fn forward<const L2: u32>(
             count(Counter::DropFlowTable);
             return DROP;
         }
-    }
-    translate::<L2>(context, scratch, Some(way))
+    };
+    translate::<L2>(context, scratch, way)
 }
 
 #[inline(always)]

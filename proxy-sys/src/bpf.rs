@@ -10,6 +10,7 @@
 mod cgroup;
 mod clsact;
 mod directory;
+mod ender;
 mod instance;
 mod layout;
 mod links;
@@ -24,6 +25,7 @@ mod view;
 
 pub use cgroup::Cgroup;
 pub use directory::{Directory, Lock};
+pub use ender::Ender;
 pub use instance::{Device, Failure, Instance, Layer, Links, Options, Resized};
 pub use layout::{Sizes, Spec, spec};
 pub use map::{Map, Usage};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sluice_core::ipvs::Op;
 use sluice_core::plan::{PlanChange, ServicePlan};
-use sluice_sys::bpf::{BpfError, Maps, Missing, Usage};
+use sluice_sys::bpf::{BpfError, Ender, Maps, Missing, Usage};
 use sluice_sys::dummy::LinkError;
 use sluice_sys::ipvs::IpvsError;
 use sluice_sys::netlink::{BatchError, NetlinkError};
@@ -202,6 +202,14 @@ impl Backend {
         match self {
             Backend::Nftables(_) | Backend::Ipvs(_) => None,
             Backend::Ebpf(backend) => Some(backend.maps()),
+        }
+    }
+
+    /// What ends flows of the eBPF backend.
+    pub fn ender(&self) -> Result<Option<Ender>, BackendError> {
+        match self {
+            Backend::Nftables(_) | Backend::Ipvs(_) => Ok(None),
+            Backend::Ebpf(backend) => Ok(Some(backend.ender()?)),
         }
     }
 }

@@ -237,7 +237,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         log: log.clone(),
         started,
     };
-    let maps = backend.maps();
+    let (maps, ender) = (backend.maps(), backend.ender().map_err(DaemonError::Backend)?);
     let reconciler = Reconciler::new(settings.clone(), backend, outputs);
     let inputs = Inputs {
         events: event_receiver,
@@ -263,10 +263,10 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         }
     });
     tokio::spawn(addresses::follow(network_sender));
-    match maps {
-        Some(maps) => {
+    match maps.zip(ender) {
+        Some((maps, ender)) => {
             metrics.follow(maps.clone());
-            tokio::spawn(flows::run(conntrack_receiver, maps, metrics.clone()));
+            tokio::spawn(flows::run(conntrack_receiver, maps, ender, metrics.clone()));
         }
         None => {
             tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));

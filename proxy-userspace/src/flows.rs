@@ -4,6 +4,9 @@
 //! but then a flow that lives might go. UDP flows to endpoints that do not serve any more end at once, as in
 //! [`crate::conntrack`]: with every request two passes are made, because a packet that passed the old maps may enter its
 //! flow just after the first. Which endpoints serve is read from the maps.
+//!
+//! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the kernel does the removing,
+//! and only of a flow that nobody has used since (`proxy-ebpf/src/claim.rs`).
 
 mod expiry;
 mod stale;
@@ -16,7 +19,7 @@ use sluice_common::node::Config;
 use sluice_common::service::MemberKey;
 use sluice_common::socket::{Peer, Pick, SocketKey};
 use sluice_core::net::{Family, Protocol};
-use sluice_sys::bpf::{BpfError, Maps, Plain, Usage};
+use sluice_sys::bpf::{BpfError, Ender, Map, Maps, Plain, Usage};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::proc;
 use sluice_sys::sockets::{Connected, destroy_udp};
@@ -25,15 +28,17 @@ use tracing::{debug, warn};
 
 use crate::conntrack::Request;
 use crate::metrics::{Metrics, family_label};
-use expiry::{Limits, is_over, may_be_over, partner};
+use expiry::{Limits, is_over, may_be_over, order, own};
 use stale::Serving;
 
 /// Between two looks for flows that are over.
 const PERIOD: Duration = Duration::from_secs(30);
 const SECOND_PASS: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(2);
-/// A growing flow table is looked through for both.
-const TABLES: [&str; 2] = ["FLOWS", "OLD_FLOWS"];
+/// The flow table. Programs give keys of it to other flows at any time, so that flows in it are ended by a program, too.
+const FLOWS: &str = "FLOWS";
+/// Both tables, while the flow table gets another size. To the old one nobody adds anything, so that it can be deleted from.
+const TABLES: [&str; 2] = [FLOWS, "OLD_FLOWS"];
 /// Maps that the programs fill, and that evict by themselves; and one that does not grow.
 const OTHERS: [&str; 6] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES"];
 
@@ -49,8 +54,8 @@ pub enum FlowError {
 }
 
 /// Serves requests, and ends flows in time, until nobody sends any more.
-pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, metrics: Metrics) {
-    let mut keeper = Keeper::new(maps, metrics);
+pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, ender: Ender, metrics: Metrics) {
+    let mut keeper = Keeper::new(maps, ender, metrics);
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // When the next pass is due, and how many are left.
@@ -100,6 +105,7 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 
 struct Keeper {
     maps: Maps,
+    ender: Ender,
     metrics: Metrics,
     told_unsupported: bool,
     told_unread: bool,
@@ -108,29 +114,33 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(maps: Maps, metrics: Metrics) -> Self {
-        Keeper { maps, metrics, told_unsupported: false, told_unread: false, told_full: BTreeSet::new() }
+    fn new(maps: Maps, ender: Ender, metrics: Metrics) -> Self {
+        let told_full = BTreeSet::new();
+        Keeper { maps, ender, metrics, told_unsupported: false, told_unread: false, told_full }
     }
 
     /// One pass over the UDP flows and sockets.
     fn end_stale(&mut self, is_last: bool) -> Result<(), FlowError> {
         let begun = Instant::now();
-        let members = self.maps.get("MEMBERS")?;
-        let serving: Serving = members.values::<MemberKey, u32>()?.into_iter().map(|(key, _)| key).collect();
+        let serving = self.serving()?;
         let mut ended = [0u64; 2];
         for name in TABLES {
             let table = self.maps.get(name)?;
-            let mut keys = Vec::new();
+            let mut stale = Vec::new();
             table.each(|key, value| {
                 if let (Some(key), Some(flow)) = (FlowKey::read(key), Flow::read(value))
                     && serving.ended(&key, &flow)
                 {
-                    ended[family(&key) as usize] += 1;
-                    keys.extend_from_slice(key.bytes());
-                    keys.extend_from_slice(partner(&key, &flow).bytes());
+                    stale.push((key, flow));
                 }
             })?;
-            table.delete_all(&keys)?;
+            for (key, flow) in stale {
+                let is_gone = match name {
+                    FLOWS => end_if(&table, &self.ender, &key, |flow| serving.ended(&key, flow))?,
+                    _ => delete_old(&table, &key, &flow)? > 0,
+                };
+                ended[family(&key) as usize] += u64::from(is_gone);
+            }
         }
         let picks = self.maps.get("PICKS")?;
         let mut keys = Vec::new();
@@ -148,6 +158,11 @@ impl Keeper {
         }
         debug!(flows = ended.iter().sum::<u64>(), picks = keys.len(), "UDP flows checked");
         Ok(())
+    }
+
+    fn serving(&self) -> Result<Serving, BpfError> {
+        let members = self.maps.get("MEMBERS")?.values::<MemberKey, u32>()?;
+        Ok(members.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Ends sockets that are connected to endpoints that do not serve: nothing else could send their datagrams elsewhere.
@@ -202,7 +217,7 @@ impl Keeper {
 
     /// Ends flows that are over, and counts the others.
     fn tick(&mut self) {
-        match expire(&self.maps) {
+        match expire(&self.maps, &self.ender) {
             Ok(expired) => {
                 self.metrics.flows_expired.inc_by(expired.ended as u64);
                 for (name, usage) in &expired.left {
@@ -281,9 +296,10 @@ impl Expired {
 }
 
 /// Ends flows that were silent for too long.
-pub fn expire(maps: &Maps) -> Result<Expired, BpfError> {
+pub fn expire(maps: &Maps, ender: &Ender) -> Result<Expired, BpfError> {
     let config: Config = maps.get("CONFIG")?.get_value(&0u32)?.unwrap_or_default();
     let (limits, now) = (Limits::from(config), proc::monotonic_nanos());
+    let flows = maps.get(FLOWS)?;
     let mut expired = Expired::default();
     for name in TABLES {
         let table = maps.get(name)?;
@@ -296,21 +312,55 @@ pub fn expire(maps: &Maps) -> Result<Expired, BpfError> {
                 suspects.push((key, flow));
             }
         })?;
-        let mut keys = Vec::new();
+        let mut deleted = 0;
         for (key, flow) in suspects {
-            let other_key = partner(&key, &flow);
-            let other: Option<Flow> = table.get_value(&other_key)?;
-            if is_over(&key, &flow, other.as_ref(), &limits, now) {
-                keys.extend_from_slice(key.bytes());
-                keys.extend_from_slice(other_key.bytes());
+            let other_key = key.other(&flow);
+            let found = match table.get_value(&other_key)? {
+                // It has come along into the table in force without this one.
+                None if name != FLOWS => flows.get_value(&other_key)?,
+                found => found,
+            };
+            let other = own(&key, found);
+            if !is_over(&key, &flow, other.as_ref(), &limits, now) {
+                continue;
             }
+            deleted += match name {
+                FLOWS if ender.end(&order(&key, &flow, other.as_ref()))? => 1 + usize::from(other.is_some()),
+                FLOWS => 0,
+                _ => delete_old(&table, &key, &flow)?,
+            };
         }
-        let deleted = table.delete_all(&keys)?;
-        expired.ended += deleted / 2;
+        expired.ended += deleted.div_ceil(2);
         let capacity = table.max_entries() as usize;
         expired.left.push((name, Usage { entries: entries - deleted.min(entries), capacity }));
     }
     Ok(expired)
+}
+
+/// Ends a flow, if it still must be. One that is in use changes now and then, but never often.
+fn end_if(
+    table: &Map,
+    ender: &Ender,
+    key: &FlowKey,
+    must_end: impl Fn(&Flow) -> bool,
+) -> Result<bool, BpfError> {
+    const ATTEMPTS: u32 = 5;
+    for _ in 0..ATTEMPTS {
+        let Some(flow) = table.get_value(key)?.filter(&must_end) else { return Ok(false) };
+        let other = own(key, table.get_value(&key.other(&flow))?);
+        if ender.end(&order(key, &flow, other.as_ref()))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Ends a flow of the old table, to which nobody adds anything. Returns how many entries it had there.
+fn delete_old(table: &Map, key: &FlowKey, flow: &Flow) -> Result<usize, BpfError> {
+    let other_key = key.other(flow);
+    let other = own(key, table.get_value(&other_key)?);
+    let has_other = other.is_some() && table.delete(other_key.bytes())?;
+    Ok(usize::from(has_other) + usize::from(table.delete(key.bytes())?))
 }
 
 fn family(key: &FlowKey) -> Family {

@@ -7,13 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluice_common::node::{Config, option};
 use sluice_core::nft;
-use sluice_sys::bpf::{BpfError, Directory, Lock, Maps, View};
+use sluice_sys::bpf::{BpfError, Directory, Ender, Lock, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
-use crate::backend::ipvs;
+use crate::backend::{BackendError, ebpf, ipvs};
 use crate::{cleanup, flows};
 
 /// Between two looks at the flows of the eBPF backend.
@@ -41,8 +41,14 @@ pub async fn from_ebpf(bpffs: &Path) {
     info!(bpffs = %bpffs.display(), "eBPF programs capture no new connections; they go when the last one has ended");
     tokio::time::sleep(UDP_GRACE).await;
     tokio::task::block_in_place(|| end_sockets(&maps));
+    let ender = match tokio::task::block_in_place(|| ender(&directory)) {
+        Ok(ender) => ender,
+        Err(error) => {
+            return warn!(%error, "cannot end flows of the eBPF programs: run sluice cleanup when the node may lose connections");
+        }
+    };
     loop {
-        match tokio::task::block_in_place(|| flows::expire(&maps)) {
+        match tokio::task::block_in_place(|| flows::expire(&maps, &ender)) {
             Ok(expired) if expired.is_empty() => return remove(&directory),
             Ok(_) => {}
             Err(error) => warn!(%error, "cannot look for flows of the eBPF programs; trying again later"),
@@ -81,6 +87,10 @@ fn drain(directory: &Directory) -> Result<Maps, BpfError> {
     map.put_value(&0u32, &config)?;
     maps.get("FRONTENDS")?.clear()?;
     Ok(maps)
+}
+
+fn ender(directory: &Directory) -> Result<Ender, BackendError> {
+    Ok(Ender::open(ebpf::object()?, directory)?)
 }
 
 /// Connected UDP sockets stay with their endpoint whatever becomes of it, because nobody looks any more whether it still

@@ -258,7 +258,7 @@ fn maps_grow_with_the_services() {
 fn flows_end_in_time_in_both_tables() {
     in_a_place("random", |world| {
         world.full();
-        let (maps, now) = (world.backend.maps(), monotonic_nanos());
+        let (maps, ender, now) = (world.backend.maps(), world.backend.ender().unwrap(), monotonic_nanos());
         let table = |name| maps.get(name).unwrap();
         let key = |port: u16, protocol| FlowKey { source_port: port, protocol, ..FlowKey::default() };
         let (udp, tcp, stream) = (17, 6, seen::PACKET | seen::ESTABLISHED);
@@ -276,12 +276,12 @@ fn flows_end_in_time_in_both_tables() {
         put("FLOWS", 4, tcp, stream | seen::FIN, 61);
         put("OLD_FLOWS", 5, tcp, stream, 5_000);
         put("OLD_FLOWS", 6, tcp, stream | seen::RST, 61);
-        let expired = sluice::flows::expire(&maps).unwrap();
+        let expired = sluice::flows::expire(&maps, &ender).unwrap();
         assert_eq!(expired.ended, 3);
         let left: Vec<_> = expired.left.iter().map(|(name, usage)| (*name, usage.entries)).collect();
         assert_eq!(left, [("FLOWS", 4), ("OLD_FLOWS", 2)]);
         assert_eq!(table("FLOWS").usage().unwrap().entries, 4);
-        assert_eq!(sluice::flows::expire(&maps).unwrap().ended, 0);
+        assert_eq!(sluice::flows::expire(&maps, &ender).unwrap().ended, 0);
     });
 }
 
@@ -379,7 +379,7 @@ fn sockets_that_are_gone_are_forgotten() {
         conntrack::requests(&changes, &mut requests);
         assert!(!requests.is_empty());
         requests.into_iter().for_each(|request| drop(sender.send(request)));
-        let passes = flows::run(receiver, maps.clone(), Metrics::default());
+        let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Metrics::default());
         let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
         drop(sender);
         assert_eq!(maps.get("PEERS").unwrap().usage().unwrap().entries, 0);

@@ -14,6 +14,8 @@ mod errors;
 mod flows;
 #[path = "packet_programs/fragments.rs"]
 mod fragments;
+#[path = "packet_programs/halves.rs"]
+mod halves;
 #[path = "packet_programs/network.rs"]
 mod network;
 #[path = "packet_programs/packets.rs"]

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use sluice_common::programs::{ETHERNET, RAW, SOCKET};
+use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 
 use super::directory::{Directory, Lock, list};
+use super::ender::Ender;
 use super::layout::{Sizes, specs};
 use super::links::{self, Done, Target};
 use super::load::{self, Programs};
@@ -150,6 +151,11 @@ impl Instance {
         &self.maps
     }
 
+    /// What ends flows.
+    pub fn ender(&self) -> Result<Ender, BpfError> {
+        Ender::new(self.programs.get(END_FLOW)?)
+    }
+
     /// The directory.
     pub fn directory(&self) -> &Directory {
         &self.options.directory
@@ -237,7 +243,7 @@ impl Instance {
         }
         let is_staged = |name| staged.0.iter().any(|map| map.name() == name);
         let path = |name| if is_staged(name) { directory.next_map(name) } else { directory.map(name) };
-        load::load(self.options.object, |name| Some(path(name)), self.options.messages)
+        load::load(self.options.object, load::names(), |name| Some(path(name)), self.options.messages)
     }
 
     /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the place of a predecessor's.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use aya::programs::{Program as AyaProgram, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use sluice_common::programs::{ETHERNET, RAW, SOCKET};
+use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 
 use super::layout::{Sizes, spec};
 use super::{BpfError, syscall};
@@ -44,7 +44,7 @@ impl Programs {
 
 /// Names of all programs.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    SOCKET.into_iter().chain(ETHERNET).chain(RAW)
+    SOCKET.into_iter().chain(ETHERNET).chain(RAW).chain([END_FLOW])
 }
 
 /// Checks that the object's maps are those of the layout.
@@ -65,10 +65,11 @@ pub(super) fn check(object: &[u8]) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Loads all programs with the maps that are pinned where `pins` says; with small ones of their own where it says nothing.
+/// Loads programs with the maps that are pinned where `pins` says; with small ones of their own where it says nothing.
 /// With `keep`, what reads the programs' messages is kept.
 pub(super) fn load(
     object: &[u8],
+    names: impl IntoIterator<Item = &'static str>,
     pins: impl Fn(&'static str) -> Option<PathBuf>,
     keep: bool,
 ) -> Result<Programs, BpfError> {
@@ -87,7 +88,7 @@ pub(super) fn load(
     }
     let mut loaded = loader.load(object).map_err(|error| BpfError::Object(chain(&error)))?;
     let mut programs = Programs::default();
-    for name in names() {
+    for name in names {
         let program = loaded
             .program_mut(name)
             .ok_or_else(|| BpfError::Object(format!("there is no program {name}")))?;

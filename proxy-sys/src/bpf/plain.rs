@@ -1,7 +1,7 @@
 //! Values as the bytes that they are in a map.
 
 use sluice_common::Address;
-use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey, Order};
 use sluice_common::node::{Config, Interface};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
@@ -44,6 +44,7 @@ plain!(
     Address,
     FlowKey,
     Flow,
+    Order,
     FragmentKey,
     Fragment,
     Config,

@@ -53,7 +53,7 @@ pub fn probe(object: &[u8], directory: &Directory, cgroup_root: &Path) -> Vec<Mi
             }
         }
     }
-    let programs = match load::load(object, |_| None, false) {
+    let programs = match load::load(object, load::names(), |_| None, false) {
         Ok(programs) => programs,
         Err(error) => {
             let remedy = remedy(&error);

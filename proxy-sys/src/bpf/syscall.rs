@@ -16,6 +16,7 @@ enum Command {
     MapNextKey = 4,
     ObjectPin = 6,
     ObjectGet = 7,
+    ProgramTestRun = 10,
     ObjectInfo = 15,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
@@ -374,4 +375,36 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut arguments = UpdateLink { link, program, flags: 0, old_program: 0 };
     // SAFETY: the command takes no pointers.
     unsafe { bpf(Command::LinkUpdate, &mut arguments) }.map(drop)
+}
+
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+// SAFETY: as linux/bpf.h has it; the function below gives the length of what it points to.
+unsafe impl Arguments for TestRun {}
+
+/// Runs a program for packets once on a packet that is nowhere else; what it returns.
+pub(super) fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut arguments = TestRun {
+        program: program.as_raw_fd() as u32,
+        result: 0,
+        data_size_in: packet.len() as u32,
+        data_size_out: 0,
+        data_in: packet.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the packet lives through the call, and is as long as it says; nothing is written.
+    unsafe { bpf(Command::ProgramTestRun, &mut arguments) }?;
+    Ok(arguments.result)
 }

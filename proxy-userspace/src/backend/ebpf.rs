@@ -14,7 +14,7 @@ use sluice_common::node::Interface;
 use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{
-    BpfError, Cgroup, Directory, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
+    BpfError, Cgroup, Directory, Ender, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
     netns_cookie, probe,
 };
 use sluice_sys::proc;
@@ -40,13 +40,15 @@ pub struct Backend {
     messages: Messages,
 }
 
+/// The object file with the programs.
 #[cfg(feature = "ebpf")]
-fn object() -> Result<&'static [u8], BackendError> {
+pub(crate) fn object() -> Result<&'static [u8], BackendError> {
     Ok(crate::ebpf_object::OBJECT)
 }
 
+/// There is none.
 #[cfg(not(feature = "ebpf"))]
-fn object() -> Result<&'static [u8], BackendError> {
+pub(crate) fn object() -> Result<&'static [u8], BackendError> {
     Err(BackendError::NotBuilt)
 }
 
@@ -104,6 +106,11 @@ impl Backend {
     /// The maps.
     pub fn maps(&self) -> Maps {
         self.instance.maps().clone()
+    }
+
+    /// What ends flows.
+    pub fn ender(&self) -> Result<Ender, BpfError> {
+        self.instance.ender()
     }
 
     /// How full the maps are that are filled here.

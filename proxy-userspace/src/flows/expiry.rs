@@ -1,6 +1,6 @@
 //! When a flow is over. Pure.
 
-use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::flow::{Flow, FlowKey, Order, flag, seen};
 use sluice_common::node::Config;
 
 const TCP: u32 = 6;
@@ -27,15 +27,16 @@ impl From<Config> for Limits {
     }
 }
 
-/// The key of the entry of the other direction.
-pub(super) fn partner(key: &FlowKey, flow: &Flow) -> FlowKey {
-    FlowKey {
-        source: flow.destination,
-        destination: flow.source,
-        source_port: flow.destination_port,
-        destination_port: flow.source_port,
-        protocol: key.protocol,
-    }
+/// The entry that was found at the key of a flow's other one, if it is of this flow: another flow may have that key when a full
+/// table has dropped the other entry.
+pub(super) fn own(key: &FlowKey, found: Option<Flow>) -> Option<Flow> {
+    found.filter(|other| other.is_other_of(key))
+}
+
+/// What removes a flow as it was when it was looked at, or nothing.
+pub(super) fn order(key: &FlowKey, flow: &Flow, other: Option<&Flow>) -> Order {
+    let other_used = other.map_or(0, |other| other.used);
+    Order { key: *key, other: key.other(flow), used: flow.used, other_used }
 }
 
 /// Whether a flow has been silent for too long, by both of its entries; the other one may have been evicted.
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_direction_is_the_translation_turned_round() {
+    fn an_entry_of_another_flow_is_not_the_other_one() {
         let address = |n| Address::v4(n);
         let there = FlowKey {
             source: address(1),
@@ -148,9 +149,24 @@ mod tests {
             destination_port: 40,
             ..Flow::default()
         };
-        let back = partner(&there, &flow);
-        assert_eq!((back.source, back.source_port), (address(4), 40));
-        assert_eq!((back.destination, back.destination_port), (address(3), 30));
+        let back = flow.turned(&there);
+        assert_eq!(own(&there, Some(back)), Some(back));
+        assert_eq!(own(&there, Some(Flow { destination_port: 11, ..back })), None);
+        assert_eq!(own(&there, None), None);
+        let (flow, back) = (Flow { used: 5, ..flow }, Flow { used: 7, ..back });
+        let (whole, half) = (order(&there, &flow, Some(&back)), order(&there, &flow, None));
+        assert_eq!((whole.used, whole.other_used), (5, 7));
+        assert_eq!((half.used, half.other_used), (5, 0));
+        assert!(flow.is_other_of(&whole.other));
+    }
+
+    #[test]
+    fn what_somebody_else_removes_is_left_to_him() {
+        use sluice_common::flow::CLAIMED;
+        let (silent, claimed) = (flow(0, 1), Flow { used: CLAIMED, ..flow(0, 0) });
+        let (key, at) = (key(UDP), 1_000_000 * SECOND);
+        assert!(!may_be_over(&key, &claimed, &limits(), at));
+        assert!(!is_over(&key, &silent, Some(&claimed), &limits(), at));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sluice_common::maps::NAMES;
-use sluice_common::programs::{ETHERNET, RAW, SOCKET};
+use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 use sluice_common::service::action;
 
 use crate::network::{FAMILIES, Family, mac, peer};
@@ -30,12 +30,12 @@ fn the_kernel_takes_all_programs_and_maps() {
         let program: &mut CgroupSockAddr = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
-    for name in ETHERNET.into_iter().chain(RAW) {
+    for name in ETHERNET.into_iter().chain(RAW).chain([END_FLOW]) {
         let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
         println!("{name}: {} instructions looked at", verified(ebpf.program(name).unwrap()));
     }
-    let known = SOCKET.len() + ETHERNET.len() + RAW.len();
+    let known = SOCKET.len() + ETHERNET.len() + RAW.len() + 1;
     assert_eq!(ebpf.programs().count(), known);
 }
 

@@ -11,8 +11,9 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use sluice::ebpf_object::OBJECT;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
-use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use sluice_common::flow::{ENDED, Flow, FlowKey, Fragment, FragmentKey, ORDER_AT, Order};
 use sluice_common::node::{Config, Interface, address, network as prefix, option};
+use sluice_common::programs::END_FLOW;
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
     SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
@@ -465,6 +466,27 @@ impl World {
     /// Writes the flow of a packet.
     pub(crate) fn set_flow(&mut self, packet: &Packet, flow: Flow) {
         self.put("FLOWS", key_of(packet), flow);
+    }
+
+    /// Drops one entry, as a full table does.
+    pub(crate) fn drop_flow(&mut self, packet: &Packet) {
+        self.hash::<FlowKey, Flow>("FLOWS").remove(&Plain(key_of(packet))).unwrap();
+    }
+
+    /// Runs the program that ends flows for the daemon; returns whether it did.
+    pub(crate) fn end_flow(&mut self, order: &Order) -> bool {
+        let mut packet = [0; ORDER_AT as usize + size_of::<Order>()];
+        // SAFETY: without padding every byte of the order is initialised, and the slice is as long as the order.
+        packet[ORDER_AT as usize..].copy_from_slice(unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(order).cast(), size_of::<Order>())
+        });
+        let (code, _) = self.try_run(At { program: END_FLOW, ..ingress("uplink") }, &packet, 0).unwrap();
+        code as u32 == ENDED
+    }
+
+    /// Number of entries of the table of before.
+    pub(crate) fn old_flows(&mut self) -> usize {
+        self.hash::<FlowKey, Flow>("OLD_FLOWS").keys().count()
     }
 
     /// Moves all flows to the table of before.

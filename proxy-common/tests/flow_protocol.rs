@@ -1,0 +1,69 @@
+//! The protocol by which programs and daemon share the flow table, with every interleaving of their steps: two clients and two
+//! ports for masquerading, two packets at once on two processors, the daemon looking for silent flows, and time.
+//!
+//! Everything is masqueraded and goes to one endpoint, so that ports are contended for. Of what a flow has seen it matters
+//! whether it is over. What an endpoint makes of its segments is not part of this.
+
+#[path = "flow_protocol/before.rs"]
+mod before;
+#[path = "flow_protocol/claims.rs"]
+mod claims;
+#[path = "flow_protocol/explore.rs"]
+mod explore;
+#[path = "flow_protocol/table.rs"]
+mod table;
+
+use before::Before;
+use claims::Claims;
+use explore::{Verdict, World, explore};
+use table::Wrong;
+
+/// Packets one after the other on one processor, while the daemon looks for silent flows.
+const ONE: World = World { processors: 1, ports: 1, daemon: true, full: false };
+
+#[test]
+fn the_protocol_of_before_removed_flows_that_lived() {
+    let before = Before { ports: 1, removes_later: true, goes_on_by_half: false };
+    let found = explore(&before, ONE);
+    assert!(matches!(found, Verdict::Wrong(Wrong::LiveFlowExpired, _)), "{found:?}");
+}
+
+#[test]
+fn with_half_a_flow_of_before_no_connection_got_through_any_more() {
+    let before = Before { ports: 1, removes_later: false, goes_on_by_half: true };
+    let found = explore(&before, World { full: true, ..ONE });
+    assert!(matches!(found, Verdict::Stuck(..)), "{found:?}");
+}
+
+/// Looks at a world, and at the same when removing fails now and then.
+#[track_caller]
+fn is_right(world: World) {
+    let World { ports, full, .. } = world;
+    let begun = std::time::Instant::now();
+    let found = explore(&Claims { ports, busy: true, full }, world);
+    println!("{world:?}: {found:?} in {:?}", begun.elapsed());
+    assert!(matches!(found, Verdict::Right(_)), "{found:?}");
+}
+
+#[test]
+fn no_flow_that_lives_is_removed_and_every_client_gets_through() {
+    is_right(ONE);
+}
+
+#[test]
+fn two_packets_at_once_do_no_harm_either() {
+    is_right(World { processors: 2, daemon: false, ..ONE });
+}
+
+#[test]
+fn every_client_gets_through_whatever_a_full_table_drops() {
+    is_right(World { full: true, ..ONE });
+}
+
+#[test]
+#[ignore = "minutes and gigabytes: with --release (docs/testing.md)"]
+fn all_at_once_and_with_more_ports() {
+    is_right(World { ports: 2, ..ONE });
+    is_right(World { ports: 2, full: true, ..ONE });
+    is_right(World { processors: 2, ..ONE });
+}
