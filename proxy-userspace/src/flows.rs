@@ -1,9 +1,9 @@
 //! The flows of the eBPF backend: what conntrack and its cleanup are for other backends.
 //!
 //! Flows that were silent for too long leave the table every half minute. The table would evict by itself when it is full,
-//! but then a flow that lives might go. UDP flows to endpoints that do not serve any more end at once, as in
-//! [`crate::conntrack`]: with every request two passes are made, because a packet that passed the old maps may enter its
-//! flow just after the first. Which endpoints serve is read from the maps.
+//! but then a flow that lives might go. UDP flows to endpoints that do not serve any more, or by frontends that are gone or
+//! another Service's, end at once, as in [`crate::conntrack`]: with every request two passes are made, because a packet that
+//! passed the old maps may enter its flow just after the first. Which endpoints serve what is read from the maps.
 //!
 //! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the kernel does the removing,
 //! and only of a flow that nobody has used since (`proxy-ebpf/src/claim.rs`).
@@ -145,7 +145,9 @@ impl Keeper {
         let picks = self.maps.get("PICKS")?;
         let mut keys = Vec::new();
         picks.each(|key, value| {
-            if Pick::read(value).is_some_and(|pick| serving.ended_pick(&pick)) {
+            if let (Some(socket), Some(pick)) = (SocketKey::read(key), Pick::read(value))
+                && serving.ended_pick(&socket, &pick)
+            {
                 keys.extend_from_slice(key);
             }
         })?;
@@ -161,8 +163,11 @@ impl Keeper {
     }
 
     fn serving(&self) -> Result<Serving, BpfError> {
-        let members = self.maps.get("MEMBERS")?.values::<MemberKey, u32>()?;
-        Ok(members.into_iter().map(|(key, _)| key).collect())
+        let members = self.maps.get("MEMBERS")?.values::<MemberKey, u32>()?.into_iter().map(|(key, _)| key);
+        let frontends = self.maps.get("FRONTENDS")?.values()?;
+        let addresses = self.maps.get("ADDRESSES")?.values()?;
+        let config = self.maps.get("CONFIG")?.get_value(&0u32)?.unwrap_or_default();
+        Ok(Serving::new(members, frontends, addresses, &config))
     }
 
     /// Ends sockets that are connected to endpoints that do not serve: nothing else could send their datagrams elsewhere.

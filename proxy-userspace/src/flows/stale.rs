@@ -1,10 +1,12 @@
-//! Which UDP flows and sockets go to endpoints that do not serve any more. Pure.
+//! Which UDP flows and sockets go to endpoints that do not serve any more, or by frontends that are gone or another Service's.
+//! Pure.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey};
-use sluice_common::service::{MemberKey, list};
+use sluice_common::node::{Config, address, option};
+use sluice_common::service::{Frontend, FrontendKey, MemberKey, kind, list};
 use sluice_common::socket::{Peer, Pick, SocketKey};
 use sluice_core::ebpf::ip;
 use sluice_sys::sockets::Connected;
@@ -13,40 +15,76 @@ use super::expiry::is_original;
 
 const UDP: u32 = 17;
 
-/// The endpoints that UDP flows may go to.
+/// Where UDP flows may go: which frontends there are, and which endpoints serve them.
 #[derive(Debug, Default)]
 pub(super) struct Serving {
     members: HashSet<MemberKey>,
-}
-
-impl FromIterator<MemberKey> for Serving {
-    fn from_iter<T: IntoIterator<Item = MemberKey>>(keys: T) -> Self {
-        let of_udp = keys.into_iter().filter(|key| key.group & list::MASK == list::SERVING);
-        Serving { members: of_udp.collect() }
-    }
+    /// Group ids without their lists.
+    frontends: HashMap<FrontendKey, u64>,
+    /// Addresses on which node ports answer.
+    node_port_addresses: HashSet<Address>,
+    /// Node ports answer on loopback addresses, too.
+    on_loopback: bool,
 }
 
 impl Serving {
-    fn has(&self, group: u64, address: Address, port: u16) -> bool {
-        let group = group & !list::MASK | list::SERVING;
-        self.members.contains(&MemberKey { group, address, port, reserved: [0; 3] })
+    /// From what is in the maps `MEMBERS`, `FRONTENDS` and `ADDRESSES`, and the configuration.
+    pub(super) fn new(
+        members: impl IntoIterator<Item = MemberKey>,
+        frontends: impl IntoIterator<Item = (FrontendKey, Frontend)>,
+        addresses: impl IntoIterator<Item = (Address, u32)>,
+        config: &Config,
+    ) -> Self {
+        let of_udp = |key: &MemberKey| key.group & list::MASK == list::SERVING;
+        let frontends = frontends.into_iter().filter(|(key, _)| u32::from(key.protocol) == UDP);
+        let addresses = addresses.into_iter().filter(|(_, bits)| bits & address::NODE_PORTS != 0);
+        Serving {
+            members: members.into_iter().filter(of_udp).collect(),
+            frontends: frontends.map(|(key, frontend)| (key, frontend.group)).collect(),
+            node_port_addresses: addresses.map(|(address, _)| address).collect(),
+            on_loopback: config.options & option::LOCALHOST_NODE_PORTS != 0,
+        }
+    }
+
+    /// The group that a destination leads to, as `service::find` of the programs has it.
+    fn group(&self, address: Address, port: u16) -> Option<u64> {
+        let key = FrontendKey { address, port, protocol: UDP as u8, kind: kind::ADDRESS };
+        let is_node_port =
+            || self.node_port_addresses.contains(&address) || (self.on_loopback && ip(address).is_loopback());
+        let any = if address.is_v4() { Address::v4(0) } else { Address::default() };
+        let node_port = FrontendKey { address: any, kind: kind::NODE_PORT, ..key };
+        let found =
+            self.frontends.get(&key).or_else(|| self.frontends.get(&node_port).filter(|_| is_node_port()));
+        found.copied()
+    }
+
+    /// Whether a frontend still leads to this group, and the endpoint still serves that.
+    fn has(&self, frontend: (Address, u16), group: u64, address: Address, port: u16) -> bool {
+        let member = group & !list::MASK | list::SERVING;
+        self.group(frontend.0, frontend.1) == Some(group)
+            && self.members.contains(&MemberKey { group: member, address, port, reserved: [0; 3] })
     }
 
     /// Whether an entry of the flow table is one of a client that goes where it must not.
     pub(super) fn ended(&self, key: &FlowKey, flow: &Flow) -> bool {
         key.protocol == UDP
             && is_original(flow)
-            && !self.has(flow.group, flow.destination, flow.destination_port)
+            && !self.has(
+                (key.destination, key.destination_port),
+                flow.group,
+                flow.destination,
+                flow.destination_port,
+            )
     }
 
-    /// Whether an unconnected socket's next datagram must go elsewhere.
-    pub(super) fn ended_pick(&self, pick: &Pick) -> bool {
-        !self.has(pick.group, pick.endpoint.address, pick.endpoint.port)
+    /// Whether an unconnected socket's next datagram to a frontend must go elsewhere.
+    pub(super) fn ended_pick(&self, key: &SocketKey, pick: &Pick) -> bool {
+        !self.has((key.address, key.port), pick.group, pick.endpoint.address, pick.endpoint.port)
     }
 
-    /// The socket that is, if it is connected, connected to an endpoint that does not serve.
+    /// The socket that is, if it is connected, connected to an endpoint that does not serve, or by a frontend that is gone.
     pub(super) fn ended_socket(&self, key: &SocketKey, peer: &Peer) -> Option<Connected> {
-        udp_socket(key).filter(|_| !self.has(peer.group, key.address, key.port))
+        udp_socket(key).filter(|_| !self.has((peer.address, peer.port), peer.group, key.address, key.port))
     }
 }
 
@@ -63,38 +101,90 @@ mod tests {
     use sluice_common::service::Endpoint;
 
     const GROUP: u64 = 0x70;
+    const VIP: Address = Address::v4(9);
+    const PORT: u16 = 5300;
 
-    fn serving() -> Serving {
+    fn frontend(address: Address, kind: u8, group: u64) -> (FrontendKey, Frontend) {
+        let key = FrontendKey { address, port: PORT, protocol: UDP as u8, kind };
+        (key, Frontend { group, ..Frontend::default() })
+    }
+
+    fn serving_by(frontends: &[(FrontendKey, Frontend)], config: &Config) -> Serving {
         let key = |group| MemberKey { group, address: Address::v4(1), port: 53, reserved: [0; 3] };
         // The Cluster list of a service port with affinity does not count.
-        [key(GROUP | list::SERVING), MemberKey { port: 54, ..key(GROUP | list::CLUSTER) }]
-            .into_iter()
-            .collect()
+        let members = [key(GROUP | list::SERVING), MemberKey { port: 54, ..key(GROUP | list::CLUSTER) }];
+        let addresses =
+            [(Address::v4(7), address::OWN | address::NODE_PORTS), (Address::v4(8), address::OWN)];
+        Serving::new(members, frontends.iter().copied(), addresses, config)
     }
+
+    fn serving() -> Serving {
+        serving_by(&[frontend(VIP, kind::ADDRESS, GROUP)], &Config::default())
+    }
+
+    fn to(destination: Address) -> FlowKey {
+        FlowKey { protocol: UDP, destination, destination_port: PORT, ..FlowKey::default() }
+    }
+
+    const FLOW: Flow = Flow {
+        source: VIP,
+        destination: Address::v4(1),
+        source_port: 1,
+        destination_port: 53,
+        seen: 0,
+        flags: 0,
+        used: 0,
+        group: GROUP,
+    };
 
     #[test]
     fn flows_to_endpoints_that_serve_go_on() {
-        let key = FlowKey { protocol: UDP, ..FlowKey::default() };
-        let flow =
-            Flow { destination: Address::v4(1), destination_port: 53, group: GROUP, ..Flow::default() };
-        assert!(!serving().ended(&key, &flow));
-        assert!(serving().ended(&key, &Flow { destination_port: 54, ..flow }));
-        assert!(serving().ended(&key, &Flow { group: 0x80, ..flow }), "the Service is gone");
-        assert!(!serving().ended(&key, &Flow { destination_port: 54, flags: flag::REPLY, ..flow }));
-        assert!(!serving().ended(&FlowKey { protocol: 6, ..key }, &Flow { destination_port: 54, ..flow }));
+        let key = to(VIP);
+        assert!(!serving().ended(&key, &FLOW));
+        assert!(serving().ended(&key, &Flow { destination_port: 54, ..FLOW }));
+        assert!(serving().ended(&key, &Flow { group: 0x80, ..FLOW }), "the Service is gone");
+        assert!(!serving().ended(&key, &Flow { destination_port: 54, flags: flag::REPLY, ..FLOW }));
+        assert!(!serving().ended(&FlowKey { protocol: 6, ..key }, &Flow { destination_port: 54, ..FLOW }));
+    }
+
+    #[test]
+    fn flows_end_with_their_frontend() {
+        let plain = Config::default();
+        let (vip, moved) = (frontend(VIP, kind::ADDRESS, GROUP), frontend(VIP, kind::ADDRESS, 0x80));
+        let node_port = frontend(Address::v4(0), kind::NODE_PORT, GROUP);
+        let of_tcp = (FrontendKey { protocol: 6, ..vip.0 }, vip.1);
+        let ended = |frontends: &[_], config: &Config, to_address| {
+            serving_by(frontends, config).ended(&to(to_address), &FLOW)
+        };
+        assert!(ended(&[], &plain, VIP) && ended(&[of_tcp], &plain, VIP));
+        assert!(ended(&[moved], &plain, VIP), "the address is another Service's");
+        let (own, not_chosen) = (Address::v4(7), Address::v4(8));
+        assert!(!ended(&[node_port], &plain, own) && ended(&[], &plain, own));
+        assert!(ended(&[node_port], &plain, not_chosen));
+        assert!(ended(&[node_port, (FrontendKey { address: own, ..moved.0 }, moved.1)], &plain, own));
+        let loopback = Address::v4(u32::from_ne_bytes([127, 0, 0, 1]));
+        let on_loopback = Config { options: option::LOCALHOST_NODE_PORTS, ..plain };
+        assert!(ended(&[node_port], &plain, loopback) && !ended(&[node_port], &on_loopback, loopback));
     }
 
     #[test]
     fn sockets_are_told_by_what_they_are_connected_to() {
         let address = Address::v4(u32::from_ne_bytes([10, 0, 0, 1]));
         let key = SocketKey { cookie: 5, address, port: 53u16.to_be(), protocol: 17, reserved: 0 };
-        let peer = Peer { group: GROUP, ..Peer::default() };
+        let peer = Peer { address: VIP, port: PORT, group: GROUP, ..Peer::default() };
         let expected = Connected { cookie: 5, remote: ("10.0.0.1".parse().unwrap(), 53) };
         assert_eq!(serving().ended_socket(&key, &peer), Some(expected));
         assert_eq!(serving().ended_socket(&SocketKey { protocol: 6, ..key }, &peer), None);
         let served = SocketKey { address: Address::v4(1), port: 53, ..key };
         assert_eq!(serving().ended_socket(&served, &peer), None);
+        let of_another = Peer { port: PORT + 1, ..peer };
+        assert!(serving().ended_socket(&served, &of_another).is_some(), "the frontend is gone");
         let pick = Pick { group: GROUP, endpoint: Endpoint { address, port: 53, reserved: 0 }, used: 0 };
-        assert!(serving().ended_pick(&pick));
+        let by = SocketKey { address: VIP, port: PORT, ..key };
+        assert!(serving().ended_pick(&by, &pick));
+        let serves = Pick { endpoint: Endpoint { address: Address::v4(1), ..pick.endpoint }, ..pick };
+        let serves = Pick { endpoint: Endpoint { port: 53, ..serves.endpoint }, ..serves };
+        assert!(!serving().ended_pick(&by, &serves));
+        assert!(serving().ended_pick(&SocketKey { port: PORT + 1, ..by }, &serves), "the frontend is gone");
     }
 }
