@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod bursts;
 pub mod capture;
 pub mod case;
 pub mod cluster;

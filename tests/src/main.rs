@@ -12,7 +12,7 @@ use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, interrupt, needs, patience, scenarios, self_test};
+use sluice_tests::{agent, bursts, interrupt, needs, patience, scenarios, self_test};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -39,6 +39,8 @@ enum Command {
     },
     /// Run scenarios: controllers, an API server in trouble, migration and restarts under load
     Scenarios(ScenarioArguments),
+    /// Open connections by few client ports, with pauses in which flows end; fails if one of them fails
+    Bursts(BurstArguments),
     /// Serve requests inside a namespace
     #[command(hide = true)]
     Agent {
@@ -46,6 +48,18 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         patience: u32,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct BurstArguments {
+    /// The sluice binary
+    #[arg(long)]
+    sluice: PathBuf,
+    /// The mode of the proxy
+    #[arg(long, default_value = "ebpf")]
+    proxy: String,
+    #[command(flatten)]
+    bursts: bursts::Arguments,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,12 +138,18 @@ fn main() -> ExitCode {
         }
         Command::Run(arguments) => run(&arguments),
         Command::Scenarios(arguments) => run_scenarios(&arguments),
+        Command::Bursts(arguments) => run_bursts(&arguments),
         Command::SelfTest { sluice, jobs } => test_self(&sluice, jobs),
     };
     done.unwrap_or_else(|error| {
         eprintln!("sluice-conformance: {error:#}");
         ExitCode::from(UNUSABLE)
     })
+}
+
+fn run_bursts(arguments: &BurstArguments) -> Result<ExitCode> {
+    let lab = prepare(ProxyProgram::sluice(&arguments.sluice, &arguments.proxy)?)?;
+    bursts::run(lab, arguments.bursts).map(|()| ExitCode::SUCCESS)
 }
 
 /// The proxy that the arguments ask for.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod bursts;
 mod cluster_tools;
 mod cni_suite;
 mod conformance;
@@ -36,6 +37,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Run scenarios against a real API server: controllers, faults, migration, restarts.
     Scenarios(scenarios::Arguments),
+    /// Open connections by few client ports, with pauses in which flows end (docs/testing.md).
+    Bursts(bursts::Arguments),
     /// Run a command, or a shell, in a VM with another kernel.
     Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
@@ -56,6 +59,7 @@ fn main() -> Result<ExitCode> {
         Command::Test(arguments) => return test::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments)?,
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
+        Command::Bursts(arguments) => bursts::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::BuildEbpf => build_ebpf::run()?,

@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::build_ebpf;
+use crate::bursts;
 use crate::cluster_tools::{self, Kubernetes};
 use crate::cni_suite;
 use crate::conformance;
@@ -50,6 +51,7 @@ fn of_this_machine(suites: &mut Suites, programs: &Programs) {
             run_cases(suites, proxy, "manifests", pod_network);
         }
     }
+    suites.run("bursts of connections, by ports that come again", || bursts::some(programs));
     in_vms::smoke(suites, programs);
     if tools.is_none() {
         return suites.skip("cases with a real API server, scenarios, CNI tests", "no Go has built them");

@@ -53,6 +53,8 @@ pub struct BenchRequest {
     pub millis: u64,
     /// Between two connections or messages of a worker
     pub pause_micros: u64,
+    /// How long a connection may take to be made, and each answer; the agent's own patience when not given
+    pub patience: Option<Duration>,
 }
 
 /// What a client has done.
@@ -214,10 +216,11 @@ impl Worker {
 }
 
 fn open(request: &BenchRequest) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&request.target.socket(), PATIENCE)?;
+    let patience = request.patience.unwrap_or(PATIENCE);
+    let stream = TcpStream::connect_timeout(&request.target.socket(), patience)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     Ok(stream)
 }
 
@@ -250,7 +253,7 @@ mod tests {
 
     fn load(port: u16, work: Work) -> BenchReport {
         let target = format!("tcp://127.0.0.1:{port}").parse().unwrap();
-        run(&BenchRequest { target, work, workers: 2, millis: 50, pause_micros: 0 })
+        run(&BenchRequest { target, work, workers: 2, millis: 50, pause_micros: 0, patience: None })
     }
 
     #[test]

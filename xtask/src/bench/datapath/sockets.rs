@@ -83,7 +83,8 @@ fn measure(
     sluice_tests::interrupt::sleep(Duration::from_millis(50))?;
     let (address, port) = if service { (CLUSTER_IP, port) } else { (POD, port + DIRECT) };
     let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
-    let request = BenchRequest { target, work, workers, millis: arguments.millis, pause_micros: 0 };
+    let request =
+        BenchRequest { target, work, workers, millis: arguments.millis, pause_micros: 0, patience: None };
     let report = lab.agent(&From::Pod("user".into()))?.bench(request)?;
     ensure!(report.failed == 0, "{} failed: {}", report.failed, report.first_failure.unwrap_or_default());
     let rate = report.done as f64 / report.seconds;

@@ -180,7 +180,14 @@ impl Session<'_> {
             let millis = self.arguments.load_seconds * 1000;
             let work = Work::Connections;
             let client = self.lab.agent(&From::Client)?;
-            let report = client.bench(BenchRequest { target, work, workers: 2, millis, pause_micros: 0 })?;
+            let report = client.bench(BenchRequest {
+                target,
+                work,
+                workers: 2,
+                millis,
+                pause_micros: 0,
+                patience: None,
+            })?;
             self.record(&format!("connections_per_second_{way}"), report.done as f64 / report.seconds);
             self.record(&format!("connections_p50_seconds_{way}"), report.p50);
             self.record(&format!("connections_p99_seconds_{way}"), report.p99);
@@ -201,7 +208,7 @@ impl Session<'_> {
         };
         let target = format!("tcp://{address}:{port}").parse().map_err(anyhow::Error::msg)?;
         let millis = self.arguments.load_seconds * 1000;
-        self.client()?.bench(BenchRequest { target, work, workers, millis, pause_micros: 0 })
+        self.client()?.bench(BenchRequest { target, work, workers, millis, pause_micros: 0, patience: None })
     }
 
     /// Thousands of finished connections stay tracked for two minutes; the next load starts without them.
@@ -218,6 +225,7 @@ impl Session<'_> {
             workers: 2,
             millis: 250,
             pause_micros: PAUSE_MICROS,
+            patience: None,
         };
         let client = self.lab.shared_agent(&From::Pod(pod(self.place, "client")))?;
         let over = AtomicBool::new(false);

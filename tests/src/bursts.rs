@@ -1,0 +1,131 @@
+//! Bursts: as many connections as go through, with pauses in which their flows become silent for long enough to be ended, by
+//! client ports that come again and again. Whoever ends flows must not end one that has just begun.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::agent::bench::{BenchReport, BenchRequest, Service, Work};
+use crate::interrupt;
+use crate::lab::{Lab, LabOptions};
+use crate::target::{From, Target};
+use crate::topology::Topology;
+
+/// How much.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Arguments {
+    /// Connections, at least
+    #[arg(long, default_value_t = 500_000)]
+    pub connections: u64,
+    /// Connections between two pauses, at least
+    #[arg(long, default_value_t = 500_000)]
+    pub round: u64,
+}
+
+const TOPOLOGY: &str =
+    r#"{"nodes": {"node-a": {}}, "pods": {"server": {"node": "node-a", "ip": "10.244.1.11"}}}"#;
+const NODE: &str = "node-a";
+const TARGET: &str = "tcp://192.168.77.11:30080";
+const SERVER_PORT: u16 = 9_001;
+/// Client ports: 2,000 numbers.
+const CLIENT_PORTS: &str = "40000 41999";
+/// The node's processes have most ports, so that few are left for masquerading and these, too, come again.
+const NODE_PORTS: &str = "1024 61000";
+/// Connections at a time.
+const WORKERS: usize = 4;
+/// A first segment that is lost is sent again after 1, 3 and 7 s: what gets through at all gets through in this time, also where
+/// others keep the machine busy.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// Between two passes of the daemon over the flow table, and how long a connection that is over stays in it.
+const PASSES: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(60);
+/// A round begins with a burst. Then nobody says anything until just before the pass that ends its flows.
+const BURST: Duration = Duration::from_secs(24);
+const BEFORE_PASS: Duration = Duration::from_secs(6);
+/// Then bursts follow one after the other, for so long at least.
+const RUN: Duration = Duration::from_secs(2);
+const AFTER_PASS: Duration = Duration::from_secs(10);
+/// How long the proxy may take to serve.
+const START: Duration = Duration::from_secs(120);
+
+/// Runs it and prints what became of the connections; fails if one of them failed.
+pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
+    let topology: Topology = serde_json::from_str(TOPOLOGY)?;
+    let mut lab = Lab::create(&topology, options)?;
+    lab.agent(&From::Pod("server".into()))?.serve(Service::Greet, SERVER_PORT)?;
+    for (place, ports) in [(client()?, CLIENT_PORTS), (From::Host(NODE.into()), NODE_PORTS)] {
+        lab.agent(&place)?.sysctl(&[("net/ipv4/ip_local_port_range", ports)])?;
+    }
+    lab.apply(&objects())?;
+    let started = Instant::now();
+    lab.start_proxy(NODE, &Value::Null)?;
+    while burst(&lab, Duration::from_millis(50))?.done == 0 {
+        lab.check_proxies()?;
+        ensure!(started.elapsed() < START, "no connection gets through at all");
+    }
+    let (mut done, mut failed, mut round) = (0, 0, 0);
+    while done + failed < arguments.connections {
+        round += 1;
+        let (good, bad) = one_round(&mut lab, started, arguments.round, round)?;
+        (done, failed) = (done + good, failed + bad);
+    }
+    println!("{failed} failed of {} connections in {:.0} s", done + failed, started.elapsed().as_secs_f64());
+    ensure!(failed == 0, "{failed} connections failed");
+    Ok(())
+}
+
+/// A burst, a pause, and bursts until there were so many connections; those that were answered and that were not.
+fn one_round(lab: &mut Lab, started: Instant, connections: u64, round: u32) -> Result<(u64, u64)> {
+    let first = burst(lab, BURST)?;
+    tell(round, "first burst", &first);
+    let silent = started.elapsed() + SILENCE + Duration::from_secs(1);
+    let passes = u32::try_from(silent.as_secs() / PASSES.as_secs() + 1)?;
+    let pass = PASSES * passes;
+    interrupt::sleep((pass - BEFORE_PASS).saturating_sub(started.elapsed()))?;
+    let (mut done, mut failed) = (first.done, first.failed);
+    while done + failed < connections || started.elapsed() < pass + AFTER_PASS {
+        lab.check_proxies()?;
+        let next = burst(lab, RUN)?;
+        tell(round, "pause over", &next);
+        (done, failed) = (done + next.done, failed + next.failed);
+    }
+    Ok((done, failed))
+}
+
+fn tell(round: u32, when: &str, report: &BenchReport) {
+    let BenchReport { done, failed, seconds, first_failure, .. } = report;
+    let why = first_failure.as_deref().unwrap_or_default();
+    println!("round {round}, {when}: {failed} failed of {} in {seconds:.1} s {why}", done + failed);
+}
+
+fn client() -> Result<From> {
+    "client".parse().map_err(anyhow::Error::msg)
+}
+
+fn burst(lab: &Lab, time: Duration) -> Result<BenchReport> {
+    let target: Target = TARGET.parse().map_err(anyhow::Error::msg)?;
+    let millis = u64::try_from(time.as_millis())?;
+    let request = BenchRequest {
+        target,
+        work: Work::Connections,
+        workers: WORKERS,
+        millis,
+        pause_micros: 0,
+        patience: Some(PATIENCE),
+    };
+    lab.agent(&client()?)?.bench(request).context("the client")
+}
+
+fn objects() -> String {
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "bursts", "namespace": "default"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ports": [{"port": 80, "nodePort": 30_080}]}});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "bursts-4", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "bursts"}},
+        "ports": [{"name": "", "port": SERVER_PORT, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.244.1.11"], "conditions": {"ready": true}, "nodeName": NODE}]});
+    format!("{service}\n---\n{slice}\n")
+}
