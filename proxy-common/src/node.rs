@@ -44,10 +44,16 @@ pub mod option {
     pub const DETECTS6: u32 = 2;
     /// Pods are told by the interface that packets come in by, not by their source's network.
     pub const BY_INTERFACE: u32 = 4;
-    /// Node ports of the loopback address answer to this node's processes.
-    pub const LOCALHOST_NODE_PORTS: u32 = 8;
+    /// Node ports of IPv4 loopback addresses answer to this node's processes.
+    pub const SERVES_LOOPBACK4: u32 = 8;
     /// Switched off: no new connection is captured, but those of before go on.
     pub const DRAINING: u32 = 0x10;
+    /// Node ports of the IPv6 loopback address answer to this node's processes.
+    pub const SERVES_LOOPBACK6: u32 = 0x20;
+    /// Node ports of IPv4 loopback addresses are refused, whoever listens there.
+    pub const REFUSES_LOOPBACK4: u32 = 0x40;
+    /// The same of IPv6.
+    pub const REFUSES_LOOPBACK6: u32 = 0x80;
 }
 
 /// How endpoints are picked.

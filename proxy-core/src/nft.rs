@@ -30,11 +30,12 @@ pub use object::{
 pub(crate) use skeleton::{
     CT_DNAT, DNAT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
 };
-pub use skeleton::{NodeView, chains, sets};
+pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
 
 pub use crate::group::{GroupId, Member, SlotOrder};
 pub use crate::plan::Scheduler;
 
+use crate::loopback::Loopback;
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -94,6 +95,8 @@ pub struct NftConfig {
     pub scheduler: Scheduler,
     /// Whether node ports answer on all local addresses of a family, or on listed ones.
     pub match_all_node_addresses: [bool; 2],
+    /// What becomes of node ports on loopback, for IPv4 and IPv6.
+    pub loopback: [Loopback; 2],
     /// Who picks endpoints.
     pub balancer: Balancer,
 }
@@ -105,6 +108,7 @@ impl Default for NftConfig {
             detectors: [Detector::None, Detector::None],
             scheduler: Scheduler::Random,
             match_all_node_addresses: [false, false],
+            loopback: [Loopback::LocalStack; 2],
             balancer: Balancer::Ruleset,
         }
     }

@@ -18,7 +18,7 @@ use crate::packet::{
 };
 use crate::rewrite;
 use crate::route::{self, Route};
-use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, own_address, pick};
+use crate::service::{Loopback, find, forwards, hash, is_allowed, is_cluster_ip, own_address, pick};
 
 /// The next program, or the stack.
 const NEXT: i32 = -1;
@@ -130,7 +130,7 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
         kind: 0,
     };
     let own_process = context.hook == Hook::Egress;
-    let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, config, own_process) } else { None };
+    let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, Loopback::Elsewhere) } else { None };
     let Some(frontend) = found else {
         // Of ICMP only what asks for an answer is refused.
         let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();

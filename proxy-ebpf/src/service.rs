@@ -19,14 +19,14 @@ fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
 }
 
 /// Finds the frontend of a destination; leaves the key that it was found by in `key`, which must hold address, port and
-/// protocol.
+/// protocol. `loopback` is what becomes of node ports there.
 #[inline(always)]
-pub fn find(key: &mut FrontendKey, config: &Config, own_process: bool) -> Option<&'static Frontend> {
+pub fn find(key: &mut FrontendKey, loopback: Loopback) -> Option<&'static Frontend> {
     key.kind = kind::ADDRESS;
     if let Some(found) = frontend(key) {
         return Some(found);
     }
-    if !answers_node_ports(&key.address, config, own_process) {
+    if !answers_node_ports(&key.address, loopback) {
         return None;
     }
     key.kind = kind::NODE_PORT;
@@ -51,20 +51,50 @@ pub fn is_cluster_ip(key: &mut FrontendKey) -> bool {
 }
 
 #[inline(always)]
-fn answers_node_ports(to: &Address, config: &Config, own_process: bool) -> bool {
-    if own_process && config.options & option::LOCALHOST_NODE_PORTS != 0 && is_loopback(to) {
-        return true;
-    }
-    own_address(to) & address::NODE_PORTS != 0
+fn answers_node_ports(to: &Address, loopback: Loopback) -> bool {
+    loopback != Loopback::Elsewhere || own_address(to) & address::NODE_PORTS != 0
 }
 
-#[inline(always)]
-fn is_loopback(to: &Address) -> bool {
-    let [a, b, c, d] = to.words;
-    if a != 0 || b != 0 {
-        return false;
+/// What becomes of a node port on a loopback address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Loopback {
+    /// It is no loopback address, or the local stack's to answer.
+    Elsewhere,
+    /// It leads to endpoints.
+    Served,
+    /// It is refused.
+    Refused,
+}
+
+impl Loopback {
+    /// For one of this node's own processes that connects or sends to an address.
+    #[inline(always)]
+    pub fn of(to: &Address, config: &Config) -> Self {
+        let [a, b, c, d] = to.words;
+        let (serves, refuses) = if a != 0 || b != 0 {
+            (0, 0)
+        } else if c == MAPPED && u32::from_be(d) >> 24 == 127 {
+            (option::SERVES_LOOPBACK4, option::REFUSES_LOOPBACK4)
+        } else if c == 0 && d == 1_u32.to_be() {
+            (option::SERVES_LOOPBACK6, option::REFUSES_LOOPBACK6)
+        } else {
+            (0, 0)
+        };
+        if config.options & serves != 0 {
+            Loopback::Served
+        } else if config.options & refuses != 0 {
+            Loopback::Refused
+        } else {
+            Loopback::Elsewhere
+        }
     }
-    (c == MAPPED && u32::from_be(d) >> 24 == 127) || (c == 0 && d == 1_u32.to_be())
+
+    /// What a node port found there does. Nobody is short-circuited past externalTrafficPolicy Local, and what has no
+    /// endpoints is refused like a closed port.
+    #[inline(always)]
+    pub fn action(self, frontend: &Frontend) -> u8 {
+        if self == Loopback::Served && forwards(frontend.other) { frontend.other } else { action::REJECT }
+    }
 }
 
 /// Bits of `ADDRESSES`; 0 for addresses that are not the node's.

@@ -16,11 +16,11 @@ use aya_ebpf::programs::SockAddrContext;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::node::{Config, namespace, option};
-use sluice_common::service::{Endpoint, Frontend, FrontendKey, action, flag, list};
+use sluice_common::service::{Endpoint, Frontend, FrontendKey, action, flag, kind, list};
 use sluice_common::socket::{Peer, Pick, SocketKey};
 
 use crate::maps::{NAMESPACES, PEERS, PICKS, TCP_PEERS, config, count};
-use crate::service::{find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick};
+use crate::service::{Loopback, find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick};
 
 /// The system call goes on.
 pub const ALLOW: i32 = 1;
@@ -143,10 +143,17 @@ enum Outcome {
 #[inline(always)]
 fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Outcome {
     let own_process = netns == config.netns;
-    let Some(frontend) = find(key, config, own_process) else {
+    let loopback = if own_process { Loopback::of(&key.address, config) } else { Loopback::Elsewhere };
+    let Some(frontend) = find(key, loopback) else {
         return if is_cluster_ip(key) { Outcome::Refuse } else { Outcome::Leave };
     };
-    let what = if own_process { frontend.host } else { frontend.pod };
+    let what = if loopback != Loopback::Elsewhere && key.kind == kind::NODE_PORT {
+        loopback.action(frontend)
+    } else if own_process {
+        frontend.host
+    } else {
+        frontend.pod
+    };
     if own_process {
         let source = if key.address.is_v4() { &config.address4 } else { &config.address6 };
         if !is_allowed(frontend, key, source) {

@@ -1,10 +1,12 @@
 //! nf_tables over netlink: transactions, reading our table back, and notice of changes made by others.
 
+mod counters;
 mod encode;
 mod foreign;
 mod monitor;
 mod observe;
 
+pub use counters::loopback_refusals;
 pub use foreign::{FAMILIES, ForeignChain, ForeignJump, Removal};
 pub use monitor::{Monitor, Notice};
 pub use observe::{observe, without_present};

@@ -53,6 +53,22 @@ pub fn monotonic_nanos() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
+/// Lets this process open as many files as it ever may: the soft `RLIMIT_NOFILE` becomes the hard one. The usual 1024 is
+/// for programs that use select(2). Returns the limit.
+pub fn raise_open_files() -> std::io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a whole rlimit that the call fills.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the pointer is to a whole rlimit.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
 /// Gives memory that the allocator holds but nobody uses back to the system.
 pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]
@@ -72,6 +88,16 @@ pub fn resident_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn open_files_are_limited_by_the_hard_limit_only() {
+        let raised = super::raise_open_files().unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let expected = raised.to_string();
+        let numbers: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+        assert_eq!(numbers, [expected.as_str(), expected.as_str()]);
+    }
+
     #[test]
     fn a_range_of_ports_is_read() {
         assert_eq!(super::port_range("32768\t60999\n"), Some(32768..=60999));

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::loopback::Loopback;
 use sluice_core::model::{
     Conditions, EndpointSlice, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
     TrafficPolicy,
@@ -12,7 +13,7 @@ use sluice_core::model::{
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind};
 use sluice_core::plan::{Detector, PlanConfig, Planner};
-use sluice_sys::nft::{Nft, observe, without_present};
+use sluice_sys::nft::{Nft, loopback_refusals, observe, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -228,6 +229,48 @@ fn a_failed_transaction_changes_nothing_and_says_why() {
         world.nft.commit(&ops).unwrap();
         world.collect();
         assert_eq!(world.drift(), []);
+    });
+}
+
+/// A node port of each protocol on loopback, which the ruleset refuses; the local stack would answer for none of them.
+#[test]
+fn node_ports_on_loopback_are_refused_and_counted() {
+    in_netns(|| {
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
+        let mut world = World::new(Scheduler::Random);
+        let loopback = [Loopback::Refused, Loopback::Served];
+        world.ledger = Ledger::new(NftConfig { loopback, ..config(Scheduler::Random) }, node());
+        let mut both = service(0, None);
+        let dns = ServicePort { name: "dns".into(), protocol: Protocol::Udp, ..both.ports[0].clone() };
+        both.ports.push(dns);
+        let mut ops = world.ledger.create_skeleton();
+        ops.extend(world.apply([Event::Service(Change::Apply(both))]));
+        ops.extend(world.ledger.finish_load());
+        world.nft.commit(&ops).unwrap();
+        assert_eq!(world.drift(), []);
+        let listeners = ["127.0.0.1:30000", "127.0.0.1:30001", "[::1]:30000"];
+        let _open = listeners.map(|at| std::net::TcpListener::bind(at).unwrap());
+        let tcp = |at| std::net::TcpStream::connect(at).is_ok();
+        assert!(!tcp("127.0.0.1:30000"), "a node port, whoever listens there");
+        assert!(tcp("127.0.0.1:30001") && tcp("[::1]:30000"), "none, and one that is served");
+        for (from, to) in [("127.0.0.1:0", "127.5.0.1:30000"), ("[::1]:0", "[::1]:30000")] {
+            let socket = std::net::UdpSocket::bind(from).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+            socket.send(b"x").unwrap();
+            let error = socket.recv(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
+        }
+        let (v4, v6) = (Family::V4, Family::V6);
+        let (tcp, udp, sctp) = (Protocol::Tcp, Protocol::Udp, Protocol::Sctp);
+        let mut counted = loopback_refusals(&mut world.nft).unwrap();
+        // A first segment is sent again when the refusal comes while the kernel still sends it.
+        assert!(counted[0].2 >= 1, "{counted:?}");
+        counted[0].2 = 1;
+        let expected = [(v4, tcp, 1), (v4, udp, 1), (v4, sctp, 0), (v6, tcp, 0), (v6, udp, 1), (v6, sctp, 0)];
+        assert_eq!(counted, expected);
+        assert_eq!(world.drift(), [], "counters are no drift");
     });
 }
 

@@ -5,6 +5,7 @@ mod duration;
 mod flags;
 mod gates;
 mod ignored;
+mod node_ports;
 mod pod_network;
 pub mod raw;
 mod resolve;
@@ -14,10 +15,11 @@ mod watch;
 pub(crate) use defaults::BPFFS;
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
+pub use node_ports::NodePortSelection;
 pub use pod_network::{CniSettings, PodNetworkSettings};
 pub use resolve::{
-    BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, IpvsSettings, NodePortSelection,
-    Scheduler, Settings, Source, resolve,
+    BackendKind, ConfigError, ConfigFile, DetectLocal, EbpfSettings, Flags, IpvsSettings, Scheduler,
+    Settings, Source, resolve,
 };
 pub use watch::changed;
 

@@ -21,8 +21,9 @@ use sluice_sys::netlink::NetlinkError;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
+use crate::config::Settings;
 use crate::metrics::{Metrics, family_label};
-use crate::node::NodeFacts;
+use crate::node::{NodeFacts, has_node_ports};
 
 /// The state of one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,20 @@ fn frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Served> {
     found
 }
 
+/// This node's addresses.
+struct Own<'a> {
+    settings: &'a Settings,
+    facts: &'a NodeFacts,
+}
+
+impl Own<'_> {
+    /// Whether a flow to an address is one of the node port of that number. On addresses without node ports it is some
+    /// process's own, unless it was translated: then the address had node ports when it began.
+    fn node_port_of(&self, ip: &IpAddr, translated: bool) -> bool {
+        (translated && self.facts.interfaces.contains(ip)) || has_node_ports(self.settings, self.facts, ip)
+    }
+}
+
 /// What one pass looks for.
 #[derive(Default)]
 struct Pass {
@@ -98,18 +113,18 @@ struct Pass {
 
 impl Pass {
     /// Whether a flow goes where it must not.
-    fn is_stale(&self, flow: &Flow, is_local: impl Fn(&IpAddr) -> bool) -> bool {
+    fn is_stale(&self, flow: &Flow, own: &Own<'_>) -> bool {
         let (address, port) = flow.destination;
         let by_address = Capture::Address(address, flow.protocol, port);
         let by_port = Capture::NodePort(Family::of(&address), flow.protocol, port);
+        let translated = flow.replier != flow.destination;
         let state = match self.requests.get(&by_address) {
             Some(state) => state,
             None => match self.requests.get(&by_port) {
-                Some(state) if is_local(&address) => state,
+                Some(state) if own.node_port_of(&address, translated) => state,
                 _ => return false,
             },
         };
-        let translated = flow.replier != flow.destination;
         match state {
             // Packets sent before there were endpoints were tracked untranslated: end those too.
             State::Serving(list) if !list.is_empty() => !list.contains(&flow.replier),
@@ -128,7 +143,7 @@ impl Pass {
 /// Serves requests until nobody sends any more.
 pub async fn run(
     mut requests: mpsc::UnboundedReceiver<Request>,
-    facts: watch::Receiver<NodeFacts>,
+    (settings, facts): (Settings, watch::Receiver<NodeFacts>),
     metrics: Metrics,
 ) {
     let mut again: Option<(tokio::time::Instant, Pass)> = None;
@@ -153,7 +168,8 @@ pub async fn run(
             next = requests.try_recv().ok();
         }
         let facts = facts.borrow().clone();
-        let result = tokio::task::block_in_place(|| clean(&pass, &facts, &metrics));
+        let own = Own { settings: &settings, facts: &facts };
+        let result = tokio::task::block_in_place(|| clean(&pass, &own, &metrics));
         again = match result {
             Ok(()) if is_second => None,
             Ok(()) => Some((tokio::time::Instant::now() + SECOND_PASS, pass)),
@@ -172,12 +188,11 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
     }
 }
 
-fn clean(pass: &Pass, facts: &NodeFacts, metrics: &Metrics) -> Result<(), NetlinkError> {
+fn clean(pass: &Pass, own: &Own<'_>, metrics: &Metrics) -> Result<(), NetlinkError> {
     let mut conntrack = Conntrack::open()?;
     for (family, protocol) in pass.kinds() {
         let begun = Instant::now();
-        let is_local = |ip: &IpAddr| facts.interfaces.contains(ip);
-        let stale = list(&mut conntrack, family, protocol, |flow| pass.is_stale(flow, is_local))?;
+        let stale = list(&mut conntrack, family, protocol, |flow| pass.is_stale(flow, own))?;
         let mut deleted = 0;
         for flow in &stale {
             deleted += u64::from(conntrack.delete(flow)?);
@@ -252,5 +267,23 @@ mod tests {
         }
         let udp = states(None, plan(Protocol::Udp, forward(false)));
         assert_eq!(udp, [State::Serving(Arc::new([]))]);
+    }
+
+    #[test]
+    fn flows_of_processes_on_addresses_without_node_ports_are_left_alone() {
+        let config = crate::config::raw::KubeProxyConfiguration {
+            node_port_addresses: Some(vec!["192.168.0.0/16".into(), "::1/128".into()]),
+            ..Default::default()
+        };
+        let settings = crate::config::resolve(config, &crate::config::Flags::default(), "n").unwrap();
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let interfaces = ["192.168.0.2", "10.1.0.1", "127.0.0.1", "fd00::2"].map(ip).to_vec();
+        let own = Own { settings: &settings, facts: &NodeFacts { interfaces, ..NodeFacts::default() } };
+        assert!(own.node_port_of(&ip("192.168.0.2"), false));
+        for other in ["10.1.0.1", "127.0.0.1", "fd00::2"] {
+            assert!(!own.node_port_of(&ip(other), false), "{other}");
+            assert!(own.node_port_of(&ip(other), true), "{other}: translated, so it was one");
+        }
+        assert!(!own.node_port_of(&ip("203.0.113.9"), true), "another host's");
     }
 }

@@ -25,7 +25,7 @@ use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover, nft_monitor, optout};
+use crate::{addresses, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +221,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
+    let (listener_sender, listener_receiver) = watch::channel(Default::default());
     let (facts_sender, facts_receiver) = watch::channel(Default::default());
     let (nodes_sender, nodes_receiver) = watch::channel(None);
     let (opted_out_sender, opted_out_receiver) = watch::channel(None);
@@ -231,6 +232,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         metrics: metrics.clone(),
         conntrack: conntrack_sender,
         health_checks: check_sender,
+        listeners: listener_sender,
         facts: facts_sender,
         nodes: nodes_sender,
         opted_out: opted_out_sender,
@@ -269,11 +271,13 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
             tokio::spawn(flows::run(conntrack_receiver, maps, ender, metrics.clone()));
         }
         None => {
-            tokio::spawn(conntrack::run(conntrack_receiver, facts_receiver.clone(), metrics.clone()));
+            let own = (settings.clone(), facts_receiver.clone());
+            tokio::spawn(conntrack::run(conntrack_receiver, own, metrics.clone()));
         }
     }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
     tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
+    serve_loopback(&settings, (listener_receiver, facts_receiver.clone()), &metrics);
     tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
     let hard = settings.bind_hard_fail;
@@ -303,6 +307,23 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         _ = &mut source => Err(DaemonError::Ended("source of objects")),
         _ = &mut pod_network => Err(DaemonError::Ended("pod network")),
     }
+}
+
+/// Node ports on loopback, unless programs or the local stack see to them.
+fn serve_loopback(
+    settings: &Settings,
+    listeners: (watch::Receiver<loopback::Listeners>, watch::Receiver<NodeFacts>),
+    metrics: &Metrics,
+) {
+    if settings.backend == BackendKind::Ebpf || !settings.node_port_addresses.decides_loopback {
+        return;
+    }
+    metrics.count_loopback_refusals();
+    // Each connection that a listener carries takes two; the rest of the daemon must not go short of them.
+    if let Err(error) = proc::raise_open_files() {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+    tokio::spawn(loopback::run(listeners, settings.sync_period, metrics.clone()));
 }
 
 /// The task that keeps the pod network, if that is ours.

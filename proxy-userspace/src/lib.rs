@@ -2,7 +2,7 @@
 //!
 //! Effects only; every decision is in `sluice-core`. The parts talk through channels:
 //! `watch` → events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`], [`optout`],
-//! [`health`] and [`metrics`].
+//! [`loopback`], [`health`] and [`metrics`].
 
 pub mod addresses;
 pub mod backend;
@@ -18,11 +18,13 @@ pub mod flows;
 pub mod handover;
 pub mod health;
 pub mod logging;
+pub mod loopback;
 pub mod metrics;
 pub mod nft_monitor;
 pub mod node;
 pub mod optout;
 pub mod pod_network;
+mod random;
 pub mod reconcile;
 pub mod status;
 pub mod watch;

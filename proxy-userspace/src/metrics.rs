@@ -3,7 +3,7 @@
 mod process;
 mod text;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use sluice_core::net::Family;
 use sluice_sys::bpf::{Maps, Usage, counters};
+use sluice_sys::nft::{Nft, loopback_refusals};
 
 /// `N` labels of a metric.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -61,6 +62,8 @@ macro_rules! metrics {
             registry: Arc<Registry>,
             /// The maps of the eBPF backend, whose programs count by themselves.
             maps: Arc<OnceLock<Maps>>,
+            /// Set when the ruleset counts what it refuses on loopback.
+            counts_refusals: Arc<AtomicBool>,
             $(pub $field: $type,)*
         }
 
@@ -73,7 +76,7 @@ macro_rules! metrics {
                 )*
                 registry.register("kubernetes_build", "The version of this program", build());
                 registry.register_collector(Box::new(process::Process));
-                Metrics { registry: Arc::new(registry), maps: Arc::default(), $($field,)* }
+                Metrics { registry: Arc::new(registry), maps: Arc::default(), counts_refusals: Arc::default(), $($field,)* }
             }
         }
     };
@@ -112,6 +115,14 @@ metrics! {
         "kubeproxy_sync_proxy_rules_nftables_sync_failures", "Failed transactions";
     cleanup_failures: Labelled<1, Counter> = Labelled::default(),
         "kubeproxy_sync_proxy_rules_nftables_cleanup_failures", "Failed deletions of unused chains";
+    loopback_listeners: Labelled<1, Gauge> = Labelled::default(),
+        "kubeproxy_nftables_localhost_nodeport_listeners", "Listeners on loopback, one for each TCP node port";
+    loopback_listener_failures: Labelled<1, Counter> = Labelled::default(),
+        "kubeproxy_nftables_localhost_nodeport_listener_creation_failures",
+        "Failures to listen on loopback for a node port";
+    loopback_refused: Labelled<2, Counter> = Labelled::default(),
+        "kubeproxy_nftables_localhost_nodeport_rejected_packets",
+        "Packets to node ports on loopback that were refused";
     conntrack_duration: Histograms<1> = histograms(doubling),
         "kubeproxy_conntrack_reconciler_sync_duration_seconds", "Duration of one pass over the flows of a protocol";
     conntrack_deleted: Labelled<1, Counter> = Labelled::default(),
@@ -183,11 +194,33 @@ impl Metrics {
         let _ = self.maps.set(maps);
     }
 
+    /// From now on, what the ruleset refuses on loopback is on the page, and that nobody listens there yet.
+    pub fn count_loopback_refusals(&self) {
+        self.counts_refusals.store(true, Ordering::Relaxed);
+        Metrics::for_families(|family| {
+            self.loopback_listeners.get_or_create(family).set(0);
+            self.loopback_listener_failures.get_or_create(family).inc_by(0);
+        });
+    }
+
     /// How full a map is.
     pub fn map_usage(&self, map: &str, usage: Usage) {
         let label = [("map", map.to_owned())];
         self.map_entries.get_or_create(&label).set(usage.entries as i64);
         self.map_capacity.get_or_create(&label).set(usage.capacity as i64);
+    }
+
+    fn read_loopback_refusals(&self) {
+        if !self.counts_refusals.load(Ordering::Relaxed) {
+            return;
+        }
+        // Without an answer the page shows what was counted before.
+        let Ok(counted) = Nft::open().and_then(|mut nft| loopback_refusals(&mut nft)) else { return };
+        for (family, protocol, packets) in counted {
+            let [family] = family_label(family);
+            let labels = [family, ("protocol", protocol.name().to_uppercase())];
+            self.loopback_refused.get_or_create(&labels).inner().store(packets, Ordering::Relaxed);
+        }
     }
 
     fn read_counters(&self) {
@@ -201,6 +234,7 @@ impl Metrics {
     /// The page, in the text format that kube-proxy answers with.
     pub fn page(&self) -> String {
         self.read_counters();
+        self.read_loopback_refusals();
         let mut page = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut page, &self.registry);
@@ -223,4 +257,30 @@ pub fn family_label(family: Family) -> Labels<1> {
 /// Now, as Unix seconds.
 pub fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_on_the_page_only_where_the_ruleset_decides_about_it() {
+        let metrics = Metrics::default();
+        let shown = |page: &str| {
+            let samples = page.lines().filter(|line| line.starts_with("kubeproxy_nftables_localhost"));
+            samples.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&metrics.page()), Vec::<String>::new());
+        metrics.count_loopback_refusals();
+        let labels = [("ip_family", "IPv6".to_owned()), ("protocol", "UDP".to_owned())];
+        metrics.loopback_refused.get_or_create(&labels).inc();
+        let page = shown(&metrics.page());
+        for sample in [
+            "kubeproxy_nftables_localhost_nodeport_listeners{ip_family=\"IPv4\"} 0",
+            "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total{ip_family=\"IPv6\"} 0",
+            "kubeproxy_nftables_localhost_nodeport_rejected_packets_total{ip_family=\"IPv6\",protocol=\"UDP\"} 1",
+        ] {
+            assert!(page.iter().any(|line| line == sample), "{sample} in {page:?}");
+        }
+    }
 }

@@ -6,13 +6,14 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use sluice_core::ebpf;
 use sluice_core::ipvs::{self, IpvsConfig, Others, SchedulerName};
+use sluice_core::loopback::Loopback;
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::nft::{self, NftConfig, NodeView};
 use sluice_core::plan::{self, Detector, PlanConfig};
 use sluice_sys::bpf::Layer;
 
-use crate::config::{BackendKind, DetectLocal, GoDuration, NodePortSelection, Scheduler, Settings};
+use crate::config::{BackendKind, DetectLocal, GoDuration, Scheduler, Settings};
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +97,7 @@ pub fn nft_config(settings: &Settings, facts: &NodeFacts) -> NftConfig {
             Scheduler::RoundRobin => nft::Scheduler::RoundRobin,
         },
         match_all_node_addresses: Family::BOTH.map(|family| matches_all(settings, family)),
+        loopback: Family::BOTH.map(|family| loopback(settings, family)),
         balancer: match settings.backend {
             BackendKind::Ipvs => nft::Balancer::Ipvs,
             _ => nft::Balancer::Ruleset,
@@ -149,37 +151,52 @@ fn own_addresses(facts: &NodeFacts) -> Vec<IpAddr> {
     facts.interfaces.iter().filter(is_usable).copied().collect()
 }
 
-/// Whether node ports of a family answer on all local addresses: a list that names no network of the family,
-/// or one of prefix length 0. With `primary` a family without a primary address has no node ports at all
-/// (kube-proxy would open them everywhere).
-pub fn matches_all(settings: &Settings, family: Family) -> bool {
-    match &settings.node_port_addresses {
-        NodePortSelection::Primary => false,
-        NodePortSelection::Networks(list) => {
-            let mut of_family = list.iter().filter(|net| Family::of_net(net) == family).peekable();
-            of_family.peek().is_none() || of_family.any(|net| net.prefix_len() == 0)
-        }
+/// Whether node ports of a family answer on all local addresses but loopback.
+fn matches_all(settings: &Settings, family: Family) -> bool {
+    settings.node_port_addresses.matches_all(family)
+}
+
+/// What becomes of node ports on loopback. The option of mode ebpf serves them whatever is listed.
+pub fn loopback(settings: &Settings, family: Family) -> Loopback {
+    match settings.backend {
+        BackendKind::Ebpf if settings.ebpf.localhost_node_ports => Loopback::Served,
+        _ => settings.node_port_addresses.loopback(family),
     }
+}
+
+/// In which families we listen on loopback for node ports. The programs of mode ebpf need no listener.
+pub fn listens_on_loopback(settings: &Settings) -> [bool; 2] {
+    let by_programs = settings.backend == BackendKind::Ebpf;
+    Family::BOTH.map(|family| !by_programs && loopback(settings, family) == Loopback::Served)
+}
+
+/// What is listed in families that do not match all: interface addresses, loopback ones too, and the primary addresses,
+/// which need not be an interface's.
+fn listed_addresses(settings: &Settings, facts: &NodeFacts) -> Vec<IpAddr> {
+    let selection = &settings.node_port_addresses;
+    let chosen = facts.interfaces.iter().copied().filter(|ip| selection.lists(ip));
+    let primaries =
+        Family::BOTH.iter().filter(|family| selection.primary && !matches_all(settings, **family));
+    let mut found: Vec<IpAddr> =
+        chosen.chain(primaries.filter_map(|family| primary(settings, facts, *family))).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// The addresses that node ports answer on in families that do not match all.
 pub fn node_port_addresses(settings: &Settings, facts: &NodeFacts) -> Vec<IpAddr> {
-    let mut found: Vec<IpAddr> = match &settings.node_port_addresses {
-        NodePortSelection::Primary => {
-            Family::BOTH.iter().filter_map(|family| primary(settings, facts, *family)).collect()
-        }
-        NodePortSelection::Networks(list) => facts
-            .interfaces
-            .iter()
-            .copied()
-            .filter(|ip| !matches_all(settings, Family::of(ip)))
-            .filter(|ip| list.iter().any(|net| net.contains(ip)))
-            .collect(),
-    };
+    let mut found = listed_addresses(settings, facts);
     found.retain(|ip| !ip.is_loopback());
-    found.sort_unstable();
-    found.dedup();
     found
+}
+
+/// Whether node ports answer on an address of this node.
+pub fn has_node_ports(settings: &Settings, facts: &NodeFacts, ip: &IpAddr) -> bool {
+    if matches_all(settings, Family::of(ip)) {
+        return !ip.is_loopback() && facts.interfaces.contains(ip);
+    }
+    node_port_addresses(settings, facts).contains(ip)
 }
 
 /// What the skeleton of the ruleset depends on.
@@ -217,7 +234,7 @@ pub fn ebpf_view(settings: &Settings, facts: &NodeFacts, machine: &MachineFacts)
         local_ports: machine.local_ports.clone(),
         timeouts: timeouts(settings),
         scheduler: ebpf_scheduler(settings),
-        localhost_node_ports: settings.ebpf.localhost_node_ports,
+        loopback: Family::BOTH.map(|family| loopback(settings, family)),
     }
 }
 
@@ -245,8 +262,8 @@ fn timeouts(settings: &Settings) -> ebpf::Timeouts {
     }
 }
 
-/// Where health-check node ports listen: everywhere in families that match all, else on the same addresses
-/// as node ports.
+/// Where health-check node ports listen: everywhere in families that match all, else on what is listed, as far as an
+/// interface has it. Loopback counts here, because it is an ordinary listener.
 pub fn health_check_addresses(settings: &Settings, facts: &NodeFacts, family: Family) -> Vec<IpAddr> {
     if matches_all(settings, family) {
         return vec![match family {
@@ -254,14 +271,102 @@ pub fn health_check_addresses(settings: &Settings, facts: &NodeFacts, family: Fa
             Family::V6 => IpAddr::from([0u16; 8]),
         }];
     }
-    let listed = node_port_addresses(settings, facts);
-    listed.into_iter().filter(|ip| Family::of(ip) == family).collect()
+    let mut listed = listed_addresses(settings, facts);
+    listed.retain(|ip| Family::of(ip) == family && facts.interfaces.contains(ip));
+    listed
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Flags, resolve};
     use sluice_core::model::ObjectName;
+
+    fn ips(text: &str) -> Vec<IpAddr> {
+        text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    fn settings(mode: &str, list: &[&str]) -> Settings {
+        let config = serde_json::json!({"mode": mode, "nodePortAddresses": list});
+        let flags = Flags { manifests: Some("/m".into()), ..Flags::default() };
+        resolve(serde_json::from_value(config).unwrap(), &flags, "n").unwrap()
+    }
+
+    /// A node with an IPv4 address in the Node object, which has none of IPv6.
+    fn facts() -> NodeFacts {
+        let node = Node {
+            name: ObjectName::cluster_scoped("n"),
+            addresses: ips("192.168.0.2"),
+            pod_cidrs: vec![],
+            zone: None,
+            eligible: true,
+        };
+        NodeFacts {
+            node: Some(node),
+            interfaces: ips("127.0.0.1 192.168.0.2 10.1.0.1 ::1 fd00::2 fe80::1"),
+            ..NodeFacts::default()
+        }
+    }
+
+    #[test]
+    fn a_family_with_nothing_but_loopback_has_no_node_ports_in_any_mode() {
+        for mode in ["nftables", "iptables", "ipvs", "ebpf", "auto"] {
+            for list in [&["127.0.0.0/8", "::1/128"][..], &["localhost"], &["127.0.0.1/8", "::1/64"]] {
+                let settings = settings(mode, list);
+                assert_eq!(nft_config(&settings, &facts()).match_all_node_addresses, [false; 2], "{mode}");
+                let none: Vec<IpAddr> = vec![];
+                assert_eq!(node_view(&settings, &facts()).node_port_addresses, none, "{mode} {list:?}");
+                assert_eq!(ipvs_view(&settings, &facts()).node_port_addresses, none, "{mode} {list:?}");
+                assert!(facts().interfaces.iter().all(|ip| !has_node_ports(&settings, &facts(), ip)));
+            }
+        }
+        let one = settings("ipvs", &["192.168.0.0/16", "::1/128"]);
+        assert_eq!(ipvs_view(&one, &facts()).node_port_addresses, ips("192.168.0.2"));
+    }
+
+    #[test]
+    fn networks_that_hold_no_address_of_the_node_open_nothing() {
+        let settings = settings("nftables", &["203.0.113.0/24", "2001:db8::/32"]);
+        assert_eq!(nft_config(&settings, &facts()).match_all_node_addresses, [false; 2]);
+        assert_eq!(node_port_addresses(&settings, &facts()), ips(""));
+        for family in Family::BOTH {
+            assert_eq!(health_check_addresses(&settings, &facts(), family), ips(""));
+        }
+    }
+
+    #[test]
+    fn keywords_and_networks_add_up() {
+        let addresses = |list| node_port_addresses(&settings("nftables", list), &facts());
+        assert_eq!(addresses(&["primary"]), ips("192.168.0.2"));
+        assert_eq!(addresses(&["primary", "localhost"]), ips("192.168.0.2"));
+        assert_eq!(addresses(&["primary", "10.1.2.3/16"]), ips("10.1.0.1 192.168.0.2"));
+        assert_eq!(addresses(&["localhost", "fd00::/8"]), ips("fd00::2"));
+        assert_eq!(addresses(&["primary", "all"]), ips(""), "both families match all");
+        let is_open = |ip: &str| {
+            has_node_ports(&settings("nftables", &["all", "localhost"]), &facts(), &ip.parse().unwrap())
+        };
+        assert!(is_open("10.1.0.1") && is_open("fd00::2"));
+        assert!(!is_open("127.0.0.1") && !is_open("::1") && !is_open("10.1.0.9"));
+    }
+
+    #[test]
+    fn health_checks_listen_where_node_ports_answer_and_on_loopback_where_listed() {
+        let of = |mode, list| {
+            let settings = settings(mode, list);
+            Family::BOTH.map(|family| health_check_addresses(&settings, &facts(), family))
+        };
+        let everywhere = [ips("0.0.0.0"), ips("::")];
+        assert_eq!((of("iptables", &[]), of("ipvs", &[])), (everywhere.clone(), everywhere.clone()));
+        assert_eq!(of("nftables", &["all", "localhost"]), everywhere);
+        assert_eq!(of("nftables", &[]), [ips("192.168.0.2"), ips("")]);
+        assert_eq!(of("nftables", &["localhost"]), [ips("127.0.0.1"), ips("::1")]);
+        assert_eq!(of("nftables", &["primary", "localhost"]), [ips("127.0.0.1 192.168.0.2"), ips("::1")]);
+        assert_eq!(of("ebpf", &["10.0.0.0/8"]), [ips("10.1.0.1"), ips("::")]);
+        let mut elsewhere = facts();
+        elsewhere.interfaces = ips("10.1.0.1");
+        let primary = settings("nftables", &["primary"]);
+        assert_eq!(health_check_addresses(&primary, &elsewhere, Family::V4), ips(""));
+    }
 
     #[test]
     fn others_are_other_nodes_and_all_pods() {

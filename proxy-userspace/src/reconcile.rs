@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::loopback;
 use sluice_core::model::{Node, ObjectName};
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
 use sluice_sys::nft::Notice;
@@ -24,6 +25,7 @@ use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
 use crate::health::Health;
+use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
 use crate::watch::Received;
@@ -88,6 +90,8 @@ pub struct Outputs {
     pub conntrack: mpsc::UnboundedSender<conntrack::Request>,
     /// Health-check node ports in force.
     pub health_checks: watch::Sender<BTreeMap<ObjectName, HealthCheck>>,
+    /// Node ports that are to be served on loopback.
+    pub listeners: watch::Sender<Listeners>,
     /// What is known of the node.
     pub facts: watch::Sender<NodeFacts>,
     /// All Nodes, once they have been listed, for the pod network.
@@ -120,6 +124,8 @@ pub struct Reconciler {
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
     flows: Vec<conntrack::Request>,
+    /// Listeners on loopback that changed since then.
+    listeners: Vec<loopback::Change>,
     triggers: Vec<i128>,
     no_local: [(i64, i64); 2],
     oldest_event: Option<Instant>,
@@ -153,6 +159,7 @@ impl Reconciler {
             outputs,
             started,
             flows: Vec::new(),
+            listeners: Vec::new(),
             triggers: Vec::new(),
             no_local: [(0, 0); 2],
             oldest_event: None,
@@ -336,6 +343,8 @@ impl Reconciler {
             self.count_no_local(change);
         }
         conntrack::requests(&changes, &mut self.flows);
+        let served = node::listens_on_loopback(&self.settings);
+        self.listeners.extend(loopback::changes(&changes, served));
         self.publish_health_checks(&changes);
         changes
     }
@@ -432,6 +441,7 @@ impl Reconciler {
         for request in self.flows.drain(..) {
             let _ = self.outputs.conntrack.send(request);
         }
+        self.publish_listeners();
         let record = SyncRecord {
             kind,
             at: now,
@@ -538,6 +548,20 @@ impl Reconciler {
             let changed = *known != now;
             *known = now;
             changed
+        });
+    }
+
+    /// Each success is told, changes or not: what could not be opened is tried again.
+    fn publish_listeners(&mut self) {
+        let changes = std::mem::take(&mut self.listeners);
+        self.outputs.listeners.send_if_modified(|all| {
+            for (at, backends) in changes {
+                match backends {
+                    Some(backends) => all.insert(at, backends),
+                    None => all.remove(&at),
+                };
+            }
+            node::listens_on_loopback(&self.settings).contains(&true)
         });
     }
 

@@ -270,7 +270,7 @@ const REFUSED: &[(&[&str], Option<&str>, &[&str])] = &[
     (&["--feature-gates=A=true"], None, &["featureGates.A"]),
     (&["--logging-format=xml"], None, &["logging.format"]),
     (&["--log-json-split-stream"], None, &["logging.options.json.splitStream"]),
-    (&["--nodeport-addresses=primary,1.2.3.0/24"], None, &["nodePortAddresses[0]"]),
+    (&["--nodeport-addresses=primary,1.2.3.0/24,primary"], None, &["nodePortAddresses[2]"]),
     (
         &["--oom-score-adj=2000", "--proxy-mode=foo", "--config-sync-period=0s", "--bind-address=x"],
         None,

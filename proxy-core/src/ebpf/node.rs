@@ -11,6 +11,7 @@ use sluice_common::node::{Config, address as flag, network, option, scheduler};
 use super::entry::{Entry, Op, address, ordered, sorted};
 use super::lower::prefix_length;
 use crate::diff::diff;
+use crate::loopback::Loopback;
 use crate::net::Family;
 use crate::plan::{Detector, Scheduler};
 
@@ -56,8 +57,8 @@ pub struct NodeView {
     pub timeouts: Timeouts,
     /// How endpoints are picked.
     pub scheduler: Scheduler,
-    /// Whether node ports of the loopback address answer to this node's processes.
-    pub localhost_node_ports: bool,
+    /// What becomes of node ports on loopback, for IPv4 and IPv6. Only this node's processes get there.
+    pub loopback: [Loopback; 2],
 }
 
 /// Nothing is known, no client is a pod.
@@ -74,7 +75,7 @@ impl Default for NodeView {
             local_ports: 32768..=60999,
             timeouts: Timeouts::default(),
             scheduler: Scheduler::Random,
-            localhost_node_ports: false,
+            loopback: [Loopback::LocalStack; 2],
         }
     }
 }
@@ -126,11 +127,15 @@ impl NodeView {
     fn options(&self) -> u32 {
         let detects = |family: Family| self.detectors[family as usize] != Detector::None;
         let by_interface = |d: &Detector| matches!(d, Detector::Interface(_) | Detector::InterfacePrefix(_));
+        let [v4, v6] = self.loopback;
         [
             (option::DETECTS4, detects(Family::V4)),
             (option::DETECTS6, detects(Family::V6)),
             (option::BY_INTERFACE, self.detectors.iter().any(by_interface)),
-            (option::LOCALHOST_NODE_PORTS, self.localhost_node_ports),
+            (option::SERVES_LOOPBACK4, v4 == Loopback::Served),
+            (option::SERVES_LOOPBACK6, v6 == Loopback::Served),
+            (option::REFUSES_LOOPBACK4, v4 == Loopback::Refused),
+            (option::REFUSES_LOOPBACK6, v6 == Loopback::Refused),
         ]
         .into_iter()
         .filter(|(_, set)| *set)
@@ -372,6 +377,16 @@ mod tests {
     }
 
     #[test]
+    fn each_family_says_what_becomes_of_its_loopback() {
+        let options = |loopback| NodeView { loopback, ..NodeView::default() }.options();
+        assert_eq!(options([Loopback::LocalStack; 2]), 0);
+        let served_and_refused = option::SERVES_LOOPBACK4 | option::REFUSES_LOOPBACK6;
+        assert_eq!(options([Loopback::Served, Loopback::Refused]), served_and_refused);
+        let refused_and_served = option::REFUSES_LOOPBACK4 | option::SERVES_LOOPBACK6;
+        assert_eq!(options([Loopback::Refused, Loopback::Served]), refused_and_served);
+    }
+
+    #[test]
     fn a_changed_node_costs_what_changed() {
         let before = NodeView {
             own_addresses: ips("192.168.0.2 192.168.1.2"),
@@ -386,7 +401,7 @@ mod tests {
             Op::Delete(Entry::Address(address(ip("192.168.1.2")), 0).id()),
         ];
         assert_eq!(after.change(before.entries()), expected);
-        let other = NodeView { localhost_node_ports: true, ..before.clone() };
+        let other = NodeView { loopback: [Loopback::Served, Loopback::Refused], ..before.clone() };
         let expected = [Op::Put(Entry::Config(Box::new(other.config())))];
         assert_eq!(other.change(before.entries()), expected);
     }

@@ -190,4 +190,6 @@ pub enum Expr {
     RejectPortUnreachable,
     /// Ends with a verdict.
     Verdict(Verdict),
+    /// Counts packets and bytes.
+    Counter,
 }

@@ -175,6 +175,10 @@ impl Lowering<'_> {
             Capture::NodePort(..) => IdTable::NodePorts,
         };
         let key = capture_key(&frontend.capture);
+        let loopback = self.config.loopback[self.family() as usize];
+        if table == IdTable::NodePorts && loopback.refuses(frontend.capture.protocol()) {
+            self.own(SetKind::LoopbackRefusals, key, Value::None);
+        }
         if let Some(ranges) = &frontend.allowed_sources {
             self.source_ranges(key, ranges);
         }

@@ -155,8 +155,6 @@ pub enum SetKind {
     NodePortAddresses,
     /// With IPVS: addresses of other interfaces than the one that holds the services' addresses.
     OwnAddresses,
-    /// With IPVS: addresses of other nodes, whose other ports are theirs.
-    OthersAddresses,
     /// With IPVS: protocol and port of health-check node ports.
     HealthPorts,
     /// With IPVS: addresses of services that are gone, which are still bound for connections of before.
@@ -170,11 +168,16 @@ pub enum SetKind {
     Services,
     /// The same for node ports: protocol, port.
     NodePorts,
+    /// Protocol and port of node ports that are refused on loopback. What is new comes last, because the fingerprints of
+    /// rules have the place of a set in this list in them.
+    LoopbackRefusals,
+    /// With IPVS: addresses of other nodes, whose other ports are theirs.
+    OthersAddresses,
 }
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 20] = [
+    pub const ALL: [SetKind; 21] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -188,13 +191,14 @@ impl SetKind {
         SetKind::ClusterIps,
         SetKind::NodePortAddresses,
         SetKind::OwnAddresses,
-        SetKind::OthersAddresses,
         SetKind::HealthPorts,
         SetKind::Closed,
         SetKind::NoEndpoints,
         SetKind::NodePortNoEndpoints,
         SetKind::Services,
         SetKind::NodePorts,
+        SetKind::LoopbackRefusals,
+        SetKind::OthersAddresses,
     ];
 
     /// Whether rulesets of a balancer have such a set.
@@ -256,6 +260,7 @@ impl SetId {
             SetKind::NodePortNoEndpoints => ("nodeport_no_endpoints4", "nodeport_no_endpoints6"),
             SetKind::Services => ("services4", "services6"),
             SetKind::NodePorts => ("nodeports4", "nodeports6"),
+            SetKind::LoopbackRefusals => ("loopback_refusals4", "loopback_refusals6"),
         };
         match self.family {
             Family::V4 => v4,

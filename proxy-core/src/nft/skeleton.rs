@@ -15,7 +15,7 @@ use super::object::{
 };
 use super::{Balancer, NftConfig};
 use crate::ipvs::Others;
-use crate::net::Family;
+use crate::net::{Family, Protocol};
 use crate::plan::Detector;
 
 /// What the skeleton depends on and what may change while the daemon runs.
@@ -98,7 +98,7 @@ fn spec(id: SetId) -> SetSpec {
         | SetKind::OthersAddresses
         | SetKind::Closed => (vec![ip], SetValue::None),
         SetKind::Filtered => (tuple, SetValue::None),
-        SetKind::HealthPorts => (port, SetValue::None),
+        SetKind::HealthPorts | SetKind::LoopbackRefusals => (port, SetValue::None),
         SetKind::NoEndpoints => (tuple, words(2)),
         SetKind::NodePortNoEndpoints => (port, words(2)),
         SetKind::Services => (tuple, words(9)),
@@ -145,6 +145,11 @@ pub(super) fn static_elements() -> Vec<Element> {
     elements
 }
 
+/// Refuses connections to node ports on loopback; a rule for each protocol, in the order of their numbers, counts them.
+pub fn loopback_refusal_chain(family: Family) -> ChainName {
+    ChainName::new(if family == Family::V4 { "refuse-loopback4" } else { "refuse-loopback6" })
+}
+
 /// What the filter hooks do with connections that are not translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -180,6 +185,8 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
     for family in Family::BOTH {
         let rules = filter_sources(family, prefix_lengths);
         chains.push(Chain { name: source_filter_chain(family), hook: None, rules });
+        let rules = refuse_loopback();
+        chains.push(Chain { name: loopback_refusal_chain(family), hook: None, rules });
         for table in [IdTable::Services, IdTable::NodePorts] {
             let rules = local_policy(config, table, family);
             chains.push(Chain { name: local_policy_chain(table, family), hook: None, rules });
@@ -319,7 +326,29 @@ fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
         exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
         rule("node ports without endpoints", exprs)
     });
-    refusals.into()
+    // A process that listens on the number of a node port must not answer in its place.
+    let on_loopback = Family::BOTH.map(|family| {
+        let mut exprs = of_family(family);
+        exprs.extend(compare_loopback(family, CmpOp::Eq));
+        exprs.extend(IdTable::NodePorts.load_key(family));
+        exprs.push(Expr::Lookup { set: SetId::new(SetKind::LoopbackRefusals, family), sreg: 0 });
+        exprs.push(Expr::Verdict(Verdict::Goto(loopback_refusal_chain(family))));
+        rule("node ports on loopback", exprs)
+    });
+    refusals.into_iter().chain(on_loopback).collect()
+}
+
+fn refuse_loopback() -> Vec<Rule> {
+    let of = |protocol: Protocol| {
+        let exprs = vec![
+            Expr::Meta { dreg: 0, key: MetaKey::L4Proto },
+            Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![protocol.number()] },
+            Expr::Counter,
+            Expr::RejectPortUnreachable,
+        ];
+        rule("refuse and count", exprs)
+    };
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(of).into()
 }
 
 fn dispatch(config: &NftConfig) -> Vec<Rule> {
@@ -356,6 +385,11 @@ fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
 }
 
 pub(crate) fn not_loopback(family: Family) -> Vec<Expr> {
+    compare_loopback(family, CmpOp::Neq)
+}
+
+/// Ends the rule unless the destination is, or is not, a loopback address.
+fn compare_loopback(family: Family, op: CmpOp) -> Vec<Expr> {
     let load = load_destination(family, 0);
     match family {
         Family::V4 => {
@@ -363,12 +397,12 @@ pub(crate) fn not_loopback(family: Family) -> Vec<Expr> {
             vec![
                 load,
                 Expr::Bitwise { sreg: 0, dreg: 0, mask, xor: vec![0; 4] },
-                Expr::Cmp { sreg: 0, op: CmpOp::Neq, data: vec![127, 0, 0, 0] },
+                Expr::Cmp { sreg: 0, op, data: vec![127, 0, 0, 0] },
             ]
         }
         Family::V6 => {
             let data = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
-            vec![load, Expr::Cmp { sreg: 0, op: CmpOp::Neq, data }]
+            vec![load, Expr::Cmp { sreg: 0, op, data }]
         }
     }
 }

@@ -354,6 +354,8 @@ fn expression(writer: &mut Writer, expr: &Expr) {
             writer.u32(1, 2);
             writer.attr(2, &[1]);
         }
+        // The kernel begins at zero.
+        Expr::Counter => {}
         Expr::Verdict(verdict) => {
             writer.u32(1, 0);
             let nest = writer.nest(2);
@@ -380,6 +382,7 @@ fn kernel_name(expr: &Expr) -> &'static str {
         Expr::Dnat { .. } => "nat",
         Expr::Masquerade => "masq",
         Expr::RejectPortUnreachable => "reject",
+        Expr::Counter => "counter",
     }
 }
 

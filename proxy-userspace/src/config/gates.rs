@@ -1,10 +1,21 @@
 //! The feature gates that kube-proxy 1.36 knows (the names of its metric `kubernetes_feature_enabled`).
 //!
 //! A configuration that names one of them is a good configuration. None changes anything here except
-//! [`LOGGING_ALPHA_OPTIONS`], which allows split log streams.
+//! [`LOGGING_ALPHA_OPTIONS`], which allows split log streams, and [`LOCALHOST_NODE_PORTS`].
+
+use super::raw::KubeProxyConfiguration;
 
 /// Allows `logging.options`.
 pub(super) const LOGGING_ALPHA_OPTIONS: &str = "LoggingAlphaOptions";
+
+/// Node ports on loopback are served or refused, by `nodePortAddresses`. Beta and on since 1.38.
+pub(super) const LOCALHOST_NODE_PORTS: &str = "KubeProxyNFTablesLocalhostNodePorts";
+
+/// Whether a gate of stage beta that is on by default is on. What is said of it counts more than what is said of all.
+pub(super) fn is_enabled(config: &KubeProxyConfiguration, gate: &str) -> bool {
+    let said = [gate, "AllBeta"].iter().find_map(|name| config.feature_gates.get(*name));
+    said.copied().unwrap_or(true)
+}
 
 /// Whether kube-proxy knows a gate.
 pub(super) fn is_known(name: &str) -> bool {
@@ -40,7 +51,7 @@ const KNOWN: &str = "\
     ImageVolumeWithDigest InOrderInformers InOrderInformersBatchProcess
     InPlacePodLevelResourcesVerticalScaling InPlacePodVerticalScaling InPlacePodVerticalScalingExclusiveCPUs
     InPlacePodVerticalScalingExclusiveMemory InPlacePodVerticalScalingInitContainers InformerResourceVersion
-    JobBackoffLimitPerIndex JobManagedBy JobPodReplacementPolicy JobSuccessPolicy KMSv1
+    JobBackoffLimitPerIndex JobManagedBy JobPodReplacementPolicy JobSuccessPolicy KMSv1 KubeProxyNFTablesLocalhostNodePorts
     KubeletCgroupDriverFromCRI KubeletCrashLoopBackOffMax KubeletEnsureSecretPulledImages
     KubeletFineGrainedAuthz KubeletInUserNamespace KubeletPSI KubeletPodResourcesDynamicResources
     KubeletPodResourcesGet KubeletPodResourcesListUseActivePods KubeletRegistrationGetOnExistsOnly

@@ -1,6 +1,7 @@
 //! Fields that are accepted for the sake of existing files and mean nothing here, with the reason.
 
 use super::duration::GoDuration;
+use super::gates;
 use super::raw::{Ebpf, Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
 
 /// What to tell about a configuration as it was written, before defaults.
@@ -52,7 +53,9 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
         "configSyncPeriod",
         "state is compared with the kernel, not delivered again from memory",
     );
-    for gate in config.feature_gates.keys().filter(|gate| *gate != super::gates::LOGGING_ALPHA_OPTIONS) {
+    let has_effect =
+        |gate: &str| matches!(gate, gates::LOGGING_ALPHA_OPTIONS | gates::LOCALHOST_NODE_PORTS | "AllBeta");
+    for gate in config.feature_gates.keys().filter(|gate| !has_effect(gate)) {
         told.no_effect(true, &format!("featureGates.{gate}"), "no behaviour depends on it");
     }
     let flush = &config.logging.flush_frequency;
@@ -100,12 +103,12 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
         };
         told.0.push(format!(
             "mode: {mode} runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of section \
-             iptables; node ports answer on all addresses unless nodePortAddresses is set, but not on loopback"
+             iptables; node ports answer on all addresses unless nodePortAddresses is set, and on loopback with \"localhost\" in it"
         ));
         told.no_effect(
             iptables.localhost_node_ports == Some(true),
             "iptables.localhostNodePorts",
-            "node ports do not answer on loopback",
+            "they do where nodePortAddresses lists \"localhost\"",
         );
         return;
     }

@@ -13,6 +13,7 @@ use sluice_sys::ipvs::Timeouts;
 use super::GoDuration;
 use super::defaults::{Requested, fill_in};
 use super::ignored;
+use super::node_ports::{self, NodePortSelection};
 use super::pod_network::{PodNetworkSettings, pod_network};
 use super::raw::{Conntrack, KubeProxyConfiguration};
 use super::validate::{Errors, validate};
@@ -93,15 +94,6 @@ pub enum DetectLocal {
     BridgeInterface(String),
     /// By how the name of that interface starts.
     InterfaceNamePrefix(String),
-}
-
-/// On which of the node's addresses node ports answer (reference 3.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortSelection {
-    /// The Node object's primary addresses.
-    Primary,
-    /// Interface addresses in these networks; a family without any matches all local addresses.
-    Networks(Vec<IpNet>),
 }
 
 /// A configuration file as it was read.
@@ -259,7 +251,7 @@ pub fn resolve(
         masquerade_bit: masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
         masquerade_all,
         detect_local: detect_local(&config, &mut errors),
-        node_port_addresses: node_port_addresses(&config, &mut errors, &mut warnings),
+        node_port_addresses: node_ports::selection(&config, &mut errors, &mut warnings),
         scheduler: scheduler(&config, &mut errors),
         sync_period: sync_period.unwrap_or_default().value,
         bind_address: parse_ip(&config.bind_address).filter(|ip| !ip.is_unspecified()),
@@ -425,45 +417,6 @@ fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
     found
 }
 
-fn node_port_addresses(
-    config: &KubeProxyConfiguration,
-    errors: &mut Errors,
-    warnings: &mut Vec<String>,
-) -> NodePortSelection {
-    let list = config.node_port_addresses.clone().unwrap_or_default();
-    if list == ["primary"] {
-        return NodePortSelection::Primary;
-    }
-    let mut networks = Vec::new();
-    for (i, entry) in list.iter().enumerate() {
-        match parse_cidr(entry) {
-            Some(net) if is_loopback(&net) => {
-                warnings.push(format!(
-                    "nodePortAddresses[{i}]: {entry:?} is skipped: node ports never answer on loopback"
-                ));
-            }
-            Some(net) => networks.push(net),
-            None if entry == "primary" => {
-                errors.check(false, || format!("nodePortAddresses[{i}]: \"primary\" must be the only entry"))
-            }
-            None => errors.check(false, || format!("nodePortAddresses[{i}]: {entry:?} is no CIDR")),
-        }
-    }
-    for family in Family::BOTH {
-        if !networks.is_empty() && !networks.iter().any(|net| Family::of_net(net) == family) {
-            warnings.push(format!(
-                "nodePortAddresses: no {family} network is listed, so {family} node ports answer on all local \
-                 addresses, as in kube-proxy"
-            ));
-        }
-    }
-    NodePortSelection::Networks(networks)
-}
-
-fn is_loopback(net: &IpNet) -> bool {
-    net.addr().is_loopback() && net.prefix_len() > 0
-}
-
 fn listen(field: &str, text: &str, errors: &mut Errors) -> Option<SocketAddr> {
     let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     errors.check(address.is_some(), || {
@@ -496,9 +449,9 @@ mod tests {
     fn node_ports_answer_on_primary_addresses_in_mode_nftables_and_on_all_where_kube_proxy_would_run_iptables()
      {
         let of = |mode| settings(serde_json::json!({"mode": mode})).unwrap().node_port_addresses;
-        assert_eq!(of("nftables"), NodePortSelection::Primary);
-        let all = ["0.0.0.0/0", "::/0"].map(|network| network.parse().unwrap()).to_vec();
-        assert_eq!((of(""), of("iptables")), (NodePortSelection::Networks(all.clone()), of("")));
+        assert!(of("nftables").primary && of("nftables").networks.is_empty());
+        assert!(Family::BOTH.iter().all(|family| of("").matches_all(*family)));
+        assert_eq!(of("iptables"), of(""));
     }
 
     #[cfg(feature = "ebpf")]
@@ -513,7 +466,7 @@ mod tests {
         for (mode, backend) in [("nftables", BackendKind::Nftables), ("ebpf", BackendKind::Ebpf)] {
             let settings = of(mode);
             assert_eq!((settings.backend, settings.effective.mode.as_str()), (backend, mode));
-            assert_eq!(settings.node_port_addresses, NodePortSelection::Primary);
+            assert!(settings.node_port_addresses.primary);
             assert_eq!((settings.masquerade_bit, settings.masquerade_all), (5, true));
             assert_eq!(settings.sync_period.as_secs(), 7);
         }
@@ -576,7 +529,7 @@ mod tests {
     #[test]
     fn all_errors_are_told_at_once_with_their_fields() {
         let error = settings(serde_json::json!({
-            "mode": "nftables", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4"],
+            "mode": "nftables", "clusterCIDR": "10.0.0.0/8,10.1.0.0/16,x", "nodePortAddresses": ["primary", "1.2.3.4", "primary"],
             "nftables": {"masqueradeBit": 32, "syncPeriod": "-1s"}, "detectLocalMode": "ClusterCIDR",
             "healthzBindAddress": "nowhere", "oomScoreAdj": 2000, "sluice": {"scheduler": "wrr"},
         }))
@@ -585,8 +538,8 @@ mod tests {
         for field in [
             "clusterCIDR: \"x\"",
             "clusterCIDR: give",
-            "nodePortAddresses[0]",
             "nodePortAddresses[1]",
+            "nodePortAddresses[2]",
             "nftables.masqueradeBit",
             "nftables.syncPeriod",
             "healthzBindAddress",

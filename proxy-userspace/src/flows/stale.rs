@@ -23,8 +23,8 @@ pub(super) struct Serving {
     frontends: HashMap<FrontendKey, u64>,
     /// Addresses on which node ports answer.
     node_port_addresses: HashSet<Address>,
-    /// Node ports answer on loopback addresses, too.
-    on_loopback: bool,
+    /// Node ports answer on loopback addresses, too: of IPv4, of IPv6.
+    on_loopback: [bool; 2],
 }
 
 impl Serving {
@@ -42,15 +42,17 @@ impl Serving {
             members: members.into_iter().filter(of_udp).collect(),
             frontends: frontends.map(|(key, frontend)| (key, frontend.group)).collect(),
             node_port_addresses: addresses.map(|(address, _)| address).collect(),
-            on_loopback: config.options & option::LOCALHOST_NODE_PORTS != 0,
+            on_loopback: [option::SERVES_LOOPBACK4, option::SERVES_LOOPBACK6]
+                .map(|serves| config.options & serves != 0),
         }
     }
 
     /// The group that a destination leads to, as `service::find` of the programs has it.
     fn group(&self, address: Address, port: u16) -> Option<u64> {
         let key = FrontendKey { address, port, protocol: UDP as u8, kind: kind::ADDRESS };
+        let on_loopback = self.on_loopback[usize::from(!address.is_v4())];
         let is_node_port =
-            || self.node_port_addresses.contains(&address) || (self.on_loopback && ip(address).is_loopback());
+            || self.node_port_addresses.contains(&address) || (on_loopback && ip(address).is_loopback());
         let any = if address.is_v4() { Address::v4(0) } else { Address::default() };
         let node_port = FrontendKey { address: any, kind: kind::NODE_PORT, ..key };
         let found =
@@ -163,8 +165,10 @@ mod tests {
         assert!(ended(&[node_port], &plain, not_chosen));
         assert!(ended(&[node_port, (FrontendKey { address: own, ..moved.0 }, moved.1)], &plain, own));
         let loopback = Address::v4(u32::from_ne_bytes([127, 0, 0, 1]));
-        let on_loopback = Config { options: option::LOCALHOST_NODE_PORTS, ..plain };
+        let on_loopback = Config { options: option::SERVES_LOOPBACK4, ..plain };
         assert!(ended(&[node_port], &plain, loopback) && !ended(&[node_port], &on_loopback, loopback));
+        let on_loopback6 = Config { options: option::SERVES_LOOPBACK6, ..plain };
+        assert!(ended(&[node_port], &on_loopback6, loopback), "each family by itself");
     }
 
     #[test]

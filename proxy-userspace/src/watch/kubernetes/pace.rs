@@ -1,6 +1,5 @@
 //! When to try again, and when to say so.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
 /// How long to wait for what.
@@ -38,9 +37,7 @@ impl Default for Timing {
 
 /// A random part of a whole, from 0 to just below 1.
 pub(super) fn random_part() -> f64 {
-    // Each RandomState has its own random keys.
-    let bits = RandomState::new().build_hasher().finish();
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    (crate::random::bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// What is honoured of a Retry-After. API servers ask for seconds; whatever stands before one may ask for a day.
