@@ -33,6 +33,28 @@ pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError>
     }
 }
 
+/// Writes a number to a file, unless the file holds it or a greater one. Returns whether it was changed.
+pub fn write_if_lower(path: PathBuf, value: i64) -> Result<bool, ProcError> {
+    let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
+    if now.is_some_and(|now| now >= value) { Ok(false) } else { write_if_different(path, &value.to_string()) }
+}
+
+/// CPUs of the host that are online; not those that this process may use.
+pub fn online_cpus() -> Option<usize> {
+    cpu_set(&std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
+}
+
+/// The size of a set of CPUs as the kernel writes it: `0-3,8,10-11`.
+fn cpu_set(text: &str) -> Option<usize> {
+    let mut cpus = std::collections::BTreeSet::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        cpus.extend(first..=last);
+    }
+    Some(cpus.len())
+}
+
 /// Ports that the kernel gives to processes that ask for any (`net.ipv4.ip_local_port_range`).
 pub fn local_port_range() -> std::ops::RangeInclusive<u16> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -96,6 +118,31 @@ mod tests {
         let expected = raised.to_string();
         let numbers: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
         assert_eq!(numbers, [expected.as_str(), expected.as_str()]);
+    }
+
+    #[test]
+    fn a_set_of_cpus_is_counted() {
+        for (text, count) in [("0\n", 1), ("0-3\n", 4), ("0-3,8,10-11\n", 7), ("1,1-2\n", 2)] {
+            assert_eq!(super::cpu_set(text), Some(count), "{text}");
+        }
+        assert_eq!(super::cpu_set(""), None);
+        assert!(super::online_cpus().is_some_and(|cpus| cpus > 0));
+    }
+
+    #[test]
+    fn a_greater_number_stays() {
+        let path = std::env::temp_dir().join(format!("sluice-proc-{}", std::process::id()));
+        let after = |text: &str, value| {
+            std::fs::write(&path, text).unwrap();
+            let changed = super::write_if_lower(path.clone(), value).unwrap();
+            (changed, std::fs::read_to_string(&path).unwrap())
+        };
+        assert_eq!(after("262144\n", 131_072), (false, "262144\n".into()));
+        assert_eq!(after("131072\n", 131_072), (false, "131072\n".into()));
+        assert_eq!(after("65536\n", 131_072), (true, "131072".into()));
+        // What cannot be read is written.
+        assert_eq!(after("?", 5), (true, "5".into()));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
