@@ -207,6 +207,8 @@ pub struct PlanConfig {
     pub detects_pods: [bool; 2],
     /// Masquerade all ClusterIP traffic.
     pub masquerade_all: bool,
+    /// External IPs of Services lead nowhere: the gate AllowServiceExternalIPs is closed.
+    pub ignores_external_ips: bool,
 }
 
 impl PlanConfig {

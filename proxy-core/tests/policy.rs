@@ -138,6 +138,18 @@ fn target(address: &str, port: u16, local: bool) -> Target {
 // Table 2.2.
 
 #[test]
+fn a_closed_gate_takes_external_ips_away_and_nothing_else() {
+    let config = PlanConfig { ignores_external_ips: true, ..config(true, false) };
+    let world = World::of(config, &[web(Cluster, Cluster)], &here_and_there());
+    for family in Family::BOTH {
+        assert!(world.frontend("web", capture(Role::ExternalIp, family)).is_none());
+        for role in [Role::ClusterIp, Role::LoadBalancer, Role::NodePort] {
+            assert!(world.frontend("web", capture(role, family)).is_some(), "{role:?}");
+        }
+    }
+}
+
+#[test]
 fn the_groups_hold_the_cluster_and_the_local_list() {
     let world = World::of(config(true, false), &[web(Local, Local)], &here_and_there());
     let plan = world.plan("web");

@@ -1,15 +1,17 @@
 //! The command line: `sluice COMMAND`, and that of kube-proxy, which has no commands.
 
 mod flags;
+mod pflag;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use flags::{Gate, Pattern, RunArgs};
+pub use flags::{Gate, List, Pattern, RunArgs};
 
 /// Sluice: service proxy for Linux Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -64,8 +66,13 @@ pub struct Invocation {
 
 /// Parses a command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
-    let matches = Cli::command().try_get_matches_from(normalize(arguments.into_iter().collect()))?;
-    let command = Cli::from_arg_matches(&matches)?.command;
+    let arguments = normalize(arguments.into_iter().collect())
+        .map_err(|reason| Cli::command().error(ErrorKind::InvalidValue, reason))?;
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut command = Cli::from_arg_matches(&matches)?.command;
+    if let Command::Run(args) = &mut command {
+        args.without_empty_paths();
+    }
     let (flags, given) =
         matches.subcommand().map(|(name, matches)| values(name, matches)).unwrap_or_default();
     Ok(Invocation { command, flags, given })
@@ -78,7 +85,7 @@ pub fn version(value: &str) -> Option<String> {
         // A version to report instead is accepted, and does nothing here.
         set if set.starts_with('v') => None,
         "raw" => Some(format!(
-            "sluice {version}, as kube-proxy {KUBE_PROXY}, {}-{}",
+            "sluice {version}, as kube-proxy {SUPPORTS}, {}-{}",
             std::env::consts::OS,
             std::env::consts::ARCH
         )),
@@ -86,28 +93,37 @@ pub fn version(value: &str) -> Option<String> {
     }
 }
 
-/// The version of kube-proxy whose configuration and behaviour this is.
-pub const KUBE_PROXY: &str = "1.36";
+/// The releases of kube-proxy whose configuration this takes.
+pub const SUPPORTS: &str = "1.36 to 1.38";
 
-/// kube-proxy's command line has no commands, and takes `_` for `-` in names of flags.
-fn normalize(mut arguments: Vec<OsString>) -> Vec<OsString> {
+/// The newest of them, whose defaults of feature gates count.
+pub const KUBE_PROXY: &str = "1.38";
+
+/// kube-proxy's command line has no commands, and flags that pflag reads.
+fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
     let of_run = first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version");
     if called == "kube-proxy" || of_run {
         arguments.insert(1.min(arguments.len()), "run".into());
     }
-    arguments.into_iter().map(with_hyphens).collect()
+    if arguments.get(1).is_none_or(|command| command != "run") {
+        return Ok(arguments);
+    }
+    let command = Cli::command();
+    let known = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
+    let flags: Vec<pflag::Flag<'_>> = known.filter_map(flag).collect();
+    let canonical = pflag::canonical(&arguments[2..], &flags)?;
+    arguments.truncate(2);
+    // Help is no flag with a value to clap.
+    arguments
+        .extend(canonical.into_iter().map(|text| if text == "--help=true" { "--help".into() } else { text }));
+    Ok(arguments)
 }
 
-fn with_hyphens(argument: OsString) -> OsString {
-    match argument.to_str() {
-        Some(text) if text.starts_with("--") && text.contains('_') => {
-            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-            format!("{}{value}", name.replace('_', "-")).into()
-        }
-        _ => argument,
-    }
+fn flag(argument: &clap::Arg) -> Option<pflag::Flag<'_>> {
+    let alone = argument.get_num_args().is_some_and(|count| count.min_values() == 0);
+    argument.get_long().map(|long| pflag::Flag { long, short: argument.get_short(), alone })
 }
 
 /// The flags of a command: all with their values, and the names of those that were given.
@@ -218,7 +234,50 @@ mod tests {
     }
 
     #[test]
+    fn values_are_those_of_pflag() {
+        let (args, invocation) = run(&[
+            "kube-proxy",
+            "--nodeport-addresses=\"10.0.0.0/8\"",
+            "--conntrack-max-per-core=010",
+            "--conntrack-min=1_000",
+            "--oom-score-adj",
+            "-0x10",
+            "--kube-api-qps=0x1p3",
+            "--pod-interface-name-prefix",
+            "-x",
+            "--kubeconfig=",
+            "--config=",
+            "-v3",
+            "",
+        ])
+        .unwrap();
+        assert_eq!(args.dataplane.nodeport_addresses.unwrap(), [List(vec!["10.0.0.0/8".into()])]);
+        let tracking = args.tracking;
+        assert_eq!((tracking.conntrack_max_per_core, tracking.conntrack_min), (Some(8), Some(1000)));
+        assert_eq!((args.node.oom_score_adj, args.client.kube_api_qps), (Some(-16), Some(8.0)));
+        assert_eq!(args.dataplane.pod_interface_name_prefix.as_deref(), Some("-x"));
+        assert_eq!((args.client.kubeconfig, args.config, args.v), (None, None, Some(3)));
+        assert!(invocation.given.contains(&"kubeconfig".to_owned()));
+        for bad in [
+            "--nodeport-addresses=\"a",
+            "--conntrack-min=08",
+            "--conntrack-min=1e3",
+            "--conntrack-min=3000000000",
+            "--kube-api-qps=x",
+            "--v=0x3",
+            "--vmodule=a=b",
+            "--feature-gates=A",
+            "---v=3",
+            "-x",
+            "--conntrack-min",
+        ] {
+            assert!(run(&["kube-proxy", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn flags_are_written_as_in_go() {
+        let list = |items: &[&str]| List(items.iter().map(|item| (*item).to_owned()).collect());
         let (args, _) = run(&["kube-proxy", "-v", "3", "--oom_score_adj=-5", "--v=4", "--version"]).unwrap();
         assert_eq!((args.v, args.node.oom_score_adj), (Some(4), Some(-5)));
         assert_eq!(args.version.as_deref(), Some("true"));
@@ -229,7 +288,10 @@ mod tests {
             "1.0.0.0/8",
         ])
         .unwrap();
-        assert_eq!(args.dataplane.nodeport_addresses.unwrap(), ["10.0.0.0/8", "fd00::/8", "1.0.0.0/8"]);
+        assert_eq!(
+            args.dataplane.nodeport_addresses.unwrap(),
+            [list(&["10.0.0.0/8", "fd00::/8"]), list(&["1.0.0.0/8"])]
+        );
         let (args, _) = run(&["kube-proxy", "--feature-gates=A=true,B=f", "--vmodule=a*=1,b=2"]).unwrap();
         assert_eq!(args.node.feature_gates.unwrap(), [Gate("A".into(), true), Gate("B".into(), false)]);
         assert_eq!(args.log.vmodule.unwrap(), [Pattern("a*".into(), 1), Pattern("b".into(), 2)]);

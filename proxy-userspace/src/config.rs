@@ -15,6 +15,7 @@ mod watch;
 pub(crate) use defaults::BPFFS;
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
+pub use gates::FeatureGates;
 pub use node_ports::NodePortSelection;
 pub use pod_network::{CniSettings, PodNetworkSettings};
 pub use resolve::{
@@ -27,7 +28,8 @@ use std::path::Path;
 
 use raw::KubeProxyConfiguration;
 use serde_json::Value;
-use serde_saphyr::DuplicateKeyPolicy;
+
+use crate::go_yaml::{Document, first_document};
 
 /// A configuration file.
 #[derive(Debug, Default)]
@@ -49,33 +51,71 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 }
 
 fn parse(text: &str) -> Result<Loaded, String> {
-    let strict: Result<Value, _> = serde_saphyr::from_str(text);
-    let (mut value, twice) = match strict {
-        Ok(value) => (value, None),
-        // kube-proxy reads a file with a field given twice too, and the last one counts.
-        Err(error) => {
-            let lenient = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
-            let value = serde_saphyr::from_str_with_options(text, lenient).map_err(|_| error.to_string())?;
-            (value, Some(error.to_string()))
-        }
-    };
-    without_nulls(&mut value);
+    let Document { mut value, twice } = document(text)?;
+    if !value.is_object() {
+        return Err("there is no KubeProxyConfiguration in the first YAML document".into());
+    }
+    nulls(&mut value, "");
     let mut odd: Vec<String> =
-        twice.into_iter().map(|error| format!("the last one counts: {error}")).collect();
+        twice.into_iter().map(|path| format!("{path} is given twice, and the last one counts")).collect();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let config =
-        serde_ignored::deserialize(value, |path| odd.push(format!("unknown field {path} is ignored")))
-            .map_err(|error: serde_json::Error| error.to_string())?;
+        serde_ignored::deserialize(tracked, |path| odd.push(format!("unknown field {path} is ignored")))
+            .map_err(|error: serde_json::Error| format!("{}: {error}", track.path()))?;
     Ok(Loaded { config, odd, ..Loaded::default() })
 }
 
-/// A field that is null counts as left out.
-fn without_nulls(value: &mut Value) {
+/// The first document. As in kube-proxy, a text that begins with `{` is JSON and nothing else.
+fn document(text: &str) -> Result<Document, String> {
+    if !text.trim_start().starts_with('{') {
+        return first_document(text).map_err(|error| error.to_string());
+    }
+    // Fields that are given twice are told by reading the text as YAML, of which JSON is a part.
+    let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let twice = first_document(text).map(|document| document.twice).unwrap_or_default();
+    Ok(Document { value, twice })
+}
+
+/// Durations that are no pointers in kube-proxy, whose decoder wants a text there and takes null for an empty one.
+const NEVER_NULL: [&str; 10] = [
+    "configSyncPeriod",
+    "iptables.syncPeriod",
+    "iptables.minSyncPeriod",
+    "nftables.syncPeriod",
+    "nftables.minSyncPeriod",
+    "ipvs.syncPeriod",
+    "ipvs.minSyncPeriod",
+    "ipvs.tcpTimeout",
+    "ipvs.tcpFinTimeout",
+    "ipvs.udpTimeout",
+];
+
+/// Takes null as Go's JSON decoder does: a field counts as left out, a value of a map or a list is the zero value.
+fn nulls(value: &mut Value, path: &str) {
     match value {
         Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(without_nulls);
+            fields.retain(|name, value| {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                if value.is_null() && path.starts_with("featureGates.") {
+                    *value = false.into();
+                }
+                if value.is_null() && NEVER_NULL.contains(&path.as_str()) {
+                    *value = "".into();
+                }
+                nulls(value, &path);
+                !value.is_null()
+            });
         }
-        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        Value::Array(items) => {
+            for item in items {
+                match path {
+                    "nodePortAddresses" | "ipvs.excludeCIDRs" if item.is_null() => *item = "".into(),
+                    "logging.vmodule" if item.is_null() => *item = Value::Object(serde_json::Map::new()),
+                    _ => nulls(item, path),
+                }
+            }
+        }
         _ => {}
     }
 }
@@ -101,7 +141,13 @@ mod tests {
 
     #[test]
     fn a_wrong_type_is_an_error_that_names_it() {
-        assert!(parse("nftables: {masqueradeBit: many}").unwrap_err().contains("many"));
+        let error = parse("mode: nftables\nnftables: {masqueradeBit: many}").unwrap_err();
+        assert!(error.starts_with("nftables.masqueradeBit: ") && error.contains("many"), "{error}");
+        for text in
+            ["mode: 1", "mode: yes", "oomScoreAdj: '5'", "oomScoreAdj: 1.5", "bindAddressHardFail: 'true'"]
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
         assert!(parse("mode: [").is_err());
     }
 
@@ -115,10 +161,42 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_those_of_go() {
+        let loaded =
+            parse("nftables: {masqueradeBit: 016}\noomScoreAdj: -9e2\nconntrack: {min: 1_000}\n").unwrap();
+        assert_eq!(loaded.config.nftables.masquerade_bit, Some(14));
+        assert_eq!((loaded.config.oom_score_adj, loaded.config.conntrack.min), (Some(-900), Some(1000)));
+    }
+
+    #[test]
+    fn null_is_what_go_makes_of_it() {
+        let loaded =
+            parse("featureGates: {WatchList: null}\nnodePortAddresses: [null]\niptables: null\n").unwrap();
+        assert!(!loaded.config.feature_gates["WatchList"]);
+        assert_eq!(loaded.config.node_port_addresses.unwrap(), [""]);
+        assert!(parse("configSyncPeriod: null").unwrap_err().starts_with("configSyncPeriod"));
+        for text in ["", "---\n---\nmode: nftables\n", "[]", "mode"] {
+            assert!(parse(text).unwrap_err().contains("no KubeProxyConfiguration"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_document_counts() {
+        for text in ["mode: nftables\n---\n", "---\nmode: nftables\n...\n---\nmode: x\n"] {
+            assert_eq!(parse(text).unwrap().config.mode, "nftables", "{text:?}");
+        }
+    }
+
+    #[test]
     fn json_is_read_too() {
         assert_eq!(
             parse(r#"{"mode":"nftables","clusterCIDR":"10.0.0.0/8"}"#).unwrap().config.cluster_cidr,
             "10.0.0.0/8"
         );
+        // As in kube-proxy: no number with a fraction, nothing behind, no YAML.
+        for text in [r#"{"oomScoreAdj": 14.0}"#, "{\"mode\": \"\"}\n---\n", "{mode: nftables}"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert_eq!(parse(r#"{"mode": "a", "mode": "b"}"#).unwrap().odd.len(), 1);
     }
 }

@@ -25,7 +25,7 @@ use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout};
+use crate::{addresses, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout, sysctls};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -197,9 +197,8 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
     if settings.backend == BackendKind::Ipvs {
         ipvs::prepare(settings).map_err(DaemonError::Backend)?;
     }
-    for (name, value) in conntrack_sysctls(settings, cpus()) {
-        let set = proc::set_sysctl(&format!("net.netfilter.{name}"), &value.to_string());
-        set.map_err(DaemonError::Sysctl)?;
+    for setting in sysctls::conntrack(&settings.conntrack, sysctls::cpus()) {
+        setting.write().map_err(DaemonError::Sysctl)?;
     }
     info!("the node is prepared");
     Ok(())
@@ -292,6 +291,9 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let metrics_page = serve(settings.metrics_bind, "metrics", "metricsBindAddress", hard, debug);
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
     recorder.record(Event::starting());
+    if settings.default_mode {
+        recorder.record(Event::default_mode());
+    }
     tokio::select! {
         signal = end_signal() => {
             info!(signal = signal?, "ending; rules stay in force");
@@ -463,48 +465,14 @@ fn prepare_process(settings: &Settings) {
     let mut tried: Vec<(String, Result<bool, proc::ProcError>)> = Vec::new();
     let oom = settings.oom_score_adj.to_string();
     tried.push(("oom_score_adj".into(), proc::write_if_different("/proc/self/oom_score_adj".into(), &oom)));
-    for (name, value) in conntrack_sysctls(settings, cpus()) {
-        let name = format!("net.netfilter.{name}");
-        tried.push((name.clone(), proc::set_sysctl(&name, &value.to_string())));
+    for setting in sysctls::conntrack(&settings.conntrack, sysctls::cpus()) {
+        tried.push((setting.path.into(), setting.write()));
     }
     for (name, result) in tried {
         if let Err(error) = result {
             warn!(%error, "cannot set {name}");
         }
     }
-}
-
-fn cpus() -> i64 {
-    std::thread::available_parallelism().map_or(1, |n| n.get() as i64)
-}
-
-/// The connection tracking sysctls to write.
-fn conntrack_sysctls(settings: &Settings, cpus: i64) -> Vec<(&'static str, i64)> {
-    const CAP: i64 = 1 << 20;
-    let conntrack = &settings.conntrack;
-    let mut sysctls = Vec::new();
-    let per_core = i64::from(conntrack.max_per_core.unwrap_or(0));
-    if per_core > 0 {
-        let scaled = (per_core * cpus).min(CAP);
-        let max = if per_core * cpus > CAP { CAP } else { scaled.max(i64::from(conntrack.min.unwrap_or(0))) };
-        sysctls.push(("nf_conntrack_max", max));
-    }
-    let timeouts = [
-        ("nf_conntrack_tcp_timeout_established", conntrack.tcp_established_timeout),
-        ("nf_conntrack_tcp_timeout_close_wait", conntrack.tcp_close_wait_timeout),
-        ("nf_conntrack_udp_timeout", conntrack.udp_timeout),
-        ("nf_conntrack_udp_timeout_stream", conntrack.udp_stream_timeout),
-    ];
-    for (name, timeout) in timeouts {
-        let seconds = timeout.map_or(0, |t| t.value.as_secs() as i64);
-        if seconds > 0 {
-            sysctls.push((name, seconds));
-        }
-    }
-    if conntrack.tcp_be_liberal {
-        sysctls.push(("nf_conntrack_tcp_be_liberal", 1));
-    }
-    sysctls
 }
 
 #[cfg(test)]
@@ -552,14 +520,5 @@ mod tests {
         assert!(!passes(&refused) && !is_lack(&refused));
         assert!(is_lack(&BackendError::Missing(vec![])) && is_lack(&BackendError::NotBuilt));
         assert_eq!(DaemonError::Backend(busy).exit_code(), 3);
-    }
-
-    #[test]
-    fn conntrack_sysctls_follow_the_cores_and_leave_zeros_alone() {
-        let sysctls = |cpus| conntrack_sysctls(&settings("NodeCIDR"), cpus);
-        assert_eq!(sysctls(2)[0], ("nf_conntrack_max", 131_072));
-        assert_eq!(sysctls(8)[0], ("nf_conntrack_max", 262_144));
-        assert_eq!(sysctls(64)[0], ("nf_conntrack_max", 1 << 20));
-        assert_eq!(sysctls(2).len(), 3);
     }
 }

@@ -52,6 +52,13 @@ impl Event {
         Event::of_node(false, "Starting", String::new())
     }
 
+    /// The configuration names no mode, which will mean another one to a later kube-proxy.
+    pub fn default_mode() -> Event {
+        let note = "no mode is set, so the settings of mode iptables count, which runs as nftables here. To kube-proxy \
+                    1.40 no mode will mean nftables: say \"mode: nftables\" or \"mode: iptables\"";
+        Event::of_node(true, "KubeProxyDefaultMode", note.to_owned())
+    }
+
     /// The health server cannot listen, and the process ends for it.
     pub fn no_health_server(note: String) -> Event {
         Event::of_node(true, "FailedToStartProxierHealthcheck", note)

@@ -66,6 +66,7 @@ pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
         node_addresses: Family::BOTH.iter().filter_map(|f| primary(settings, facts, *f)).collect(),
         detects_pods: [detects(Family::V4), detects(Family::V6)],
         masquerade_all: settings.masquerade_all,
+        ignores_external_ips: !settings.gates.allow_service_external_ips,
     }
 }
 

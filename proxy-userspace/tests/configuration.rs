@@ -353,6 +353,59 @@ fn what_kube_proxy_refuses_is_refused_at_once_with_the_fields() {
     }
 }
 
+#[test]
+fn files_that_were_refused_are_taken_with_the_values_of_go() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/collection/faults");
+    for (name, bit, oom) in [
+        ("05-config-trailing-marker", 14, -999),
+        ("06b-numbers-config", 14, -900),
+        ("07-config-with-a-closing-document-marker", 14, -999),
+        ("08-config-with-an-octal-number", 14, -999),
+    ] {
+        let text = std::fs::read_to_string(directory.join(name).with_extension("yaml")).unwrap();
+        let value = ours(&[], Some(&text));
+        assert_eq!(
+            (&value["nftables"]["masqueradeBit"], &value["oomScoreAdj"]),
+            (&json!(bit), &json!(oom)),
+            "{name}"
+        );
+        assert_eq!(value["mode"], "nftables", "{name}");
+    }
+    // An octal number that is not the default.
+    assert_eq!(
+        ours(&[], Some("mode: nftables\nnftables: {masqueradeBit: 012}"))["nftables"]["masqueradeBit"],
+        10
+    );
+}
+
+/// The gates that a help page names, with what it says of their stage.
+fn gates_of(help: &str) -> Vec<(String, String)> {
+    let lines = help.lines().filter_map(|line| line.trim().split_once("=true|false "));
+    lines
+        .map(|(name, stage)| (name.rsplit(' ').next().unwrap_or(name).to_owned(), stage.to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_table_of_gates_says_what_kube_proxy_says() {
+    let newer = std::env::var_os("SLUICE_KUBE_PROXY_1_37").map(PathBuf::from);
+    let table = include_str!("../src/config/feature-gates.txt");
+    for (column, oracle) in [(1, kube_proxy()), (2, newer)] {
+        let Some(oracle) = oracle else { continue };
+        let gates = gates_of(&help(&oracle));
+        assert!(gates.len() > 100, "kube-proxy's help is not understood: {gates:?}");
+        for (name, stage) in gates {
+            let line = table.lines().find(|line| line.split(' ').next() == Some(&name));
+            let state = line.and_then(|line| line.split(' ').nth(column)).unwrap_or_default();
+            let letter = if stage.starts_with("(ALPHA") { 'a' } else { 'b' };
+            // What follows is for another --min-compatibility-version.
+            let stage = stage.split(')').next().unwrap_or_default();
+            let sign = if stage.contains("default=true") { '+' } else { '-' };
+            assert_eq!(state, format!("{letter}{sign}"), "{name} {stage}");
+        }
+    }
+}
+
 /// The flags in a help page, with their defaults.
 fn flags_of(help: &str) -> Vec<(String, Option<String>)> {
     let mut found: Vec<(String, Option<String>)> = Vec::new();

@@ -114,8 +114,9 @@ impl Planner {
         name: &ObjectName,
         affected: &mut BTreeSet<ObjectName>,
     ) {
+        let captured = |service| captures(service, self.config.ignores_external_ips).into_keys().collect();
         let wanted: Option<(i64, Box<[Capture]>)> =
-            service.map(|s| (s.created.unwrap_or(i64::MAX), captures(s).into_keys().collect()));
+            service.map(|s| (s.created.unwrap_or(i64::MAX), captured(s)));
         let had = self.claimed.get(name);
         if had == wanted.as_ref() {
             return;
@@ -138,7 +139,7 @@ impl Planner {
 
     fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {
         let mut ports = Vec::new();
-        let wanted = captures(service);
+        let wanted = captures(service, self.config.ignores_external_ips);
         for (at, port) in service.ports.iter().enumerate() {
             for family in Family::BOTH {
                 if service.cluster_ip(family).is_some() {
@@ -254,7 +255,7 @@ struct Claim {
 
 /// All frontends that a Service wants, each once. An address that is both an external IP and a load balancer
 /// IP keeps its first role and the load balancer's source ranges.
-fn captures(service: &Service) -> BTreeMap<Capture, Claim> {
+fn captures(service: &Service, ignores_external_ips: bool) -> BTreeMap<Capture, Claim> {
     let mut wanted = BTreeMap::new();
     let mut want = |capture: Capture, port: usize, role: Role| {
         let filtered = role == Role::LoadBalancer;
@@ -266,7 +267,8 @@ fn captures(service: &Service) -> BTreeMap<Capture, Claim> {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let address = |ip| Capture::Address(ip, port.protocol, port.port);
             want(address(cluster_ip), at, Role::ClusterIp);
-            for ip in service.external_ips.iter().filter(|ip| Family::of(ip) == family) {
+            let external = service.external_ips.iter().filter(|_| !ignores_external_ips);
+            for ip in external.filter(|ip| Family::of(ip) == family) {
                 want(address(*ip), at, Role::ExternalIp);
             }
             for ip in service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family) {

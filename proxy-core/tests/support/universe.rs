@@ -160,6 +160,7 @@ pub(crate) fn any_config() -> impl Strategy<Value = PlanConfig> {
             node_addresses: if in_range { ips("192.0.2.200 2001:db8:2::1") } else { ips("192.168.0.2") },
             detects_pods: DETECTS,
             masquerade_all,
+            ignores_external_ips: false,
         },
     )
 }

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
+use super::pflag;
 use crate::config::GoDuration;
+use crate::go_number;
 
 /// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file; only
 /// --hostname-override, the logging flags, --master, --kubeconfig, flags of Sluice and the flags that name an action keep
@@ -14,14 +17,14 @@ use crate::config::GoDuration;
 #[command(args_override_self = true)]
 pub struct RunArgs {
     /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; a change of it ends the program.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: Option<PathBuf>,
     /// Print the version and end; `raw` prints it in detail.
     #[arg(long, value_name = "BOOL|raw", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = version_value)]
     pub version: Option<String>,
     /// Log more: 2 and above log each sync, 4 and above each object.
-    #[arg(short, long = "v", value_name = "LEVEL")]
+    #[arg(short, long = "v", value_name = "LEVEL", value_parser = go_level)]
     pub v: Option<u32>,
     /// What to do instead of running.
     #[command(flatten)]
@@ -46,12 +49,27 @@ pub struct RunArgs {
     pub log: LogArgs,
 }
 
+impl RunArgs {
+    /// An empty name of a file is as good as none.
+    pub(super) fn without_empty_paths(&mut self) {
+        let actions = &mut self.actions;
+        for path in [
+            &mut self.config,
+            &mut actions.write_config_to,
+            &mut self.own.manifests,
+            &mut self.client.kubeconfig,
+        ] {
+            *path = path.take().filter(|path| !path.as_os_str().is_empty());
+        }
+    }
+}
+
 /// What to do instead of running.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Actions")]
 pub struct ActionsArgs {
     /// Write the configuration that would be in force to this file, and end.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub write_config_to: Option<PathBuf>,
     /// Do only what needs full privileges (sysctls), and end; then CAP_NET_ADMIN is enough.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
@@ -66,7 +84,7 @@ pub struct ActionsArgs {
 #[command(next_help_heading = "Flags of Sluice")]
 pub struct OwnArgs {
     /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub manifests: Option<PathBuf>,
     /// How endpoints are picked: random, rr or, in mode ebpf, maglev; wins over the file.
     #[arg(long, value_name = "NAME")]
@@ -84,7 +102,7 @@ pub struct OwnArgs {
 #[command(next_help_heading = "API server")]
 pub struct ClientArgs {
     /// Kubeconfig file; without it (and without --manifests) the pod's service account is used.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub kubeconfig: Option<PathBuf>,
     /// URL of the API server, over that of the kubeconfig.
     #[arg(long, value_name = "URL")]
@@ -93,13 +111,13 @@ pub struct ClientArgs {
     #[arg(long, value_name = "TYPE")]
     pub kube_api_content_type: Option<String>,
     /// No meaning here: there is one list and one watch of each kind.
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = go_float)]
     pub kube_api_qps: Option<f32>,
     /// No meaning here, as --kube-api-qps.
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub kube_api_burst: Option<i32>,
     /// No meaning here: state is compared with the kernel, not delivered again.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub config_sync_period: Option<GoDuration>,
 }
 
@@ -120,25 +138,25 @@ pub struct NodeArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<String>,
     /// Deprecated: 0 switches the health server off, if --healthz-bind-address is not given.
-    #[arg(long, value_name = "PORT")]
-    pub healthz_port: Option<u16>,
+    #[arg(long, value_name = "PORT", value_parser = go_int)]
+    pub healthz_port: Option<i32>,
     /// Where /metrics is served, IP or IP:port [default: 127.0.0.1:10249].
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_bind_address: Option<String>,
     /// Deprecated: 0 switches the metrics server off, if --metrics-bind-address is not given.
-    #[arg(long, value_name = "PORT")]
-    pub metrics_port: Option<u16>,
+    #[arg(long, value_name = "PORT", value_parser = go_int)]
+    pub metrics_port: Option<i32>,
     /// No meaning here: there are no Go profiles.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub profiling: Option<bool>,
     /// No meaning here: no metric is hidden.
     #[arg(long, value_name = "VERSION")]
     pub show_hidden_metrics_for_version: Option<String>,
-    /// Feature gates of kube-proxy 1.36; only LoggingAlphaOptions has a meaning here.
+    /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md says which have a meaning here.
     #[arg(long, value_name = "GATE=BOOL", value_delimiter = ',')]
     pub feature_gates: Option<Vec<Gate>>,
     /// oom_score_adj of this process, -1000 to 1000 [default: -999].
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub oom_score_adj: Option<i32>,
     /// No meaning here.
     #[arg(long, value_name = "FILES")]
@@ -171,43 +189,43 @@ pub struct DataplaneArgs {
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
     /// Networks of the node addresses that node ports answer on, comma-separated, or "primary".
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
-    pub nodeport_addresses: Option<Vec<String>>,
+    #[arg(long, value_name = "CIDRS")]
+    pub nodeport_addresses: Option<Vec<List>>,
     /// Bit of the packet mark that asks for masquerading, in --proxy-mode iptables.
-    #[arg(long, value_name = "BIT", allow_negative_numbers = true)]
+    #[arg(long, value_name = "BIT", value_parser = go_int)]
     pub iptables_masquerade_bit: Option<i32>,
     /// No meaning here: node ports do not answer on loopback.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub iptables_localhost_nodeports: Option<bool>,
     /// A failed change is retried after this time at the latest [default: 30s].
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<GoDuration>,
     /// No meaning here: changes go to the kernel at once.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub iptables_min_sync_period: Option<GoDuration>,
     /// For mode ipvs.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub ipvs_sync_period: Option<GoDuration>,
     /// For mode ipvs.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub ipvs_min_sync_period: Option<GoDuration>,
     /// For mode ipvs.
     #[arg(long, value_name = "NAME")]
     pub ipvs_scheduler: Option<String>,
     /// For mode ipvs.
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
-    pub ipvs_exclude_cidrs: Option<Vec<String>>,
+    #[arg(long, value_name = "CIDRS")]
+    pub ipvs_exclude_cidrs: Option<Vec<List>>,
     /// For mode ipvs.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub ipvs_strict_arp: Option<bool>,
     /// For mode ipvs.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub ipvs_tcp_timeout: Option<GoDuration>,
     /// For mode ipvs.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub ipvs_tcpfin_timeout: Option<GoDuration>,
     /// For mode ipvs.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub ipvs_udp_timeout: Option<GoDuration>,
 }
 
@@ -216,25 +234,25 @@ pub struct DataplaneArgs {
 #[command(next_help_heading = "Connection tracking")]
 pub struct TrackingArgs {
     /// Connections for each core; 0 leaves the limit as it is [default: 32768].
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub conntrack_max_per_core: Option<i32>,
     /// The least limit [default: 131072].
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub conntrack_min: Option<i32>,
     /// Timeout of idle TCP connections; 0 leaves it [default: 24h].
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_established: Option<GoDuration>,
     /// Timeout of TCP connections in CLOSE_WAIT; 0 leaves it [default: 1h].
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
     /// Do not take TCP packets out of window for invalid.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub conntrack_tcp_be_liberal: Option<bool>,
     /// Timeout of UDP flows without an answer; 0 leaves it.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout: Option<GoDuration>,
     /// Timeout of answered UDP flows; 0 leaves it.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 }
 
@@ -249,7 +267,7 @@ pub struct LogArgs {
     #[arg(long, value_name = "PATTERN=LEVEL", value_delimiter = ',')]
     pub vmodule: Option<Vec<Pattern>>,
     /// No meaning here: every line is written at once.
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     pub log_flush_frequency: Option<GoDuration>,
     /// Text format: warnings and errors to stderr, the rest to stdout.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
@@ -273,12 +291,16 @@ impl FromStr for Gate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
+        if text.is_empty() {
             return Ok(Gate(String::new(), false));
         }
         let (name, value) =
             text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form Name=true"))?;
-        Ok(Gate(name.trim().to_owned(), go_bool(value.trim())?))
+        let name = name.trim();
+        if name.is_empty() {
+            return Err(format!("{text:?} names no gate"));
+        }
+        Ok(Gate(name.to_owned(), go_bool(value.trim())?))
     }
 }
 
@@ -290,13 +312,47 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
+        if text.is_empty() {
             return Ok(Pattern(String::new(), 0));
         }
-        let parsed = text.split_once('=').and_then(|(name, level)| Some((name, level.parse().ok()?)));
+        let parsed = text.split_once('=').filter(|(name, _)| !name.is_empty());
         let (name, level) = parsed.ok_or_else(|| format!("{text:?} is not of the form pattern=2"))?;
-        Ok(Pattern(name.to_owned(), level))
+        Ok(Pattern(name.to_owned(), go_level(level)?))
     }
+}
+
+/// The values of one flag that is a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List(pub Vec<String>);
+
+impl FromStr for List {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        pflag::csv(text).map(List).map_err(|reason| format!("no list in the format CSV: {reason}"))
+    }
+}
+
+/// A file; unlike clap, pflag takes an empty name, which is as good as none.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// A whole number, with a prefix for its base as in Go.
+fn go_int(text: &str) -> Result<i32, String> {
+    let value = go_number::parse_int(text, true).and_then(|value| i32::try_from(value).ok());
+    value
+        .ok_or_else(|| format!("{text:?} is no whole number of 32 bits, such as 10, 0x10 or 010, which is 8"))
+}
+
+fn go_float(text: &str) -> Result<f32, String> {
+    go_number::parse_f32(text).ok_or_else(|| format!("{text:?} is no number such as 2.5 or 0x1p3"))
+}
+
+/// A log level: digits and nothing else, and 31 bits.
+fn go_level(text: &str) -> Result<u32, String> {
+    let level = text.parse().ok().filter(|level| *level <= i32::MAX as u32 && !text.starts_with('+'));
+    level.ok_or_else(|| format!("{text:?} is no level such as 2"))
 }
 
 /// A truth value as Go writes them.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::raw::{KubeProxyConfiguration, Logging, VModule};
 use super::resolve::{ConfigError, ConfigFile, Flags, Settings, resolve};
-use super::{GoDuration, load};
-use crate::cli::{Invocation, RunArgs};
+use super::{GoDuration, gates, load};
+use crate::cli::{Invocation, List, RunArgs};
 
 /// Flags that have a say beside a configuration file.
 const BESIDE_FILE: &[&str] = &[
@@ -46,7 +46,9 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
                 ));
             }
             config_file = Some(ConfigFile { path: path.clone(), text: loaded.text });
-            loaded.config
+            let mut config = loaded.config;
+            warnings.extend(split_streams(&mut config));
+            config
         }
         None => from_flags(args),
     };
@@ -87,6 +89,20 @@ pub fn write_effective(settings: &Settings, path: &Path) -> Result<(), ConfigErr
         std::fs::write(path, text)
     };
     write().map_err(|source| ConfigError::Write { path: path.to_owned(), source })
+}
+
+/// kube-proxy forgets split streams of a file, and so takes one that lacks the gate for them.
+fn split_streams(config: &mut KubeProxyConfiguration) -> Vec<String> {
+    let allowed = gates::is_on(&config.feature_gates, gates::LOGGING_ALPHA_OPTIONS);
+    let options = &mut config.logging.options;
+    let formats = [("text", &mut options.text), ("json", &mut options.json)];
+    let forgotten = formats.into_iter().filter(|(_, options)| !allowed && options.split_stream);
+    let told = forgotten.map(|(name, options)| {
+        options.split_stream = false;
+        let gate = gates::LOGGING_ALPHA_OPTIONS;
+        format!("logging.options.{name}.splitStream: has no effect without featureGates.{gate}")
+    });
+    told.collect()
 }
 
 fn without_say(given: &[String]) -> Vec<String> {
@@ -172,10 +188,9 @@ fn or_default(value: &Option<String>, default: &str) -> String {
     value.as_deref().filter(|text| !text.is_empty()).unwrap_or(default).to_owned()
 }
 
-/// An empty text is an empty list.
-fn list(given: &Option<Vec<String>>) -> Option<Vec<String>> {
-    let given = given.as_ref()?;
-    Some(if given.iter().all(String::is_empty) { Vec::new() } else { given.clone() })
+/// Each flag adds to the list.
+fn list(given: &Option<Vec<List>>) -> Option<Vec<String>> {
+    Some(given.as_ref()?.iter().flat_map(|list| list.0.iter().cloned()).collect())
 }
 
 fn text(value: &Option<String>) -> String {

@@ -1,7 +1,6 @@
 //! Fields that are accepted for the sake of existing files and mean nothing here, with the reason.
 
 use super::duration::GoDuration;
-use super::gates;
 use super::raw::{Ebpf, Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
 
 /// What to tell about a configuration as it was written, before defaults.
@@ -53,9 +52,7 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
         "configSyncPeriod",
         "state is compared with the kernel, not delivered again from memory",
     );
-    let has_effect =
-        |gate: &str| matches!(gate, gates::LOGGING_ALPHA_OPTIONS | gates::LOCALHOST_NODE_PORTS | "AllBeta");
-    for gate in config.feature_gates.keys().filter(|gate| !has_effect(gate)) {
+    for gate in config.feature_gates.keys().filter(|gate| !super::gates::has_effect(gate)) {
         told.no_effect(true, &format!("featureGates.{gate}"), "no behaviour depends on it");
     }
     let flush = &config.logging.flush_frequency;

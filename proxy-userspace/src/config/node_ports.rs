@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use sluice_core::loopback::{Loopback, localhost};
-use sluice_core::net::{Family, parse_cidr};
+use sluice_core::net::Family;
 
 use super::gates::{self, LOCALHOST_NODE_PORTS};
 use super::raw::KubeProxyConfiguration;
-use super::validate::Errors;
+use super::validate::{Errors, parse_cidr};
 
 /// On which of the node's addresses node ports answer (reference 3.1).
 ///
@@ -73,7 +73,7 @@ pub(super) fn selection(
 ) -> NodePortSelection {
     let list = config.node_port_addresses.as_deref().unwrap_or_default();
     let mut found = NodePortSelection {
-        decides_loopback: gates::is_enabled(config, LOCALHOST_NODE_PORTS),
+        decides_loopback: gates::is_on(&config.feature_gates, LOCALHOST_NODE_PORTS),
         ..NodePortSelection::default()
     };
     for (i, entry) in list.iter().enumerate() {
@@ -81,7 +81,7 @@ pub(super) fn selection(
         errors.check(!is_keyword || !list[..i].contains(entry), || {
             format!("nodePortAddresses[{i}]: {entry:?} is a duplicate: name a keyword once")
         });
-        match (entry.as_str(), parse_cidr(entry).filter(|_| entry.trim() == entry)) {
+        match (entry.as_str(), parse_cidr(entry)) {
             ("primary", _) => found.primary = true,
             ("localhost", _) => found.networks.extend(LOOPBACK),
             ("all", _) => found.networks.extend(ANYWHERE),

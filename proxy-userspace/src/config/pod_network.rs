@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Option<PodNetworkSettings>, ConfigError> {
-        let config = super::super::parse(text).unwrap().config;
+        let config = super::super::parse(&format!("---\n{text}")).unwrap().config;
         Ok(resolve(config, &Flags::default(), "n1")?.pod_network)
     }
 

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice_core::ipvs::SchedulerName;
-use sluice_core::net::{Family, parse_cidr, parse_ip};
+use sluice_core::net::{Family, parse_ip};
 use sluice_sys::ipvs::Timeouts;
 
 use super::GoDuration;
 use super::defaults::{Requested, fill_in};
+use super::gates::{self, FeatureGates};
 use super::ignored;
 use super::node_ports::{self, NodePortSelection};
 use super::pod_network::{PodNetworkSettings, pod_network};
 use super::raw::{Conntrack, KubeProxyConfiguration};
-use super::validate::{Errors, validate};
+use super::validate::{Errors, parse_cidr, validate};
 
 /// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +207,10 @@ pub struct Settings {
     pub oom_score_adj: i32,
     /// Connection tracking sysctls.
     pub conntrack: Conntrack,
+    /// Feature gates with an effect here, as they are in force.
+    pub gates: FeatureGates,
+    /// No mode was said, so that it is kube-proxy's default.
+    pub default_mode: bool,
     /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
     pub cleanup_kube_proxy: bool,
     /// The network between pods, if it is ours.
@@ -228,6 +233,8 @@ pub fn resolve(
 ) -> Result<Settings, ConfigError> {
     let mut errors = Errors::default();
     let mut warnings = ignored::told(&config);
+    warnings.extend(gates::judge(&config.feature_gates).warnings);
+    let default_mode = config.mode.is_empty();
     let requested = fill_in(&mut config);
     validate(&config, requested, &mut errors);
     if let Some(name) = &flags.hostname_override {
@@ -260,6 +267,8 @@ pub fn resolve(
         bind_hard_fail: config.bind_address_hard_fail,
         oom_score_adj: config.oom_score_adj.unwrap_or_default(),
         conntrack: config.conntrack.clone(),
+        gates: FeatureGates::of(&config.feature_gates),
+        default_mode,
         cleanup_kube_proxy: config.sluice.cleanup_kube_proxy.unwrap_or(true),
         pod_network: pod_network(&config, &mut errors),
         config_file: None,

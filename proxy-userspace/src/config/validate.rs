@@ -1,6 +1,7 @@
-//! What kube-proxy 1.36 refuses in a configuration. Messages begin with the path of the field.
+//! What kube-proxy 1.36 to 1.38 refuse in a configuration. Messages begin with the path of the field.
 
-use sluice_core::net::{parse_cidr, parse_ip};
+use ipnet::IpNet;
+use sluice_core::net::{self, parse_ip};
 
 use super::defaults::Requested;
 use super::duration::GoDuration;
@@ -44,6 +45,11 @@ impl Errors {
     }
 }
 
+/// A network; unlike in a Service, there may be no blanks around it.
+pub(super) fn parse_cidr(text: &str) -> Option<IpNet> {
+    net::parse_cidr(text).filter(|_| text.trim() == text)
+}
+
 /// Checks a configuration with its defaults filled in.
 pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, errors: &mut Errors) {
     kind(config, errors);
@@ -57,6 +63,9 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
         Requested::Nftables | Requested::Other => "nftables",
     };
     if requested == Requested::Ipvs {
+        errors.check(gates::is_on(&config.feature_gates, gates::KUBE_PROXY_IPVS), || {
+            "mode: \"ipvs\" is switched off by featureGates.KubeProxyIPVS; switch the gate on, or use \"nftables\"".into()
+        });
         ipvs(config, errors);
     }
     if requested == Requested::Nftables {
@@ -72,13 +81,14 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
     let period = config.config_sync_period.unwrap_or_default();
     errors.check(!period.negative && !period.is_zero(), || "configSyncPeriod: must be greater than 0".into());
     let version = config.show_hidden_metrics_for_version.as_str();
-    errors.check(matches!(version, "" | "1.35"), || {
-        format!("showHiddenMetricsForVersion: {version:?} is not \"1.35\", the only version with a meaning")
+    errors.check(matches!(version, "" | "1.35" | "1.36" | "1.37"), || {
+        format!(
+            "showHiddenMetricsForVersion: {version:?} is not the release before kube-proxy's: \"1.35\", \"1.36\" or \
+             \"1.37\""
+        )
     });
-    for gate in config.feature_gates.keys() {
-        errors.check(gates::is_known(gate), || {
-            format!("featureGates.{gate}: kube-proxy 1.36 knows no such gate")
-        });
+    for error in gates::judge(&config.feature_gates).errors {
+        errors.check(false, || error);
     }
     logging(config, errors);
     ebpf(config, errors);
@@ -164,9 +174,7 @@ fn logging(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let flush = &logging.flush_frequency;
     let is_duration = flush.is_i64() || flush.as_str().is_some_and(|text| GoDuration::parse(text).is_some());
     errors.check(is_duration, || format!("logging.flushFrequency: {flush} is no duration such as 5s"));
-    let allowed = ["AllAlpha", gates::LOGGING_ALPHA_OPTIONS]
-        .iter()
-        .any(|gate| config.feature_gates.get(*gate) == Some(&true));
+    let allowed = gates::is_on(&config.feature_gates, gates::LOGGING_ALPHA_OPTIONS);
     for (name, options) in [("text", &logging.options.text), ("json", &logging.options.json)] {
         let mut needs_gate = |set: bool, field: &str| {
             errors.check(allowed || !set, || {
@@ -174,6 +182,62 @@ fn logging(config: &KubeProxyConfiguration, errors: &mut Errors) {
             });
         };
         needs_gate(options.split_stream, "splitStream");
-        needs_gate(options.info_buffer_size != "0", "infoBufferSize");
+        let size = options.info_buffer_size.as_str().unwrap_or_default();
+        needs_gate(!is_zero_quantity(size), "infoBufferSize");
+        errors.check(is_quantity(size), || {
+            format!("logging.options.{name}.infoBufferSize: {size:?} is no quantity such as 512 or 1Ki")
+        });
+    }
+}
+
+/// Number and suffix of a quantity (`resource.Quantity` of the Kubernetes API).
+fn quantity(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    unsigned.split_at(unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len()))
+}
+
+fn is_quantity(text: &str) -> bool {
+    let (number, suffix) = quantity(text);
+    let exponent = suffix.strip_prefix(['e', 'E']).filter(|exponent| !exponent.is_empty());
+    number.contains(|c: char| c.is_ascii_digit())
+        && number.matches('.').count() <= 1
+        && (matches!(
+            suffix,
+            "" | "n"
+                | "u"
+                | "m"
+                | "k"
+                | "M"
+                | "G"
+                | "T"
+                | "P"
+                | "E"
+                | "Ki"
+                | "Mi"
+                | "Gi"
+                | "Ti"
+                | "Pi"
+                | "Ei"
+        ) || exponent.is_some_and(|exponent| exponent.parse::<i32>().is_ok()))
+}
+
+fn is_zero_quantity(text: &str) -> bool {
+    quantity(text).0.chars().all(|c| matches!(c, '0' | '.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_those_of_the_api() {
+        for text in ["0", "512", "1Ki", "1.5M", ".5k", "1e3", "+2E-1", "3E"] {
+            assert!(is_quantity(text), "{text}");
+        }
+        for text in ["", "x", "1 Ki", "1.2.3", "Ki", "1K", "1ki", "e3", "1e"] {
+            assert!(!is_quantity(text), "{text}");
+        }
+        assert!(is_zero_quantity("0Ki") && is_zero_quantity("0.0") && !is_zero_quantity("10"));
     }
 }
