@@ -8,8 +8,10 @@ pub mod echo;
 pub mod hold;
 pub mod http;
 pub mod load;
+mod parts;
 pub mod protocol;
 pub mod serve;
+pub mod trial;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -31,6 +33,7 @@ use protocol::{
     Attempt, HoldStatus, HttpAnswer, LoadRequest, LoadStatus, ProbeRequest, Reply, ReplyLine, Request,
     RequestLine,
 };
+use trial::Trial;
 
 /// Replies that callers wait for; `None` once the agent is gone.
 type Waiting = Arc<Mutex<Option<HashMap<u64, Sender<Reply>>>>>;
@@ -171,6 +174,14 @@ impl Agent {
         let request = Request::AwaitAnswer { target, pod: pod.to_owned(), limit_ms };
         match self.call(request, limit + Duration::from_secs(10))? {
             Reply::Moment(moment) => Ok(moment),
+            other => bail!("an unexpected reply: {other:?}"),
+        }
+    }
+
+    /// Does an experiment; what became of each of its questions.
+    pub fn trial(&self, trial: Trial) -> Result<Vec<String>> {
+        match self.call(Request::Trial(trial), Duration::from_secs(300))? {
+            Reply::Trial(seen) => Ok(seen),
             other => bail!("an unexpected reply: {other:?}"),
         }
     }

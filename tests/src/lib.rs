@@ -27,4 +27,5 @@ pub mod scenarios;
 pub mod self_test;
 pub mod target;
 pub mod topology;
+pub mod torture;
 pub mod vm;

@@ -12,7 +12,7 @@ use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, bursts, interrupt, needs, patience, scenarios, self_test};
+use sluice_tests::{agent, bursts, interrupt, needs, patience, scenarios, self_test, torture};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -41,6 +41,8 @@ enum Command {
     Scenarios(ScenarioArguments),
     /// Open connections by few client ports, with pauses in which flows end; fails if one of them fails
     Bursts(BurstArguments),
+    /// Run the same experiments in modes nftables and ebpf, and compare
+    Torture(TortureArguments),
     /// Serve requests inside a namespace
     #[command(hide = true)]
     Agent {
@@ -115,6 +117,25 @@ struct ScenarioArguments {
     patience: u32,
 }
 
+#[derive(Debug, clap::Args)]
+struct TortureArguments {
+    /// The sluice binary
+    #[arg(long)]
+    sluice: PathBuf,
+    /// The text that names differences: docs/differences.md
+    #[arg(long)]
+    documented: PathBuf,
+    /// Only experiments whose names have one of these in them
+    #[arg(long, value_name = "PART", num_args = 1..)]
+    only: Vec<String>,
+    /// Only those that CI runs
+    #[arg(long)]
+    short: bool,
+    /// How many times longer than usual an answer is awaited, on a slow machine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    patience: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ProxyKind {
     Nftables,
@@ -139,6 +160,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run(&arguments),
         Command::Scenarios(arguments) => run_scenarios(&arguments),
         Command::Bursts(arguments) => run_bursts(&arguments),
+        Command::Torture(arguments) => run_torture(arguments),
         Command::SelfTest { sluice, jobs } => test_self(&sluice, jobs),
     };
     done.unwrap_or_else(|error| {
@@ -245,6 +267,18 @@ fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
         report.write_json(file, "nftables", "api")?;
     }
     Ok(status(report.counts(), selected.len()))
+}
+
+fn run_torture(arguments: TortureArguments) -> Result<ExitCode> {
+    patience::set(arguments.patience);
+    ensure!(cgroup::root().is_some(), "mode ebpf needs a cgroup2 mount that can be written");
+    bpffs::mounted()?;
+    let lab = prepare(ProxyProgram::sluice(&arguments.sluice, torture::MODES[0])?)?;
+    let documented = std::fs::read_to_string(&arguments.documented)
+        .with_context(|| format!("reading {}", arguments.documented.display()))?;
+    let TortureArguments { only, short, .. } = arguments;
+    let good = torture::run(&torture::Options { lab, only, short, documented })?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Success only when every selected case was looked at and none failed.

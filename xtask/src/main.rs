@@ -13,6 +13,7 @@ mod passes;
 mod scenarios;
 mod suites;
 mod test;
+mod torture;
 mod vm;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ enum Command {
     Scenarios(scenarios::Arguments),
     /// Open connections by few client ports, with pauses in which flows end (docs/testing.md).
     Bursts(bursts::Arguments),
+    /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not documented.
+    Torture(torture::Arguments),
     /// Run a command, or a shell, in a VM with another kernel.
     Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
@@ -60,6 +63,7 @@ fn main() -> Result<ExitCode> {
         Command::Conformance(arguments) => conformance::run(&arguments)?,
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
         Command::Bursts(arguments) => bursts::run(&arguments)?,
+        Command::Torture(arguments) => torture::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::BuildEbpf => build_ebpf::run()?,

@@ -143,7 +143,7 @@ pub fn parse(line: &[u8]) -> io::Result<Answer> {
 
 /// A UDP socket with a source port that this namespace has not used lately: a reused one would follow the old flow's
 /// connection tracking entry instead of being balanced anew.
-fn fresh_udp_socket(v6: bool) -> io::Result<UdpSocket> {
+pub(super) fn fresh_udp_socket(v6: bool) -> io::Result<UdpSocket> {
     const FIRST: u16 = 33_000;
     const PORTS: u16 = 27_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -12,6 +12,7 @@ use nix::sys::socket::{
 
 use super::dial::stream_socket;
 use super::protocol::Answer;
+use super::trial::{Wish, fill, let_cut, wish};
 use crate::target::{Listen, Proto};
 
 /// Starts an echo server for both families; it runs as long as the process.
@@ -55,8 +56,10 @@ fn accept(listener: &TcpListener, name: &str) {
 fn answer_lines(mut stream: &TcpStream, name: String) -> io::Result<()> {
     let line = answer(name, stream.peer_addr()?, stream.local_addr()?)?;
     for request in BufReader::new(stream).lines() {
-        request?;
-        stream.write_all(line.as_bytes())?;
+        match wish(request?.as_bytes()) {
+            Some(wish) => stream.write_all(&[fill(&line, wish), b"\n".to_vec()].concat())?,
+            None => stream.write_all(line.as_bytes())?,
+        }
     }
     Ok(())
 }
@@ -94,12 +97,13 @@ fn answer_datagrams(socket: &UdpSocket, name: &str) {
 
 /// Answers one datagram from the very address that it was sent to, which a socket bound to any address would not do.
 fn answer_datagram(socket: &UdpSocket, name: &str) -> io::Result<()> {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 65_536];
     let mut parts = [IoSliceMut::new(&mut buffer)];
     let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
     let message =
         recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
     let port = socket.local_addr()?.port();
+    let asked = message.iovs().next().and_then(wish);
     let peer_address = message.address.ok_or_else(|| io::Error::other("a datagram from nobody"))?;
     let peer = peer_address
         .as_sockaddr_in()
@@ -110,23 +114,37 @@ fn answer_datagram(socket: &UdpSocket, name: &str) -> io::Result<()> {
         match control {
             ControlMessageOwned::Ipv4PacketInfo(mut info) => {
                 let local = Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr));
-                let line = answer(name.to_owned(), peer, SocketAddr::from((local, port)))?;
+                let line = reply(socket, name, peer, SocketAddr::from((local, port)), asked)?;
                 info.ipi_ifindex = 0;
                 info.ipi_spec_dst = info.ipi_addr;
                 let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                let parts = [IoSlice::new(line.as_bytes())];
+                let parts = [IoSlice::new(&line)];
                 sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&peer_address))?;
             }
             ControlMessageOwned::Ipv6PacketInfo(mut info) => {
                 let local = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                let line = answer(name.to_owned(), peer, SocketAddr::from((local, port)))?;
+                let line = reply(socket, name, peer, SocketAddr::from((local, port)), asked)?;
                 info.ipi6_ifindex = 0;
                 let control = [ControlMessage::Ipv6PacketInfo(&info)];
-                let parts = [IoSlice::new(line.as_bytes())];
+                let parts = [IoSlice::new(&line)];
                 sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&peer_address))?;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// The answer, as the question wants it.
+fn reply(
+    socket: &UdpSocket,
+    name: &str,
+    peer: SocketAddr,
+    local: SocketAddr,
+    asked: Option<Wish>,
+) -> io::Result<Vec<u8>> {
+    let line = answer(name.to_owned(), peer, local)?;
+    let Some(asked) = asked else { return Ok(line.into_bytes()) };
+    let_cut(socket.as_raw_fd(), local.is_ipv6(), !asked.whole)?;
+    Ok(fill(&line, asked))
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{BenchReport, BenchRequest, Service};
+use super::trial::Trial;
 use crate::target::{Listen, Target};
 
 /// One request with the id that its reply will carry.
@@ -43,6 +44,8 @@ pub enum Request {
     },
     /// Open connections
     Probe(ProbeRequest),
+    /// Do an experiment
+    Trial(Trial),
     /// Keep a connection or socket busy
     Hold {
         /// Its name
@@ -217,6 +220,8 @@ pub enum Reply {
         /// In the order they were opened
         attempts: Vec<Attempt>,
     },
+    /// What became of each question of an experiment
+    Trial(Vec<String>),
     /// A held connection
     Held(HoldStatus),
     /// A load

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use super::hold::Held;
 use super::load::Load;
 use super::protocol::{Reply, ReplyLine, Request, RequestLine};
-use super::{bench, dial, echo, hold, http, lock};
+use super::{bench, dial, echo, hold, http, lock, trial};
 
 /// What runs until the agent ends, by name.
 #[derive(Default)]
@@ -53,6 +53,7 @@ fn serve(request: Request, running: &Running) -> Result<Reply> {
             Ok(Reply::Done)
         }
         Request::Probe(request) => Ok(Reply::Probe { attempts: dial::probe(&request) }),
+        Request::Trial(trial) => Ok(Reply::Trial(trial::run(&trial))),
         Request::Hold { id, target, connected } => {
             let held = if connected { hold::connection(target)? } else { hold::datagrams(target)? };
             lock(&running.holds).insert(id, held);

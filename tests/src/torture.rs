@@ -1,0 +1,202 @@
+//! The same experiments in two modes: `nftables`, whose packets take the kernel's own way and which says what is right, and
+//! `ebpf`. What differs is a fault, unless `docs/differences.md` names it and `torture-differences.yaml` leads there.
+
+mod differences;
+mod experiments;
+mod settings;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
+
+use crate::agent::trial::{Socket, Trial, What};
+use crate::lab::{Lab, LabOptions};
+use crate::proxy::ProxyProgram;
+use crate::target::From;
+use crate::{interrupt, needs, patience, process};
+use differences::Differences;
+use experiments::{Experiment, Frontend, asked};
+use settings::Setting;
+
+/// The mode that says what is right, and the one that is judged.
+pub const MODES: [&str; 2] = ["nftables", "ebpf"];
+
+/// What to run.
+#[derive(Debug)]
+pub struct Options {
+    /// The lab, of whichever mode
+    pub lab: LabOptions,
+    /// Experiments whose names have one of these in them; all when empty
+    pub only: Vec<String>,
+    /// Those alone that take seconds
+    pub short: bool,
+    /// The text of `docs/differences.md`
+    pub documented: String,
+}
+
+/// What became of one experiment.
+#[derive(Debug)]
+struct Compared {
+    name: String,
+    seen: [String; 2],
+}
+
+impl Compared {
+    fn differs(&self) -> bool {
+        self.seen[0] != self.seen[1]
+    }
+}
+
+/// Runs the experiments and prints what became of them; whether all is as documented.
+pub fn run(options: &Options) -> Result<bool> {
+    let known = Differences::of_the_project(&options.documented)?;
+    let mut results = Vec::new();
+    for setting in settings::settings() {
+        let chosen = choose(&setting, options);
+        if chosen.is_empty() {
+            continue;
+        }
+        let begun = Instant::now();
+        let [right, seen] = in_both_modes(&setting, &chosen, &options.lab)?;
+        for (experiment, seen) in chosen.iter().zip(right.into_iter().zip(seen)) {
+            let result = Compared { name: experiment.name.clone(), seen: [seen.0, seen.1] };
+            show(&result, &known);
+            results.push(result);
+        }
+        println!("{}: {} experiments, {:.1} s", setting.name, chosen.len(), begun.elapsed().as_secs_f64());
+    }
+    ensure!(!results.is_empty(), "no experiment is selected");
+    Ok(judge(&results, &known))
+}
+
+fn choose(setting: &Setting, options: &Options) -> Vec<Experiment> {
+    let v6 = needs::has_ipv6();
+    let wanted = |experiment: &Experiment| {
+        (v6 || !experiment.v6)
+            && (experiment.short || !options.short)
+            && (options.only.is_empty() || options.only.iter().any(|part| experiment.name.contains(part)))
+    };
+    experiments::of(setting).into_iter().filter(wanted).collect()
+}
+
+/// A lab is used from the thread that made it: one for each mode.
+fn in_both_modes(setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<[Vec<String>; 2]> {
+    std::thread::scope(|scope| {
+        let running = MODES.map(|mode| scope.spawn(move || in_mode(mode, setting, chosen, lab)));
+        let [right, seen] = running.map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
+        Ok([right?, seen?])
+    })
+}
+
+fn in_mode(mode: &str, setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<Vec<String>> {
+    let proxy = ProxyProgram { name: mode.to_owned(), ..lab.proxy.clone() };
+    let mut lab = Lab::create(&settings::topology()?, LabOptions { proxy, ..lab.clone() })?;
+    let context = || format!("{} in mode {mode}", setting.name);
+    lab.apply(&settings::objects()).with_context(context)?;
+    prepare(&lab, setting).with_context(context)?;
+    lab.start_proxy("node-a", &Value::Null).with_context(context)?;
+    let done = until_ready(&mut lab)
+        .and_then(|()| chosen.iter().map(|experiment| perform(&lab, experiment)).collect::<Result<Vec<_>>>())
+        .and_then(|seen| lab.check_proxies().map(|()| seen));
+    done.with_context(|| format!("{}\n{}", context(), lab.proxy_logs(10).into_values().collect::<String>()))
+}
+
+/// Runs the commands of a setting.
+fn prepare(lab: &Lab, setting: &Setting) -> Result<()> {
+    for (place, script) in &setting.commands {
+        shell(lab, place, script)?;
+    }
+    Ok(())
+}
+
+fn shell(lab: &Lab, place: &From, script: &str) -> Result<()> {
+    let mut command = lab.namespace(place).command("sh")?;
+    command.args(["-ec", script]);
+    let done = process::run(command, None, Duration::from_secs(30))?;
+    ensure!(done.status.success(), "{place}: {script}: {}", done.stderr.trim());
+    Ok(())
+}
+
+/// Waits until every kind of frontend answers, or refuses.
+fn until_ready(lab: &mut Lab) -> Result<()> {
+    let end = Instant::now() + patience::stretched(Duration::from_secs(20));
+    loop {
+        let one = |v6| Frontend::External.of("one", v6);
+        let ready =
+            [false, true].into_iter().filter(|v6| !v6 || needs::has_ipv6()).try_fold(true, |all, v6| {
+                let sends = vec![asked(one(v6), 100, 100)];
+                let trial = Trial { wait_ms: 300, what: What::Datagrams { socket: Socket::Plain, sends } };
+                let seen = lab.agent(&From::Client)?.trial(trial)?;
+                anyhow::Ok(all && seen.iter().all(|word| word.starts_with("p1 saw")))
+            })?;
+        if ready {
+            return Ok(());
+        }
+        lab.check_proxies()?;
+        if Instant::now() > end {
+            bail!("no Service answers");
+        }
+        interrupt::sleep(Duration::from_millis(100))?;
+    }
+}
+
+/// Does one experiment, so many times as it says.
+fn perform(lab: &Lab, experiment: &Experiment) -> Result<String> {
+    if let Some((place, script)) = &experiment.before {
+        shell(lab, place, script)?;
+    }
+    let wait = patience::stretched(experiment.wait);
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let mut seen = Vec::new();
+    for what in &experiment.tries {
+        let trial = Trial { wait_ms, what: what.clone() };
+        let words = lab.agent(&experiment.from)?.trial(trial).with_context(|| experiment.name.clone())?;
+        seen.push(words.join("; "));
+    }
+    if experiment.until_right {
+        // What counts is that it comes right, not when.
+        return Ok(seen
+            .iter()
+            .find(|words| words.contains(" saw "))
+            .map_or("never", |_| "recovers")
+            .to_owned());
+    }
+    seen.dedup();
+    Ok(seen.join(" | "))
+}
+
+/// Prints a row of the table.
+fn show(result: &Compared, known: &Differences) {
+    let verdict = match (result.differs(), known.reason(&result.name)) {
+        (false, _) => "equal",
+        (true, Some(_)) => "documented",
+        (true, None) => "DIFFERENT",
+    };
+    println!("{verdict:10} {:56} {}", result.name, result.seen[0]);
+    if result.differs() {
+        println!("{:67} ebpf: {}", "", result.seen[1]);
+    }
+}
+
+/// Prints the end of the table; whether all is as documented.
+fn judge(results: &[Compared], known: &Differences) -> bool {
+    let names = |differs: bool| {
+        results.iter().filter(move |result| result.differs() == differs).map(|result| result.name.as_str())
+    };
+    let (equal, different): (Vec<_>, Vec<_>) = (names(false).collect(), names(true).collect());
+    let gone = known.gone(&equal, &different);
+    for gone in &gone {
+        println!(
+            "no longer different: {gone}: remove it from torture-differences.yaml and docs/differences.md"
+        );
+    }
+    let unnamed = different.iter().filter(|name| known.reason(name).is_none()).count();
+    let documented = different.len() - unnamed;
+    println!(
+        "{} experiments: {} equal, {documented} with a documented difference, {unnamed} with another",
+        results.len(),
+        equal.len()
+    );
+    gone.is_empty() && unnamed == 0
+}

@@ -1,0 +1,38 @@
+//! `cargo xtask torture`: builds, then hands over to the runner.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::machine::{self, root, run as run_command};
+
+/// Arguments of the torture command.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only experiments whose names have one of these in them
+    #[arg(long, value_name = "PART", num_args = 1..)]
+    only: Vec<String>,
+    /// Only the short selection
+    #[arg(long)]
+    short: bool,
+    /// How many times longer than usual an answer is awaited, on a busy machine
+    #[arg(long, default_value_t = 1)]
+    patience: u32,
+}
+
+/// Does the same experiments in modes nftables and ebpf; fails on a difference that docs/differences.md does not name.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    machine::prepare()?;
+    let programs = machine::build()?;
+    let mut command = Command::new(&programs.conformance);
+    command.arg("torture").arg("--sluice").arg(&programs.sluice);
+    command.arg("--documented").arg(root().join("docs/differences.md"));
+    command.args(["--patience", &arguments.patience.to_string()]);
+    if arguments.short {
+        command.arg("--short");
+    }
+    if !arguments.only.is_empty() {
+        command.arg("--only").args(&arguments.only);
+    }
+    run_command(&mut command)
+}
