@@ -361,6 +361,7 @@ fn files_that_were_refused_are_taken_with_the_values_of_go() {
         ("06b-numbers-config", 14, -900),
         ("07-config-with-a-closing-document-marker", 14, -999),
         ("08-config-with-an-octal-number", 14, -999),
+        ("14-configuration-of-1.37", 14, -999),
     ] {
         let text = std::fs::read_to_string(directory.join(name).with_extension("yaml")).unwrap();
         let value = ours(&[], Some(&text));
@@ -370,6 +371,10 @@ fn files_that_were_refused_are_taken_with_the_values_of_go() {
             "{name}"
         );
         assert_eq!(value["mode"], "nftables", "{name}");
+        let is_of_1_37 = name.starts_with("14");
+        let list =
+            if is_of_1_37 { json!(["primary", "localhost", "10.0.0.0/8"]) } else { json!(["primary"]) };
+        assert_eq!(value["nodePortAddresses"], list, "{name}");
     }
     // An octal number that is not the default.
     assert_eq!(

@@ -64,7 +64,7 @@ fn shapes(page: &str) -> Shapes {
     shapes
 }
 
-/// The table: shapes, and when each is on the page: `always`, on `failure`, or in another `mode`.
+/// The table: shapes, and when each is on the page: `always`, on `failure`, in another `mode`, or from `1.38` on.
 fn table() -> BTreeMap<String, (Shape, String)> {
     let rows = include_str!("metrics.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let row = |line: &str| {
@@ -147,7 +147,7 @@ fn our_page_holds_what_kube_proxys_does() {
     in_namespace(|| async {
         let (text, log) = page_of(None, &[]).await;
         assert!(text.contains("# TYPE sluice_services gauge\nsluice_services 1\n"), "{text}\n{log}");
-        assert_same(&shapes(&text), &expected(&["always"]), &log);
+        assert_same(&shapes(&text), &expected(&["always", "1.38"]), &log);
     });
 }
 
