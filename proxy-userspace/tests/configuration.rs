@@ -361,7 +361,7 @@ fn files_that_were_refused_are_taken_with_the_values_of_go() {
         ("06b-numbers-config", 14, -900),
         ("07-config-with-a-closing-document-marker", 14, -999),
         ("08-config-with-an-octal-number", 14, -999),
-        ("14-configuration-of-1.37", 14, -999),
+        ("14-keywords-and-gates-of-1-37", 14, -999),
     ] {
         let text = std::fs::read_to_string(directory.join(name).with_extension("yaml")).unwrap();
         let value = ours(&[], Some(&text));

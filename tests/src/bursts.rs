@@ -14,6 +14,8 @@ use crate::topology::Topology;
 
 /// How much.
 #[derive(Debug, Clone, Copy, clap::Args)]
+// Commands that have these have a group of this name, too.
+#[group(skip)]
 pub struct Arguments {
     /// Connections, at least
     #[arg(long, default_value_t = 500_000)]
