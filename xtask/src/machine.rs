@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail};
 use crate::build_ebpf;
 
 /// Programs that labs and tests use, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("nft", "nftables"),
     ("iptables-legacy", "iptables"),
     ("ipset", "ipset"),
     ("conntrack", "conntrack"),
     ("tcpdump", "tcpdump"),
     ("ip", "iproute2"),
+    ("bpftool", "bpftool"),
 ];
 
 /// The workspace's root directory.
