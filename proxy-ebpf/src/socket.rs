@@ -20,7 +20,9 @@ use sluice_common::service::{Endpoint, Frontend, FrontendKey, action, flag, kind
 use sluice_common::socket::{Peer, Pick, SocketKey};
 
 use crate::maps::{NAMESPACES, PEERS, PICKS, TCP_PEERS, config, count};
-use crate::service::{Loopback, find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick};
+use crate::service::{
+    Loopback, find, forwards, hash, is_allowed, is_cluster_ip, is_member, own_address, pick,
+};
 
 /// The system call goes on.
 pub const ALLOW: i32 = 1;
