@@ -36,12 +36,23 @@ fn bring(key: &FlowKey) -> Option<*mut Flow> {
     let old = OLD_FLOWS.get_ptr(key)?;
     // SAFETY: as in `find`.
     let copy = unsafe { *old };
-    // Another processor may have been faster, or may have begun a new flow.
-    let _ = FLOWS.insert(key, copy, u64::from(BPF_NOEXIST));
+    // The copy of a claim would be nobody's claim, and stay.
+    if copy.used == CLAIMED {
+        return None;
+    }
+    // Another processor may have been faster, or may have begun a new flow. If there is no room it stays where it is.
+    if let Err(error) = FLOWS.insert(key, copy, u64::from(BPF_NOEXIST))
+        && error != EXISTS
+    {
+        return None;
+    }
     // It must not come again when the flow has ended.
     let _ = OLD_FLOWS.remove(key);
     FLOWS.get_ptr_mut(key)
 }
+
+/// `-EEXIST`, of include/uapi/asm-generic/errno-base.h.
+const EXISTS: i32 = -17;
 
 /// What becomes of a packet whose flow was found.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -41,11 +41,14 @@ pub async fn from_ebpf(bpffs: &Path) {
     info!(bpffs = %bpffs.display(), "eBPF programs capture no new connections; they go when the last one has ended");
     tokio::time::sleep(UDP_GRACE).await;
     tokio::task::block_in_place(|| end_sockets(&maps));
-    let ender = match tokio::task::block_in_place(|| ender(&directory)) {
-        Ok(ender) => ender,
-        Err(error) => {
-            return warn!(%error, "cannot end flows of the eBPF programs: run sluice cleanup when the node may lose connections");
+    let ender = loop {
+        match tokio::task::block_in_place(|| ender(&directory)) {
+            Ok(ender) => break ender,
+            Err(error) => {
+                warn!(%error, "cannot end flows of the eBPF programs; trying again (sluice cleanup ends them all at once)");
+            }
         }
+        tokio::time::sleep(FLOWS_PERIOD).await;
     };
     loop {
         match tokio::task::block_in_place(|| flows::expire(&maps, &ender)) {
