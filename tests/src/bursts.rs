@@ -50,6 +50,13 @@ const RUN: Duration = Duration::from_secs(2);
 const AFTER_PASS: Duration = Duration::from_secs(10);
 /// How long the proxy may take to serve.
 const START: Duration = Duration::from_secs(120);
+/// How long the bursts behind a pause may take. A machine that is too busy for them says so, and has seen fewer.
+const ROUND: Duration = Duration::from_secs(600);
+/// Enough of them to know.
+const FAILURES: u64 = 20;
+const METRICS: &str = "http://127.0.0.1:10249/metrics";
+/// Flows that passes have ended.
+const EXPIRED: &str = "sluice_ebpf_flows_expired_total ";
 
 /// Runs it and prints what became of the connections; fails if one of them failed.
 pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
@@ -60,17 +67,24 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
         lab.agent(&place)?.sysctl(&[("net/ipv4/ip_local_port_range", ports)])?;
     }
     lab.apply(&objects())?;
-    let started = Instant::now();
     lab.start_proxy(NODE, &Value::Null)?;
+    lab.await_first_syncs()?;
+    // The daemon's passes count from here, too.
+    let started = Instant::now();
     while burst(&lab, Duration::from_millis(50))?.done == 0 {
         lab.check_proxies()?;
         ensure!(started.elapsed() < START, "no connection gets through at all");
     }
-    let (mut done, mut failed, mut round) = (0, 0, 0);
-    while done + failed < arguments.connections {
-        round += 1;
+    let (mut done, mut failed) = (0, 0);
+    for round in 1..=u32::try_from(arguments.connections.div_ceil(arguments.round.max(1)))? {
+        let before = expired(&lab)?;
         let (good, bad) = one_round(&mut lab, started, arguments.round, round)?;
         (done, failed) = (done + good, failed + bad);
+        if failed >= FAILURES {
+            break;
+        }
+        let has_passed = expired(&lab)?.is_none_or(|now| Some(now) > before);
+        ensure!(has_passed, "the daemon has ended no flow in round {round}, so nothing was tried");
     }
     println!("{failed} failed of {} connections in {:.0} s", done + failed, started.elapsed().as_secs_f64());
     ensure!(failed == 0, "{failed} connections failed");
@@ -87,12 +101,26 @@ fn one_round(lab: &mut Lab, started: Instant, connections: u64, round: u32) -> R
     interrupt::sleep((pass - BEFORE_PASS).saturating_sub(started.elapsed()))?;
     let (mut done, mut failed) = (first.done, first.failed);
     while done + failed < connections || started.elapsed() < pass + AFTER_PASS {
+        if failed >= FAILURES {
+            break;
+        }
+        if started.elapsed() > pass + ROUND {
+            println!("round {round}: too busy a machine for {connections} connections in {ROUND:?}");
+            break;
+        }
         lab.check_proxies()?;
         let next = burst(lab, RUN)?;
         tell(round, "pause over", &next);
         (done, failed) = (done + next.done, failed + next.failed);
     }
     Ok((done, failed))
+}
+
+/// How many flows the daemon has ended; other proxies than the eBPF one do not say.
+fn expired(lab: &Lab) -> Result<Option<u64>> {
+    let page = lab.agent(&From::Host(NODE.into()))?.http_get(METRICS)?.body;
+    let value = page.lines().find_map(|line| line.strip_prefix(EXPIRED));
+    value.map(|value| value.parse().with_context(|| format!("{EXPIRED}{value}"))).transpose()
 }
 
 fn tell(round: u32, when: &str, report: &BenchReport) {

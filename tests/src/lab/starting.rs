@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::Lab;
 use crate::interrupt;
-use crate::patience;
 use crate::target::From;
 
-/// How long a first sync may take: on a busy machine the kernel alone takes many seconds to verify eBPF programs.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long a first sync may take, whatever the patience: on a busy machine the kernel alone takes many seconds to verify eBPF
+/// programs, and in every case a proxy that never syncs costs this long.
+const LIMIT: Duration = Duration::from_secs(180);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
 /// The gauge that both have, a sample for each family; kube-proxy's comes with the first sync.
@@ -30,7 +30,6 @@ impl Lab {
     /// Whether a proxy that runs has not synced yet. One that takes too long is an error, and so is one that has ended.
     pub fn are_starting(&mut self) -> Result<bool> {
         self.check_proxies()?;
-        let limit = patience::stretched(LIMIT);
         let mut starting = false;
         for ((node, name), proxy) in &mut self.proxies {
             let (Some(url), Some(agent)) = (proxy.starting(), self.agents.get(&From::Host(node.clone())))
@@ -40,8 +39,8 @@ impl Lab {
             // The page is not there before the daemon listens.
             if agent.http_get(url).is_ok_and(|answer| has_synced(&answer.body)) {
                 proxy.has_started();
-            } else if proxy.age() > limit {
-                bail!("{name} on {node} has not synced within {limit:?}:\n{}", proxy.log(20));
+            } else if proxy.age() > LIMIT {
+                bail!("{name} on {node} has not synced within {LIMIT:?}:\n{}", proxy.log(20));
             } else {
                 starting = true;
             }

@@ -54,6 +54,7 @@ const SMOKE: [(&str, &[&str]); 3] = [
             "external-policy-cluster-masquerades-every-external-frontend",
             "pods-choose-the-socket-path-while-they-run",
             "maglev-spreads-over-all-endpoints",
+            "udp-flows-of-every-frontend-follow-their-service",
             "ipv6-external-frontends-follow-the-traffic-policy",
         ],
     ),
