@@ -96,6 +96,7 @@ pub struct PodNetworkTask {
     rules: Rules,
     told: BTreeSet<Problem>,
     told_ports: BTreeSet<host_ports::Refusal>,
+    told_loopback: bool,
     /// Pods' links that are not there yet, and are waited for.
     awaited: BTreeSet<String>,
     /// The indices of the VXLAN devices.
@@ -130,6 +131,7 @@ impl PodNetworkTask {
             rules: Rules::default(),
             told: BTreeSet::new(),
             told_ports: BTreeSet::new(),
+            told_loopback: false,
             awaited: BTreeSet::new(),
             devices: kernel::Indices::new(),
             made: BTreeSet::new(),
@@ -262,9 +264,10 @@ impl PodNetworkTask {
         self.tell(&wanted, mtu);
         tokio::task::block_in_place(|| {
             let is_due = self.audited.elapsed() >= AUDIT;
-            let written = self.rules.write(&self.settings, &own, nodes, network, is_due);
+            let from_loopback = self.can_open_loopback();
+            let written = self.rules.write(&self.settings, &own, nodes, network, from_loopback, is_due);
             self.tell_of_ports();
-            let opened = if written.is_ok() { self.open_loopback() } else { Ok(()) };
+            let opened = if written.is_ok() && from_loopback { self.open_loopback() } else { Ok(()) };
             // Pods that cannot be reached do not start; those that could so far go on.
             let can_start = prepared.is_ok() && settled.is_ok() || self.node_file.is_some();
             let installed = if can_start { self.install(&own, mtu) } else { Ok(()) };
@@ -396,6 +399,19 @@ impl PodNetworkTask {
             );
         }
         Ok(())
+    }
+
+    /// Where it cannot be opened, ports of the node do not answer to 127.0.0.1, and everything else goes on.
+    fn can_open_loopback(&mut self) -> bool {
+        let Err(error) = localnet::can_open() else { return true };
+        if !std::mem::replace(&mut self.told_loopback, true) {
+            info!(
+                %error,
+                "ports of the node do not answer to processes that ask from 127.0.0.1, because the sysctl route_localnet \
+                 cannot be written; a privileged container can"
+            );
+        }
+        false
     }
 
     /// Behind the rules, which drop what would come in by it.

@@ -55,6 +55,9 @@ pub struct PodRules {
     /// The node's own networks and addresses; ports of the node are no others' ports. `None`: every local address is the node's
     /// own. That is not so where a link holds addresses of Services, as with IPVS.
     pub own: Option<Vec<IpNet>>,
+    /// `route_localnet` is set for pods with ports of the node, so that packets from 127.0.0.0/8 leave to them. Where it cannot
+    /// be set, connections from there are left to the node.
+    pub from_loopback: bool,
 }
 
 impl PodRules {
@@ -74,7 +77,8 @@ impl PodRules {
             Family::V6 => Vec::new(),
         });
         let of_the_node = self.to_host_ports(host_ports, |family| match family {
-            Family::V4 => Vec::new(),
+            Family::V4 if self.from_loopback => Vec::new(),
+            Family::V4 => in_network(load_source(Family::V4, 0), &loopback(), CmpOp::Neq),
             Family::V6 => not_from_loopback6(),
         });
         let nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
@@ -350,6 +354,14 @@ mod tests {
             about("loopback-guard")[2..],
             ["from outside to loopback", "from outside with a loopback address"]
         );
+        // Where nothing from 127.0.0.0/8 can leave, it is not translated either.
+        let jump = |from_loopback| {
+            let chains = PodRules { from_loopback, ..rules.clone() }.chains();
+            chains.into_iter().find(|found| found.name.as_str() == "output").unwrap().rules[0].exprs.clone()
+        };
+        let source = in_network(load_source(Family::V4, 0), &loopback(), CmpOp::Neq);
+        let has_source = |exprs: &[Expr]| exprs.windows(source.len()).any(|part| part == source);
+        assert!(has_source(&jump(false)) && !has_source(&jump(true)));
         let none = PodRules::default();
         assert_eq!(none.chains()[0].rules.len(), 4, "the guard is there before any port is");
     }

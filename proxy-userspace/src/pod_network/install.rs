@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -99,7 +99,7 @@ pub(super) fn install(
     let cni = &settings.cni;
     let mut changed = install_plugin(plugin, &cni.bin_dir.join(PLUGIN), known, now)?;
     // Pods can start without it, by runtimes that bring one or need none.
-    let lent = lend_loopback(&cni.bin_dir);
+    let lent = lend_loopback(plugin, &cni.bin_dir);
     changed |= replace(&NodeFile::path(&cni.run_dir), &json_bytes(node)?, 0o644)?;
     changed |= replace(&cni.conf_dir.join(CONFLIST), &json_bytes(&conflist(settings))?, 0o644)?;
     Ok(lent? || changed)
@@ -183,18 +183,18 @@ fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     }
 }
 
-/// containerd calls a plugin `loopback` for each pod. Where nobody has brought one, ours is it, by another name. Whatever is
-/// there is left alone.
-fn lend_loopback(bin_dir: &Path) -> Result<bool, InstallError> {
+/// containerd calls a plugin `loopback` for each pod. Where nobody has brought one, a copy of ours is it, by that name: a link
+/// would lead whoever copies another one there to ours. Whatever is there is left alone.
+fn lend_loopback(plugin: &Path, bin_dir: &Path) -> Result<bool, InstallError> {
     let path = bin_dir.join(loopback::NAME);
-    match symlink(PLUGIN, &path) {
-        Ok(()) => {
-            info!("there was no CNI plugin {}: it is sluice-cni now", path.display());
-            Ok(true)
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(failed("link", &path)(error)),
+    match fs::symlink_metadata(&path) {
+        Ok(_) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("look at", &path)(error)),
     }
+    write_whole(&path, 0o755, |file| io::copy(&mut File::open(plugin)?, file).map(drop))?;
+    info!("there was no CNI plugin {}: it is sluice-cni now", path.display());
+    Ok(true)
 }
 
 fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>, InstallError> {
@@ -409,7 +409,10 @@ mod tests {
         let mut place = Place::new("loopback", "routed");
         place.install();
         let path = place.directory.join("bin/loopback");
-        assert_eq!(fs::read_link(&path).unwrap().to_str(), Some("sluice-cni"));
+        assert!(
+            !fs::symlink_metadata(&path).unwrap().is_symlink(),
+            "who copies to it must not write to the plugin"
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "program");
         assert!(!place.install());
         fs::remove_file(&path).unwrap();

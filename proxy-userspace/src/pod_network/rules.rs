@@ -51,13 +51,14 @@ impl Rules {
         }
     }
 
-    /// Makes the table as it should be. With `audits` also looks whether it has gone without a notice.
+    /// Makes the table as it should be. `from_loopback`: as the table has it. With `audits` also looks whether it has gone without a notice.
     pub(super) fn write(
         &mut self,
         settings: &PodNetworkSettings,
         own: &Own,
         nodes: &[Node],
         network: &Network,
+        from_loopback: bool,
         audits: bool,
     ) -> Result<(), PassError> {
         // A file that cannot be read takes no port away.
@@ -74,7 +75,7 @@ impl Rules {
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
         let own = network.holds_services.then(|| own_networks(&network.addresses));
-        let rules = PodRules { masqueraded, inside, host_ports, own };
+        let rules = PodRules { masqueraded, inside, host_ports, own, from_loopback };
         let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
         if !is_there {
             self.commit(rules, network).map_err(PassError::Rules)?;
