@@ -173,6 +173,8 @@ fn size(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(size).sum::<usize>(),
         Value::Object(fields) => 1 + fields.values().map(size).sum::<usize>(),
+        // A long text counts for the memory that it takes.
+        Value::String(text) => 1 + text.len() / 64,
         _ => 1,
     }
 }

@@ -378,3 +378,27 @@ async fn of_an_object_that_a_file_has_twice_the_last_counts_whichever_changes() 
     source.write("a.yaml", &format!("{}---\n{}", service("a", 82), service("end", 2)));
     source.until_port(82).await;
 }
+
+#[tokio::test]
+async fn broken_documents_of_one_text_keep_what_stood_in_the_place_of_each() {
+    let file = |parts: [&str; 3]| parts.join("---\n");
+    let (a, b, c) = (service("a", 80), service("b", 80), service("c", 80));
+    let mut source = Source::start("equal-broken", &[("web.yaml", &file([&a, &b, &c]))]).await;
+    source.write("web.yaml", &file(["]\n", &b, &c]));
+    source.nothing_is_withdrawn(Duration::from_millis(300)).await;
+    source.write("web.yaml", &file(["]\n", &b, "]\n"]));
+    source.nothing_is_withdrawn(Duration::from_millis(300)).await;
+    source.write("web.yaml", &file(["]\n", &service("b", 81), "]\n"]));
+    source.until_port(81).await;
+    source.nothing_is_withdrawn(Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn a_pipe_is_reported_and_does_not_hold_up_the_others() {
+    let mut source = Source::start("pipe", &[("web.yaml", &service("a", 80))]).await;
+    let pipe = source.directory.join("pipe.yaml");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    source.write("web.yaml", &service("a", 81));
+    source.until_port(81).await;
+    assert!(source.reports() >= 1);
+}

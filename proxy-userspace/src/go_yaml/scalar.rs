@@ -28,7 +28,12 @@ pub(super) fn resolve(text: &str, plain: bool, tag: Option<&Tag>) -> Result<Valu
         Some("float") => found.is_number(),
         _ => true,
     };
-    if fits { Ok(found) } else { Err(format!("{text:?} is no {}", short.unwrap_or_default())) }
+    // The text may be secret.
+    if fits {
+        Ok(found)
+    } else {
+        Err(format!("what has the tag !!{} is something else", short.unwrap_or_default()))
+    }
 }
 
 /// The text of a key; JSON has no other keys.

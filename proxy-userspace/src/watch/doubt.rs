@@ -3,7 +3,7 @@
 //! A broken document keeps only what it could have been: an object that it names, else one that stood where it
 //! stands now. What the rest of the file no longer has is withdrawn.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::key::{Kind, ObjectKey};
@@ -74,12 +74,14 @@ pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_
 
 /// Where each new document was in the old file: by its text, or by an object that both define.
 fn places(old: &[Known], new: &[Known]) -> Vec<Option<usize>> {
-    let by_content: HashMap<u64, usize> =
-        old.iter().enumerate().map(|(i, known)| (known.content, i)).collect();
+    let mut by_content: HashMap<u64, VecDeque<usize>> = HashMap::new();
+    for (i, known) in old.iter().enumerate() {
+        by_content.entry(known.content).or_default().push_back(i);
+    }
     let objects = old.iter().enumerate().flat_map(|(i, known)| known.objects.iter().map(move |key| (key, i)));
     let by_object: HashMap<&ObjectKey, usize> = objects.collect();
     let place = |known: &Known| {
-        let same = by_content.get(&known.content).copied();
+        let same = by_content.get_mut(&known.content).and_then(VecDeque::pop_front);
         same.or_else(|| known.objects.iter().find_map(|key| by_object.get(key).copied()))
     };
     new.iter().map(place).collect()

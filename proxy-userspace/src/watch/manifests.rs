@@ -6,7 +6,7 @@
 //!
 //! Of a file that changed only the documents that did are read: of the others a hash is kept, and what they define.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
@@ -305,12 +305,16 @@ impl Manifests {
     /// Reads the documents of a text that are not as they were, and sends what they define.
     async fn take_over(&mut self, path: &Arc<Path>, text: &str, old: &[Known]) -> Vec<Known> {
         let pieces = split::documents(text);
-        let unchanged: HashMap<u64, &Known> = old.iter().map(|known| (known.content, known)).collect();
+        // Documents of one text follow each other as before: broken ones keep different objects.
+        let mut unchanged: HashMap<u64, VecDeque<&Known>> = HashMap::new();
+        for known in old {
+            unchanged.entry(known.content).or_default().push_back(known);
+        }
         let (mut new, mut broken, mut cut_off) = (Vec::with_capacity(pieces.len()), Vec::new(), false);
         for (number, piece) in pieces.iter().enumerate() {
             let content = hash(piece.text);
-            if let Some(known) = unchanged.get(&content) {
-                new.push((*known).clone());
+            if let Some(known) = unchanged.get_mut(&content).and_then(VecDeque::pop_front) {
+                new.push(known.clone());
                 broken.push(Vec::new());
                 continue;
             }
@@ -444,6 +448,10 @@ fn read_text(path: &Path) -> Result<String, ReadError> {
         _ => ReadError::Unusable(format!("cannot be read: {error}; what it held stays in force")),
     };
     let metadata = std::fs::metadata(path).map_err(unusable)?;
+    // Reading a pipe would wait for a writer, and reading a device would never end.
+    if !metadata.is_file() {
+        return Err(ReadError::Unusable("is no regular file; what it held stays in force".into()));
+    }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(ReadError::Unusable(format!("has {} bytes, more than {MAX_FILE_BYTES}", metadata.len())));
     }

@@ -72,7 +72,9 @@ impl Access {
 
 fn connect(origin: &Origin) -> Result<Current, KubernetesError> {
     let master = origin.master.as_deref().map(|text| {
-        let wrong = |reason| KubernetesError::Master { url: text.to_owned(), reason };
+        // A user's name and password in it are not for logs.
+        let url = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"));
+        let wrong = |reason| KubernetesError::Master { url, reason };
         kubeconfig::server_url(text).map_err(wrong)
     });
     let master = master.transpose()?;

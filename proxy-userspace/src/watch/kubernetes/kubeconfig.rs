@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::proxy::{self, Proxy};
 use super::token::Authorization;
-use crate::watch::yaml;
+use crate::go_yaml;
 
 /// What is wrong, and where. Values are never shown: some are secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,10 +147,12 @@ impl<'a> Fields<'a> {
 /// Reads a kubeconfig. `master` replaces its server, and then the name that the certificate has to have.
 pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Result<Chosen, Wrong> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let value = yaml::value(text).map_err(|wrong| {
-        let line = wrong.line.map_or_else(|| "text".to_owned(), |line| format!("line {line}"));
-        Wrong::new(line, format!("not valid YAML: {}", wrong.reason))
-    })?;
+    // Of several documents the first counts.
+    let value = go_yaml::first_document(text)
+        .map_err(|wrong| {
+            Wrong::new(format!("line {}", wrong.line), format!("not valid YAML: {}", wrong.reason))
+        })?
+        .value;
     let map = match &value {
         Value::Object(map) => map,
         Value::Null => return Err(Wrong::new("text", "the file is empty; write a kubeconfig to it")),
@@ -284,7 +286,13 @@ fn auth_info(user: &Fields<'_>, cluster: &Fields<'_>, authorized: bool) -> Resul
     }
     let mut fields = Map::new();
     for name in ["as", "as-uid", "as-groups", "as-user-extra"] {
-        if let Some(value) = user.get(name) {
+        // What is empty is as good as not there, as for client-go.
+        let is_empty = |value: &Value| {
+            matches!(value, Value::String(text) if text.is_empty())
+                || matches!(value, Value::Array(items) if items.is_empty())
+                || matches!(value, Value::Object(map) if map.is_empty())
+        };
+        if let Some(value) = user.get(name).filter(|value| !is_empty(value)) {
             fields.insert(name.into(), value.clone());
         }
     }

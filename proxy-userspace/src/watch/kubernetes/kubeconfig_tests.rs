@@ -59,6 +59,11 @@ fn the_token_of_a_file_comes_before_a_token_and_white_space_around_it_is_nothing
     assert_eq!(directory.header("token: '', tokenFile: ''").as_deref(), None);
     assert_eq!(directory.header("username: ann, password: pw").as_deref(), Some("Basic YW5uOnB3"));
     assert_eq!(directory.header("username: ann").as_deref(), Some("Basic YW5uOg=="));
+    // What is empty is as good as not there.
+    assert_eq!(
+        directory.header("as-groups: [], as-uid: '', as-user-extra: {}, token: t").as_deref(),
+        Some("Bearer t")
+    );
 }
 
 #[test]
@@ -158,7 +163,10 @@ fn the_context_leads_to_cluster_and_user_and_a_name_that_is_nowhere_is_an_error(
         Ok("https://h/")
     );
     assert_eq!(choose(&format!("\u{feff}{whole}current-context: x\n")).as_deref(), Ok("https://h/"));
-    let json = serde_json::to_string(&yaml::value(&whole).unwrap()).unwrap();
+    for behind in ["---\n", "...\n", "---\nkind: Other\n", "--- # nothing\n"] {
+        assert_eq!(choose(&format!("{whole}{behind}")).as_deref(), Ok("https://h/"), "{behind}");
+    }
+    let json = serde_json::to_string(&go_yaml::first_document(&whole).unwrap().value).unwrap();
     assert_eq!(choose(&json).as_deref(), Ok("https://h/"));
     for (from, to, field) in [
         ("current-context: x", "", "current-context"),
