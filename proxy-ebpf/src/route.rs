@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{
     bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+    bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
 };
 use sluice_common::flow::Flow;
 use sluice_common::node::interface;
@@ -90,21 +90,17 @@ pub fn send<const L2: u32>(skb: *mut __sk_buff, route: Route, fib: &mut bpf_fib_
             return DROP;
         }
     }
-    if route == Route::Forward {
+    if route == Route::Forward && hook == Hook::Ingress {
+        // SAFETY: elements of a map without preallocation are freed after a grace period.
+        let flags = unsafe { INTERFACES.get(out) }.map_or(0, |interface| interface.flags);
         let (destination, source) = (fib.dmac, fib.smac);
-        if store(skb, 0, &destination) && store(skb, 6, &source) {
-            // SAFETY: elements of a map without preallocation are freed after a grace period.
-            let flags = unsafe { INTERFACES.get(out) }.map_or(0, |interface| interface.flags);
-            // SAFETY: these tell the kernel where to send the packet when the program has ended.
-            return unsafe {
-                if hook == Hook::Ingress && flags & interface::PEER != 0 {
-                    bpf_redirect_peer(out, 0) as i32
-                } else {
-                    bpf_redirect(out, 0) as i32
-                }
-            };
+        if flags & interface::PEER != 0 && store(skb, 0, &destination) && store(skb, 6, &source) {
+            // SAFETY: tells the kernel where to send the packet when the program has ended.
+            return unsafe { bpf_redirect_peer(out, 0) } as i32;
         }
     }
+    // The kernel writes the Ethernet addresses, and asks whether a neighbour that was silent for long still has its own: a
+    // lookup of the route says what was known, however old it is.
     let family = u32::from(fib.family);
     // SAFETY: all zeros is an address.
     let mut next = bpf_redir_neigh { nh_family: family, __bindgen_anon_1: unsafe { core::mem::zeroed() } };

@@ -16,6 +16,8 @@ mod flows;
 mod fragments;
 #[path = "packet_programs/halves.rs"]
 mod halves;
+#[path = "packet_programs/neighbours.rs"]
+mod neighbours;
 #[path = "packet_programs/network.rs"]
 mod network;
 #[path = "packet_programs/packets.rs"]

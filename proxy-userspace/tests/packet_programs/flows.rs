@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use sluice_common::counters::Counter;
 use sluice_common::flow::{flag, seen};
-use sluice_common::node::{interface, option};
+use sluice_common::node::option;
 use sluice_common::service::action;
 
 use crate::network::{FAMILIES, Family, GATEWAY, OTHER_NODE, mac, peer};
@@ -471,17 +471,24 @@ fn an_endpoint_whose_ethernet_address_is_not_known_is_left_to_the_kernel_to_find
 }
 
 #[test]
-fn a_pods_end_of_a_cable_gets_its_packets_as_they_would_arrive() {
+fn only_a_pods_end_of_a_cable_gets_packets_past_the_kernels_neighbours() {
     on_a_node(|world| {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
-            world.interface("pod-b", interface::PEER);
             let first = from_client(family, 6);
-            begin(world, &first, &at_endpoint(&first, family.endpoint(), "pod-b"));
+            let arrived = at_endpoint(&first, family.endpoint(), "pod-b");
+            let (code, bytes) = world.run(ingress("uplink"), &first.bytes());
+            assert_eq!((code, bytes), (REDIRECT, arrived.bytes()));
+            // Programs on the way out cannot do that.
             let own = first.clone().between(family.node(), family.cluster_ip()).by(mac("uplink"), GATEWAY);
             let (code, bytes) = world.run(egress("uplink"), &own.bytes());
-            let mut arrived = at_endpoint(&own, family.endpoint(), "pod-b");
+            let mut arrived = at_endpoint(&own, family.endpoint(), "pod-b").by(own.from, own.to);
             arrived.ttl += 1;
+            assert_eq!((code, bytes), (REDIRECT, arrived.bytes()));
+            // Nor does anybody else's cable lead into a pod.
+            world.interface("pod-b", 0);
+            let (code, bytes) = world.run(ingress("uplink"), &first.bytes());
+            let arrived = at_endpoint(&first, family.endpoint(), "pod-b").by(first.from, first.to);
             assert_eq!((code, bytes), (REDIRECT, arrived.bytes()));
             world.reset();
         }

@@ -128,7 +128,7 @@ fn with_wires(test: fn(&mut World, &mut Wire, &mut Wire, Family)) {
         }
         ip_batch(&lines.join("\n"));
         assert!(index("wire-a") != index("wire-b"));
-        let links = world.attach(&["wire-a", "wire-b"]);
+        let links = world.attach(&["wire-a", "wire-b"], ["ingress_raw", "egress_raw"]);
         for family in FAMILIES {
             world.reset();
             test(world, &mut a, &mut b, family);
@@ -138,12 +138,15 @@ fn with_wires(test: fn(&mut World, &mut Wire, &mut Wire, Family)) {
 }
 
 impl World {
-    /// Attaches the programs to devices without Ethernet headers.
-    fn attach(&mut self, interfaces: &[&str]) -> Vec<(&'static str, SchedClassifierLinkId)> {
+    /// Attaches a program for what comes in, and one for what goes out.
+    pub(crate) fn attach(
+        &mut self,
+        interfaces: &[&str],
+        programs: [&'static str; 2],
+    ) -> Vec<(&'static str, SchedClassifierLinkId)> {
         let mut links = vec![];
         for interface in interfaces {
-            for (name, kind) in [("ingress_raw", TcAttachType::Ingress), ("egress_raw", TcAttachType::Egress)]
-            {
+            for (name, kind) in programs.into_iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
                 let program: &mut SchedClassifier =
                     self.ebpf().program_mut(name).unwrap().try_into().unwrap();
                 links.push((name, program.attach(interface, kind).unwrap()));
@@ -152,7 +155,7 @@ impl World {
         links
     }
 
-    fn detach(&mut self, links: Vec<(&'static str, SchedClassifierLinkId)>) {
+    pub(crate) fn detach(&mut self, links: Vec<(&'static str, SchedClassifierLinkId)>) {
         for (name, link) in links {
             let program: &mut SchedClassifier = self.ebpf().program_mut(name).unwrap().try_into().unwrap();
             program.detach(link).unwrap();
