@@ -60,26 +60,32 @@ socket_programs! {
     getpeername6, getpeername6, socket::untranslate, Family::V6;
 }
 
+// A frame of their own would cost 32 of the 512 bytes of stack that the verifiers of older kernels allow.
+
 // Packets that come in by an interface with Ethernet headers.
 #[classifier]
+#[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
     nat::run::<ETHERNET>(ctx.skb.skb, Hook::Ingress)
 }
 
 // Packets that leave by an interface with Ethernet headers.
 #[classifier]
+#[inline(always)]
 pub fn egress(ctx: TcContext) -> i32 {
     nat::run::<ETHERNET>(ctx.skb.skb, Hook::Egress)
 }
 
 // Packets that come in by an interface without.
 #[classifier]
+#[inline(always)]
 pub fn ingress_raw(ctx: TcContext) -> i32 {
     nat::run::<RAW>(ctx.skb.skb, Hook::Ingress)
 }
 
 // Packets that leave by an interface without.
 #[classifier]
+#[inline(always)]
 pub fn egress_raw(ctx: TcContext) -> i32 {
     nat::run::<RAW>(ctx.skb.skb, Hook::Egress)
 }
