@@ -1,6 +1,6 @@
 //! The packet path: what becomes of each packet.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
 use aya_ebpf::maps::lpm_trie::Key;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
@@ -232,9 +232,13 @@ fn forward<const L2: u32>(
         group: frontend.group,
     };
     let hairpin = endpoint.address == key.source;
+    let masquerade = what & action::MASQUERADE != 0 || hairpin;
     // The way decides by which address of the node the endpoint sees the connection.
-    let way = route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib);
-    let masquerade = (what & action::MASQUERADE != 0 || hairpin) && way != Route::Stack;
+    let way = if masquerade {
+        route::find_with_source(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
+    } else {
+        route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
+    };
     if way == Route::TooBig && !stack_cuts(context, &scratch.packet, masquerade) {
         return too_big::<L2>(context, scratch);
     }
@@ -243,9 +247,8 @@ fn forward<const L2: u32>(
         count(Counter::DropNoRoute);
         return DROP;
     }
-    if masquerade {
-        let Some(own) = masquerade_address(scratch.fib.ifindex, scratch.packet.is(is::V4), context.config)
-        else {
+    if masquerade && way != Route::Stack {
+        let Some(own) = masquerade_address(&scratch.fib, scratch.packet.is(is::V4), context.config) else {
             tell(&scratch.packet, "dropped: no address to masquerade with");
             count(Counter::DropNoAddress);
             return DROP;
@@ -281,11 +284,17 @@ fn forward<const L2: u32>(
     translate::<L2>(context, scratch, way)
 }
 
+/// The address that masqueraded packets have on a way out: the one that the kernel chooses for it, or, where the kernel does not
+/// tell, the first of the interface, or of the node.
 #[inline(always)]
-fn masquerade_address(ifindex: u32, v4: bool, config: &Config) -> Option<Address> {
-    // SAFETY: elements of a map without preallocation are freed after a grace period.
-    let out = unsafe { INTERFACES.get(ifindex) };
+fn masquerade_address(fib: &bpf_fib_lookup, v4: bool, config: &Config) -> Option<Address> {
     let none = Address::default();
+    let chosen = route::source(fib, v4);
+    if chosen != none {
+        return Some(chosen);
+    }
+    // SAFETY: elements of a map without preallocation are freed after a grace period.
+    let out = unsafe { INTERFACES.get(fib.ifindex) };
     let (own, common) = if v4 {
         (out.map_or(none, |i| i.address4), config.address4)
     } else {

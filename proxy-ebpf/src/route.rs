@@ -2,12 +2,13 @@
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup,
-    bpf_redir_neigh,
+    BPF_FIB_LKUP_RET_NO_SRC_ADDR, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
 };
+use sluice_common::Address;
 use sluice_common::flow::Flow;
 use sluice_common::node::interface;
 
@@ -17,6 +18,8 @@ use crate::packet::{Packet, is};
 use crate::rewrite::store;
 
 const DROP: i32 = 2;
+
+const EINVAL: i64 = -22;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -39,6 +42,40 @@ pub enum Route {
 /// Looks the way of a translated packet up; leaves it in `fib`.
 #[inline(always)]
 pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup) -> Route {
+    route_of(look_up(skb, packet, to, fib, 0))
+}
+
+/// The same, and the address that the kernel would send from by this way: see [`source`].
+#[inline(always)]
+pub fn find_with_source(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup) -> Route {
+    let result = look_up(skb, packet, to, fib, BPF_FIB_LOOKUP_SRC);
+    if result != EINVAL && result != i64::from(BPF_FIB_LKUP_RET_NO_SRC_ADDR) {
+        return route_of(result);
+    }
+    // Before Linux 6.7, or the kernel has no address of the family.
+    let route = find(skb, packet, to, fib);
+    fib.__bindgen_anon_3.ipv6_src = [0; 4];
+    route
+}
+
+/// The source address that [`find_with_source`] found, where its answer was [`Route::Forward`] or [`Route::Resolve`]; zero:
+/// none.
+#[inline(always)]
+pub fn source(fib: &bpf_fib_lookup, v4: bool) -> Address {
+    // SAFETY: plain words.
+    unsafe {
+        let words = fib.__bindgen_anon_3.ipv6_src;
+        match words {
+            [0, 0, 0, 0] => Address::default(),
+            [word, ..] if v4 => Address::v4(word),
+            words => Address { words },
+        }
+    }
+}
+
+/// What the helper says. Not inlined: the older verifier counts 512 bytes of stack, its callers' with it.
+#[inline(never)]
+fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup, flags: u32) -> i64 {
     let v4 = packet.is(is::V4);
     // SAFETY: the context is valid, and plain fields of it are read.
     let (ifindex, gso) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
@@ -51,7 +88,7 @@ pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_l
     fib.__bindgen_anon_2.flowinfo = 0;
     if v4 {
         fib.__bindgen_anon_2.tos = packet.tos as u8 & 0xfc;
-        fib.__bindgen_anon_3.ipv4_src = to.source.word4();
+        fib.__bindgen_anon_3.ipv6_src = [to.source.word4(), 0, 0, 0];
         fib.__bindgen_anon_4.ipv4_dst = to.destination.word4();
     } else {
         fib.__bindgen_anon_3.ipv6_src = to.source.words;
@@ -61,7 +98,11 @@ pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_l
     fib.ifindex = ifindex;
     // On the way out too: BPF_FIB_LOOKUP_OUTPUT would look for routes by this interface only.
     // SAFETY: `fib` is the structure that the helper asks for.
-    let result = unsafe { fib_lookup(skb.cast(), fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    unsafe { fib_lookup(skb.cast(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
+}
+
+#[inline(always)]
+fn route_of(result: i64) -> Route {
     match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => Route::Forward,
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve,

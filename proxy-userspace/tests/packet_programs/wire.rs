@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::tc::{SchedClassifierLinkId, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use etherparse::checksum::Sum16BitWords;
 use sluice_common::service::action;
@@ -146,6 +146,8 @@ impl World {
     ) -> Vec<(&'static str, SchedClassifierLinkId)> {
         let mut links = vec![];
         for interface in interfaces {
+            // Before Linux 6.6 programs hang on a qdisc; later ones need none.
+            let _ = qdisc_add_clsact(interface);
             for (name, kind) in programs.into_iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
                 let program: &mut SchedClassifier =
                     self.ebpf().program_mut(name).unwrap().try_into().unwrap();
