@@ -12,12 +12,13 @@ pub enum MetaKey {
     Mark,
     /// The input interface's name, 16 bytes; empty for locally generated packets.
     IifName,
-    /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has none.
-    IifKind,
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
     NfProto,
     /// The transport protocol, one byte.
     L4Proto,
+    /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has none.
+    IifKind,
+    // What is new comes last: fingerprints of rules have the place of a key in this list in them.
 }
 
 /// Comparisons.

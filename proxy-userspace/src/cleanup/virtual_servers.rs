@@ -23,6 +23,7 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 pub(crate) fn delete_idle(names: &[&str], excluded: &[IpNet]) -> Result<bool, StepError> {
     let links = found(names)?;
     if links.is_empty() {
+        unsteer(names)?;
         return Ok(false);
     }
     let others = others(names)?;
@@ -46,7 +47,7 @@ pub(crate) fn delete_idle(names: &[&str], excluded: &[IpNet]) -> Result<bool, St
 pub(super) fn remove(names: &[&str]) -> Result<bool, StepError> {
     let mut links = found(names)?;
     if links.is_empty() {
-        return Ok(false);
+        return unsteer(names);
     }
     let mut bound: BTreeSet<IpAddr> = BTreeSet::new();
     for link in &mut links {
@@ -67,11 +68,14 @@ fn found(names: &[&str]) -> Result<Vec<Link>, StepError> {
     Ok(links.collect::<Result<Vec<_>, StepError>>()?.into_iter().flatten().collect())
 }
 
-/// With our link go the rules that lead packets to virtual servers of addresses that no link holds.
+/// Removes the rules that lead packets to our virtual servers of addresses that no link holds. They may have outlived the link.
+/// Returns whether there were any.
+fn unsteer(names: &[&str]) -> Result<bool, StepError> {
+    Ok(names.contains(&LINK) && Steering::open()?.remove()?)
+}
+
 fn delete(names: &[&str], links: Vec<Link>) -> Result<(), StepError> {
-    if names.contains(&LINK) {
-        Steering::open()?.remove()?;
-    }
+    unsteer(names)?;
     links.into_iter().try_for_each(|link| Ok(link.delete()?))
 }
 
