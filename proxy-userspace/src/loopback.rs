@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use sluice_core::loopback::{Backends, Picker};
 use sluice_core::net::Family;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -162,12 +163,26 @@ async fn relay(client: TcpStream, endpoint: SocketAddr) {
             return;
         }
     };
-    // What is small must not wait for more on either leg.
-    let _ = (client.set_nodelay(true), backend.set_nodelay(true));
+    for leg in [&client, &backend] {
+        // What is small must not wait for more.
+        let _ = leg.set_nodelay(true);
+        keep_alive(leg);
+    }
     let ((from_client, to_client), (from_backend, to_backend)) = (client.into_split(), backend.into_split());
-    let results = tokio::join!(pump(from_client, to_backend), pump(from_backend, to_client));
-    if let (Err(error), _) | (_, Err(error)) = results {
+    // One that breaks off ends the other.
+    if let Err(error) = tokio::try_join!(pump(from_client, to_backend), pump(from_backend, to_client)) {
         debug!(%endpoint, %error, "a connection broke off");
+    }
+}
+
+/// Ends a connection whose other side has gone without a word, as those of kube-proxy do: Go's net asks after 15 s of silence,
+/// then every 15 s, nine times.
+fn keep_alive(leg: &TcpStream) {
+    let _ = setsockopt(leg, sockopt::TcpKeepIdle, &15);
+    let _ = setsockopt(leg, sockopt::TcpKeepInterval, &15);
+    let _ = setsockopt(leg, sockopt::TcpKeepCount, &9);
+    if let Err(error) = setsockopt(leg, sockopt::KeepAlive, &true) {
+        debug!(%error, "a connection has no keepalive");
     }
 }
 
