@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 const PASSES: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 /// A round begins with a burst. Then nobody says anything until just before the pass that ends its flows.
-const BURST: Duration = Duration::from_secs(24);
+const BURST: Duration = Duration::from_secs(20);
 const BEFORE_PASS: Duration = Duration::from_secs(6);
 /// Then bursts follow one after the other, for so long at least.
 const RUN: Duration = Duration::from_secs(2);
