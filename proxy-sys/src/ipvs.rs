@@ -8,6 +8,7 @@ mod decode;
 mod encode;
 pub mod sysctls;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use sluice_core::ipvs::{
@@ -131,12 +132,18 @@ impl Ipvs {
         info.ok_or(NetlinkError::Malformed { operation })
     }
 
-    /// All virtual servers of this network namespace, without their destinations.
+    /// All virtual servers of this network namespace, without their destinations, each once.
+    ///
+    /// The kernel goes on with its list at a position that counts the servers of all network namespaces
+    /// (`ip_vs_genl_dump_services`): those that others add meanwhile make it tell some twice, and those that
+    /// they delete make it pass over some.
     pub fn servers(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
-        let mut servers = Vec::new();
+        let (mut servers, mut told) = (Vec::new(), HashSet::new());
         let head = Command::GetService.head();
-        let take =
-            |message: crate::netlink::Message<'_>| servers.extend(decode::server(message.attributes()));
+        let take = |message: crate::netlink::Message<'_>| {
+            let server = decode::server(message.attributes());
+            servers.extend(server.filter(|observed| told.insert(observed.server.key)));
+        };
         self.socket.dump("list virtual servers", self.family, head, |_| {}, take)?;
         Ok(servers)
     }

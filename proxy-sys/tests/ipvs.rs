@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
@@ -33,8 +35,13 @@ fn in_netns(test: impl FnOnce() + Send + 'static) {
     thread.join().unwrap();
 }
 
+/// One test after another: the kernel's lists of servers count those of all network namespaces, so that what one adds and
+/// deletes makes it tell another a server twice, or not at all.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Runs a test with the IPVS of a fresh network namespace. Where the kernel has none: a skip that says so.
 fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     in_netns(|| match Ipvs::open() {
         Ok(ipvs) => test(ipvs),
         Err(IpvsError::Missing(error)) => println!("skip: {error}"),
@@ -142,6 +149,41 @@ fn what_is_written_is_read_back() {
         delete_all(&mut ipvs);
         assert_eq!(ipvs.dump().unwrap(), vec![]);
         assert_eq!(ipvs.destinations(&at("10.96.0.1", Protocol::Tcp, 443)).unwrap(), vec![]);
+    });
+}
+
+/// Adds and deletes servers in a network namespace of its own until it is told to end.
+fn churn(end: &AtomicBool) {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let mut ipvs = Ipvs::open().unwrap();
+    let keys: Vec<ServerKey> =
+        (1..=250).map(|host| at(&format!("10.97.0.{host}"), Protocol::Tcp, 80)).collect();
+    while !end.load(Ordering::Relaxed) {
+        done(ipvs.apply(&keys.iter().map(|key| Op::AddServer(server(*key))).collect::<Vec<_>>()));
+        done(ipvs.apply(&keys.iter().map(|key| Op::DeleteServer(*key)).collect::<Vec<_>>()));
+    }
+}
+
+#[test]
+fn servers_are_told_once_whatever_other_namespaces_do() {
+    with_ipvs(|mut ipvs| {
+        let keys: BTreeSet<ServerKey> =
+            (0..1000).map(|i| at(&format!("10.96.{}.{}", i / 250, i % 250), Protocol::Tcp, 80)).collect();
+        done(ipvs.apply(&keys.iter().map(|key| Op::AddServer(server(*key))).collect::<Vec<_>>()));
+        let end = Arc::new(AtomicBool::new(false));
+        let other = std::thread::spawn({
+            let end = Arc::clone(&end);
+            move || churn(&end)
+        });
+        for _ in 0..20 {
+            let told: Vec<ServerKey> =
+                ipvs.servers().unwrap().into_iter().map(|observed| observed.server.key).collect();
+            let distinct: BTreeSet<ServerKey> = told.iter().copied().collect();
+            assert_eq!(told.len(), distinct.len(), "{} told", told.len());
+            assert!(distinct.is_subset(&keys));
+        }
+        end.store(true, Ordering::Relaxed);
+        other.join().unwrap();
     });
 }
 
