@@ -72,7 +72,7 @@ async fn memory_is_flat_over_re_reads_and_unchanged_documents_are_not_sent_again
     let (sender, mut events) = mpsc::channel(1024);
     tokio::spawn(Manifests::new(directory.clone(), sender, Metrics::default()).unwrap().run());
     assert_eq!(read(&mut events, 1).await, services + 1);
-    let (mut first, begun) = (0, Instant::now());
+    let (mut readings, begun) = (Vec::new(), Instant::now());
     for i in 0..rereads {
         let version = 2 + (i % 60_000) as u16;
         // Each twentieth time all is new.
@@ -82,16 +82,15 @@ async fn memory_is_flat_over_re_reads_and_unchanged_documents_are_not_sent_again
         let back = i % 20 == 1;
         assert_eq!(sent, if all || back { services + 1 } else { 2 }, "re-read {i}");
         let now = proc::resident_bytes().unwrap();
-        if i == 2 {
-            first = now;
-        }
+        readings.push(now);
         if i % (rereads / 10).max(1) == 0 || i == 2 {
             println!("re-read {i}: {} KiB after {:?}", now / 1024, begun.elapsed());
         }
     }
-    proc::release_free_memory();
-    let last = proc::resident_bytes().unwrap();
-    println!("first {} KiB, last {} KiB", first / 1024, last / 1024);
     std::fs::remove_dir_all(directory).unwrap();
+    // Each has a re-read after which all is new. What the allocator keeps counts.
+    let most = |readings: &[u64]| readings.iter().copied().max().unwrap();
+    let (first, last) = (most(&readings[..3]), most(&readings[readings.len().saturating_sub(20)..]));
+    println!("most of the first three {} KiB, of the last twenty {} KiB", first / 1024, last / 1024);
     assert!(last <= first + first / 5, "{} KiB became {} KiB", first / 1024, last / 1024);
 }
