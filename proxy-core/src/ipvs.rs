@@ -10,7 +10,8 @@
 //! are deleted at once. So is a virtual server that nobody wants, with its address.
 //!
 //! An address that another host has is not bound, because that host would be cut off from this one: a rule of routing leads
-//! packets for the Service's port to the input hook, and no others.
+//! packets for the Service's port to the input hook, and no others. Until it is known who has which, that counts for every
+//! address but ClusterIPs.
 //!
 //! The kernel's words (virtual server, destination, scheduler) live here and in `sluice-sys`, nowhere else.
 

@@ -78,6 +78,8 @@ impl Machine {
                 let cut = self
                     .busy
                     .iter()
+                    // Who is led here goes on.
+                    .filter(|(key, _)| !self.led.contains(key))
                     .any(|(key, _)| matches!(key, ServerKey::Address(at, Tcp, _) if at == ip));
                 let elsewhere = OWN.iter().chain(&OTHERS).any(|other| objects::ip(other) == *ip);
                 assert!(!cut || elsewhere, "cuts off: {op}");
@@ -121,12 +123,19 @@ const OWN: [&str; 4] = ["192.168.0.2", "192.168.1.2", "fd00::2", "192.0.2.1"];
 /// Addresses that other nodes may have; the last two are a Service's too.
 const OTHERS: [&str; 3] = ["192.168.0.3", "192.0.2.1", "192.0.2.2"];
 
+/// Nodes have not been listed.
+const UNLISTED: u64 = 1 << (OWN.len() + OTHERS.len());
+
 fn views(seed: u64) -> (NodeView, nft::NodeView) {
     let own: Vec<IpAddr> =
         OWN.iter().enumerate().filter(|(at, _)| seed >> at & 1 == 1).map(|(_, text)| ip(text)).collect();
     let others = OTHERS.iter().enumerate().filter(|(at, _)| seed >> (at + OWN.len()) & 1 == 1);
     let addresses = others.map(|(_, text)| ip(text)).collect();
-    let others = Others { addresses, networks: Vec::new() };
+    let others = if seed & UNLISTED == 0 {
+        Others { listed: true, addresses, networks: Vec::new() }
+    } else {
+        Others::default()
+    };
     let of_ruleset =
         nft::NodeView { own_addresses: own.clone(), others: others.clone(), ..nft::NodeView::default() };
     (NodeView { node_port_addresses: own.clone(), own_addresses: own, others }, of_ruleset)
@@ -248,7 +257,9 @@ impl Run {
                 self.apply(&steps);
             }
             Step::Node(seed) => {
-                let others_only = self.view.0.own_addresses == views(*seed).0.own_addresses;
+                let (is, shall) = (&self.view.0, &views(*seed).0);
+                let others_only =
+                    is.own_addresses == shall.own_addresses && is.others.listed == shall.others.listed;
                 self.view = views(*seed);
                 if others_only {
                     let steps = self.ledger.set_others(self.view.0.others.clone(), self.view.1.clone());
@@ -278,6 +289,13 @@ impl Run {
         assert!(self.ledger.agrees(&servers, &addresses, &led), "after {step:?}");
         let others = &self.view.0.others.addresses;
         assert!(self.machine.addresses.is_disjoint(others), "cuts another node off after {step:?}");
+        if !self.view.0.others.listed {
+            let cluster_ips: BTreeSet<IpAddr> =
+                self.plans().iter().flat_map(|plan| plan.cluster_ips.to_vec()).collect();
+            let drained: BTreeSet<IpAddr> = self.ledger.draining().filter_map(ServerKey::address).collect();
+            let wanted = |ip: &&IpAddr| !cluster_ips.contains(ip) && !drained.contains(ip);
+            assert_eq!(addresses.iter().find(wanted), None, "bound in doubt after {step:?}");
+        }
         // Ports of the node must not be reached by way of a service's address.
         for ip in &addresses {
             assert!(self.closes(ip), "{ip} is bound and open after {step:?}");
@@ -529,6 +547,45 @@ fn an_address_of_another_node_is_not_bound_and_its_port_is_led_here() {
     run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
     run.step(&Step::Collect);
     assert!(run.machine.led.is_empty() && run.machine.servers.is_empty());
+}
+
+#[test]
+fn until_nodes_have_been_listed_nothing_but_cluster_ips_is_bound() {
+    let mut run = Run::new();
+    let external = sluice_core::model::Service {
+        service_type: ServiceType::LoadBalancer,
+        ports: vec![port("http", Tcp, 80, 0)],
+        external_ips: vec![ip("192.0.2.1")],
+        ..service("web", "172.30.0.1")
+    };
+    let deleted = || Event::Service(Change::Delete(objects::name("web")));
+    let external = || Event::Service(Change::Apply(external.clone()));
+    let closes = |run: &Run| run.closes(&ip("192.0.2.1"));
+    let (server, cluster_ip) = (key("192.0.2.1", Tcp, 80), BTreeSet::from([ip("172.30.0.1")]));
+    let both = BTreeSet::from([ip("172.30.0.1"), ip("192.0.2.1")]);
+    let led = BTreeSet::from([server]);
+    run.step(&Step::Node(UNLISTED));
+    run.step(&Step::Events(vec![external(), endpoints(&[("10.0.0.1", "here")])]));
+    // Its port works all the same, and its other ports are its owner's.
+    assert_eq!((&run.machine.addresses, &run.machine.led), (&cluster_ip, &led));
+    assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 1)]);
+    assert!(!closes(&run));
+    // The Service goes while somebody is connected, who stays so.
+    run.machine.busy.insert((server, DestinationKey { address: ip("10.0.0.1"), port: 8080 }));
+    run.step(&Step::Events(vec![deleted()]));
+    assert_eq!(run.machine.led, led);
+    run.step(&Step::Events(vec![external()]));
+    // Nodes are listed, and none has the address.
+    run.step(&Step::Node(IS_NOBODYS));
+    assert_eq!(run.machine.addresses, both);
+    assert!(run.machine.led.is_empty() && closes(&run));
+    // A process that starts without them does not trust what another one has bound.
+    run.view = views(UNLISTED);
+    run.step(&Step::Restart(vec![]));
+    assert_eq!((&run.machine.addresses, &run.machine.led), (&cluster_ip, &led));
+    assert!(!closes(&run));
+    run.step(&Step::Node(IS_OTHERS));
+    assert_eq!((&run.machine.addresses, &run.machine.led), (&cluster_ip, &led));
 }
 
 #[test]

@@ -139,7 +139,8 @@ pub fn others(node_name: &str, nodes: &[Node], service_networks: &[IpNet]) -> Ot
     let overlaps = |a: &IpNet| service_networks.iter().any(|b| a.contains(b) || b.contains(a));
     let mut networks = IpNet::aggregate(&pods);
     networks.retain(|net| !overlaps(net));
-    Others { addresses: of_others.flat_map(|node| node.addresses.iter().copied()).collect(), networks }
+    let addresses = of_others.flat_map(|node| node.addresses.iter().copied()).collect();
+    Others { listed: true, addresses, networks }
 }
 
 /// Addresses of this node that a Service may have too. Those of a link (IPv6) come and go with every pod, and no Service
@@ -381,6 +382,7 @@ mod tests {
         let nodes = [node("a", 2), node("b", 3)];
         let found = others("a", &nodes, &["10.96.0.0/12".parse().unwrap()]);
         assert_eq!(found.addresses, [IpAddr::from([192, 168, 77, 3])].into());
+        assert!(found.listed && !facts().others.listed, "nobody's addresses are known before the list");
         assert_eq!(found.networks, ["10.244.2.0/23".parse::<IpNet>().unwrap()]);
         assert!(others("a", &nodes, &["10.244.0.0/16".parse().unwrap()]).networks.is_empty());
     }

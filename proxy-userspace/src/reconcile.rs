@@ -312,6 +312,12 @@ impl Reconciler {
             warn!(
                 "Nodes, ServiceCIDRs or interface addresses could not be listed yet: going on without them"
             );
+            if self.settings.backend == BackendKind::Ipvs && self.index.nodes().is_none() {
+                warn!(
+                    "until Nodes have been listed, no address of a Service is bound but ClusterIPs: it might be \
+                     another node's; packets for the Services' ports of the others are led here by rules of routing"
+                );
+            }
         }
         waited || all
     }
@@ -349,7 +355,7 @@ impl Reconciler {
         changes
     }
 
-    /// Other nodes may have other addresses. Until they have been listed nobody has any.
+    /// Other nodes may have other addresses. Until they have been listed, any address may be one of them.
     fn others_changed(&mut self) {
         let Some(nodes) = self.index.nodes() else { return };
         let others = node::others(&self.settings.node_name, &nodes, &self.index.service_networks());

@@ -71,6 +71,8 @@ pub struct Ledger {
     held: FxHashMap<ServerKey, Held>,
     /// How many frontends and ClusterIPs have an address.
     addresses: FxHashMap<IpAddr, u32>,
+    /// How many Services have a ClusterIP.
+    cluster_ips: FxHashMap<IpAddr, u32>,
     bound: FxHashSet<IpAddr>,
     /// What rules of routing lead here.
     led: FxHashSet<ServerKey>,
@@ -92,6 +94,7 @@ impl Ledger {
             wanted: FxHashMap::default(),
             held: FxHashMap::default(),
             addresses: FxHashMap::default(),
+            cluster_ips: FxHashMap::default(),
             bound: FxHashSet::default(),
             led: FxHashSet::default(),
             unsettled: FxHashSet::default(),
@@ -131,6 +134,12 @@ impl Ledger {
                 self.claim(lowered, &mut touched);
             }
         }
+        if !self.node.others.listed {
+            // An address may have become a ClusterIP, or be none any more: that concerns all its virtual servers.
+            let is_unsettled =
+                |key: &&ServerKey| key.address().is_some_and(|ip| self.unsettled.contains(&ip));
+            touched.extend(self.held.keys().filter(is_unsettled));
+        }
         self.steps(touched, &refused, ruleset)
     }
 
@@ -139,7 +148,8 @@ impl Ledger {
         &self.node
     }
 
-    /// Takes into account that others have other addresses, and nothing else of the node has changed.
+    /// Takes into account that others have other addresses, and nothing else of the node has changed. The first list of them
+    /// needs [`Ledger::reconcile`].
     pub fn set_others(&mut self, others: Others, of_ruleset: nft::NodeView) -> Steps {
         let before = std::mem::replace(&mut self.node.others, others);
         let ruleset = self.ruleset.set_node(of_ruleset);
@@ -206,6 +216,7 @@ impl Ledger {
     fn claim_all(&mut self, plans: &[Arc<ServicePlan>], touched: &mut FxHashSet<ServerKey>) {
         self.wanted.clear();
         self.addresses.clear();
+        self.cluster_ips.clear();
         for plan in plans {
             let lowered = self.lower(plan);
             self.claim(lowered, touched);
@@ -226,6 +237,9 @@ impl Ledger {
         for ip in lowered.addresses {
             *self.addresses.entry(ip).or_default() += 1;
         }
+        for ip in lowered.cluster_ips {
+            *self.cluster_ips.entry(ip).or_default() += 1;
+        }
     }
 
     fn unclaim(&mut self, lowered: &Lowered, touched: &mut FxHashSet<ServerKey>) {
@@ -240,14 +254,8 @@ impl Ledger {
             touched.insert(key);
         }
         self.unsettled.extend(&lowered.addresses);
-        for ip in &lowered.addresses {
-            if let Some(count) = self.addresses.get_mut(ip) {
-                *count -= 1;
-                if *count == 0 {
-                    self.addresses.remove(ip);
-                }
-            }
-        }
+        lowered.addresses.iter().for_each(|ip| discount(&mut self.addresses, ip));
+        lowered.cluster_ips.iter().for_each(|ip| discount(&mut self.cluster_ips, ip));
     }
 
     /// The way from what is held of the touched virtual servers to what is wanted. Those that the ruleset has `refused` come
@@ -304,8 +312,9 @@ impl Ledger {
     fn lead(&mut self, touched: &[ServerKey], steps: &mut Steps) {
         for key in touched {
             let Some(ip) = key.address() else { continue };
-            let is_others = self.node.others.have(&ip) && !self.node.own_addresses.contains(&ip);
-            if is_others && self.held.contains_key(key) {
+            let is_others = self.node.others.have(&ip)
+                || self.may_be_others(&ip) && (self.addresses.contains_key(&ip) || self.led.contains(key));
+            if is_others && !self.node.own_addresses.contains(&ip) && self.held.contains_key(key) {
                 if self.led.insert(*key) {
                     steps.after.push(Op::LeadHere(*key));
                 }
@@ -313,6 +322,12 @@ impl Ledger {
                 steps.last.push(Op::LetPass(*key));
             }
         }
+    }
+
+    /// Whether nobody knows yet whose an address is. Until Nodes have been listed, what is no ClusterIP is treated like an
+    /// address of others: were it the API server's and bound here, nobody could list them any more.
+    fn may_be_others(&self, ip: &IpAddr) -> bool {
+        !self.node.others.listed && !self.cluster_ips.contains_key(ip)
     }
 
     /// Addresses, when it is known what is being drained.
@@ -351,8 +366,12 @@ impl Ledger {
         unsettled.sort_unstable();
         for ip in unsettled {
             // Also what others have is unbound at once, if it was bound.
-            let is_elsewhere = self.node.own_addresses.contains(&ip) || self.node.others.have(&ip);
-            if self.addresses.contains_key(&ip) && !is_elsewhere {
+            let is_wanted = self.addresses.contains_key(&ip);
+            // What was a ClusterIP, and is drained, stays bound.
+            let is_elsewhere = self.node.own_addresses.contains(&ip)
+                || self.node.others.have(&ip)
+                || is_wanted && self.may_be_others(&ip);
+            if is_wanted && !is_elsewhere {
                 if self.bound.insert(ip) {
                     steps.after.push(Op::BindAddress(ip));
                 }
@@ -414,6 +433,15 @@ impl Ledger {
             && addresses.iter().all(|ip| self.bound.contains(ip))
             && led.len() == self.led.len()
             && led.iter().all(|key| self.led.contains(key))
+    }
+}
+
+fn discount(counts: &mut FxHashMap<IpAddr, u32>, ip: &IpAddr) {
+    if let Some(count) = counts.get_mut(ip) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(ip);
+        }
     }
 }
 

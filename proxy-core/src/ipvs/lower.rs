@@ -62,6 +62,8 @@ pub struct NodeView {
 /// Addresses in use by others than this node and Services: were they bound, nobody would reach their owners from here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
+    /// Nodes have been listed. Until then every address may be another node's that is not a ClusterIP.
+    pub listed: bool,
     /// Of other nodes.
     pub addresses: BTreeSet<IpAddr>,
     /// Of pods.
@@ -97,11 +99,14 @@ pub(super) struct Lowered {
     pub(super) refused: Vec<ServerKey>,
     /// Addresses to bind, with repetitions.
     pub(super) addresses: Vec<IpAddr>,
+    /// Those of them that nobody but a Service can have.
+    pub(super) cluster_ips: Vec<IpAddr>,
 }
 
 /// Lowers the plan of a Service.
 pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, marks: &Marks) -> Lowered {
-    let mut out = Lowered { addresses: plan.cluster_ips.to_vec(), ..Lowered::default() };
+    let cluster_ips = plan.cluster_ips.to_vec();
+    let mut out = Lowered { addresses: cluster_ips.clone(), cluster_ips, ..Lowered::default() };
     for port in &plan.ports {
         let [cluster, local] = [Group::Cluster, Group::Local].map(|group| destinations(port, group));
         let members = |group| match group {

@@ -116,7 +116,7 @@ impl Ledger {
         self.rules_of(&["check-cluster-ips"])
     }
 
-    /// Takes a changed node into account.
+    /// Takes a changed node into account. The first list of others, with IPVS, needs [`Ledger::reconcile`].
     pub fn set_node(&mut self, node: NodeView) -> Vec<Op> {
         if node == self.node {
             return Vec::new();
@@ -160,7 +160,8 @@ impl Ledger {
     }
 
     fn lower(&self, plan: &ServicePlan) -> Lowered {
-        lower(plan, &self.config, &|id, targets| self.slots.of(id, targets), &self.marks)
+        let slots = |id, targets: &_| self.slots.of(id, targets);
+        lower(plan, &self.config, &self.node.others, &slots, &self.marks)
     }
 
     fn transition(&mut self, old: Lowered, new: Lowered) -> Vec<Op> {

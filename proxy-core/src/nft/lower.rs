@@ -9,7 +9,7 @@ use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value
 use super::skeleton::Refusal;
 use super::{Balancer, NftConfig};
 use crate::group::{GroupId, LOCAL_BIT, SlotOrder};
-use crate::ipvs::Marks;
+use crate::ipvs::{Marks, Others};
 use crate::net::{Family, Protocol};
 use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan};
 
@@ -70,7 +70,13 @@ pub struct Lowered {
 }
 
 /// Lowers the plan of a Service. `slots` gives the members of a group in the order of their slots.
-pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>, marks: &Marks) -> Lowered {
+pub fn lower(
+    plan: &ServicePlan,
+    config: &NftConfig,
+    others: &Others,
+    slots: &SlotOrder<'_>,
+    marks: &Marks,
+) -> Lowered {
     let mut out = Lowered::default();
     for ip in &plan.cluster_ips {
         let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
@@ -85,10 +91,22 @@ pub fn lower(plan: &ServicePlan, config: &NftConfig, slots: &SlotOrder<'_>, mark
     }
     for port in &plan.ports {
         Lowering { port, config, marks, out: &mut out }.run(slots);
+        // With IPVS all these addresses are the node's own, so their other ports must be closed like those of ClusterIPs; but
+        // not before it is known that they are no other node's.
+        if config.balancer == Balancer::Ipvs && others.listed {
+            out.shared.extend(port.frontends.iter().filter_map(closed_ports));
+        }
     }
     out.elements.sort_unstable_by_key(|e| e.id);
     out.elements.dedup_by_key(|e| e.id);
     out
+}
+
+/// What closes the other ports of a frontend's address.
+fn closed_ports(frontend: &Frontend) -> Option<Shared> {
+    let Capture::Address(ip, ..) = &frontend.capture else { return None };
+    let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
+    Some(Shared::Element(element(set, address_key(ip), Value::None)))
 }
 
 struct Lowering<'a> {
@@ -165,11 +183,6 @@ impl Lowering<'_> {
     }
 
     fn frontend(&mut self, frontend: &Frontend) {
-        // With IPVS all these addresses are the node's own, so their other ports must be closed like those of ClusterIPs.
-        if let (Capture::Address(ip, ..), Balancer::Ipvs) = (&frontend.capture, self.config.balancer) {
-            let set = SetId::new(SetKind::ClusterIps, self.family());
-            self.out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
-        }
         let table = match frontend.capture {
             Capture::Address(..) => IdTable::Services,
             Capture::NodePort(..) => IdTable::NodePorts,

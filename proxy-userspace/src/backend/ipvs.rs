@@ -151,7 +151,8 @@ impl Backend {
         let (is, shall) = (self.ledger.node(), node::ipvs_view(settings, facts));
         let same = *self.ledger.ruleset().config() == node::nft_config(settings, facts)
             && is.own_addresses == shall.own_addresses
-            && is.node_port_addresses == shall.node_port_addresses;
+            && is.node_port_addresses == shall.node_port_addresses
+            && is.others.listed == shall.others.listed;
         if !same {
             return Ok(None);
         }
