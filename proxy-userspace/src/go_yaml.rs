@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 /// Nodes that aliases may add to a document; more is an attack, not a file.
 const MOST_ALIASED: usize = 100_000;
 
+/// More levels than any file has; what reads them needs stack for each.
+const MOST_NESTED: usize = 100;
+
 /// A document.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Document {
@@ -86,6 +89,9 @@ impl<'text> Reader<'text> {
 
     fn node(&mut self, event: Event<'text>, span: Span) -> Result<Value, YamlError> {
         let fail = |reason: String| YamlError { line: span.start.line(), reason };
+        if self.path.len() > MOST_NESTED {
+            return Err(fail(nested()));
+        }
         let (value, anchor) = match event {
             Event::Alias(id) => return self.alias(id).map_err(fail),
             Event::Scalar(text, style, anchor, tag) => {
@@ -105,6 +111,9 @@ impl<'text> Reader<'text> {
 
     fn alias(&mut self, id: usize) -> Result<Value, String> {
         let value = self.anchors.get(&id).ok_or("an alias stands within what it names")?;
+        if self.path.len() + depth(value) > MOST_NESTED {
+            return Err(nested());
+        }
         self.aliased += size(value);
         if self.aliased > MOST_ALIASED {
             return Err(format!("aliases stand for more than {MOST_ALIASED} values"));
@@ -166,6 +175,19 @@ fn merge(value: Value, fields: &mut Map<String, Value>) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+fn nested() -> String {
+    format!("values are nested more than {MOST_NESTED} levels deep")
+}
+
+/// How many levels a value has, itself counted.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 1,
+    }
 }
 
 /// The number of values in a value.
@@ -242,6 +264,21 @@ mod tests {
             text += &format!("a{n}: &a{n} [{list}]\n");
         }
         assert!(first_document(&text).unwrap_err().reason.contains("aliases"));
+    }
+
+    #[test]
+    fn aliases_cannot_nest_without_an_end() {
+        let chain = |links: usize| {
+            let link = |n: usize| match n {
+                0 => format!("a0: &a0 {}{}\n", "[".repeat(20), "]".repeat(20)),
+                n => format!("a{n}: &a{n} {}*a{}{}\n", "[".repeat(20), n - 1, "]".repeat(20)),
+            };
+            (0..links).map(link).collect::<String>()
+        };
+        assert!(first_document(&chain(4)).is_ok());
+        let wrong = first_document(&chain(20)).unwrap_err();
+        assert!(wrong.line == 5 && wrong.reason.contains("nested"), "{wrong}");
+        assert!(first_document(&format!("{}{}", "[".repeat(102), "]".repeat(102))).is_err());
     }
 
     #[test]

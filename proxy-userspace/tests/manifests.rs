@@ -162,6 +162,55 @@ async fn an_object_in_two_files_comes_from_the_first_and_then_from_the_other() {
 }
 
 #[tokio::test]
+async fn a_list_may_be_of_any_length() {
+    let list = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: long}}\ndata:\n{}---\n{}",
+        "- {a: 1, b: 2}\n".repeat(100_000),
+        service("behind", 80)
+    );
+    let source = Source::start("long", &[("a.yaml", &list)]).await;
+    assert_eq!((source.names(), source.reports()), (vec!["behind"], 0));
+}
+
+#[tokio::test]
+async fn an_object_that_moves_to_another_file_is_not_withdrawn_on_the_way() {
+    let both = format!("{}---\n{}", service("x", 80), service("w", 80));
+    let mut source = Source::start("moves", &[("a.yaml", &both), ("z.yaml", &service("z", 80))]).await;
+    // Away from the first file, then into the other.
+    source.write("a.yaml", &service("w", 80));
+    source.write("z.yaml", &format!("{}---\n{}", service("z", 80), service("x", 81)));
+    source
+        .until(|event| match event {
+            Event::Service(Change::Apply(service)) => service.ports.iter().any(|port| port.port == 81),
+            Event::Service(Change::Delete(name)) => panic!("{name} is withdrawn"),
+            _ => false,
+        })
+        .await;
+    source.nothing_is_withdrawn(Duration::from_millis(300)).await;
+    assert_eq!(source.names(), ["w", "x", "z"]);
+    // Out of the last file that has it, it goes.
+    source.write("z.yaml", &service("z", 80));
+    source.until_deleted("x").await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_does_not_hide_that_another_lost_an_object() {
+    let last = service("x", 81);
+    for unreadable in [&b"]\n"[..], b"\xff\n"] {
+        let mut source = Source::start("heir", &[("a.yaml", &service("x", 80)), ("z.yaml", &last)]).await;
+        std::fs::write(source.directory.join("z.yaml"), unreadable).unwrap();
+        source.nothing_is_withdrawn(Duration::from_millis(200)).await;
+        std::fs::remove_file(source.directory.join("a.yaml")).unwrap();
+        source.until_deleted("x").await;
+        // As it was before.
+        source.write("z.yaml", &last);
+        source.until_port(81).await;
+        std::fs::remove_file(source.directory.join("z.yaml")).unwrap();
+        source.until_deleted("x").await;
+    }
+}
+
+#[tokio::test]
 async fn a_directory_that_vanishes_and_comes_back_withdraws_nothing() {
     let mut source =
         Source::start("vanish", &[("a.yaml", &service("a", 80)), ("b.yaml", &service("b", 80))]).await;

@@ -3,7 +3,8 @@
 //! A broken document keeps only what it could have been: an object that it names, else one that stood where it
 //! stands now. What the rest of the file no longer has is withdrawn.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::key::{Kind, ObjectKey};
@@ -25,51 +26,115 @@ pub(super) struct Known {
     /// What it defines.
     pub(super) objects: Arc<[ObjectKey]>,
     /// What it may have been, and so keeps in force.
-    pub(super) kept: Vec<ObjectKey>,
+    pub(super) kept: Arc<[ObjectKey]>,
 }
 
 impl Known {
     /// All that is in force because of it.
     pub(super) fn holds(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.objects.iter().chain(&self.kept)
+        self.objects.iter().chain(self.kept.iter())
     }
+}
+
+/// All that is in force because of documents. What several keep together is looked at once.
+pub(super) fn held(documents: &[Known]) -> BTreeSet<&ObjectKey> {
+    let mut seen = HashSet::new();
+    let kept = documents.iter().map(|known| &known.kept).filter(|kept| !kept.is_empty());
+    let kept = kept.filter(|kept| seen.insert(kept.as_ptr()));
+    let kept = kept.flat_map(|kept| kept.iter());
+    documents.iter().flat_map(|known| known.objects.iter()).chain(kept).collect()
 }
 
 /// Decides what the broken parts of a file keep. `broken` has those of each document of `new` that were not as they
 /// are when the file was read before; `cut_off` says that the file seems to end within its last document.
+///
+/// Any number of broken documents may stand in one place: they keep the same objects, which are there once.
 pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_off: bool) {
     let defined: HashSet<ObjectKey> = new.iter().flat_map(|known| known.objects.iter().cloned()).collect();
-    for known in new.iter_mut() {
-        known.kept.retain(|key| !defined.contains(key));
-    }
+    sift(new, &defined);
     if broken.iter().all(Vec::is_empty) {
         return;
     }
-    let places = places(old, new);
-    for (j, parts) in broken.iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
-        let after = places[..j].iter().rev().find_map(|place| *place).map_or(0, |i| i + 1);
-        let before = places[j + 1..].iter().find_map(|place| *place).unwrap_or(old.len());
+    let vanished = |documents: &[Known]| -> Vec<ObjectKey> {
+        held(documents).into_iter().filter(|key| !defined.contains(*key)).cloned().collect()
+    };
+    let everywhere: BTreeSet<ObjectKey> = vanished(old).into_iter().collect();
+    let mut near: HashMap<Range<usize>, Candidates> = HashMap::new();
+    let mut looked_at = 0;
+    for (j, place) in around(&places(old, new), old.len()).into_iter().enumerate() {
+        let parts = broken.get(j).map(Vec::as_slice).unwrap_or_default();
+        if parts.is_empty() {
+            continue;
+        }
         let last = cut_off && j + 1 == broken.len();
         // Documents that changed their order say nothing of where this one was.
-        let range = if last {
-            after..old.len()
-        } else if after <= before {
-            after..before
-        } else {
-            0..old.len()
+        let mut range = match (last, place) {
+            (true, (after, _)) => after..old.len(),
+            (false, (after, before)) if after <= before => after..before,
+            _ => 0..old.len(),
         };
-        let vanished = |documents: &[Known]| -> Vec<ObjectKey> {
-            documents.iter().flat_map(Known::holds).filter(|key| !defined.contains(*key)).cloned().collect()
+        if !near.contains_key(&range) {
+            // Nor do those of which there is no end of different places.
+            looked_at += range.len();
+            if looked_at > 4 * old.len() {
+                range = 0..old.len();
+            }
+        }
+        let near = near.entry(range.clone()).or_insert_with(|| Candidates::new(vanished(&old[range])));
+        let mut kept: Vec<Arc<[ObjectKey]>> = Vec::new();
+        for part in parts {
+            let more = match part {
+                _ if last => near.all.clone(),
+                MayBe::Object(key) => everywhere.get(key).cloned().into_iter().collect(),
+                MayBe::Text(text) => near.meant(text),
+            };
+            if kept.iter().all(|known| known.as_ptr() != more.as_ptr()) {
+                kept.push(more);
+            }
+        }
+        if !new[j].kept.is_empty() {
+            kept.push(new[j].kept.clone());
+        }
+        kept.retain(|keys| !keys.is_empty());
+        new[j].kept = match &kept[..] {
+            [] => Arc::default(),
+            [one] => one.clone(),
+            _ => {
+                let all: BTreeSet<&ObjectKey> = kept.iter().flat_map(|keys| keys.iter()).collect();
+                all.into_iter().cloned().collect()
+            }
         };
-        let near = vanished(&old[range]);
-        let kept = parts.iter().flat_map(|part| match part {
-            _ if last => near.clone(),
-            MayBe::Object(key) => vanished(old).into_iter().filter(|gone| gone == key).collect(),
-            MayBe::Text(text) => meant(text, &near),
-        });
-        let kept: HashSet<ObjectKey> = kept.collect();
-        new[j].kept.extend(kept);
     }
+}
+
+/// What is defined again is kept no longer.
+fn sift(new: &mut [Known], defined: &HashSet<ObjectKey>) {
+    // With what was there before, so that no address is given twice.
+    let mut sifted: HashMap<*const ObjectKey, [Arc<[ObjectKey]>; 2]> = HashMap::new();
+    for known in new.iter_mut().filter(|known| !known.kept.is_empty()) {
+        let kept = sifted.entry(known.kept.as_ptr()).or_insert_with(|| {
+            let is_defined = known.kept.iter().any(|key| defined.contains(key));
+            let rest = || known.kept.iter().filter(|key| !defined.contains(*key)).cloned().collect();
+            [known.kept.clone(), if is_defined { rest() } else { known.kept.clone() }]
+        });
+        known.kept = kept[1].clone();
+    }
+}
+
+/// For each document, behind which old one and before which old one it stands.
+fn around(places: &[Option<usize>], end: usize) -> Vec<(usize, usize)> {
+    let mut around = vec![(0, end); places.len()];
+    let mut after = 0;
+    for (place, around) in places.iter().zip(&mut around) {
+        around.0 = after;
+        after = place.map_or(after, |i| i + 1);
+    }
+    let mut before = end;
+    for (place, around) in places.iter().zip(&mut around).rev() {
+        around.1 = before;
+        before = place.unwrap_or(before);
+    }
+    around
 }
 
 /// Where each new document was in the old file: by its text, or by an object that both define.
@@ -87,19 +152,39 @@ fn places(old: &[Known], new: &[Known]) -> Vec<Option<usize>> {
     new.iter().map(place).collect()
 }
 
-/// The objects that an unreadable text can have meant: of its kind, and those that it names if it names any.
-fn meant(text: &str, candidates: &[ObjectKey]) -> Vec<ObjectKey> {
-    let of_kind: Vec<&ObjectKey> = match kind(text) {
-        Said::Foreign => return Vec::new(),
-        Said::Kind(kind) => candidates.iter().filter(|(of, _)| *of == kind).collect(),
-        Said::Nothing => candidates.iter().collect(),
-    };
-    let words: HashSet<&str> =
-        text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))).collect();
-    let named: Vec<&ObjectKey> =
-        of_kind.iter().copied().filter(|(_, name)| words.contains(name.name())).collect();
-    let chosen = if named.is_empty() { of_kind } else { named };
-    chosen.into_iter().cloned().collect()
+/// Objects that the broken documents of one place can have been.
+struct Candidates {
+    all: Arc<[ObjectKey]>,
+    by_kind: HashMap<Kind, Arc<[ObjectKey]>>,
+    by_name: HashMap<String, Vec<ObjectKey>>,
+}
+
+impl Candidates {
+    fn new(all: Vec<ObjectKey>) -> Candidates {
+        let mut by_kind: HashMap<Kind, Vec<ObjectKey>> = HashMap::new();
+        let mut by_name: HashMap<String, Vec<ObjectKey>> = HashMap::new();
+        for key in &all {
+            by_kind.entry(key.0).or_default().push(key.clone());
+            by_name.entry(key.1.name().to_owned()).or_default().push(key.clone());
+        }
+        let by_kind = by_kind.into_iter().map(|(kind, keys)| (kind, keys.into())).collect();
+        Candidates { all: all.into(), by_kind, by_name }
+    }
+
+    /// Those that an unreadable text can have meant: of its kind, and those that it names if it names any.
+    fn meant(&self, text: &str) -> Arc<[ObjectKey]> {
+        let (kind, of_kind) = match kind(text) {
+            Said::Foreign => return Arc::default(),
+            Said::Kind(kind) => (Some(kind), self.by_kind.get(&kind).cloned().unwrap_or_default()),
+            Said::Nothing => (None, self.all.clone()),
+        };
+        let words: BTreeSet<&str> =
+            text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))).collect();
+        let named = words.iter().filter_map(|word| self.by_name.get(*word)).flatten();
+        let named: Arc<[ObjectKey]> =
+            named.filter(|(of, _)| kind.is_none_or(|kind| *of == kind)).cloned().collect();
+        if named.is_empty() { of_kind } else { named }
+    }
 }
 
 enum Said {
@@ -142,7 +227,7 @@ mod tests {
             let names = word.split(',').filter(|_| broken.is_none());
             let objects = names.map(service).collect();
             let content = word.bytes().fold(7, |hash: u64, b| hash.wrapping_mul(31).wrapping_add(b.into()));
-            (Known { content, objects, kept: Vec::new() }, Vec::from_iter(broken))
+            (Known { content, objects, kept: Arc::default() }, Vec::from_iter(broken))
         };
         words.iter().map(one).unzip()
     }
@@ -152,7 +237,7 @@ mod tests {
         let (mut new, broken) = read(new);
         keep(&old, &mut new, &broken, cut_off);
         let mut names: Vec<&str> =
-            new.iter().flat_map(|known| &known.kept).map(|(_, name)| name.name()).collect();
+            new.iter().flat_map(|known| known.kept.iter()).map(|(_, name)| name.name()).collect();
         names.sort_unstable();
         names.join(" ")
     }
@@ -198,7 +283,7 @@ mod tests {
         let (old, _) = read(&["a,b,c"]);
         let (mut new, _) = read(&["a"]);
         keep(&old, &mut new, &[vec![MayBe::Object(service("b"))]], false);
-        assert_eq!(new[0].kept, [service("b")]);
+        assert_eq!(*new[0].kept, [service("b")]);
     }
 
     #[test]
@@ -208,9 +293,37 @@ mod tests {
         keep(&old, &mut broken, &parts, false);
         let mut later = broken.clone();
         keep(&broken, &mut later, &[Vec::new(), Vec::new()], false);
-        assert_eq!(later[1].kept, [service("b")]);
+        assert_eq!(*later[1].kept, [service("b")]);
         later.push(read(&["b"]).0.remove(0));
         keep(&broken, &mut later, &[Vec::new(), Vec::new(), Vec::new()], false);
         assert!(later[1].kept.is_empty());
+    }
+    #[test]
+    fn any_number_of_broken_documents_keep_what_vanished_once() {
+        const MANY: usize = 1_000;
+        let names: Vec<String> = (0..MANY).map(|n| format!("s{n}")).collect();
+        let (old, _) = read(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let distinct = |known: &[Known]| -> (usize, usize) {
+            let mut seen = HashSet::new();
+            let kept = known.iter().filter(|known| seen.insert(known.kept.as_ptr()));
+            (kept.map(|known| known.kept.len()).sum(), held(known).len())
+        };
+        // Everything is broken, in one place.
+        let (mut new, broken) = read(&vec!["?]"; MANY]);
+        keep(&old, &mut new, &broken, false);
+        assert_eq!(distinct(&new), (MANY, MANY));
+        // And again, with one that can be read.
+        let before = new.clone();
+        new[7] = read(&["s7"]).0.remove(0);
+        keep(&before, &mut new, &vec![Vec::new(); MANY], false);
+        assert_eq!(distinct(&new), (MANY - 1, MANY));
+        // In as many places as there are documents, with ranges that overlap.
+        let words: Vec<String> = (0..MANY / 2)
+            .flat_map(|n| [format!("s{}", if n % 2 == 0 { n } else { MANY - n }), "?]".to_owned()])
+            .collect();
+        let (mut new, broken) = read(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        keep(&old, &mut new, &broken, false);
+        let (kept, _) = distinct(&new);
+        assert!(kept <= 6 * MANY, "{kept}");
     }
 }

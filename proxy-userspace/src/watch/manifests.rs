@@ -2,7 +2,8 @@
 //!
 //! The rule for anything doubtful is to keep what is served: a broken document keeps what it could have been
 //! ([`doubt`](super::doubt)), an empty file is taken for a half-written one, and a directory that vanishes withdraws
-//! nothing. Objects are withdrawn when their file is deleted, or when it no longer has them.
+//! nothing. Objects are withdrawn when their file is deleted, or when it no longer has them, and no other file that changed
+//! at the same time has them now.
 //!
 //! Of a file that changed only the documents that did are read: of the others a hash is kept, and what they define.
 
@@ -20,7 +21,7 @@ use sluice_core::event::{Change, Event};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::decode::decode;
+use super::decode::{Document, decode};
 use super::doubt::{self, Known};
 use super::key::{ObjectKey, deletion, key};
 use super::split::{self, Piece};
@@ -38,8 +39,8 @@ pub struct ManifestsError {
     pub source: std::io::Error,
 }
 
-/// Deletions wait until none has come for this long: a directory that is being removed loses its files one
-/// by one before it is gone itself.
+/// Deletions of files and objects wait until none has come for this long: a directory that is being removed loses its files
+/// one by one before it is gone itself, and an object may move to a file that is written next.
 const DELETION_QUIET: Duration = Duration::from_millis(100);
 /// How often a vanished directory is looked for.
 const RETURN_POLL: Duration = Duration::from_millis(500);
@@ -67,6 +68,16 @@ fn listing(begin: bool) -> [Event; 6] {
 struct File {
     content: u64,
     documents: Vec<Known>,
+    /// Objects that it had, and that could not be read when they were needed.
+    lost: HashSet<ObjectKey>,
+}
+
+/// Who defines an object.
+struct Definers {
+    /// The files; the first by path counts.
+    files: BTreeSet<Arc<Path>>,
+    /// The file whose word was sent last.
+    in_force: Arc<Path>,
 }
 
 fn hash(text: &str) -> u64 {
@@ -81,8 +92,11 @@ pub struct Manifests {
     events: Events,
     metrics: Metrics,
     files: BTreeMap<Arc<Path>, File>,
-    /// The files that define an object; the first by path counts.
-    definers: BTreeMap<ObjectKey, BTreeSet<Arc<Path>>>,
+    definers: BTreeMap<ObjectKey, Definers>,
+    /// Objects that the file whose word counts no longer has.
+    unsettled: BTreeSet<ObjectKey>,
+    /// Documents decoded so far.
+    decoded: usize,
     /// inotify cannot be used; this has been told.
     polling: bool,
 }
@@ -97,6 +111,8 @@ impl Manifests {
                 metrics,
                 files: BTreeMap::new(),
                 definers: BTreeMap::new(),
+                unsettled: BTreeSet::new(),
+                decoded: 0,
                 polling: false,
             }),
             Err(source) => Err(ManifestsError { path: directory, source }),
@@ -115,8 +131,8 @@ impl Manifests {
         for event in listing(false) {
             send(&self.events, event).await;
         }
-        info!(directory = %self.directory.display(), files = self.files.len(), objects = self.definers.len(),
-            "manifests read");
+        info!(directory = %self.directory.display(), files = self.files.len(), documents = self.decoded,
+            objects = self.definers.len(), "manifests read");
         while !self.events.is_closed() {
             stream = match stream {
                 Some(stream) => self.follow(stream).await,
@@ -177,6 +193,7 @@ impl Manifests {
                     for path in std::mem::take(&mut missing) {
                         self.read(&path).await;
                     }
+                    self.settle().await;
                     continue;
                 }
                 () = self.events.closed() => return None,
@@ -202,6 +219,9 @@ impl Manifests {
             } else {
                 missing.remove(&path);
                 self.read(&path).await;
+                if !self.unsettled.is_empty() {
+                    withdraw_at = Some(Instant::now() + DELETION_QUIET);
+                }
             }
         }
     }
@@ -216,6 +236,7 @@ impl Manifests {
             for path in known {
                 self.read(&path).await;
             }
+            self.settle().await;
             if stream.is_some() || self.events.is_closed() {
                 return stream;
             }
@@ -255,6 +276,7 @@ impl Manifests {
         for path in known {
             self.read(&path).await;
         }
+        self.settle().await;
         Some(stream)
     }
 
@@ -272,29 +294,30 @@ impl Manifests {
         Some(paths)
     }
 
-    /// Reads a file and sends what it changes. A file that is gone withdraws its objects.
+    /// Reads a file and sends what it defines. What it no longer has, all if it is gone, waits to be settled.
     async fn read(&mut self, path: &Path) {
         let text = match read_text(path) {
             Ok(text) => text,
-            Err(ReadError::Gone) => return self.remove_file(path).await,
+            Err(ReadError::Gone) => return self.remove_file(path),
             Err(ReadError::Unusable(reason)) => return self.report(path, None, &reason),
         };
         let content = hash(&text);
-        if self.files.get(path).is_some_and(|file| file.content == content) {
+        if self.files.get(path).is_some_and(|file| file.content == content && file.lost.is_empty()) {
             return;
         }
         if text.trim().is_empty() && self.files.contains_key(path) {
             return self.report(path, None, "is empty: its objects stay; delete the file to withdraw them");
         }
         let path: Arc<Path> = path.into();
-        let old = self.files.remove(&path).map(|file| file.documents).unwrap_or_default();
-        let documents = self.take_over(&path, &text, &old).await;
-        let held: HashSet<&ObjectKey> = documents.iter().flat_map(Known::holds).collect();
-        let before: BTreeSet<&ObjectKey> = old.iter().flat_map(Known::holds).collect();
-        let gone: Vec<ObjectKey> = before.into_iter().filter(|key| !held.contains(*key)).cloned().collect();
-        self.files.insert(path.clone(), File { content, documents });
+        let (old, lost) =
+            self.files.remove(&path).map(|file| (file.documents, file.lost)).unwrap_or_default();
+        let documents = self.take_over(&path, &text, &old, &lost).await;
+        let held = doubt::held(&documents);
+        let gone: Vec<ObjectKey> =
+            doubt::held(&old).into_iter().filter(|key| !held.contains(*key)).cloned().collect();
+        self.files.insert(path.clone(), File { content, documents, lost: HashSet::new() });
         for key in gone {
-            self.undefine(&path, key).await;
+            self.undefine(&path, key);
         }
         if text.len() >= LARGE_FILE_BYTES {
             drop((text, old));
@@ -302,12 +325,19 @@ impl Manifests {
         }
     }
 
-    /// Reads the documents of a text that are not as they were, and sends what they define.
-    async fn take_over(&mut self, path: &Arc<Path>, text: &str, old: &[Known]) -> Vec<Known> {
+    /// Reads the documents of a text that are not as they were, or had what was lost, and sends what they define.
+    async fn take_over(
+        &mut self,
+        path: &Arc<Path>,
+        text: &str,
+        old: &[Known],
+        lost: &HashSet<ObjectKey>,
+    ) -> Vec<Known> {
         let pieces = split::documents(text);
         // Documents of one text follow each other as before: broken ones keep different objects.
         let mut unchanged: HashMap<u64, VecDeque<&Known>> = HashMap::new();
-        for known in old {
+        let is_lost = |known: &Known| known.holds().any(|key| lost.contains(key));
+        for known in old.iter().filter(|known| lost.is_empty() || !is_lost(known)) {
             unchanged.entry(known.content).or_default().push_back(known);
         }
         let (mut new, mut broken, mut cut_off) = (Vec::with_capacity(pieces.len()), Vec::new(), false);
@@ -318,7 +348,7 @@ impl Manifests {
                 broken.push(Vec::new());
                 continue;
             }
-            let document = decode(piece.text);
+            let document = self.decode(piece);
             for problem in document.problems {
                 self.report(path, Some((number + 1, piece.line)), &problem);
             }
@@ -334,7 +364,7 @@ impl Manifests {
             new.push(Known {
                 content,
                 objects: document.events.iter().filter_map(key).collect(),
-                kept: Vec::new(),
+                kept: Arc::default(),
             });
             broken.push(document.broken.into_iter().map(|part| part.may_be).collect());
             for event in document.events {
@@ -342,71 +372,147 @@ impl Manifests {
             }
         }
         doubt::keep(old, &mut new, &broken, cut_off);
-        self.settle(path, &pieces, old, &new).await;
+        self.repeat(path, &pieces, old, &new).await;
         new
     }
 
     /// Of an object that several documents of a file define, or did, the last counts, read anew or not.
-    async fn settle(&mut self, path: &Arc<Path>, pieces: &[Piece<'_>], old: &[Known], new: &[Known]) {
+    async fn repeat(&mut self, path: &Arc<Path>, pieces: &[Piece<'_>], old: &[Known], new: &[Known]) {
         let repeated = |documents: &[Known]| -> BTreeSet<ObjectKey> {
             let mut seen = HashSet::new();
             let keys = documents.iter().flat_map(|known| known.objects.iter());
             keys.filter(|key| !seen.insert(*key)).cloned().collect()
         };
         let contested = &repeated(old) | &repeated(new);
-        for key in contested {
-            let last = new.iter().rposition(|known| known.objects.contains(&key));
-            if let Some(event) = last.and_then(|i| definition(pieces.get(i)?, &key)) {
+        let mut last: HashMap<&ObjectKey, usize> = HashMap::new();
+        for (number, known) in new.iter().enumerate() {
+            last.extend(known.objects.iter().filter_map(|key| Some((contested.get(key)?, number))));
+        }
+        let mut wanted: BTreeMap<usize, HashSet<&ObjectKey>> = BTreeMap::new();
+        for (key, number) in last {
+            wanted.entry(number).or_default().insert(key);
+        }
+        for (number, keys) in wanted {
+            let Some(piece) = pieces.get(number) else { continue };
+            for event in self.definitions([piece], &keys) {
                 self.define(path, event).await;
             }
         }
     }
 
+    /// What documents say of objects: the last word of each that they have.
+    fn definitions<'a>(
+        &mut self,
+        pieces: impl IntoIterator<Item = &'a Piece<'a>>,
+        wanted: &HashSet<&ObjectKey>,
+    ) -> Vec<Event> {
+        let mut found: BTreeMap<ObjectKey, Event> = BTreeMap::new();
+        for piece in pieces {
+            let events = self.decode(piece).events.into_iter();
+            found.extend(events.filter_map(|event| {
+                let key = key(&event)?;
+                wanted.contains(&key).then_some((key, event))
+            }));
+        }
+        found.into_values().collect()
+    }
+
+    fn decode(&mut self, piece: &Piece<'_>) -> Document {
+        self.decoded += 1;
+        decode(piece.text)
+    }
+
     async fn define(&mut self, path: &Arc<Path>, event: Event) {
         let Some(key) = key(&event) else { return };
-        let definers = self.definers.entry(key.clone()).or_default();
-        definers.insert(path.clone());
-        match definers.first() {
+        let new = || Definers { files: BTreeSet::new(), in_force: path.clone() };
+        let definers = self.definers.entry(key.clone()).or_insert_with(new);
+        definers.files.insert(path.clone());
+        match definers.files.first() {
             Some(first) if first != path => {
                 let reason =
                     format!("{:?} {} is defined in {} too, which counts", key.0, key.1, first.display());
                 self.report(path, None, &reason);
             }
             _ => {
+                definers.in_force = path.clone();
+                self.unsettled.remove(&key);
                 send(&self.events, event).await;
             }
         }
     }
 
-    /// An object is no longer in a file: it goes, or the next file that defines it counts.
-    async fn undefine(&mut self, path: &Path, key: ObjectKey) {
+    /// An object is no longer in a file. What that means shows when everything that changed with it has been read.
+    fn undefine(&mut self, path: &Path, key: ObjectKey) {
         let Some(definers) = self.definers.get_mut(&key) else { return };
-        let counted = definers.first().is_some_and(|first| **first == *path);
-        definers.remove(path);
-        let heir = definers.first().cloned();
-        if definers.is_empty() {
-            self.definers.remove(&key);
-        }
-        if !counted {
-            return;
-        }
-        let Some(heir) = heir else {
-            send(&self.events, deletion(key)).await;
-            return;
-        };
-        // If the heir cannot be read now, the object stays as it is until it can.
-        let Ok(text) = read_text(&heir) else { return };
-        let found = split::documents(&text).iter().rev().find_map(|piece| definition(piece, &key));
-        if let Some(event) = found {
-            send(&self.events, event).await;
+        definers.files.remove(path);
+        if definers.files.is_empty() || *definers.in_force == *path {
+            self.unsettled.insert(key);
         }
     }
 
-    async fn remove_file(&mut self, path: &Path) {
+    /// Withdraws what no file has any more; of other objects the next file that defines them counts. Each of these is read
+    /// once.
+    async fn settle(&mut self) {
+        while !self.unsettled.is_empty() {
+            let mut heirs: BTreeMap<Arc<Path>, BTreeSet<ObjectKey>> = BTreeMap::new();
+            for key in std::mem::take(&mut self.unsettled) {
+                let Some(definers) = self.definers.get(&key) else { continue };
+                match definers.files.first() {
+                    None => {
+                        self.definers.remove(&key);
+                        send(&self.events, deletion(key)).await;
+                    }
+                    Some(first) if *first == definers.in_force => {}
+                    Some(first) => {
+                        heirs.entry(first.clone()).or_default().insert(key);
+                    }
+                }
+            }
+            for (path, mut keys) in heirs {
+                for event in self.inherited(&path, &keys) {
+                    let Some(key) = key(&event) else { continue };
+                    if let Some(definers) = self.definers.get_mut(&key) {
+                        definers.in_force = path.clone();
+                    }
+                    keys.remove(&key);
+                    send(&self.events, event).await;
+                }
+                // A document that cannot be read now does not hide that another was removed.
+                self.forget(&path, keys);
+            }
+        }
+    }
+
+    /// What a file says of objects that it was read to have.
+    fn inherited(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) -> Vec<Event> {
+        let Ok(text) = read_text(path) else { return Vec::new() };
+        let wanted: HashSet<&ObjectKey> = keys.iter().collect();
+        let mut pieces = split::documents(&text);
+        if let Some(file) = self.files.get(path).filter(|file| file.content == hash(&text)) {
+            let mut documents = file.documents.iter();
+            let has = |known: &Known| known.objects.iter().any(|key| wanted.contains(key));
+            pieces.retain(|_| documents.next().is_none_or(has));
+        }
+        self.definitions(&pieces, &wanted)
+    }
+
+    /// What a file was read to have cannot be read there now: it counts again when it can.
+    fn forget(&mut self, path: &Path, keys: BTreeSet<ObjectKey>) {
+        for key in &keys {
+            if let Some(definers) = self.definers.get_mut(key) {
+                definers.files.remove(path);
+            }
+        }
+        if let Some(file) = self.files.get_mut(path) {
+            file.lost.extend(keys.iter().cloned());
+        }
+        self.unsettled.extend(keys);
+    }
+
+    fn remove_file(&mut self, path: &Path) {
         let documents = self.files.remove(path).map(|file| file.documents).unwrap_or_default();
-        let objects: BTreeSet<&ObjectKey> = documents.iter().flat_map(Known::holds).collect();
-        for key in objects {
-            self.undefine(path, key.clone()).await;
+        for key in doubt::held(&documents) {
+            self.undefine(path, key.clone());
         }
     }
 
@@ -418,12 +524,6 @@ impl Manifests {
             None => warn!(%file, "manifest: {reason}"),
         }
     }
-}
-
-/// What a document says of an object; the last word, if it says several.
-fn definition(piece: &Piece<'_>, wanted: &ObjectKey) -> Option<Event> {
-    let events = decode(piece.text).events.into_iter();
-    events.rev().find(|event| key(event).as_ref() == Some(wanted))
 }
 
 /// Whether a name that appeared is a file that somebody is writing, and not a link to one that is there.
@@ -460,4 +560,73 @@ fn read_text(path: &Path) -> Result<String, ReadError> {
         let at = error.utf8_error().valid_up_to();
         ReadError::Unusable(format!("is no text (byte {at} is not UTF-8); what it held stays in force"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc;
+
+    const MANY: usize = 500;
+
+    fn service(n: usize, port: u16) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{n}}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: {port}}}]}}\n"
+        )
+    }
+
+    fn services(port: u16) -> String {
+        (0..MANY).map(|n| service(n, port)).collect()
+    }
+
+    /// Applies and deletions that came.
+    fn counts(events: &mut mpsc::Receiver<crate::watch::Received>) -> (usize, usize) {
+        let mut counts = (0, 0);
+        while let Ok(received) = events.try_recv() {
+            match received.event {
+                Event::Service(Change::Apply(_)) => counts.0 += 1,
+                Event::Service(Change::Delete(_)) => counts.1 += 1,
+                _ => {}
+            }
+        }
+        counts
+    }
+
+    #[tokio::test]
+    async fn a_file_of_many_documents_is_renamed_removed_and_repeated_in_linear_work() {
+        let directory = std::env::temp_dir().join(format!("sluice-work-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir(&directory).unwrap();
+        let (sender, mut events) = mpsc::channel(16 * MANY);
+        let mut manifests = Manifests::new(directory.clone(), sender, Metrics::default()).unwrap();
+        let [a, z] = ["a.yaml", "z.yaml"].map(|name| directory.join(name));
+        std::fs::write(&a, services(80)).unwrap();
+        manifests.read(&a).await;
+        manifests.settle().await;
+        assert_eq!((manifests.decoded, counts(&mut events)), (MANY, (MANY, 0)));
+        // Renamed, in either order of events.
+        std::fs::rename(&a, &z).unwrap();
+        manifests.read(&z).await;
+        manifests.read(&a).await;
+        manifests.settle().await;
+        assert_eq!((manifests.decoded, counts(&mut events)), (3 * MANY, (MANY, 0)));
+        std::fs::rename(&z, &a).unwrap();
+        manifests.read(&z).await;
+        manifests.read(&a).await;
+        manifests.settle().await;
+        assert_eq!((manifests.decoded, counts(&mut events)), (4 * MANY, (MANY, 0)));
+        // Each document twice, in one text and in one List.
+        std::fs::write(&a, format!("{}{}", services(80), services(81))).unwrap();
+        manifests.read(&a).await;
+        manifests.settle().await;
+        assert_eq!(manifests.decoded, 6 * MANY, "what is read, and the last of each again");
+        assert_eq!(counts(&mut events), (2 * MANY, 0));
+        // Removed.
+        std::fs::remove_file(&a).unwrap();
+        manifests.read(&a).await;
+        manifests.settle().await;
+        assert_eq!((manifests.decoded, counts(&mut events)), (6 * MANY, (0, MANY)));
+        assert!(manifests.definers.is_empty() && manifests.files.is_empty());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }

@@ -29,13 +29,49 @@ fn yaml(text: &str) -> Result<Value, NotYaml> {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
         legacy_octal_numbers: true,
         with_snippet: false,
-        // A List of any length is one document. What aliases may multiply is still limited.
-        budget: None,
+        budget: budget(text),
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| NotYaml {
         line: error.location().map(|location| location.line()),
-        reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+        reason: excess(&error)
+            .unwrap_or_else(|| error.to_string().lines().next().unwrap_or_default().to_owned()),
     })
+}
+
+/// Which of our limits an error is about.
+fn excess(error: &serde_saphyr::Error) -> Option<String> {
+    use serde_saphyr::Error;
+    use serde_saphyr::budget::BudgetBreach;
+    match error {
+        Error::AliasError { error, .. } => excess(error),
+        Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
+            Some(format!("values are nested more than {MOST_NESTED} levels deep"))
+        }
+        Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
+            Some(format!("aliases stand for more than {} MiB of text", MOST_ALIASED >> 20))
+        }
+        _ => None,
+    }
+}
+
+/// More levels than any object has; what reads them needs stack for each.
+const MOST_NESTED: usize = 100;
+/// Bytes that aliases may add to a document.
+const MOST_ALIASED: usize = 16 << 20;
+
+/// A List of any length is one document. What aliases may multiply or nest is limited, and no real file meets the limits.
+fn budget(text: &str) -> Option<serde_saphyr::Budget> {
+    serde_saphyr::budget! {
+        max_events: usize::MAX,
+        max_aliases: usize::MAX,
+        max_anchors: usize::MAX,
+        max_nodes: usize::MAX,
+        max_documents: usize::MAX,
+        max_merge_keys: usize::MAX,
+        enforce_alias_anchor_ratio: false,
+        max_depth: MOST_NESTED,
+        max_total_scalar_bytes: text.len().saturating_add(MOST_ALIASED),
+    }
 }
 
 /// The largest number below which every whole one can be a float.
@@ -93,6 +129,25 @@ mod tests {
     fn the_last_of_two_equal_keys_counts() {
         assert_eq!(value("a: 1\na: 2\n").unwrap(), json!({"a": 2}));
         assert_eq!(value(r#"{"a": 1, "a": 2}"#).unwrap(), json!({"a": 2}));
+    }
+
+    #[test]
+    fn aliases_neither_nest_nor_multiply_without_an_end() {
+        // 20 levels each, one within the other.
+        let chain = |links: usize| {
+            let link = |n: usize| {
+                let (open, close) = ("[".repeat(20), "]".repeat(20));
+                let inner = if n == 0 { "x".to_owned() } else { format!("*a{}", n - 1) };
+                format!("a{n}: &a{n} {open}{inner}{close}\n")
+            };
+            (0..links).map(link).collect::<String>()
+        };
+        assert!(value(&chain(4)).is_ok());
+        let wrong = value(&chain(500)).unwrap_err();
+        assert!(wrong.line.is_some() && wrong.reason.contains("nested"), "{wrong:?}");
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), vec!["*a"; 200].join(", "));
+        let wrong = value(&long).unwrap_err();
+        assert!(wrong.line.is_some() && wrong.reason.contains("aliases"), "{wrong:?}");
     }
 
     #[test]
