@@ -1,6 +1,6 @@
 //! An HTTP proxy in front of an API server that makes faults when it is told to.
 //!
-//! It listens for plain HTTP, passes requests on (the Authorization header too) over HTTP or HTTPS, and runs in
+//! It listens for HTTP, plain or by TLS, passes requests on (the Authorization header too) over HTTP or HTTPS, and runs in
 //! a thread of its own that may enter a network namespace first.
 
 mod answer;
@@ -141,6 +141,11 @@ impl FaultProxy {
     /// The URL to give to clients.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The same for TLS, which clients with credentials need. The certificate is nobody's.
+    pub fn tls_url(&self) -> String {
+        format!("https://{}", self.address)
     }
 
     /// Adds a fault for the requests whose path and query contain a text.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use sluice::watch::kubernetes::{Access, Origin};
+use sluice_tests::fault_proxy::{FaultProxy, Options as ProxyOptions};
 
 use crate::daemons::{Proxy, cluster, in_namespace};
 use crate::fake_api::{FakeApi, ObjectWriter, Options};
@@ -22,11 +23,11 @@ struct Detour {
 }
 
 impl Detour {
-    fn start(to: &FakeApi) -> Detour {
+    fn start(to: &str) -> Detour {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (to, heard) = (to.url().strip_prefix("http://").unwrap().to_owned(), asked.clone());
+        let (to, heard) = (to.split_once("://").unwrap().1.to_owned(), asked.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (to, heard) = (to.clone(), heard.clone());
@@ -98,9 +99,14 @@ async fn the_proxies_of_a_kubeconfig_are_used_with_the_trimmed_token_of_its_file
         let api = FakeApi::start(Options::default()).await;
         api.set_tokens(&["secret"]);
         api.put(service("web", 80));
-        let detour = Detour::start(&api);
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let options = ProxyOptions { upstream: api.url().to_owned(), listen, netns: None };
+        let tls = FaultProxy::start(options).unwrap();
+        let detour = Detour::start(&tls.tls_url());
         let proxy = format!("{scheme}{}", detour.address);
-        let origin = kubeconfig(&json!({"server": format!("http://{FAR}"), "proxy-url": proxy}));
+        let origin = kubeconfig(&json!({
+            "server": format!("https://{FAR}"), "proxy-url": proxy, "insecure-skip-tls-verify": true,
+        }));
         let observer = observe(origin).await;
         observer.until_services(&[("web", 80)]).await;
         assert_eq!(observer.failures("unauthorized"), 0);
@@ -119,7 +125,7 @@ async fn the_proxies_of_a_kubeconfig_are_used_with_the_trimmed_token_of_its_file
 fn the_environment_leads_to_the_server_as_it_does_for_kube_proxy() {
     in_namespace(|| async {
         let api = cluster().await;
-        let detour = Detour::start(&api);
+        let detour = Detour::start(api.url());
         let proxy = format!("http://{}", detour.address);
         let server = format!("http://{FAR}");
         let environment = [("HTTP_PROXY", proxy.as_str()), ("HTTPS_PROXY", "http://127.0.0.1:9")];

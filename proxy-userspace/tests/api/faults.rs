@@ -257,12 +257,27 @@ async fn a_server_that_is_away_at_first_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
-    let scene = scene().await;
+    let cluster = FakeApi::start(Options::default()).await;
+    cluster.set_tokens(&["secret"]);
+    let proxy = proxy_for(cluster.url());
+    cluster.put(service("web", 80));
+    let observer = Observer::start(&proxy.tls_url(), quick()).await;
+    observer.until_services(&[("web", 80)]).await;
+    let scene = Scene { cluster, proxy, observer };
     scene.cluster.set_tokens(&["new"]);
     scene.proxy.reset_connections();
     scene.observer.until_failed("unauthorized").await;
-    write_kubeconfig(&scene.observer.directory, &scene.proxy.url(), "new");
+    write_kubeconfig(&scene.observer.directory, &scene.proxy.tls_url(), "new");
     scene.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_told_no_token() {
+    let cluster = FakeApi::start(Options::default()).await;
+    cluster.set_tokens(&["secret"]);
+    let observer = Observer::start(cluster.url(), quick()).await;
+    observer.until_failed("unauthorized").await;
+    assert_eq!(observer.told().lists, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,14 +67,19 @@ impl Credentials {
 
     /// A kubeconfig (JSON is YAML).
     pub(super) fn kubeconfig(&self, server: &str, user: &Value) -> String {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": self.ca}}],
-            "users": [{"name": "lab", "user": user}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-            "current-context": "lab",
-        })
-        .to_string()
+        kubeconfig(&json!({"server": server, "certificate-authority": self.ca}), user)
     }
+}
+
+/// A kubeconfig of one cluster and one user.
+pub(super) fn kubeconfig(cluster: &Value, user: &Value) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "lab", "cluster": cluster}],
+        "users": [{"name": "lab", "user": user}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "current-context": "lab",
+    })
+    .to_string()
 }

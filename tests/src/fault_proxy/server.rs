@@ -12,9 +12,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kube::Client;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::answer::{Answer, AnswerBody, frozen, refusal};
 use super::{Fault, Faults, Options, Signal, Started};
@@ -39,6 +44,7 @@ pub(super) async fn serve(
     config.default_retry = false;
     let upstream = Client::try_from(config)?;
     let proxy = Proxy { upstream, faults: faults.clone(), signal: signal.clone() };
+    let tls = acceptor()?;
     let mut listener = Some(TcpListener::bind(options.listen).await?);
     let address = listener.as_ref().context("no listener")?.local_addr()?;
     let _ = ready.send(Ok(address));
@@ -47,7 +53,7 @@ pub(super) async fn serve(
     loop {
         tokio::select! {
             accepted = accept(listener.as_ref()) => {
-                connections.spawn(connection(accepted?, proxy.clone()));
+                connections.spawn(connection(accepted?, tls.clone(), proxy.clone()));
             }
             changed = signal.changed() => {
                 changed?;
@@ -71,6 +77,17 @@ pub(super) async fn serve(
     }
 }
 
+/// TLS with a certificate of nobody in particular.
+fn acceptor() -> anyhow::Result<TlsAcceptor> {
+    let signed = rcgen::generate_simple_self_signed(["fault-proxy.example".to_owned()])?;
+    let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![signed.cert.der().clone()], key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
 async fn accept(listener: Option<&TcpListener>) -> std::io::Result<TcpStream> {
     match listener {
         Some(listener) => Ok(listener.accept().await?.0),
@@ -78,9 +95,24 @@ async fn accept(listener: Option<&TcpListener>) -> std::io::Result<TcpStream> {
     }
 }
 
-async fn connection(stream: TcpStream, proxy: Proxy) {
+/// The first byte of a TLS handshake.
+const HANDSHAKE: u8 = 22;
+
+async fn connection(stream: TcpStream, tls: TlsAcceptor, proxy: Proxy) {
     // A closed connection is a reset one, as when the other end dies.
     let _ = stream.set_zero_linger();
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(_) if first == [HANDSHAKE] => {
+            if let Ok(stream) = tls.accept(stream).await {
+                requests(stream, proxy).await;
+            }
+        }
+        _ => requests(stream, proxy).await,
+    }
+}
+
+async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin, proxy: Proxy) {
     let service = service_fn(move |request| {
         let proxy = proxy.clone();
         async move { Ok::<_, Infallible>(answer(request, proxy).await) }

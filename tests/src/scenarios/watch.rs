@@ -68,9 +68,9 @@ impl Stage {
     pub(super) fn start_behind_faults(&mut self, token: &str) -> Result<()> {
         let file = self.token_file();
         std::fs::write(&file, token)?;
-        let server = format!("http://{}:{FAULTY_PORT}", ADDRESSES[0]);
+        let server = format!("https://{}:{FAULTY_PORT}", ADDRESSES[0]);
         let kubeconfig = self.lab.dir().join("faulty.kubeconfig");
-        self.cluster.kubeconfig_for(&server, &json!({"tokenFile": file}), &kubeconfig)?;
+        self.cluster.unchecked_kubeconfig_for(&server, &json!({"tokenFile": file}), &kubeconfig)?;
         self.lab.start_proxy("node-a", &json!({"clientConnection": {"kubeconfig": kubeconfig}}))
     }
 

@@ -71,21 +71,23 @@ impl Access {
 }
 
 fn connect(origin: &Origin) -> Result<Current, KubernetesError> {
-    let master = origin.master.as_deref().map(|text| {
+    let master = |scheme| {
+        let Some(text) = origin.master.as_deref() else { return Ok(None) };
         // A user's name and password in it are not for logs.
         let url = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"));
         let wrong = |reason| KubernetesError::Master { url, reason };
-        kubeconfig::server_url(text).map_err(wrong)
-    });
-    let master = master.transpose()?;
+        kubeconfig::server_url(text, scheme).map(Some).map_err(wrong)
+    };
     let chosen = match &origin.kubeconfig {
-        Some(path) => from_file(path, master.as_ref())?,
-        None => match (in_cluster(Path::new(SERVICE_ACCOUNT), |name| std::env::var(name).ok()), master) {
-            (Ok(chosen), Some(server)) => Chosen { server, ..chosen },
-            (Ok(chosen), None) => chosen,
+        Some(path) => from_file(path, master("http")?.as_ref())?,
+        None => match in_cluster(Path::new(SERVICE_ACCOUNT), |name| std::env::var(name).ok()) {
+            // With an authority to check it by, a server without a scheme is one with TLS.
+            Ok(chosen) => match master("https")? {
+                Some(server) => Chosen { server, ..chosen },
+                None => chosen,
+            },
             // --master alone is enough where the API server asks for no credentials.
-            (Err(_), Some(server)) => nobody(server),
-            (Err(reason), None) => return Err(KubernetesError::InCluster(reason)),
+            Err(reason) => nobody(master("http")?.ok_or(KubernetesError::InCluster(reason))?),
         },
     };
     client(chosen).map_err(|reason| KubernetesError::Client { origin: place(origin), reason })
@@ -132,7 +134,7 @@ fn in_cluster(directory: &Path, get: impl Fn(&str) -> Option<String>) -> Result<
     };
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
     let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let server = kubeconfig::server_url(&format!("https://{host}:{port}")).map_err(|reason| {
+    let server = kubeconfig::server_url(&format!("https://{host}:{port}"), "https").map_err(|reason| {
         format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: what they name {reason}")
     })?;
     let authority = directory.join("ca.crt");
@@ -156,8 +158,10 @@ fn client(chosen: Chosen) -> Result<Current, String> {
     if let Some(proxy) = &proxy {
         info!(server = %host, proxy = %proxy.place(), said_by = proxy.source, "the API server is reached through a proxy");
     }
-    if !secure && chosen.authorization.is_some() {
-        warn!(server = %host, "the server's URL is not https: credentials go to it in the clear");
+    if !secure {
+        let credentials =
+            if chosen.authorization.is_some() { "go to it in the clear" } else { "are not sent to it" };
+        warn!(server = %host, "the server's URL is not https: credentials {credentials}");
     }
     let mut config = Config::new(chosen.server);
     // Certificates of the system are looked for only where something may need them.

@@ -172,7 +172,7 @@ pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Resu
             let text = cluster.text("server")?.ok_or_else(|| {
                 Wrong::new(&field, "is not set; write the API server's URL there, or give --master URL")
             })?;
-            let server = server_url(text).map_err(|reason| Wrong::new(&field, reason))?;
+            let server = server_url(text, "http").map_err(|reason| Wrong::new(&field, reason))?;
             (server, cluster.text("tls-server-name")?.map(str::to_owned))
         }
     };
@@ -182,7 +182,30 @@ pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Resu
     let proxy = proxy.map_err(|unusable| Wrong::new(cluster.at(unusable.source), unusable.reason))?;
     let authorization = authorization(&user)?;
     let user = auth_info(&user, &cluster, authorization.is_some())?;
-    Ok(Chosen { server, roots, insecure, server_name, proxy, user, authorization })
+    let chosen = Chosen { server, roots, insecure, server_name, proxy, user, authorization };
+    Ok(if chosen.server.scheme_str() == Some("https") { chosen } else { in_the_clear(chosen) })
+}
+
+/// Without TLS nobody is told who we are, and nobody is checked (`IsConfigTransportTLS` in clientcmd's `ClientConfig`). Whom to
+/// impersonate is no secret, and is sent.
+fn in_the_clear(chosen: Chosen) -> Chosen {
+    let AuthInfo { impersonate, impersonate_uid, impersonate_groups, impersonate_user_extra, .. } =
+        chosen.user;
+    let user = AuthInfo {
+        impersonate,
+        impersonate_uid,
+        impersonate_groups,
+        impersonate_user_extra,
+        ..AuthInfo::default()
+    };
+    Chosen {
+        roots: None,
+        insecure: false,
+        server_name: None,
+        user,
+        authorization: Authorization::None,
+        ..chosen
+    }
 }
 
 /// Cluster and user of the current context. A user that is not there is nobody.
@@ -215,15 +238,15 @@ fn current<'a>(root: &Fields<'a>, has_master: bool) -> Result<(Fields<'a>, Field
     Ok((cluster, user))
 }
 
-/// The URL of a server; without a scheme it is http, and then only host and port.
-pub(super) fn server_url(text: &str) -> Result<Uri, String> {
+/// The URL of a server; one without a scheme has only host and port.
+pub(super) fn server_url(text: &str, otherwise: &str) -> Result<Uri, String> {
     let shape = || "is no URL such as https://HOST:PORT".to_owned();
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
-        None if text.trim_end_matches('/').contains('/') => {
+        None if text.strip_suffix('/').unwrap_or(text).contains('/') => {
             return Err("must be a URL or HOST:PORT; put https:// before it".into());
         }
-        None => ("http".to_owned(), text),
+        None => (otherwise.to_owned(), text),
     };
     if scheme != "http" && scheme != "https" {
         return Err("has a scheme that is neither http nor https".into());
@@ -255,7 +278,7 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// What is sent as `Authorization`: a file's token before a token, and neither beside a user name.
+/// What is sent as `Authorization` by TLS: a file's token before a token, and neither beside a user name.
 fn authorization(user: &Fields<'_>) -> Result<Authorization, Wrong> {
     let (token, file) = (user.text("token")?, user.file("tokenFile")?);
     let (name, password) = (user.text("username")?, user.text("password")?);

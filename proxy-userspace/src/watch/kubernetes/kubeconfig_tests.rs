@@ -220,6 +220,42 @@ fn the_fields_of_a_cluster_and_a_user_are_taken_over() {
 }
 
 #[test]
+fn credentials_are_for_tls_only() {
+    let directory = Directory::new("clear");
+    let exec = "exec: {command: login, apiVersion: client.authentication.k8s.io/v1beta1}";
+    for server in ["http://h:8080", "HTTP://h:8080", "'h:8080'", "'h:8080/'", "h"] {
+        let cluster =
+            format!("server: {server}, certificate-authority: ca.pem, tls-server-name: api.example");
+        for user in [
+            "token: secret, as: bob",
+            "tokenFile: token, as: bob",
+            "username: ann, password: pw, as: bob",
+            "client-certificate: ca.pem, client-key: key.pem, as: bob",
+            &format!("{exec}, as: bob"),
+        ] {
+            let chosen = directory.read(&cluster, user).unwrap();
+            assert_eq!(chosen.server.scheme_str(), Some("http"), "{server}");
+            assert!(!chosen.authorization.is_some(), "{server} {user}");
+            let AuthInfo { client_certificate_data, client_key_data, exec, impersonate, .. } = chosen.user;
+            assert!(client_certificate_data.is_none() && client_key_data.is_none() && exec.is_none());
+            assert_eq!(impersonate.as_deref(), Some("bob"));
+            assert!(chosen.roots.is_none() && chosen.server_name.is_none() && !chosen.insecure);
+        }
+        // --master counts as the server.
+        let master = server_url("http://other:8080", "http").unwrap();
+        let text = kubeconfig("server: https://h", "token: secret");
+        let chosen = choose(&text, &directory.0, Some(&master)).unwrap();
+        assert!(!chosen.authorization.is_some());
+    }
+    // Of the pod's account, which names an authority, it is one with TLS.
+    assert_eq!(server_url("h:6443", "https").unwrap(), "https://h:6443/");
+    assert_eq!(server_url("http://h", "https").unwrap(), "http://h/");
+    assert!(directory.wrong("server: 'h//'", "").reason.contains("HOST:PORT"));
+    // What is wrong is told all the same.
+    assert_eq!(directory.wrong("server: http://h", "token: t, username: u").field, "users[0].user.username");
+}
+
+#[test]
 fn a_plugin_is_found_beside_the_kubeconfig_and_asked_only_without_a_token() {
     let directory = Directory::new("exec");
     let exec = "exec: {command: ./login, apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, \

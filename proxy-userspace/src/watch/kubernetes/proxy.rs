@@ -112,8 +112,13 @@ fn matches(entry: &str, host: &str, ip: Option<IpAddr>, port: u16) -> bool {
     }
 }
 
-/// `host:port` and `[IPv6]:port`; an IPv6 address alone has no port.
+/// `host:port` and `[IPv6]:port`; an IPv6 address alone has no port. An empty one is none.
 fn split_port(entry: &str) -> (&str, Option<&str>) {
+    let (host, port) = split_at_port(entry);
+    (host, port.filter(|port| !port.is_empty()))
+}
+
+fn split_at_port(entry: &str) -> (&str, Option<&str>) {
     match entry.rsplit_once(':') {
         Some((host, port)) if host.starts_with('[') && host.ends_with(']') => {
             (host.trim_matches(['[', ']']), Some(port))
@@ -182,6 +187,11 @@ mod tests {
             ("fd00::1", "https://[fd00::1]:6443", false),
             ("[fd00::1]:6443", "https://[fd00::1]:6443", false),
             ("[fd00::1]:443", "https://[fd00::1]:6443", true),
+            ("10.0.0.1:", "https://10.0.0.1:6443", false),
+            ("[fd00::1]:", "https://[fd00::1]:6443", false),
+            ("example.org:", "https://api.example.org:6443", false),
+            (":", "https://example.org", true),
+            (":443", "https://example.org", true),
             ("example.org", "https://example.org", false),
             ("example.org", "https://api.EXAMPLE.org", false),
             ("example.org", "https://badexample.org", true),
