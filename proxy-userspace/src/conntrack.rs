@@ -34,6 +34,14 @@ pub struct Request {
     pub state: State,
 }
 
+impl Request {
+    /// All node ports on an address that the node has lost, or that they do not answer on any more. Of use in mode ebpf only,
+    /// whose flows would stay: to such an address nothing comes that conntrack would translate.
+    pub fn node_ports_of(address: IpAddr) -> Self {
+        Request { capture: Capture::Address(address, Protocol::Udp, 0), state: State::Gone }
+    }
+}
+
 /// What decides which flows of a frontend may stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {

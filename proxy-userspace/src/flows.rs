@@ -3,7 +3,8 @@
 //! Flows that were silent for too long leave the table every half minute. The table would evict by itself when it is full,
 //! but then a flow that lives might go. UDP flows to endpoints that do not serve any more, or by frontends that are gone or
 //! another Service's, end at once, as in [`crate::conntrack`]: with every request two passes are made, because a packet that
-//! passed the old maps may enter its flow just after the first. Which endpoints serve what is read from the maps.
+//! passed the old maps may enter its flow just after the first. Which endpoints serve what is read from the maps: once to
+//! find what must end, and again after that, because meanwhile frontends and flows by them may have come.
 //!
 //! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the kernel does the removing,
 //! and only of a flow that nobody has used since (`proxy-ebpf/src/claim.rs`).
@@ -11,7 +12,7 @@
 mod expiry;
 mod stale;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use sluice_common::flow::{Flow, FlowKey};
@@ -28,8 +29,8 @@ use tracing::{debug, warn};
 
 use crate::conntrack::Request;
 use crate::metrics::{Metrics, family_label};
-use expiry::{Limits, is_over, may_be_over, order, own};
-use stale::Serving;
+use expiry::{Limits, Suspect, is_original, is_over, may_be_over, order, own, pairs};
+use stale::{Serving, Suspects};
 
 /// Between two looks for flows that are over.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -122,44 +123,54 @@ impl Keeper {
     /// One pass over the UDP flows and sockets.
     fn end_stale(&mut self, is_last: bool) -> Result<(), FlowError> {
         let begun = Instant::now();
-        let serving = self.serving()?;
+        let mut suspects = self.suspects(&self.serving()?)?;
+        if !suspects.is_empty() {
+            suspects.retain(&self.serving()?);
+        }
         let mut ended = [0u64; 2];
-        for name in TABLES {
+        for (name, flows) in TABLES.into_iter().zip(&suspects.flows) {
             let table = self.maps.get(name)?;
-            let mut stale = Vec::new();
-            table.each(|key, value| {
-                if let (Some(key), Some(flow)) = (FlowKey::read(key), Flow::read(value))
-                    && serving.ended(&key, &flow)
-                {
-                    stale.push((key, flow));
-                }
-            })?;
-            for (key, flow) in stale {
+            for (key, flow) in flows {
                 let is_gone = match name {
-                    FLOWS => end_if(&table, &self.ender, &key, |flow| serving.ended(&key, flow))?,
-                    _ => delete_old(&table, &key, &flow)? > 0,
+                    FLOWS => end_if(&table, &self.ender, key, |now| stale::is_same_flow(now, flow))?,
+                    _ => delete_old(&table, key, flow)? > 0,
                 };
-                ended[family(&key) as usize] += u64::from(is_gone);
+                ended[family(key) as usize] += u64::from(is_gone);
             }
         }
         let picks = self.maps.get("PICKS")?;
-        let mut keys = Vec::new();
-        picks.each(|key, value| {
-            if let (Some(socket), Some(pick)) = (SocketKey::read(key), Pick::read(value))
-                && serving.ended_pick(&socket, &pick)
-            {
-                keys.extend_from_slice(key);
-            }
-        })?;
+        let keys: Vec<u8> = suspects.picks.iter().flat_map(|(key, _)| key.bytes().to_vec()).collect();
         picks.delete_all(&keys)?;
-        self.end_sockets(&serving, is_last)?;
+        self.end_sockets(&suspects, is_last)?;
         for family in Family::BOTH {
             let label = family_label(family);
             self.metrics.conntrack_deleted.get_or_create(&label).inc_by(ended[family as usize]);
             self.metrics.conntrack_duration.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
         }
-        debug!(flows = ended.iter().sum::<u64>(), picks = keys.len(), "UDP flows checked");
+        debug!(flows = ended.iter().sum::<u64>(), picks = suspects.picks.len(), "UDP flows checked");
         Ok(())
+    }
+
+    /// What must end by what was read before.
+    fn suspects(&self, serving: &Serving) -> Result<Suspects, BpfError> {
+        let mut found = Suspects::default();
+        for (name, flows) in TABLES.into_iter().zip(&mut found.flows) {
+            self.maps.get(name)?.each(|key, value| {
+                let entry = FlowKey::read(key).zip(Flow::read(value));
+                flows.extend(entry.filter(|(key, flow)| serving.ended(key, flow)));
+            })?;
+            // A flow is ended by its first entry; that of replies counts where the other is gone.
+            flows.sort_by_key(|(_, flow)| !is_original(flow));
+        }
+        self.maps.get("PICKS")?.each(|key, value| {
+            let entry = SocketKey::read(key).zip(Pick::read(value));
+            found.picks.extend(entry.filter(|(key, pick)| serving.ended_pick(key, pick)));
+        })?;
+        self.maps.get("PEERS")?.each(|key, value| {
+            let entry = SocketKey::read(key).zip(Peer::read(value));
+            found.peers.extend(entry.filter(|(key, peer)| serving.ended_socket(key, peer).is_some()));
+        })?;
+        Ok(found)
     }
 
     fn serving(&self) -> Result<Serving, BpfError> {
@@ -173,18 +184,12 @@ impl Keeper {
     /// Ends sockets that are connected to endpoints that do not serve: nothing else could send their datagrams elsewhere.
     /// The last pass also forgets sockets that are not connected, or were closed: else they would be looked for in all
     /// namespaces with every change. An earlier one does not, because endpoints that just ended may still answer.
-    fn end_sockets(&mut self, serving: &Serving, is_last: bool) -> Result<(), FlowError> {
-        let peers = self.maps.get("PEERS")?;
-        let mut sockets: BTreeSet<Connected> = BTreeSet::new();
-        peers.each(|key, value| {
-            if let (Some(key), Some(peer)) = (SocketKey::read(key), Peer::read(value)) {
-                sockets.extend(serving.ended_socket(&key, &peer));
-            }
-        })?;
+    fn end_sockets(&mut self, suspects: &Suspects, is_last: bool) -> Result<(), FlowError> {
+        let sockets = &suspects.sockets;
         if sockets.is_empty() {
             return Ok(());
         }
-        let done = destroy_udp(&sockets)?;
+        let done = destroy_udp(sockets)?;
         if done.is_unsupported && !std::mem::replace(&mut self.told_unsupported, true) {
             warn!(
                 "the kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): UDP sockets that are connected to an endpoint that \
@@ -205,13 +210,14 @@ impl Keeper {
         let forget_others = is_last && done.unread.is_none();
         let is_done =
             |socket: &Connected| done.ended.contains(socket) || forget_others && !done.left.contains(socket);
+        let known: HashMap<SocketKey, Peer> = suspects.peers.iter().copied().collect();
+        let peers = self.maps.get("PEERS")?;
         let mut keys = Vec::new();
         peers.each(|key, value| {
             if let (Some(socket), Some(peer)) = (SocketKey::read(key), Peer::read(value))
-                && let Some(socket) = serving.ended_socket(&socket, &peer)
                 // Not those that came while we looked.
-                && sockets.contains(&socket)
-                && is_done(&socket)
+                && known.get(&socket) == Some(&peer)
+                && stale::udp_socket(&socket).is_some_and(|socket| is_done(&socket))
             {
                 keys.extend_from_slice(key);
             }
@@ -318,14 +324,19 @@ pub fn expire(maps: &Maps, ender: &Ender) -> Result<Expired, BpfError> {
             }
         })?;
         let mut deleted = 0;
-        for (key, flow) in suspects {
+        for Suspect { key, flow, other } in pairs(suspects) {
             let other_key = key.other(&flow);
-            let found = match table.get_value(&other_key)? {
-                // It has come along into the table in force without this one.
-                None if name != FLOWS => flows.get_value(&other_key)?,
-                found => found,
+            let other = match other {
+                Some(other) => Some(other),
+                None => {
+                    let found = match table.get_value(&other_key)? {
+                        // It has come along into the table in force without this one.
+                        None if name != FLOWS => flows.get_value(&other_key)?,
+                        found => found,
+                    };
+                    own(&key, found)
+                }
             };
-            let other = own(&key, found);
             if !is_over(&key, &flow, other.as_ref(), &limits, now) {
                 continue;
             }

@@ -1,5 +1,6 @@
 //! From settings, own Node and interface addresses to what plan and backend depend on. Pure.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -201,6 +202,11 @@ pub fn has_node_ports(settings: &Settings, facts: &NodeFacts, ip: &IpAddr) -> bo
     node_port_addresses(settings, facts).contains(ip)
 }
 
+/// The addresses of this node on which node ports answer.
+pub fn answering_addresses(settings: &Settings, facts: &NodeFacts) -> BTreeSet<IpAddr> {
+    facts.interfaces.iter().filter(|ip| has_node_ports(settings, facts, ip)).copied().collect()
+}
+
 /// What the skeleton of the ruleset depends on.
 pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
     NodeView {
@@ -324,6 +330,20 @@ mod tests {
         }
         let one = settings("ipvs", &["192.168.0.0/16", "::1/128"]);
         assert_eq!(ipvs_view(&one, &facts()).node_port_addresses, ips("192.168.0.2"));
+    }
+
+    #[test]
+    fn node_ports_answer_on_addresses_that_the_node_has() {
+        let of = |list, facts| Vec::from_iter(answering_addresses(&settings("ebpf", list), &facts));
+        assert_eq!(of(&["primary"], facts()), ips("192.168.0.2"));
+        let without = |lost: &str| {
+            let mut facts = facts();
+            facts.interfaces.retain(|ip| ip.to_string() != lost);
+            facts
+        };
+        assert_eq!(of(&["primary"], without("192.168.0.2")), ips(""));
+        assert_eq!(of(&["0.0.0.0/0"], facts()), ips("10.1.0.1 192.168.0.2 fd00::2 fe80::1"));
+        assert_eq!(of(&["0.0.0.0/0", "fd00::/8"], without("10.1.0.1")), ips("192.168.0.2 fd00::2"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
 //! somebody else changed our table. A full pass on a slow timer finds silent drift.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -124,6 +124,8 @@ pub struct Reconciler {
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
     flows: Vec<conntrack::Request>,
+    /// Addresses on which node ports answer.
+    answering: BTreeSet<IpAddr>,
     /// Listeners on loopback that changed since then.
     listeners: Vec<loopback::Change>,
     triggers: Vec<i128>,
@@ -159,6 +161,7 @@ impl Reconciler {
             outputs,
             started,
             flows: Vec::new(),
+            answering: BTreeSet::new(),
             listeners: Vec::new(),
             triggers: Vec::new(),
             no_local: [(0, 0); 2],
@@ -371,9 +374,17 @@ impl Reconciler {
             *known = self.facts.clone();
             changed
         });
+        if self.settings.backend == BackendKind::Ebpf {
+            let before = std::mem::replace(
+                &mut self.answering,
+                node::answering_addresses(&self.settings, &self.facts),
+            );
+            let lost = before.difference(&self.answering);
+            self.flows.extend(lost.map(|address| conntrack::Request::node_ports_of(*address)));
+        }
         if self.phase == Phase::Incremental {
             match self.backend.set_node(&self.settings, &self.facts) {
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => self.publish_flows(),
                 Ok(None) => self.phase = Phase::Full("full"),
                 Err(error) => self.failed(&error, Instant::now()),
             }
@@ -444,9 +455,7 @@ impl Reconciler {
         self.triggers.clear();
         self.outputs.health.updated();
         debug!(kind, services, operations = applied.operations, seconds, "synced");
-        for request in self.flows.drain(..) {
-            let _ = self.outputs.conntrack.send(request);
-        }
+        self.publish_flows();
         self.publish_listeners();
         let record = SyncRecord {
             kind,
@@ -545,6 +554,13 @@ impl Reconciler {
                 let labels = [("traffic_policy", policy.to_owned()), ("ip_family", family.name().to_owned())];
                 self.outputs.metrics.no_local_endpoints.get_or_create(&labels).set(value);
             }
+        }
+    }
+
+    /// Flows are looked at when what they may do is in the kernel.
+    fn publish_flows(&mut self) {
+        for request in self.flows.drain(..) {
+            let _ = self.outputs.conntrack.send(request);
         }
     }
 

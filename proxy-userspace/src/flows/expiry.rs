@@ -1,5 +1,7 @@
 //! When a flow is over. Pure.
 
+use std::collections::HashMap;
+
 use sluice_common::flow::{Flow, FlowKey, Order, flag, seen};
 use sluice_common::node::Config;
 
@@ -66,6 +68,33 @@ pub(super) fn may_be_over(key: &FlowKey, flow: &Flow, limits: &Limits, now: u64)
         limits.udp
     };
     now.saturating_sub(flow.used) > least
+}
+
+/// An entry that may be of a flow that is over, with the other one if that may be, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Suspect {
+    pub(super) key: FlowKey,
+    pub(super) flow: Flow,
+    pub(super) other: Option<Flow>,
+}
+
+/// Each flow once, though both of its entries were found: so that neither is read again, nor looked for when it has ended with
+/// the other.
+pub(super) fn pairs(entries: Vec<(FlowKey, Flow)>) -> Vec<Suspect> {
+    let mut by_key: HashMap<FlowKey, Flow> = entries.iter().copied().collect();
+    let mut found = Vec::new();
+    for (key, flow) in entries {
+        if by_key.remove(&key).is_none() {
+            continue;
+        }
+        let other_key = key.other(&flow);
+        let other = own(&key, by_key.get(&other_key).copied());
+        if other.is_some() {
+            by_key.remove(&other_key);
+        }
+        found.push(Suspect { key, flow, other });
+    }
+    found
 }
 
 /// Whether an entry is of packets of the client.
@@ -158,6 +187,41 @@ mod tests {
         assert_eq!((whole.used, whole.other_used), (5, 7));
         assert_eq!((half.used, half.other_used), (5, 0));
         assert!(flow.is_other_of(&whole.other));
+    }
+
+    #[test]
+    fn a_flow_of_which_both_entries_are_silent_is_looked_at_once() {
+        let there = |port| FlowKey {
+            source: Address::v4(1),
+            destination: Address::v4(2),
+            source_port: port,
+            destination_port: 20,
+            protocol: UDP,
+        };
+        let translated = |port| Flow {
+            source: Address::v4(1),
+            destination: Address::v4(4),
+            source_port: port,
+            destination_port: 40,
+            ..Flow::default()
+        };
+        let entries = |port| {
+            let (key, flow) = (there(port), translated(port));
+            [(key, flow), (key.other(&flow), flow.turned(&key))]
+        };
+        let [whole, half, foreign] = [10, 11, 12].map(entries);
+        let of_another = Flow { destination: Address::v4(9), ..foreign[1].1 };
+        let all = vec![whole[1], half[0], whole[0], foreign[0], (foreign[1].0, of_another)];
+        let suspect = |(key, flow), other| Suspect { key, flow, other };
+        assert_eq!(
+            pairs(all),
+            [
+                suspect(whole[1], Some(whole[0].1)),
+                suspect(half[0], None),
+                suspect(foreign[0], None),
+                suspect((foreign[1].0, of_another), None),
+            ]
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which UDP flows and sockets go to endpoints that do not serve any more, or by frontends that are gone or another Service's.
 //! Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey};
@@ -67,16 +67,15 @@ impl Serving {
             && self.members.contains(&MemberKey { group: member, address, port, reserved: [0; 3] })
     }
 
-    /// Whether an entry of the flow table is one of a client that goes where it must not.
+    /// Whether an entry of the flow table is of a flow that goes where it must not. Each of its two entries tells: a full table
+    /// may have dropped the other one.
     pub(super) fn ended(&self, key: &FlowKey, flow: &Flow) -> bool {
-        key.protocol == UDP
-            && is_original(flow)
-            && !self.has(
-                (key.destination, key.destination_port),
-                flow.group,
-                flow.destination,
-                flow.destination_port,
-            )
+        let (frontend, endpoint) = if is_original(flow) {
+            ((key.destination, key.destination_port), (flow.destination, flow.destination_port))
+        } else {
+            ((flow.source, flow.source_port), (key.source, key.source_port))
+        };
+        key.protocol == UDP && !self.has(frontend, flow.group, endpoint.0, endpoint.1)
     }
 
     /// Whether an unconnected socket's next datagram to a frontend must go elsewhere.
@@ -88,6 +87,42 @@ impl Serving {
     pub(super) fn ended_socket(&self, key: &SocketKey, peer: &Peer) -> Option<Connected> {
         udp_socket(key).filter(|_| !self.has((peer.address, peer.port), peer.group, key.address, key.port))
     }
+}
+
+/// What is to end if it must still, when that is looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// Entries of flows, of each table.
+    pub(super) flows: [Vec<(FlowKey, Flow)>; 2],
+    /// Choices of unconnected sockets.
+    pub(super) picks: Vec<(SocketKey, Pick)>,
+    /// Connected sockets.
+    pub(super) sockets: BTreeSet<Connected>,
+    /// What the maps said of these.
+    pub(super) peers: Vec<(SocketKey, Peer)>,
+}
+
+impl Suspects {
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.iter().all(Vec::is_empty) && self.picks.is_empty() && self.peers.is_empty()
+    }
+
+    /// Leaves out what goes on by what was read later than this: a flow may have begun by a frontend that was added between
+    /// two looks.
+    pub(super) fn retain(&mut self, serving: &Serving) {
+        for flows in &mut self.flows {
+            flows.retain(|(key, flow)| serving.ended(key, flow));
+        }
+        self.picks.retain(|(key, pick)| serving.ended_pick(key, pick));
+        self.peers.retain(|(key, peer)| serving.ended_socket(key, peer).is_some());
+        self.sockets = self.peers.iter().filter_map(|(key, peer)| serving.ended_socket(key, peer)).collect();
+    }
+}
+
+/// Whether an entry is still of the flow that it was of, used since or not.
+pub(super) fn is_same_flow(one: &Flow, other: &Flow) -> bool {
+    let bare = |flow: &Flow| Flow { seen: 0, used: 0, ..*flow };
+    bare(one) == bare(other)
 }
 
 /// The UDP socket that is, if it is connected, connected to the endpoint of this key.
@@ -145,8 +180,69 @@ mod tests {
         assert!(!serving().ended(&key, &FLOW));
         assert!(serving().ended(&key, &Flow { destination_port: 54, ..FLOW }));
         assert!(serving().ended(&key, &Flow { group: 0x80, ..FLOW }), "the Service is gone");
-        assert!(!serving().ended(&key, &Flow { destination_port: 54, flags: flag::REPLY, ..FLOW }));
         assert!(!serving().ended(&FlowKey { protocol: 6, ..key }, &Flow { destination_port: 54, ..FLOW }));
+    }
+
+    #[test]
+    fn half_a_flow_is_judged_by_the_entry_that_is_left() {
+        let back = |flow: Flow| {
+            let there = to(VIP);
+            (there.other(&flow), flow.turned(&there))
+        };
+        let (key, reply) = back(FLOW);
+        assert_eq!(reply.flags & flag::REPLY, flag::REPLY);
+        assert!(!serving().ended(&key, &reply));
+        // The source is translated, too.
+        let (key, reply) = back(Flow { source: Address::v4(5), source_port: 20_000, ..FLOW });
+        assert!(!serving().ended(&key, &reply));
+        let (key, reply) = back(Flow { destination_port: 54, ..FLOW });
+        assert!(serving().ended(&key, &reply), "the endpoint does not serve");
+        let (key, reply) = back(FLOW);
+        assert!(serving().ended(&key, &Flow { group: 0x80, ..reply }), "the Service is gone");
+        assert!(serving_by(&[], &Config::default()).ended(&key, &reply), "the frontend is gone");
+        assert!(!serving_by(&[], &Config::default()).ended(&FlowKey { protocol: 6, ..key }, &reply));
+    }
+
+    #[test]
+    fn what_began_by_a_frontend_that_was_added_meanwhile_goes_on() {
+        let (before, after) = (serving_by(&[], &Config::default()), serving());
+        let (gone, key) = (Address::v4(4), to(VIP));
+        let socket = |address| SocketKey { cookie: 5, address, port: 53, protocol: 17, reserved: 0 };
+        let peer = |address| Peer { address, port: PORT, group: GROUP, ..Peer::default() };
+        let pick = Pick {
+            group: GROUP,
+            endpoint: Endpoint { address: Address::v4(1), port: 53, reserved: 0 },
+            used: 0,
+        };
+        let picked = |address| (SocketKey { address, port: PORT, ..socket(address) }, pick);
+        let mut found = Suspects {
+            flows: [vec![(key, FLOW), (to(gone), FLOW)], vec![(key, FLOW)]],
+            picks: vec![picked(VIP), picked(gone)],
+            peers: [VIP, gone].map(|frontend| (socket(Address::v4(1)), peer(frontend))).to_vec(),
+            ..Suspects::default()
+        };
+        found.retain(&before);
+        assert_eq!(
+            (found.flows.each_ref().map(Vec::len), found.picks.len(), found.peers.len()),
+            ([2, 1], 2, 2)
+        );
+        assert_eq!(found.sockets.len(), 1, "both are of one socket");
+        found.retain(&after);
+        assert_eq!(
+            (found.flows.each_ref().map(Vec::len), found.picks.len(), found.peers.len()),
+            ([1, 0], 1, 1)
+        );
+        assert_eq!(found.flows[0][0].0, to(gone));
+        found.peers.clear();
+        found.retain(&after);
+        assert!(found.sockets.is_empty() && !found.is_empty());
+    }
+
+    #[test]
+    fn another_flow_of_the_same_key_is_not_the_one_that_was_looked_at() {
+        assert!(is_same_flow(&FLOW, &Flow { used: 7, seen: 1, ..FLOW }));
+        assert!(!is_same_flow(&FLOW, &Flow { group: 0x80, ..FLOW }));
+        assert!(!is_same_flow(&FLOW, &Flow { destination: Address::v4(2), ..FLOW }));
     }
 
     #[test]
