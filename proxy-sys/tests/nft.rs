@@ -13,6 +13,7 @@ use sluice_core::model::{
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind};
 use sluice_core::plan::{Detector, PlanConfig, Planner};
+use sluice_core::pod_network::{HostPort, PodRules, TABLE};
 use sluice_sys::nft::{Nft, loopback_refusals, observe, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
@@ -271,6 +272,48 @@ fn node_ports_on_loopback_are_refused_and_counted() {
         let expected = [(v4, tcp, 1), (v4, udp, 1), (v4, sctp, 0), (v6, tcp, 0), (v6, udp, 1), (v6, sctp, 0)];
         assert_eq!(counted, expected);
         assert_eq!(world.drift(), [], "counters are no drift");
+    });
+}
+
+/// A pod's port of the node with the number of a node port, and one with another number.
+#[test]
+fn node_ports_come_before_ports_that_lead_to_pods_on_loopback_too() {
+    in_netns(|| {
+        let ip = |arguments: &[&str]| {
+            assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+        };
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["address", "add", "10.244.0.77/32", "dev", "lo"]);
+        for loopback in [Loopback::Served, Loopback::LocalStack] {
+            let mut world = World::new(Scheduler::Random);
+            world.nft.delete_table().unwrap();
+            let config = NftConfig { loopback: [loopback; 2], ..config(Scheduler::Random) };
+            world.ledger = Ledger::new(config, node());
+            world.load(1, 2);
+            assert_eq!(world.drift(), []);
+            let host_port = |port| HostPort {
+                protocol: Protocol::Tcp,
+                port,
+                host: None,
+                pod: "10.244.0.77".parse().unwrap(),
+                pod_port: 8080,
+            };
+            let host_ports = vec![host_port(30000), host_port(30001)];
+            let rules = PodRules { host_ports, from_loopback: true, ..PodRules::default() };
+            world.nft.commit_to(TABLE, &rules.replace()).unwrap();
+            let [pod, on_loopback] = ["10.244.0.77:8080", "127.0.0.1:30000"].map(|at| {
+                let listener = std::net::TcpListener::bind(at).unwrap();
+                listener.set_nonblocking(true).unwrap();
+                listener
+            });
+            let answers = |at: &str| {
+                let _open = std::net::TcpStream::connect(at).unwrap();
+                [&pod, &on_loopback].map(|listener| listener.accept().is_ok())
+            };
+            let is_pods = loopback == Loopback::LocalStack;
+            assert_eq!(answers("127.0.0.1:30000"), [is_pods, !is_pods], "{loopback:?}");
+            assert_eq!(answers("127.0.0.1:30001"), [true, false], "{loopback:?}");
+        }
     });
 }
 

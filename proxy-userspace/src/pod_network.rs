@@ -99,6 +99,8 @@ pub struct PodNetworkTask {
     told_loopback: bool,
     /// Pods' links that are not there yet, and are waited for.
     awaited: BTreeSet<String>,
+    /// By which of them packets from loopback leave.
+    opened: localnet::Opened,
     /// The indices of the VXLAN devices.
     devices: kernel::Indices,
     /// Those that there were to be after the last pass.
@@ -133,6 +135,7 @@ impl PodNetworkTask {
             told_ports: BTreeSet::new(),
             told_loopback: false,
             awaited: BTreeSet::new(),
+            opened: localnet::Opened::default(),
             devices: kernel::Indices::new(),
             made: BTreeSet::new(),
             node_file: None,
@@ -416,7 +419,7 @@ impl PodNetworkTask {
 
     /// Behind the rules, which drop what would come in by it.
     fn open_loopback(&mut self) -> Result<(), PassError> {
-        self.awaited = localnet::open(self.rules.on_loopback())?;
+        self.awaited = self.opened.follow(self.rules.on_loopback())?;
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use super::object::{
 };
 use super::{Balancer, NftConfig};
 use crate::ipvs::Others;
+use crate::loopback::Loopback;
 use crate::net::{Family, Protocol};
 use crate::plan::Detector;
 
@@ -203,10 +204,11 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
     match config.balancer {
         Balancer::Ruleset => {
             let translate = || vec![rule("translate", vec![jump("services")])];
+            let of_the_node = translate().into_iter().chain(keep_node_ports(config)).collect();
             let input = vec![new_only("check-endpoints"), new_only("check-nodeports")];
             chains.extend([
                 chain("nat-prerouting", hook("nat", PREROUTING, DNAT), translate()),
-                chain("nat-output", hook("nat", OUTPUT, DNAT), translate()),
+                chain("nat-output", hook("nat", OUTPUT, DNAT), of_the_node),
                 chain("filter-input", hook("filter", INPUT, FILTER), input),
                 chain("filter-output", hook("filter", OUTPUT, FILTER), addresses()),
             ]);
@@ -336,6 +338,25 @@ fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
         rule("node ports on loopback", exprs)
     });
     refusals.into_iter().chain(on_loopback).collect()
+}
+
+/// Node ports count more than what comes behind them, ports of the node that lead to pods: on loopback too, where a process
+/// of ours answers, or nobody. To be translated to what it is keeps a connection from being translated later on.
+fn keep_node_ports(config: &NftConfig) -> Vec<Rule> {
+    let decided = |family: &Family| config.loopback[*family as usize] != Loopback::LocalStack;
+    let keep = |family| {
+        let port = address_regs(family);
+        let mut exprs = of_family(family);
+        exprs.extend(compare_loopback(family, CmpOp::Eq));
+        exprs.extend(IdTable::NodePorts.load_key(family));
+        let set = IdTable::NodePorts.frontends(family);
+        exprs.push(Expr::LookupData { set, sreg: 0, dreg: FRONTEND });
+        exprs.push(load_destination(family, 0));
+        exprs.push(Expr::TransportHeader { dreg: port, offset: 2, len: 2 });
+        exprs.push(Expr::Dnat { family, address: 0, port });
+        rule("node ports on loopback", exprs)
+    };
+    Family::BOTH.into_iter().filter(decided).map(keep).collect()
 }
 
 fn refuse_loopback() -> Vec<Rule> {

@@ -2,7 +2,7 @@
 //!
 //! What comes from outside with such an address is dropped by the table of the pod network, which has to be there before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
@@ -26,16 +26,45 @@ pub(super) fn can_open() -> std::io::Result<()> {
     OpenOptions::new().write(true).open(path("default")).map(drop)
 }
 
-/// Opens the way to pods, given by the names of their links. Returns those whose link is not there yet.
-pub(super) fn open(pods: &BTreeSet<String>) -> Result<BTreeSet<String>, LocalnetError> {
-    if pods.is_empty() {
-        return Ok(BTreeSet::new());
+/// Interfaces by which packets from loopback leave because we have let them; `None` before the first look.
+#[derive(Debug, Default)]
+pub(super) struct Opened(Option<BTreeSet<String>>);
+
+impl Opened {
+    /// Opens the way to pods, given by the names of their links, and closes what was opened and no pod needs any more. What
+    /// somebody else has opened stays as it is. Returns the pods whose link is not there yet.
+    pub(super) fn follow(&mut self, pods: &BTreeSet<String>) -> Result<BTreeSet<String>, LocalnetError> {
+        let mut opened = match self.0.take() {
+            Some(opened) => opened,
+            None => left()?,
+        };
+        let followed = follow(pods, &mut opened);
+        self.0 = Some(opened);
+        followed
     }
-    let ways = net::ways_out(pods)?;
-    for interface in ways.values().collect::<BTreeSet<_>>() {
-        set(interface, "1")?;
+}
+
+fn follow(pods: &BTreeSet<String>, opened: &mut BTreeSet<String>) -> Result<BTreeSet<String>, LocalnetError> {
+    let ways = if pods.is_empty() { BTreeMap::new() } else { net::ways_out(pods)? };
+    let wanted: BTreeSet<&String> = ways.values().collect();
+    for interface in &wanted {
+        if set(interface, "1")? {
+            opened.insert((*interface).clone());
+        }
+    }
+    let needless: Vec<String> = opened.iter().filter(|name| !wanted.contains(name)).cloned().collect();
+    for interface in needless {
+        set(&interface, "0")?;
+        opened.remove(&interface);
     }
     Ok(pods.iter().filter(|pod| !ways.contains_key(*pod)).cloned().collect())
+}
+
+/// What a predecessor opened: of interfaces with names of ours nobody else does that.
+fn left() -> Result<BTreeSet<String>, LocalnetError> {
+    let ours = |name: &String| name == BRIDGE || net::is_host_name(name);
+    let is_open = |name: &String| std::fs::read_to_string(path(name)).is_ok_and(|value| value.trim() == "1");
+    Ok(net::link_names()?.into_iter().filter(|name| ours(name) && is_open(name)).collect())
 }
 
 /// Closes the ways to all pods: nothing drops what comes from outside any more.
@@ -49,14 +78,64 @@ pub(super) fn close() -> Result<(), LocalnetError> {
     Ok(())
 }
 
-/// An interface that has gone has no way to be opened or closed. Its name may have a dot.
-fn set(interface: &str, value: &str) -> Result<(), LocalnetError> {
+/// Returns whether that changed anything. An interface that has gone has no way to be opened or closed. Its name may have a dot.
+fn set(interface: &str, value: &str) -> Result<bool, LocalnetError> {
     match proc::write_if_different(path(interface), value) {
-        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => Ok(other.map(drop)?),
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        other => Ok(other?),
     }
 }
 
 fn path(interface: &str) -> PathBuf {
     Path::new("/proc/sys/net/ipv4/conf").join(interface).join("route_localnet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(arguments: &str) {
+        let status = std::process::Command::new("ip").args(arguments.split(' ')).status();
+        assert!(status.unwrap().success(), "ip {arguments}");
+    }
+
+    fn is_open(interface: &str) -> bool {
+        std::fs::read_to_string(path(interface)).unwrap().trim() == "1"
+    }
+
+    /// Two pods, the first behind a bridge; somebody else has opened another bridge.
+    #[test]
+    fn ways_are_closed_when_no_pod_needs_them_unless_somebody_else_opened_them() {
+        let test = || {
+            if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                println!("skip: needs root to make a network namespace ({error})");
+                return;
+            }
+            let [one, two, three] = ["sl00000000000a", "sl00000000000b", "sl00000000000c"];
+            for bridge in ["pods0", "foreign0"] {
+                ip(&format!("link add {bridge} type bridge"));
+            }
+            for (pod, bridge) in [(one, Some("pods0")), (two, None), (three, Some("foreign0"))] {
+                ip(&format!("link add {pod} type veth peer name p{}", &pod[3..]));
+                if let Some(bridge) = bridge {
+                    ip(&format!("link set {pod} master {bridge}"));
+                }
+            }
+            assert!(set("foreign0", "1").unwrap());
+            let of = |pods: &[&str]| pods.iter().map(|pod| (*pod).to_owned()).collect::<BTreeSet<_>>();
+            let open = || ["pods0", two, "foreign0"].map(is_open);
+            let mut opened = Opened::default();
+            assert_eq!(
+                opened.follow(&of(&[one, two, three, "sl00000000000d"])).unwrap(),
+                of(&["sl00000000000d"])
+            );
+            assert_eq!(open(), [true, true, true]);
+            opened.follow(&of(&[two])).unwrap();
+            assert_eq!(open(), [false, true, true]);
+            // A process that comes behind another one closes what has a name of ours.
+            Opened::default().follow(&of(&[])).unwrap();
+            assert_eq!(open(), [false, false, true]);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }
