@@ -153,8 +153,15 @@ pub struct Fragment {
     pub source_port: u16,
     /// Destination port, in network order.
     pub destination_port: u16,
-    /// When the first fragment came: seconds of `CLOCK_MONOTONIC`. Identifications are used again soon.
+    /// When the first fragment came: seconds of `CLOCK_MONOTONIC`. Identifications are used again soon. With
+    /// [`Fragment::CUT`] or without.
     pub seen: u32,
+}
+
+impl Fragment {
+    /// The first fragment was too big for its way and went by the node's stack. So do the others, or a stack that puts
+    /// fragments together would wait for them in vain.
+    pub const CUT: u32 = 1 << 31;
 }
 
 sizes!(FlowKey = 40, Flow = 56, Order = 96, FragmentKey = 40, Fragment = 8);

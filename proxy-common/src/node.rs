@@ -32,8 +32,10 @@ pub struct Config {
     pub udp_stream_timeout: u32,
     /// Seconds after which a silent TCP connection ends.
     pub tcp_established_timeout: u32,
+    /// What the daemon keeps for itself: settings of `lo` before it changed them. Zero: none.
+    pub lo_before: u32,
     /// Zero.
-    pub reserved2: [u32; 2],
+    pub reserved2: u32,
 }
 
 /// Options of [`Config`].

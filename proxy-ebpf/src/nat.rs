@@ -239,7 +239,7 @@ fn forward<const L2: u32>(
     } else {
         route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
     };
-    if way == Route::TooBig && !stack_cuts(context, &scratch.packet, masquerade) {
+    if way == Route::TooBig && !scratch.packet.is(is::MAY_FRAGMENT) {
         return too_big::<L2>(context, scratch);
     }
     if way == Route::None || is_stuck(context, way) {
@@ -311,13 +311,6 @@ fn is_stuck(context: &Context<'_>, way: Route) -> bool {
     context.hook == Hook::Egress && way == Route::Stack
 }
 
-/// Whether the stack may have a packet that is too big, to send it on in fragments. Not one that has the node's own source
-/// address, which the stack takes from nobody but itself.
-#[inline(always)]
-fn stack_cuts(context: &Context<'_>, packet: &Packet, masquerade: bool) -> bool {
-    packet.is(is::MAY_FRAGMENT) && !masquerade && context.hook == Hook::Ingress
-}
-
 #[inline(always)]
 fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     count(Counter::TooBig);
@@ -329,49 +322,54 @@ fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
 /// Translates the packet as `scratch.flow` says and sends it on; by `way`, if it is known, which `scratch.fib` has then.
 #[inline(always)]
 fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, way: Option<Route>) -> i32 {
+    let same_way = scratch.flow.destination == scratch.packet.key.destination;
+    // A reply that a process of this node sends, and one between two ports of a bridge, is on its way already.
+    let on_its_way = same_way && (context.bridged || context.hook == Hook::Egress);
+    let way = match way {
+        Some(way) => way,
+        None if on_its_way || context.bridged => Route::Stack,
+        // Its first part went by the stack, which may hold all of them until they are whole.
+        None if scratch.packet.is(is::CUT) => Route::TooBig,
+        None => route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib),
+    };
+    if way == Route::TooBig && scratch.packet.is(is::MAY_FRAGMENT) {
+        scratch.packet.flags |= is::CUT;
+    }
     if scratch.packet.is(is::FIRST_FRAGMENT) {
         remember_fragment(&scratch.packet);
     }
-    let same_way = scratch.flow.destination == scratch.packet.key.destination;
-    // A reply that a process of this node sends, and one between two ports of a bridge, is on its way already.
-    if same_way && (context.bridged || context.hook == Hook::Egress) {
+    if on_its_way {
         return rewritten::<L2>(context, scratch, NEXT);
     }
     if context.bridged {
         return NEXT;
     }
-    let way = match way {
-        Some(way) => way,
-        None => route::find(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib),
-    };
+    let cut = scratch.packet.is(is::CUT);
     match way {
-        Route::Stack if context.hook == Hook::Ingress => rewritten::<L2>(context, scratch, NEXT),
-        Route::TooBig => {
-            let masquerade = scratch.flow.flags & (flag::MASQUERADED | flag::REPLY) == flag::MASQUERADED;
-            if stack_cuts(context, &scratch.packet, masquerade) {
-                return rewritten::<L2>(context, scratch, NEXT);
-            }
-            too_big::<L2>(context, scratch)
-        }
+        Route::Stack if context.hook == Hook::Ingress => return rewritten::<L2>(context, scratch, NEXT),
+        Route::TooBig if !cut => return too_big::<L2>(context, scratch),
         Route::Stack | Route::None => {
             tell(&scratch.packet, "dropped: no route");
             count(Counter::DropNoRoute);
-            DROP
+            return DROP;
         }
-        way => {
-            if context.hook == Hook::Ingress && scratch.packet.ttl <= 1 {
-                count(Counter::TimeExceeded);
-                return answer::<L2>(context, scratch, Error::Time);
-            }
-            let v4 = scratch.packet.is(is::V4);
-            let aged = context.hook == Hook::Egress || rewrite::age(context.skb, L2, v4);
-            if !aged || rewritten::<L2>(context, scratch, NEXT) == DROP {
-                count(Counter::DropMalformed);
-                return DROP;
-            }
-            route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)
-        }
+        Route::Forward | Route::Resolve | Route::TooBig => {}
     }
+    if context.hook == Hook::Ingress && scratch.packet.ttl <= 1 {
+        count(Counter::TimeExceeded);
+        return answer::<L2>(context, scratch, Error::Time);
+    }
+    // The stack ages what it forwards.
+    let aged =
+        cut || context.hook == Hook::Egress || rewrite::age(context.skb, L2, scratch.packet.is(is::V4));
+    if !aged || rewritten::<L2>(context, scratch, NEXT) == DROP {
+        count(Counter::DropMalformed);
+        return DROP;
+    }
+    if cut {
+        return route::send_cut::<L2>(context.skb);
+    }
+    route::send::<L2>(context.skb, way, &mut scratch.fib, context.hook)
 }
 
 #[inline(always)]

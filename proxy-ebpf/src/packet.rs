@@ -62,6 +62,8 @@ pub mod is {
     pub const ICMP_ERROR: u32 = 0x10;
     /// IPv4 that routers may cut up.
     pub const MAY_FRAGMENT: u32 = 0x20;
+    /// The stack cuts it up, or has cut the first part of it.
+    pub const CUT: u32 = 0x40;
 }
 
 /// TCP flags.
@@ -317,13 +319,13 @@ fn fragment_key(packet: &Packet) -> FragmentKey {
     }
 }
 
-/// Remembers the ports of a packet for its later parts.
+/// Remembers the ports and the way of a packet for its later parts.
 #[inline(always)]
 pub fn remember_fragment(packet: &Packet) {
     let ports = Fragment {
         source_port: packet.key.source_port,
         destination_port: packet.key.destination_port,
-        seen: seconds(),
+        seen: if packet.is(is::CUT) { seconds() | Fragment::CUT } else { seconds() },
     };
     // If it cannot be remembered, the later parts go nowhere and the packet is lost, as on any congested way.
     let _ = FRAGMENTS.insert(fragment_key(packet), ports, 0);
@@ -343,7 +345,7 @@ const FRAGMENT_SECONDS: u32 = 30;
 #[inline(always)]
 fn seconds() -> u32 {
     // SAFETY: reads the clock.
-    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32 & !Fragment::CUT
 }
 
 #[inline(always)]
@@ -352,8 +354,11 @@ fn recall_fragment(packet: &mut Packet) -> bool {
     // SAFETY: an element that is evicted and reused meanwhile gives the ports of another packet, whose flow is not of these
     // addresses.
     let ports = unsafe { *ports };
-    if seconds().wrapping_sub(ports.seen) > FRAGMENT_SECONDS {
+    if seconds().wrapping_sub(ports.seen & !Fragment::CUT) > FRAGMENT_SECONDS {
         return false;
+    }
+    if ports.seen & Fragment::CUT != 0 {
+        packet.flags |= is::CUT;
     }
     (packet.key.source_port, packet.key.destination_port) = (ports.source_port, ports.destination_port);
     true

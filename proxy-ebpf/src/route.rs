@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
 };
 use sluice_common::Address;
 use sluice_common::flow::Flow;
@@ -48,18 +48,29 @@ pub fn find(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_l
 /// The same, and the address that the kernel would send from by this way: see [`source`].
 #[inline(always)]
 pub fn find_with_source(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup) -> Route {
-    let result = look_up(skb, packet, to, fib, BPF_FIB_LOOKUP_SRC);
-    if result != EINVAL && result != i64::from(BPF_FIB_LKUP_RET_NO_SRC_ADDR) {
-        return route_of(result);
+    let mut flags = BPF_FIB_LOOKUP_SRC;
+    let mut result = look_up(skb, packet, to, fib, flags);
+    if result == EINVAL || result == i64::from(BPF_FIB_LKUP_RET_NO_SRC_ADDR) {
+        // Before Linux 6.7, or the kernel has no address of the family.
+        flags = 0;
+        result = look_up(skb, packet, to, fib, flags);
     }
-    // Before Linux 6.7, or the kernel has no address of the family.
-    let route = find(skb, packet, to, fib);
-    fib.__bindgen_anon_3.ipv6_src = [0; 4];
+    let mut route = route_of(result);
+    if route == Route::TooBig && packet.is(is::MAY_FRAGMENT) {
+        // Of a way that is too narrow the kernel says nothing else.
+        let wide = route_of(look_up(skb, packet, to, fib, flags | ANY_SIZE));
+        if wide != Route::Forward && wide != Route::Resolve {
+            route = wide;
+        }
+    }
+    if flags == 0 {
+        fib.__bindgen_anon_3.ipv6_src = [0; 4];
+    }
     route
 }
 
-/// The source address that [`find_with_source`] found, where its answer was [`Route::Forward`] or [`Route::Resolve`]; zero:
-/// none.
+/// The source address that [`find_with_source`] found, where its answer was [`Route::Forward`], [`Route::Resolve`], or
+/// [`Route::TooBig`] of a packet that may be cut; zero: none.
 #[inline(always)]
 pub fn source(fib: &bpf_fib_lookup, v4: bool) -> Address {
     // SAFETY: plain words.
@@ -73,6 +84,9 @@ pub fn source(fib: &bpf_fib_lookup, v4: bool) -> Address {
     }
 }
 
+/// Flag of [`look_up`], not of the helper: whatever the size.
+const ANY_SIZE: u32 = 1 << 31;
+
 /// What the helper says. Not inlined: the older verifier counts 512 bytes of stack, its callers' with it.
 #[inline(never)]
 fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup, flags: u32) -> i64 {
@@ -84,7 +98,9 @@ fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lo
     fib.sport = to.source_port;
     fib.dport = to.destination_port;
     // What will be cut up on the way out is as big as its segments.
-    fib.__bindgen_anon_1.tot_len = (if gso == 0 { packet.length } else { packet.headers + gso }) as u16;
+    let size = if gso == 0 { packet.length } else { packet.headers + gso };
+    // With 0 the helper would take the packet's own size.
+    fib.__bindgen_anon_1.tot_len = if flags & ANY_SIZE == 0 { size as u16 } else { 1 };
     fib.__bindgen_anon_2.flowinfo = 0;
     if v4 {
         fib.__bindgen_anon_2.tos = packet.tos as u8 & 0xfc;
@@ -98,7 +114,7 @@ fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lo
     fib.ifindex = ifindex;
     // On the way out too: BPF_FIB_LOOKUP_OUTPUT would look for routes by this interface only.
     // SAFETY: `fib` is the structure that the helper asks for.
-    unsafe { fib_lookup(skb.cast(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
+    unsafe { fib_lookup(skb.cast(), fib, size_of::<bpf_fib_lookup>() as i32, flags & !ANY_SIZE) }
 }
 
 #[inline(always)]
@@ -114,22 +130,47 @@ fn route_of(result: i64) -> Route {
     }
 }
 
+/// Gives the packet an Ethernet header if it has none: helpers take no others, and take it off again where there is none on the
+/// way out.
+#[inline(always)]
+fn has_ethernet<const L2: u32>(skb: *mut __sk_buff) -> bool {
+    if L2 != 0 {
+        return true;
+    }
+    // SAFETY: the context is valid; the helper checks what it does with the packet.
+    let kind = unsafe {
+        if bpf_skb_change_head(skb, 14, 0) != 0 {
+            return false;
+        }
+        (*skb).protocol as u16
+    };
+    store(skb, 12, &kind)
+}
+
+/// Index of the interface `lo`, in each network namespace.
+const LOOPBACK: u32 = 1;
+/// Of include/uapi/linux/bpf.h: BPF_F_INGRESS.
+const INWARDS: u64 = 1;
+
+/// Hands a translated packet to the stack, which forwards it in pieces that fit. By `lo`: on the interface that it came in by,
+/// the stack takes no packet with the node's own source address, and with strict `rp_filter` none with a Service's. The daemon
+/// sees to it that `lo` takes them.
+#[inline(always)]
+pub fn send_cut<const L2: u32>(skb: *mut __sk_buff) -> i32 {
+    // The Ethernet address of `lo`, twice.
+    if !has_ethernet::<L2>(skb) || !store(skb, 0, &[0_u32; 3]) {
+        return DROP;
+    }
+    // SAFETY: tells the kernel where to send the packet when the program has ended.
+    unsafe { bpf_redirect(LOOPBACK, INWARDS) as i32 }
+}
+
 /// Sends the packet by the way found.
 #[inline(always)]
 pub fn send<const L2: u32>(skb: *mut __sk_buff, route: Route, fib: &mut bpf_fib_lookup, hook: Hook) -> i32 {
     let out = fib.ifindex;
-    if L2 == 0 {
-        // The helpers take packets with Ethernet headers only, and take it off again where there is none on the way out.
-        // SAFETY: the context is valid; the helper checks what it does with the packet.
-        let kind = unsafe {
-            if bpf_skb_change_head(skb, 14, 0) != 0 {
-                return DROP;
-            }
-            (*skb).protocol as u16
-        };
-        if !store(skb, 12, &kind) {
-            return DROP;
-        }
+    if !has_ethernet::<L2>(skb) {
+        return DROP;
     }
     if route == Route::Forward && hook == Hook::Ingress {
         // SAFETY: elements of a map without preallocation are freed after a grace period.

@@ -12,6 +12,7 @@ pub mod dummy;
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
+pub mod lo;
 pub mod modules;
 pub mod netlink;
 pub mod netns;

@@ -1,6 +1,6 @@
 //! Sysctls and other files of /proc and /sys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A sysctl could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,14 @@ pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError>
 pub fn write_if_lower(path: PathBuf, value: i64) -> Result<bool, ProcError> {
     let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
     if now.is_some_and(|now| now >= value) { Ok(false) } else { write_if_different(path, &value.to_string()) }
+}
+
+/// Reads a number.
+pub fn read_number(path: &Path) -> Result<u32, ProcError> {
+    let number = std::fs::read_to_string(path).and_then(|text| {
+        text.trim().parse().map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+    });
+    number.map_err(|source| ProcError { operation: "read", path: path.to_owned(), source })
 }
 
 /// CPUs of the host that are online; not those that this process may use.

@@ -12,6 +12,7 @@ use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{BpfError, Ender, Maps, Missing, Usage};
 use sluice_sys::dummy::LinkError;
 use sluice_sys::ipvs::IpvsError;
+use sluice_sys::lo::LoError;
 use sluice_sys::netlink::{BatchError, NetlinkError};
 use sluice_sys::proc::ProcError;
 
@@ -27,6 +28,9 @@ pub enum BackendError {
     /// bpf(2) refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// The interface `lo` refused its settings.
+    #[error("datagrams that are too big for their way: {0}")]
+    Lo(#[from] LoError),
     /// IPVS refused, or could not be asked.
     #[error("IPVS: {0}")]
     Ipvs(#[from] IpvsError),

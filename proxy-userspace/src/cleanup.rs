@@ -17,6 +17,7 @@ use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
 use crate::backend::ipvs::LINK;
+use crate::backend::{BackendError, ebpf};
 use crate::daemon::DaemonError;
 use crate::pod_network::{self, RemoveError};
 
@@ -41,9 +42,9 @@ pub(crate) enum StepError {
     /// Virtual servers could not be deleted.
     #[error(transparent)]
     Batch(#[from] sluice_sys::netlink::BatchError<sluice_core::ipvs::Op>),
-    /// The kernel's answer to a request about eBPF.
+    /// The eBPF programs, or what they need, are still there.
     #[error(transparent)]
-    Bpf(#[from] sluice_sys::bpf::BpfError),
+    Backend(#[from] BackendError),
     /// The pod network is still there.
     #[error(transparent)]
     PodNetwork(#[from] RemoveError),
@@ -92,10 +93,12 @@ pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
         Err(error) => steps.push(Step { what: "the pod network".into(), result: Err(error.into()) }),
     }
     let what = format!("eBPF programs and maps in {}", bpffs.display());
-    match Directory::new(bpffs).remove() {
+    match ebpf::remove(&Directory::new(bpffs)) {
         Ok(true) => println!("removed {what}"),
         Ok(false) => println!("nothing to remove: there are no {what}"),
-        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
+        Err(BackendError::Bpf(error)) if error.errno() == Some(libc::EPERM) => {
+            return Err(DaemonError::Capability);
+        }
         Err(error) => steps.push(Step { what, result: Err(error.into()) }),
     }
     if with_kube_proxy {

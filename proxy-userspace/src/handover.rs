@@ -107,7 +107,7 @@ fn end_sockets(maps: &Maps) {
 }
 
 fn remove(directory: &Directory) {
-    match tokio::task::block_in_place(|| directory.remove()) {
+    match tokio::task::block_in_place(|| ebpf::remove(directory)) {
         Ok(_) => info!(bpffs = %directory.path().display(), "the eBPF programs are gone"),
         Err(error) => warn!(%error, "cannot remove the eBPF programs: run sluice cleanup"),
     }

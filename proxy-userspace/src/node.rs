@@ -220,13 +220,15 @@ pub fn node_view(settings: &Settings, facts: &NodeFacts) -> NodeView {
     }
 }
 
-/// What is read from this machine once.
+/// What is read from this machine, not told by the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineFacts {
     /// The cookie of the network namespace.
     pub netns: u64,
     /// Ports that the kernel gives to processes that ask for any.
     pub local_ports: RangeInclusive<u16>,
+    /// What settings of `lo` were before they were changed.
+    pub lo_before: sluice_sys::lo::Before,
 }
 
 /// What the maps of the eBPF backend say of the node.
@@ -243,6 +245,7 @@ pub fn ebpf_view(settings: &Settings, facts: &NodeFacts, machine: &MachineFacts)
         timeouts: timeouts(settings),
         scheduler: ebpf_scheduler(settings),
         loopback: Family::BOTH.map(|family| loopback(settings, family)),
+        lo_before: machine.lo_before.0,
     }
 }
 

@@ -530,7 +530,7 @@ impl Reconciler {
                 self.retry_at = Some(Instant::now());
             }
             Ok(Checked::Repaired(repaired)) => {
-                warn!(repaired, "somebody else detached programs: attached again");
+                warn!(repaired, "somebody else detached programs, or changed settings of lo: put right");
                 self.outputs.metrics.repairs.inc();
                 self.outputs.metrics.repaired_objects.inc_by(repaired as u64);
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use sluice::backend::Applied;
-use sluice::backend::ebpf::Backend;
+use sluice::backend::ebpf::{self, Backend};
 use sluice::config::{Flags, Settings, resolve};
 use sluice::metrics::Metrics;
 use sluice::node::{Device, NodeFacts};
@@ -311,6 +311,43 @@ fn interfaces_come_and_go_and_links_are_repaired() {
         let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
         assert_eq!(applied.operations, 3 + 2);
         assert_eq!(world.full(), Applied::default());
+    });
+}
+
+/// A setting of IPv4 in this thread's network namespace.
+fn ipv4(setting: &str) -> PathBuf {
+    PathBuf::from("/proc/sys/net/ipv4/conf").join(setting)
+}
+
+#[test]
+fn lo_takes_what_the_stack_is_to_cut_until_the_programs_are_gone() {
+    in_a_place("random", |world| {
+        let settings = ["lo/accept_local", "lo/forwarding", "lo/rp_filter"].map(ipv4);
+        let found = || settings.clone().map(|path| std::fs::read_to_string(path).unwrap().trim().to_owned());
+        let change = |at: usize, value: &str| std::fs::write(&settings[at], value).unwrap();
+        let (configured, facts) = (world.settings.clone(), world.facts.clone());
+        let directory = Directory::new(&configured.ebpf.bpffs);
+        assert_eq!(found()[..2], ["1", "1"]);
+        replace_backend(world, || {
+            // What the namespace begins with, it has from the machine.
+            ebpf::remove(&directory).unwrap();
+            (0..3).for_each(|at| change(at, "0"));
+            std::fs::write(ipv4("all/rp_filter"), "0").unwrap();
+            Backend::open(&configured, &facts).unwrap()
+        });
+        world.full();
+        assert_eq!(world.backend.check().unwrap(), 0);
+        change(0, "0");
+        std::fs::write(ipv4("all/rp_filter"), "1").unwrap();
+        change(2, "1");
+        assert_eq!(world.backend.check().unwrap(), 2);
+        assert_eq!((found(), world.full()), (["1", "1", "2"].map(String::from), Applied::default()));
+        // The next daemon has not seen what was before.
+        replace_backend(world, || Backend::open(&configured, &facts).unwrap());
+        world.full();
+        assert!(ebpf::remove(&directory).unwrap());
+        assert_eq!(found(), ["0", "0", "1"]);
+        assert!(!ebpf::remove(&directory).unwrap());
     });
 }
 

@@ -8,6 +8,8 @@
     reason = "integration tests fail by panicking"
 )]
 
+#[path = "packet_programs/cuts.rs"]
+mod cuts;
 #[path = "packet_programs/errors.rs"]
 mod errors;
 #[path = "packet_programs/flows.rs"]

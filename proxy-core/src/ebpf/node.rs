@@ -59,6 +59,8 @@ pub struct NodeView {
     pub scheduler: Scheduler,
     /// What becomes of node ports on loopback, for IPv4 and IPv6. Only this node's processes get there.
     pub loopback: [Loopback; 2],
+    /// What settings of `lo` were before they were changed, for those who come later.
+    pub lo_before: u32,
 }
 
 /// Nothing is known, no client is a pod.
@@ -76,6 +78,7 @@ impl Default for NodeView {
             timeouts: Timeouts::default(),
             scheduler: Scheduler::Random,
             loopback: [Loopback::LocalStack; 2],
+            lo_before: 0,
         }
     }
 }
@@ -120,7 +123,8 @@ impl NodeView {
             udp_timeout: self.timeouts.udp,
             udp_stream_timeout: self.timeouts.udp_stream,
             tcp_established_timeout: self.timeouts.tcp_established,
-            reserved2: [0; 2],
+            lo_before: self.lo_before,
+            reserved2: 0,
         }
     }
 

@@ -10,14 +10,14 @@ mod messages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sluice_common::node::Interface;
+use sluice_common::node::{Config, Interface};
 use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{
     BpfError, Cgroup, Directory, Ender, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
-    netns_cookie, probe,
+    View, netns_cookie, probe,
 };
-use sluice_sys::proc;
+use sluice_sys::{lo, proc};
 use tracing::{info, warn};
 
 use super::{Applied, BackendError};
@@ -37,6 +37,8 @@ pub struct Backend {
     interfaces: BTreeMap<u32, Interface>,
     /// Interfaces whose programs could not be attached, to tell each once.
     failed: BTreeSet<(u32, String)>,
+    /// The settings of `lo` could not be changed, which is told once.
+    lo_failed: bool,
     messages: Messages,
 }
 
@@ -64,7 +66,11 @@ fn cgroup_root(settings: &Settings) -> std::path::PathBuf {
 impl Backend {
     /// A backend that has written no map yet. Programs of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
-        let machine = MachineFacts { netns: netns_cookie()?, local_ports: proc::local_port_range() };
+        let machine = MachineFacts {
+            netns: netns_cookie()?,
+            local_ports: proc::local_port_range(),
+            lo_before: lo::Before::default(),
+        };
         if !leaves_ports(&machine.local_ports) {
             warn!(
                 range = ?machine.local_ports,
@@ -97,8 +103,10 @@ impl Backend {
             of_node: [0; MapKind::ALL.len()],
             interfaces: BTreeMap::new(),
             failed: BTreeSet::new(),
+            lo_failed: false,
             messages: Messages::default(),
         };
+        backend.keep_lo_open()?;
         backend.messages.follow(backend.instance.take_messages());
         Ok(backend)
     }
@@ -173,10 +181,32 @@ impl Backend {
         Ok(applied)
     }
 
-    /// Whether all links are there; returns how many had to be repaired.
-    pub fn check(&mut self) -> Result<usize, BpfError> {
+    /// Whether all links and settings are there; returns how many had to be repaired.
+    pub fn check(&mut self) -> Result<usize, BackendError> {
         let links = self.instance.check_links()?;
-        Ok(self.told(links).operations)
+        let links = self.told(links).operations;
+        Ok(links + self.keep_lo_open()?)
+    }
+
+    /// Lets the stack take packets by `lo`; returns how many settings were changed. Without, large datagrams are lost, which is
+    /// no reason to serve nobody.
+    fn keep_lo_open(&mut self) -> Result<usize, BackendError> {
+        match open_lo(self.instance.maps()) {
+            Ok(change) => {
+                self.lo_failed = false;
+                self.machine.lo_before = change.before;
+                // The map says so by now.
+                self.view.lo_before = change.before.0;
+                Ok(change.len())
+            }
+            Err(BackendError::Lo(error)) => {
+                if !std::mem::replace(&mut self.lo_failed, true) {
+                    warn!(%error, "IPv4 datagrams that are too big for their way are lost: set net.ipv4.conf.lo.accept_local");
+                }
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Counts what was done for links, and tells once of those that cannot be.
@@ -287,6 +317,37 @@ impl Backend {
         }
         self.interfaces = wanted;
         Ok(Applied { operations, transactions: operations })
+    }
+}
+
+/// Lets the stack take packets by `lo`. What was there before is in the maps first, or nobody could give it back.
+fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
+    let map = maps.get("CONFIG")?;
+    let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
+    let change = lo::opening(lo::Before(config.lo_before))?;
+    if config.lo_before != change.before.0 {
+        config.lo_before = change.before.0;
+        map.put_value(&0u32, &config)?;
+    }
+    change.make()?;
+    Ok(change)
+}
+
+/// Removes the programs and their maps, and gives `lo` its settings back. `false`: there are none.
+pub fn remove(directory: &Directory) -> Result<bool, BackendError> {
+    let before = lo_before(directory);
+    let removed = directory.remove()?;
+    lo::closing(before?)?.make()?;
+    Ok(removed)
+}
+
+fn lo_before(directory: &Directory) -> Result<lo::Before, BpfError> {
+    let config = View::open(directory).and_then(|view| view.maps.get("CONFIG")?.get_value(&0u32));
+    match config {
+        Ok(config) => Ok(lo::Before(config.map_or(0, |config: Config| config.lo_before))),
+        // Another layout, or what is left of a removal.
+        Err(BpfError::Absent(_)) => Ok(lo::Before::default()),
+        Err(error) => Err(error),
     }
 }
 

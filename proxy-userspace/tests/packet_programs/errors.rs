@@ -286,28 +286,6 @@ fn a_packet_too_big_for_device_or_route_is_answered_with_what_would_fit() {
 }
 
 #[test]
-fn a_packet_that_may_be_cut_up_goes_to_the_stack_which_does_so() {
-    on_a_node(|world| {
-        let family = Family::V4;
-        for endpoint in [family.small(), family.narrow()] {
-            world.service(family, action::CLUSTER, &[endpoint]);
-            let mut first = from_client(family, 17).sized(1_400);
-            first.dont_fragment = false;
-            let arrived = first.clone().between(family.far_client(), endpoint).with_ports(40_000, TARGET);
-            world.expect(ingress("uplink"), &first, NEXT, &arrived.bytes());
-            world.expect(ingress("uplink"), &first, NEXT, &arrived.bytes());
-            assert_eq!(world.counter(Counter::TooBig), 0);
-            // The stack takes none that it seems to have sent itself.
-            world.service(family, action::CLUSTER | action::MASQUERADE, &[endpoint]);
-            let other = first.with_ports(40_001, PORT);
-            let mtu = if endpoint == family.small() { SMALL_MTU } else { NARROW_MTU };
-            expect_answer(world, family, ingress("uplink"), &other, family.node(), Message::TooBig(mtu));
-            world.reset();
-        }
-    });
-}
-
-#[test]
 fn of_a_bundle_of_segments_each_one_must_fit() {
     on_a_node(|world| {
         for family in FAMILIES {

@@ -13,6 +13,8 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use sluice_sys::lo;
+
 use crate::packets::Mac;
 
 /// An IP family.
@@ -214,6 +216,8 @@ pub(crate) fn enter() -> Result<(), String> {
         return Err(format!("needs the program ip of iproute2 ({error})"));
     }
     ip_batch(&commands());
+    // As the daemon does.
+    lo::opening(lo::Before::default()).and_then(|change| change.make()).map_err(|error| error.to_string())?;
     // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are plugged in.
     let IpAddr::V6(own) = Family::V6.node() else { unreachable!("IPv6") };
     let own = format!("{:032x} 80 ", u128::from(own));

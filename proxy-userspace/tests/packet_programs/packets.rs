@@ -123,6 +123,17 @@ impl Packet {
         self
     }
 
+    /// One that routers may cut up.
+    pub(crate) fn may_be_cut(mut self) -> Self {
+        self.dont_fragment = false;
+        self
+    }
+
+    /// As the programs hand it to the stack, which cuts it up: with the Ethernet addresses of `lo`.
+    pub(crate) fn by_lo(self) -> Self {
+        self.by([0; 6], [0; 6])
+    }
+
     /// With so many bytes of payload.
     pub(crate) fn sized(mut self, bytes: usize) -> Self {
         match &mut self.body {

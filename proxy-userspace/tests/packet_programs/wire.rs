@@ -29,7 +29,7 @@ const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 
 /// A device, from the side of its wire.
-struct Wire(File);
+pub(crate) struct Wire(File);
 
 impl Wire {
     /// Makes a device; none: the machine has none of this kind.
@@ -50,7 +50,7 @@ impl Wire {
     }
 
     /// Sends a packet to the node.
-    fn send(&mut self, packet: &Packet, unfinished: bool) {
+    pub(crate) fn send(&mut self, packet: &Packet, unfinished: bool) {
         let mut header = [0_u8; VIRTIO_HEADER];
         let mut bytes = packet.ip();
         if unfinished {
@@ -67,7 +67,7 @@ impl Wire {
     }
 
     /// The next packet between two ends that the node sends, from its IP header on.
-    fn receive(&mut self, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    pub(crate) fn receive(&mut self, source: IpAddr, destination: IpAddr) -> Vec<u8> {
         let (at, octets) = match (source, destination) {
             (IpAddr::V4(from), IpAddr::V4(to)) => (12, [from.octets(), to.octets()].concat()),
             (IpAddr::V6(from), IpAddr::V6(to)) => (8, [from.octets(), to.octets()].concat()),
@@ -105,17 +105,17 @@ fn pseudo_header(packet: &Packet) -> [u8; 2] {
 }
 
 impl Family {
-    fn behind_a(self) -> IpAddr {
+    pub(crate) fn behind_a(self) -> IpAddr {
         if self == Family::V4 { [198, 18, 0, 2].into() } else { "2001:db8:a::2".parse().unwrap() }
     }
 
-    fn behind_b(self) -> IpAddr {
+    pub(crate) fn behind_b(self) -> IpAddr {
         if self == Family::V4 { [198, 18, 1, 2].into() } else { "2001:db8:b::2".parse().unwrap() }
     }
 }
 
 /// Runs a test on a node with both devices.
-fn with_wires(test: fn(&mut World, &mut Wire, &mut Wire, Family)) {
+pub(crate) fn with_wires(test: fn(&mut World, &mut Wire, &mut Wire, Family)) {
     on_a_node(move |world| {
         let (Some(mut a), Some(mut b)) = (Wire::new("wire-a"), Wire::new("wire-b")) else {
             println!("skip: needs /dev/net/tun");

@@ -286,8 +286,9 @@ impl World {
         [addresses, &arrives[12..]].concat()
     }
 
+    /// The same, Ethernet addresses as the program leaves them.
     #[track_caller]
-    fn expect_exactly(&mut self, at: At<'_>, packet: &[u8], code: i32, out: &[u8]) {
+    pub(crate) fn expect_exactly(&mut self, at: At<'_>, packet: &[u8], code: i32, out: &[u8]) {
         let (returned, became) = self.run(at, packet);
         assert_eq!(returned, code, "{}", show(packet));
         if became != out {
