@@ -117,6 +117,11 @@ pub mod flag {
     pub const REPLY: u16 = 1;
     /// The flow's source is translated too.
     pub const MASQUERADED: u16 = 2;
+    /// Of an entry of replies, whose other one is gone: these ends are a connection straight to the endpoint, which was there
+    /// before the flow, and of which the table knows nothing else. Packets pass as they are.
+    pub const PASSES: u16 = 4;
+    /// The flow is a connection straight to the endpoint, which gets another source port: that of the client is a Service flow's.
+    pub const STRAIGHT: u16 = 8;
 }
 
 /// What a direction of a flow has seen.

@@ -1,7 +1,8 @@
 //! The protocol by which programs and daemon share the flow table, with every interleaving of their steps: two clients and two
 //! ports for masquerading, two packets at once on two processors, the daemon looking for silent flows, and time.
 //!
-//! Everything is masqueraded and goes to one endpoint, so that ports are contended for. Of what a flow has seen it matters
+//! Everything goes to one endpoint, by ports that are contended for: as if all of it were masqueraded, but connections straight to
+//! the endpoint, which flows give way to, have the ends of some. Of what a flow has seen it matters
 //! whether it is over. What an endpoint makes of its segments is not part of this.
 
 #[path = "flow_protocol/before.rs"]
@@ -19,7 +20,7 @@ use explore::{Verdict, World, explore};
 use table::Wrong;
 
 /// Packets one after the other on one processor, while the daemon looks for silent flows.
-const ONE: World = World { processors: 1, ports: 1, daemon: true, full: false };
+const ONE: World = World { processors: 1, ports: 1, daemon: true, full: false, straight: false };
 
 #[test]
 fn the_protocol_of_before_removed_flows_that_lived() {
@@ -61,9 +62,16 @@ fn every_client_gets_through_whatever_a_full_table_drops() {
 }
 
 #[test]
+fn what_gives_way_to_connections_straight_to_the_endpoint_does_no_harm() {
+    is_right(World { straight: true, ..ONE });
+    is_right(World { straight: true, full: true, ..ONE });
+}
+
+#[test]
 #[ignore = "minutes and gigabytes: with --release (docs/testing.md)"]
 fn all_at_once_and_with_more_ports() {
     is_right(World { ports: 2, ..ONE });
     is_right(World { ports: 2, full: true, ..ONE });
     is_right(World { processors: 2, ..ONE });
+    is_right(World { processors: 2, daemon: false, straight: true, ..ONE });
 }

@@ -63,6 +63,8 @@ pub enum Follow {
     Ended,
     /// Somebody else is just removing the flow.
     Lost,
+    /// It goes on as it is.
+    Passes,
 }
 
 /// Decides about a packet whose flow was found, and notes it. `other_key` and `spare` are scratch memory.
@@ -83,6 +85,14 @@ pub fn follow(
     }
     let now = now();
     *other_key = packet.key.other(flow);
+    if flow.flags & flag::PASSES != 0 {
+        note_seen(flow, packet);
+        let is_noted = now.wrapping_sub(used) <= SECOND || claim::touch(flow, used, now);
+        return if is_noted { Follow::Passes } else { Follow::Lost };
+    }
+    if is_of_another(flow, packet, other_key) {
+        return give_way(flow, used, packet, other_key, now);
+    }
     if !goes_on(flow, used, packet, other_key, config, now) {
         return end(flow, used, packet, other_key);
     }
@@ -95,6 +105,59 @@ pub fn follow(
         return end(flow, used, packet, other_key);
     }
     if claim::touch(flow, used, now) { Follow::GoesOn } else { Follow::Lost }
+}
+
+/// Whether what an endpoint says first is no answer to the first segment of its flow. The client's port is not translated, so it
+/// has a connection straight to the endpoint by the same ends, which programs do not see begin; or had one that the endpoint
+/// has not forgotten.
+#[inline(always)]
+fn is_of_another(flow: &Flow, packet: &Packet, other_key: &FlowKey) -> bool {
+    if packet.key.protocol != protocol::TCP
+        || flow.flags & (flag::REPLY | flag::MASQUERADED) != flag::REPLY
+        || flow.seen != 0
+        || packet.is(is::LATER_FRAGMENT)
+        || packet.is_syn_ack()
+        || packet.detail & tcp::RST != 0
+    {
+        return false;
+    }
+    // A full table has dropped what this direction had seen.
+    FLOWS.get_ptr(other_key).is_some_and(|other| {
+        // SAFETY: as in `find`.
+        let other = unsafe { &*other };
+        other.is_other_of(&packet.key) && other.seen & seen::ESTABLISHED == 0
+    })
+}
+
+/// Gives the ends of an entry of replies to the connection that has them. The client's entry goes: when it says again what the
+/// endpoint has not answered, its flow begins anew, by another port.
+#[inline(always)]
+fn give_way(flow: &mut Flow, used: u64, packet: &Packet, other_key: &FlowKey, now: u64) -> Follow {
+    if !claim::claim(&packet.key, flow, used) {
+        return Follow::Lost;
+    }
+    if !end_other(other_key, &packet.key) {
+        claim::release(flow, used);
+        return Follow::Lost;
+    }
+    flow.flags |= flag::PASSES;
+    note_seen(flow, packet);
+    claim::release(flow, now);
+    Follow::Passes
+}
+
+/// Whether packets straight to an endpoint would get answers that are taken for a Service's. `other_key` is scratch memory.
+#[inline(always)]
+pub fn meets_service(key: &FlowKey, other_key: &mut FlowKey) -> bool {
+    other_key.source = key.destination;
+    other_key.destination = key.source;
+    other_key.source_port = key.destination_port;
+    other_key.destination_port = key.source_port;
+    other_key.protocol = key.protocol;
+    FLOWS.get_ptr(&*other_key).is_some_and(|flow| {
+        // SAFETY: as in `find`.
+        unsafe { (*flow).flags & (flag::REPLY | flag::PASSES) == flag::REPLY }
+    })
 }
 
 /// Whether a packet goes on with its flow, or begins a new one in its place.
@@ -279,7 +342,7 @@ fn takes_over(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) ->
     let used = claim::used(held);
     // SAFETY: what is reused meanwhile cannot be claimed with the time that was read before.
     let flow = unsafe { &*held };
-    let same = flow.is_other_of(key);
+    let same = flow.is_other_of(key) && flow.flags & flag::PASSES == 0;
     if !same && !gives_way(flow, reply_key, closed) {
         return false;
     }

@@ -77,6 +77,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
                 count(Counter::DropFlowTable);
                 return DROP;
             }
+            Follow::Passes => return NEXT,
             Follow::Ended => {}
         }
     }
@@ -115,13 +116,23 @@ fn networks_of(address: &Address) -> u32 {
 /// A packet that belongs to no flow yet.
 #[inline(always)]
 fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
+    match choose::<L2>(context, scratch) {
+        Ok(masquerade) => forward::<L2>(context, scratch, masquerade),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Leaves in `scratch.flow` where a packet goes that belongs to no flow yet, and says whether it is masqueraded; or what becomes
+/// of one that begins none.
+#[inline(always)]
+fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result<bool, i32> {
     let config = context.config;
     if config.options & option::DRAINING != 0 || scratch.packet.is(is::LATER_FRAGMENT) {
-        return NEXT;
+        return Err(NEXT);
     }
     let packet = &scratch.packet;
     if context.hook == Hook::Ingress && is_nobody_outside(&packet.key.source) {
-        return NEXT;
+        return Err(NEXT);
     }
     scratch.frontend = FrontendKey {
         address: packet.key.destination,
@@ -131,31 +142,55 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     };
     let own_process = context.hook == Hook::Egress;
     let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, Loopback::Elsewhere) } else { None };
+    let key = scratch.packet.key;
+    scratch.flow = Flow {
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        seen: flow::seen_in(&scratch.packet),
+        flags: flag::STRAIGHT,
+        used: flow::now(),
+        group: 0,
+    };
     let Some(frontend) = found else {
         // Of ICMP only what asks for an answer is refused.
         let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();
         if asks && is_cluster_ip(&mut scratch.frontend) {
             tell(&scratch.packet, "refused: no such port of a ClusterIP");
-            return refuse::<L2>(context, scratch);
+            return Err(refuse::<L2>(context, scratch));
         }
-        return if own_process { leaving(&scratch.packet, config) } else { NEXT };
+        if scratch.packet.is(is::PORTS) && flow::meets_service(&key, &mut scratch.key) {
+            return Ok(false);
+        }
+        return Err(if own_process { leaving(&scratch.packet, config) } else { NEXT });
     };
-    if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
+    if !is_allowed(frontend, &scratch.frontend, &key.source) {
         tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
         count(Counter::DropSourceRange);
-        return DROP;
+        return Err(DROP);
     }
     let what = action_for(context, frontend, &scratch.packet);
     if what == action::REJECT {
         tell(&scratch.packet, "refused: no endpoints");
-        return refuse::<L2>(context, scratch);
+        return Err(refuse::<L2>(context, scratch));
     }
     if !forwards(what) {
         tell(&scratch.packet, "dropped: no local endpoints");
         count(Counter::DropNoLocalEndpoints);
-        return DROP;
+        return Err(DROP);
     }
-    forward::<L2>(context, scratch, frontend, what)
+    let hash = hash(&key.source, key.source_port, &scratch.frontend);
+    let Some(endpoint) = pick(frontend, what, &key.source, hash, config) else {
+        count(Counter::DropNoEndpoint);
+        return Err(DROP);
+    };
+    scratch.flow.destination = endpoint.address;
+    scratch.flow.destination_port = endpoint.port;
+    scratch.flow.flags = 0;
+    scratch.flow.group = frontend.group;
+    let hairpin = endpoint.address == key.source;
+    Ok(what & action::MASQUERADE != 0 || hairpin)
 }
 
 /// Sources that nobody outside of this node can have: the node's own addresses, loopback, multicast, none. The stack drops
@@ -207,32 +242,9 @@ fn answer<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, error: Er
     icmp::answer::<L2>(context.skb, scratch, context.config, error, context.hook)
 }
 
-/// Begins a flow to an endpoint.
+/// Begins the flow that was chosen.
 #[inline(always)]
-fn forward<const L2: u32>(
-    context: &Context<'_>,
-    scratch: &mut Scratch,
-    frontend: &Frontend,
-    what: u8,
-) -> i32 {
-    let key = scratch.packet.key;
-    let hash = hash(&key.source, key.source_port, &scratch.frontend);
-    let Some(endpoint) = pick(frontend, what, &key.source, hash, context.config) else {
-        count(Counter::DropNoEndpoint);
-        return DROP;
-    };
-    scratch.flow = Flow {
-        source: key.source,
-        destination: endpoint.address,
-        source_port: key.source_port,
-        destination_port: endpoint.port,
-        seen: flow::seen_in(&scratch.packet),
-        flags: 0,
-        used: flow::now(),
-        group: frontend.group,
-    };
-    let hairpin = endpoint.address == key.source;
-    let masquerade = what & action::MASQUERADE != 0 || hairpin;
+fn forward<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, masquerade: bool) -> i32 {
     // The way decides by which address of the node the endpoint sees the connection.
     let way = if masquerade {
         route::find_with_source(context.skb, &scratch.packet, &scratch.flow, &mut scratch.fib)
@@ -395,6 +407,9 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
     scratch.key.destination_port = inner.source_port;
     scratch.key.protocol = inner.protocol;
     let Some(flow) = flow::find(&scratch.key) else { return NEXT };
+    if flow.flags & flag::PASSES != 0 {
+        return NEXT;
+    }
     // Its receiver sent the quoted packet, as it was before it was translated: the flow's end, turned round.
     scratch.flow = *flow;
     scratch.reply = Flow {

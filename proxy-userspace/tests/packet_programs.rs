@@ -28,6 +28,8 @@ mod packets;
 mod picks;
 #[path = "packet_programs/robustness.rs"]
 mod robustness;
+#[path = "packet_programs/straight.rs"]
+mod straight;
 #[path = "packet_programs/verdicts.rs"]
 mod verdicts;
 #[path = "packet_programs/wire.rs"]

@@ -46,6 +46,10 @@ mod at {
     pub(crate) const GIVE_UP: u8 = 19;
     /// `enter`: adds the client's entry
     pub(crate) const ADD: u8 = 20;
+    /// `give_way`: lets packets pass
+    pub(crate) const PASS: u8 = 21;
+    /// ...or gives up
+    pub(crate) const PASS_GIVE_UP: u8 = 22;
 }
 
 /// Steps of the daemon, and of the program that it runs.
@@ -143,6 +147,10 @@ impl Protocol for Claims {
                 actor.over &= actor.at == at::GOES_ON;
                 keeps(actor, [true, false, false]);
             }
+            at::PASS | at::PASS_GIVE_UP => {
+                actor.over = false;
+                keeps(actor, [true, false, false]);
+            }
             at::END_FIND..=at::END => {
                 actor.over = false;
                 keeps(actor, [true, matches!(actor.at, at::END_OTHER | at::END_REMOVE), false]);
@@ -171,6 +179,22 @@ impl Protocol for Claims {
             at::FIND => match s.get(key) {
                 None => vec![ended(s, who)],
                 Some(entry) if entry.claimed.is_some() => vec![done(s, who)],
+                Some(entry) if entry.passes => {
+                    let memo = State::memo(key);
+                    if let Some(entry) = s.behind(memo) {
+                        entry.over = packet == Packet::Last || entry.over && packet == Packet::First;
+                    }
+                    s.touch(memo);
+                    vec![done(s, who)]
+                }
+                // Whenever it comes: what the entry has seen is not part of this.
+                Some(entry) if packet == Packet::Strange => {
+                    let other = entry.other(key);
+                    let is_whole = s.get(other).is_some_and(|other| other.is_other_of(key));
+                    let actor = &mut s.actors[who];
+                    (actor.memos[OWN], actor.other) = (State::memo(key), other);
+                    vec![if is_whole { next(s, who, at::END_CLAIM) } else { done(s, who) }]
+                }
                 Some(entry) => {
                     let actor = &mut s.actors[who];
                     actor.memos[OWN] = State::memo(key);
@@ -221,7 +245,7 @@ impl Protocol for Claims {
                 vec![if claimed { next(s, who, at::END_FIND) } else { done(s, who) }]
             }
             at::END_FIND => match s.get(other).filter(|other| other.is_other_of(key)) {
-                None => vec![next(s, who, at::END)],
+                None => vec![next(s, who, if packet == Packet::Strange { at::PASS } else { at::END })],
                 Some(_) => {
                     s.actors[who].memos[OTHER] = State::memo(other);
                     vec![next(s, who, at::END_OTHER)]
@@ -229,11 +253,28 @@ impl Protocol for Claims {
             },
             at::END_OTHER => {
                 let claimed = s.claim(actor.memos[OTHER], who);
-                vec![next(s, who, if claimed { at::END_REMOVE } else { at::END })]
+                let or = if packet == Packet::Strange { at::PASS_GIVE_UP } else { at::END };
+                vec![next(s, who, if claimed { at::END_REMOVE } else { or })]
             }
             at::END_REMOVE => {
                 let removed = self.remove(&s, who, other, OTHER)?;
-                removed.into_iter().map(|(s, _)| next(s, who, at::END)).collect()
+                let then = |gone| match packet {
+                    Packet::Strange if gone => at::PASS,
+                    Packet::Strange => at::PASS_GIVE_UP,
+                    _ => at::END,
+                };
+                removed.into_iter().map(|(s, gone)| next(s, who, then(gone))).collect()
+            }
+            at::PASS => {
+                if let Some(entry) = s.behind(own) {
+                    (entry.passes, entry.old, entry.over) = (true, false, false);
+                }
+                s.release(own);
+                vec![done(s, who)]
+            }
+            at::PASS_GIVE_UP => {
+                s.release(own);
+                vec![done(s, who)]
             }
             at::END => {
                 let removed = self.remove(&s, who, key, OWN)?;
@@ -309,7 +350,9 @@ impl Claims {
                     s.add(other, Entry::new(key));
                     vec![next(s, who, at::ADD)]
                 }
-                Some(held) if held.claimed.is_none() && (held.is_other_of(key) || held.over) => {
+                Some(held)
+                    if held.claimed.is_none() && (held.is_other_of(key) && !held.passes || held.over) =>
+                {
                     s.actors[who].memos[OTHER] = State::memo(other);
                     vec![next(s, who, at::HELD_CLAIM)]
                 }

@@ -36,6 +36,8 @@ pub(crate) struct World {
     pub(crate) daemon: bool,
     /// A full table drops entries.
     pub(crate) full: bool,
+    /// Clients have connections straight to the endpoint.
+    pub(crate) straight: bool,
 }
 
 /// What was found.
@@ -132,6 +134,9 @@ fn steps(protocol: &impl Protocol, world: World, state: &State) -> Outcome {
         for key in 0..EACH + world.ports {
             for packet in [Packet::First, Packet::Later, Packet::Last] {
                 found.push(with(protocol, state, who, key, packet));
+            }
+            if world.straight && is_reply(key) {
+                found.push(with(protocol, state, who, key, Packet::Strange));
             }
         }
     }

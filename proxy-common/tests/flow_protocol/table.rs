@@ -31,12 +31,14 @@ pub(crate) struct Entry {
     pub(crate) over: bool,
     /// Who has claimed it; only the new protocol has that.
     pub(crate) claimed: Option<u8>,
+    /// Of an entry of replies: they pass (`flag::PASSES`); only the new protocol has that.
+    pub(crate) passes: bool,
 }
 
 impl Entry {
     /// A new one.
     pub(crate) fn new(to: u8) -> Self {
-        Entry { to, old: false, over: false, claimed: None }
+        Entry { to, old: false, over: false, claimed: None, passes: false }
     }
 
     /// The key of the other entry of its flow (`FlowKey::other`).
@@ -108,6 +110,8 @@ pub(crate) enum Packet {
     Later,
     /// One that ends the connection.
     Last,
+    /// One of an endpoint that is no answer to its flow's first segment.
+    Strange,
 }
 
 /// What was done that must not be.

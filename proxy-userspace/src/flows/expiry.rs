@@ -43,6 +43,9 @@ pub(super) fn order(key: &FlowKey, flow: &Flow, other: Option<&Flow>) -> Order {
 
 /// Whether a flow has been silent for too long, by both of its entries; the other one may have been evicted.
 pub(super) fn is_over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, limits: &Limits, now: u64) -> bool {
+    if flow.flags & flag::PASSES != 0 {
+        return passed(flow, now);
+    }
     let other = other.copied().unwrap_or(Flow { seen: 0, used: 0, ..*flow });
     let either = flow.seen | other.seen;
     let both = flow.seen & other.seen;
@@ -58,9 +61,18 @@ pub(super) fn is_over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, limits: 
     now.saturating_sub(flow.used.max(other.used)) > limit
 }
 
+/// Whether an entry that lets packets pass is over. If the connection that has its ends goes on later, the next flow to meet it
+/// makes such an entry again.
+fn passed(flow: &Flow, now: u64) -> bool {
+    now.saturating_sub(flow.used) > TCP_OTHER * SECOND
+}
+
 /// Whether a flow might be over by what one entry tells: if not, the other one need not be looked at. Of flows that are
 /// over, at least one entry says so.
 pub(super) fn may_be_over(key: &FlowKey, flow: &Flow, limits: &Limits, now: u64) -> bool {
+    if flow.flags & flag::PASSES != 0 {
+        return passed(flow, now);
+    }
     let least = if key.protocol == TCP {
         let is_up = flow.seen & seen::ESTABLISHED != 0 && flow.seen & (seen::FIN | seen::RST) == 0;
         if is_up { limits.tcp_established } else { TCP_OTHER * SECOND }
@@ -148,6 +160,16 @@ mod tests {
         assert_eq!(ends(TCP, ESTABLISHED | FIN, ESTABLISHED), 10 + 86_400, "half closed");
         assert_eq!(ends(TCP, ESTABLISHED | FIN, ESTABLISHED | FIN), 10 + 60);
         assert_eq!(ends(TCP, ESTABLISHED, RST), 10 + 60);
+    }
+
+    #[test]
+    fn what_lets_packets_pass_ends_by_silence_alone() {
+        let passes = Flow { flags: flag::REPLY | flag::PASSES, ..flow(seen::ESTABLISHED, 0) };
+        for at in [60, 61] {
+            let over = at > 60;
+            assert_eq!(is_over(&key(TCP), &passes, None, &limits(), at * SECOND), over);
+            assert_eq!(may_be_over(&key(TCP), &passes, &limits(), at * SECOND), over);
+        }
     }
 
     #[test]

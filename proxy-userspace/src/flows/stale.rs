@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sluice_common::Address;
-use sluice_common::flow::{Flow, FlowKey};
+use sluice_common::flow::{Flow, FlowKey, flag};
 use sluice_common::node::{Config, address, option};
 use sluice_common::service::{Frontend, FrontendKey, MemberKey, kind, list};
 use sluice_common::socket::{Peer, Pick, SocketKey};
@@ -75,7 +75,9 @@ impl Serving {
         } else {
             ((flow.source, flow.source_port), (key.source, key.source_port))
         };
-        key.protocol == UDP && !self.has(frontend, flow.group, endpoint.0, endpoint.1)
+        key.protocol == UDP
+            && flow.flags & flag::STRAIGHT == 0
+            && !self.has(frontend, flow.group, endpoint.0, endpoint.1)
     }
 
     /// Whether an unconnected socket's next datagram to a frontend must go elsewhere.
@@ -134,7 +136,6 @@ pub(super) fn udp_socket(key: &SocketKey) -> Option<Connected> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_common::flow::flag;
     use sluice_common::service::Endpoint;
 
     const GROUP: u64 = 0x70;
@@ -180,6 +181,9 @@ mod tests {
         assert!(!serving().ended(&key, &FLOW));
         assert!(serving().ended(&key, &Flow { destination_port: 54, ..FLOW }));
         assert!(serving().ended(&key, &Flow { group: 0x80, ..FLOW }), "the Service is gone");
+        let straight = Flow { destination_port: 54, flags: flag::STRAIGHT, ..FLOW };
+        assert!(!serving().ended(&key, &straight));
+        assert!(!serving().ended(&key.other(&straight), &straight.turned(&key)));
         assert!(!serving().ended(&FlowKey { protocol: 6, ..key }, &Flow { destination_port: 54, ..FLOW }));
     }
 

@@ -200,6 +200,7 @@ fn the_daemon_ends_nothing_that_was_used_since_it_decided() {
         // Packets of either direction.
         for with_answer in [false, true] {
             let reply = sent(world, family, &one);
+            assert_eq!(world.run(ingress("pod-b"), &reply.bytes()).0, REDIRECT);
             for packet in [&one, &reply] {
                 change(world, packet, |flow| flow.used -= LONG_AGO);
             }
