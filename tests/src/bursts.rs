@@ -30,8 +30,13 @@ const TOPOLOGY: &str =
 const NODE: &str = "node-a";
 const TARGET: &str = "tcp://192.168.77.11:30080";
 const SERVER_PORT: u16 = 9_001;
-/// Client ports: 2,000 numbers.
-const CLIENT_PORTS: &str = "40000 41999";
+/// Client ports: 6,000 numbers. Linux connects from the even ones, one after the other.
+const PORTS: &str = "net/ipv4/ip_local_port_range";
+const CLIENT_PORTS: &str = "40000 45999";
+/// Timestamps of all the client's connections by one clock. A connection's port for masquerading was another client port's
+/// just before, and is in TIME_WAIT at the server, which takes a SYN only if it is younger than what came from there. With an
+/// offset for each connection, as they usually have, every other SYN would be sent again a second later.
+const ONE_CLOCK: (&str, &str) = ("net/ipv4/tcp_timestamps", "2");
 /// The node's processes have most ports, so that few are left for masquerading and these, too, come again.
 const NODE_PORTS: &str = "1024 61000";
 /// Connections at a time.
@@ -39,12 +44,14 @@ const WORKERS: usize = 4;
 /// A first segment that is lost is sent again after 1, 3 and 7 s: what gets through at all gets through in this time, also where
 /// others keep the machine busy.
 const PATIENCE: Duration = Duration::from_secs(12);
-/// Between two passes of the daemon over the flow table, and how long a connection that is over stays in it.
+/// Between two passes of the daemon over the flow table, and how long a connection that is over stays in it after that. The
+/// first pass tells when the others are.
 const PASSES: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
-/// A round begins with a burst. Then nobody says anything until just before the pass that ends its flows.
-const BURST: Duration = Duration::from_secs(20);
-const BEFORE_PASS: Duration = Duration::from_secs(6);
+/// A round begins with a burst. Then nobody says anything until just before the pass that ends its flows: while the daemon looks
+/// for those and ends them, the client begins them anew, one after the other.
+const BURST: Duration = Duration::from_secs(10);
+const BEFORE_PASS: Duration = Duration::from_millis(400);
 /// Then bursts follow one after the other, for so long at least.
 const RUN: Duration = Duration::from_secs(2);
 const AFTER_PASS: Duration = Duration::from_secs(10);
@@ -57,34 +64,39 @@ const FAILURES: u64 = 20;
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
 /// Flows that passes have ended.
 const EXPIRED: &str = "sluice_ebpf_flows_expired_total ";
+/// Entries of the flow table, which are counted with each pass.
+const COUNTED: &str = "sluice_ebpf_map_entries{map=\"FLOWS\"} ";
+/// How exactly the time of a pass is known.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs it and prints what became of the connections; fails if one of them failed.
+/// Runs it and prints what became of the connections; fails if one of them failed, or if there was nothing to see.
 pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     let topology: Topology = serde_json::from_str(TOPOLOGY)?;
     let mut lab = Lab::create(&topology, options)?;
     lab.agent(&From::Pod("server".into()))?.serve(Service::Greet, SERVER_PORT)?;
-    for (place, ports) in [(client()?, CLIENT_PORTS), (From::Host(NODE.into()), NODE_PORTS)] {
-        lab.agent(&place)?.sysctl(&[("net/ipv4/ip_local_port_range", ports)])?;
-    }
+    lab.agent(&client()?)?.sysctl(&[ONE_CLOCK, (PORTS, CLIENT_PORTS)])?;
+    lab.agent(&From::Host(NODE.into()))?.sysctl(&[(PORTS, NODE_PORTS)])?;
     lab.apply(&objects())?;
     lab.start_proxy(NODE, &Value::Null)?;
     lab.await_first_syncs()?;
-    // The daemon's passes count from here, too.
     let started = Instant::now();
     while burst(&lab, Duration::from_millis(50))?.done == 0 {
         lab.check_proxies()?;
         ensure!(started.elapsed() < START, "no connection gets through at all");
     }
+    let pass = a_pass(&lab)?;
     let (mut done, mut failed) = (0, 0);
     for round in 1..=u32::try_from(arguments.connections.div_ceil(arguments.round.max(1)))? {
-        let before = expired(&lab)?;
-        let (good, bad) = one_round(&mut lab, started, arguments.round, round)?;
+        let before = metric(&lab, EXPIRED)?;
+        let (good, bad) = one_round(&mut lab, pass, arguments.round, round)?;
         (done, failed) = (done + good, failed + bad);
         if failed >= FAILURES {
             break;
         }
-        if let (Some(before), Some(now)) = (before, expired(&lab)?) {
-            println!("round {round}: the daemon has ended {} flows", now.saturating_sub(before));
+        if let (Some(before), Some(now)) = (before, metric(&lab, EXPIRED)?) {
+            let ended = now.saturating_sub(before);
+            println!("round {round}: the daemon has ended {ended} flows");
+            ensure!(ended > 0, "the daemon has ended no flow, so that nothing could go wrong");
         }
     }
     println!("{failed} failed of {} connections in {:.0} s", done + failed, started.elapsed().as_secs_f64());
@@ -92,36 +104,49 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A burst, a pause, and bursts until there were so many connections; those that were answered and that were not.
-fn one_round(lab: &mut Lab, started: Instant, connections: u64, round: u32) -> Result<(u64, u64)> {
+/// A burst, a pause, and bursts until there were so many connections; those that were answered and that were not. The
+/// daemon's passes count from `pass`.
+fn one_round(lab: &mut Lab, pass: Instant, connections: u64, round: u32) -> Result<(u64, u64)> {
     let first = burst(lab, BURST)?;
     tell(round, "first burst", &first);
-    let silent = started.elapsed() + SILENCE + Duration::from_secs(1);
-    let passes = u32::try_from(silent.as_secs() / PASSES.as_secs() + 1)?;
-    let pass = PASSES * passes;
-    interrupt::sleep((pass - BEFORE_PASS).saturating_sub(started.elapsed()))?;
+    let silent = pass.elapsed() + SILENCE + Duration::from_secs(1);
+    let next = PASSES * u32::try_from(silent.as_secs() / PASSES.as_secs() + 1)?;
+    interrupt::sleep((next - BEFORE_PASS).saturating_sub(pass.elapsed()))?;
     let (mut done, mut failed) = (first.done, first.failed);
-    while done + failed < connections || started.elapsed() < pass + AFTER_PASS {
+    while done + failed < connections || pass.elapsed() < next + AFTER_PASS {
         if failed >= FAILURES {
             break;
         }
-        if started.elapsed() > pass + ROUND {
+        if pass.elapsed() > next + ROUND {
             println!("round {round}: too busy a machine for {connections} connections in {ROUND:?}");
             break;
         }
         lab.check_proxies()?;
-        let next = burst(lab, RUN)?;
-        tell(round, "pause over", &next);
-        (done, failed) = (done + next.done, failed + next.failed);
+        let run = burst(lab, RUN)?;
+        tell(round, "pause over", &run);
+        (done, failed) = (done + run.done, failed + run.failed);
     }
     Ok((done, failed))
 }
 
-/// How many flows the daemon has ended; other proxies than the eBPF one do not say.
-fn expired(lab: &Lab) -> Result<Option<u64>> {
+/// Waits for a pass of the daemon, which counts the flows that there are more of now. Other proxies than the eBPF one have
+/// none; whatever they do is not timed.
+fn a_pass(lab: &Lab) -> Result<Instant> {
+    let Some(before) = metric(lab, COUNTED)? else { return Ok(Instant::now()) };
+    let begun = Instant::now();
+    burst(lab, Duration::from_millis(50))?;
+    while metric(lab, COUNTED)? == Some(before) {
+        ensure!(begun.elapsed() < 2 * PASSES, "the daemon makes no pass over the flow table");
+        interrupt::sleep(LOOK)?;
+    }
+    Ok(Instant::now())
+}
+
+/// A metric of the daemon, if it has it.
+fn metric(lab: &Lab, name: &str) -> Result<Option<u64>> {
     let page = lab.agent(&From::Host(NODE.into()))?.http_get(METRICS)?.body;
-    let value = page.lines().find_map(|line| line.strip_prefix(EXPIRED));
-    value.map(|value| value.parse().with_context(|| format!("{EXPIRED}{value}"))).transpose()
+    let value = page.lines().find_map(|line| line.strip_prefix(name));
+    value.map(|value| value.parse().with_context(|| format!("{name}{value}"))).transpose()
 }
 
 fn tell(round: u32, when: &str, report: &BenchReport) {
