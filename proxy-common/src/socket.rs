@@ -42,10 +42,16 @@ pub struct Peer {
 pub struct Pick {
     /// Group id without its list of the service port.
     pub group: u64,
-    /// The endpoint.
+    /// The endpoint; its port may be [`Pick::BY_PACKETS`].
     pub endpoint: Endpoint,
     /// When the socket last sent there: seconds of `CLOCK_MONOTONIC`.
     pub used: u32,
+}
+
+impl Pick {
+    /// In place of the endpoint's port, which is never 0: these datagrams are left to the packet path, because the endpoint
+    /// stands for another frontend in answers to the socket.
+    pub const BY_PACKETS: u16 = 0;
 }
 
 sizes!(SocketKey = 32, Peer = 32, Pick = 32);

@@ -3,6 +3,10 @@
 //! What it cannot decide is left to the packet path by leaving the address as it is: a socket's source address is not known
 //! yet when it connects, so what depends on it (source ranges, affinity, pods that the detector may not take for pods) waits
 //! for the packet.
+//!
+//! An answer to an unconnected UDP socket has nothing but the endpoint's address in it, so each endpoint can stand for one
+//! frontend only: the one that the socket used last. Of a pod, datagrams to a second frontend that leads to the same endpoint are
+//! left to the packet path, where their answers have ports of their own.
 
 use core::ptr;
 
@@ -32,6 +36,8 @@ const TCP: u32 = 6;
 const UDP: u32 = 17;
 const ECONNREFUSED: i32 = 111;
 const ETIMEDOUT: i32 = 110;
+/// The state of a connected socket, of UDP too (include/net/tcp_states.h).
+const ESTABLISHED: u32 = 1;
 
 /// The family of a hook.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,6 +127,13 @@ impl Socket<'_> {
     fn netns(&self) -> u64 {
         // SAFETY: the context is a socket's.
         unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        let raw = self.raw();
+        // SAFETY: as in `address`; these hooks always have a socket.
+        unsafe { ptr::read_volatile(&raw const (*(*raw).__bindgen_anon_1.sk).state) == ESTABLISHED }
     }
 
     #[inline(always)]
@@ -282,42 +295,84 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     let (address, port) = (socket.address(), socket.port());
     let mut key = FrontendKey { address, port, protocol: UDP as u8, kind: 0 };
+    let pick_key = socket.key(address, port, UDP);
     let (frontend, what) = match decide(&mut key, netns, config) {
-        Outcome::Leave => return ALLOW,
+        Outcome::Leave => {
+            if !socket.is_connected() {
+                stands_for_itself(&pick_key);
+            }
+            return ALLOW;
+        }
         Outcome::Refuse => return refuse(),
         Outcome::Drop => return drop(),
         Outcome::Translate(frontend, what) => (frontend, what),
     };
     // SAFETY: reads the clock.
     let now = (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32;
-    let pick_key = socket.key(address, port, UDP);
+    let own_process = netns == config.netns;
     if let Some(known) = PICKS.get_ptr_mut(pick_key) {
         // SAFETY: an element that is evicted and reused meanwhile belongs to another service port, or its endpoint is a
         // member of this one.
         let (group, endpoint, used) = unsafe { ((*known).group, (*known).endpoint, (*known).used) };
-        if group == frontend.group
-            && now.wrapping_sub(used) < config.udp_stream_timeout
-            && is_member(group | list::SERVING, &endpoint)
-        {
-            // SAFETY: as above.
-            unsafe { (*known).used = now };
-            let peer = SocketKey { address: endpoint.address, port: endpoint.port, ..pick_key };
-            if PEERS.get_ptr(peer).is_none() {
-                // Pushed out meanwhile: replies must show the frontend's address all the same.
-                remember(pick_key.cookie, UDP, &endpoint, address, port, group);
+        if group == frontend.group {
+            if endpoint.port == Pick::BY_PACKETS {
+                return ALLOW;
             }
-            socket.set(&endpoint.address, endpoint.port);
-            return ALLOW;
+            if now.wrapping_sub(used) < config.udp_stream_timeout
+                && is_member(group | list::SERVING, &endpoint)
+            {
+                // SAFETY: as above.
+                unsafe { (*known).used = now };
+                if stands_for(&pick_key, &endpoint, group, own_process) {
+                    socket.set(&endpoint.address, endpoint.port);
+                }
+                return ALLOW;
+            }
         }
     }
     let client = client(netns);
     let hash = hash(&client, pick_key.cookie as u16, &key);
     let Some(endpoint) = pick(frontend, what, &client, hash, config) else { return refuse() };
     let _ = PICKS.insert(pick_key, Pick { group: frontend.group, endpoint, used: now }, 0);
-    remember(pick_key.cookie, UDP, &endpoint, address, port, frontend.group);
-    socket.set(&endpoint.address, endpoint.port);
-    count(Counter::SocketTranslated);
+    if stands_for(&pick_key, &endpoint, frontend.group, own_process) {
+        socket.set(&endpoint.address, endpoint.port);
+        count(Counter::SocketTranslated);
+    }
     ALLOW
+}
+
+/// Makes an endpoint stand for the frontend of `pick_key` in answers to its socket. `false`: it stands for another frontend
+/// already, and this one goes by packets from now on.
+///
+/// Not of this node's own processes: their answers would come in by an endpoint's interface from an address that is not
+/// there, which the stack refuses where `rp_filter` is strict; and nothing takes their datagrams to the node's own addresses.
+#[inline(always)]
+fn stands_for(pick_key: &SocketKey, endpoint: &Endpoint, group: u64, own_process: bool) -> bool {
+    let peer_key = SocketKey { address: endpoint.address, port: endpoint.port, ..*pick_key };
+    if let Some(peer) = PEERS.get_ptr(peer_key) {
+        // SAFETY: an element that is evicted and reused meanwhile is another socket's; then this frontend goes by packets.
+        let (address, port) = unsafe { ((*peer).address, (*peer).port) };
+        if address == pick_key.address && port == pick_key.port {
+            return true;
+        }
+        if !own_process {
+            let endpoint = Endpoint { address: Address::default(), port: Pick::BY_PACKETS, reserved: 0 };
+            // A full map evicts the oldest; at worst it is asked again with the next datagram.
+            let _ = PICKS.insert(pick_key, Pick { group, endpoint, used: 0 }, 0);
+            return false;
+        }
+    }
+    // Pushed out meanwhile, or new, or another one's: replies must show this frontend's address.
+    remember(pick_key.cookie, UDP, endpoint, pick_key.address, pick_key.port, group);
+    true
+}
+
+/// A socket sends to an address that is left as it is. If that is an endpoint, it stands for itself from now on.
+#[inline(always)]
+fn stands_for_itself(to: &SocketKey) {
+    if PEERS.get_ptr(to).is_some() {
+        let _ = PEERS.remove(to);
+    }
 }
 
 /// `recvmsg(2)` of UDP, and `getpeername(2)`: the socket sees the frontend that it talks to.

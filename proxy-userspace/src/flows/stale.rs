@@ -82,6 +82,9 @@ impl Serving {
 
     /// Whether an unconnected socket's next datagram to a frontend must go elsewhere.
     pub(super) fn ended_pick(&self, key: &SocketKey, pick: &Pick) -> bool {
+        if pick.endpoint.port == Pick::BY_PACKETS {
+            return self.group(key.address, key.port) != Some(pick.group);
+        }
         !self.has((key.address, key.port), pick.group, pick.endpoint.address, pick.endpoint.port)
     }
 
@@ -290,5 +293,11 @@ mod tests {
         let serves = Pick { endpoint: Endpoint { port: 53, ..serves.endpoint }, ..serves };
         assert!(!serving().ended_pick(&by, &serves));
         assert!(serving().ended_pick(&SocketKey { port: PORT + 1, ..by }, &serves), "the frontend is gone");
+        let by_packets = Pick { group: GROUP, ..Pick::default() };
+        assert!(!serving().ended_pick(&by, &by_packets), "whichever endpoints there are");
+        assert!(
+            serving().ended_pick(&by, &Pick { group: 0x80, ..by_packets }),
+            "the address is another Service's"
+        );
     }
 }
