@@ -11,7 +11,9 @@ use sluice_core::model::{
     TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind};
+use sluice_core::nft::{
+    ChainName, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind,
+};
 use sluice_core::plan::{Detector, PlanConfig, Planner};
 use sluice_core::pod_network::{HostPort, PodRules, TABLE};
 use sluice_sys::nft::{Nft, loopback_refusals, observe, without_present};
@@ -314,6 +316,44 @@ fn node_ports_come_before_ports_that_lead_to_pods_on_loopback_too() {
             assert_eq!(answers("127.0.0.1:30000"), [is_pods, !is_pods], "{loopback:?}");
             assert_eq!(answers("127.0.0.1:30001"), [true, false], "{loopback:?}");
         }
+    });
+}
+
+/// The uplink lets packets for 127.0.0.0/8 in, so that nothing but the rules keeps a neighbour out.
+#[test]
+fn the_guard_keeps_neighbours_from_loopback_where_the_kernel_would_not() {
+    in_netns(|| {
+        let shell = |line: &str| {
+            assert!(
+                std::process::Command::new("sh").args(["-ec", line]).status().unwrap().success(),
+                "{line}"
+            );
+        };
+        let neighbour = format!("sluice-guard-{}", std::process::id());
+        shell(&format!(
+            "ip netns add {neighbour}; ip link set lo up
+             ip link add uplink type veth peer name eth0 netns {neighbour}
+             ip address add 192.168.77.11/24 dev uplink; ip link set uplink up
+             echo 1 >/proc/sys/net/ipv4/conf/uplink/route_localnet
+             ip netns exec {neighbour} sh -ec '
+                 ip address add 192.168.77.2/24 dev eth0; ip link set eth0 up
+                 echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
+                 ip route flush table local 127.0.0.0/8; ip route flush table local 127.0.0.1
+                 ip route replace 127.0.0.1 via 192.168.77.11 dev eth0'"
+        ));
+        let listener = std::net::UdpSocket::bind("127.0.0.1:9999").unwrap();
+        listener.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        let arrives = || {
+            shell(&format!("ip netns exec {neighbour} bash -c 'echo neighbour >/dev/udp/127.0.0.1/9999'"));
+            listener.recv(&mut [0; 16]).is_ok()
+        };
+        let mut nft = Nft::open().unwrap();
+        nft.commit_to(TABLE, &PodRules::default().replace()).unwrap();
+        let guarded = arrives();
+        nft.commit_to(TABLE, &[Op::SetRules(ChainName::new("loopback-guard"), Vec::new())]).unwrap();
+        let unguarded = arrives();
+        shell(&format!("ip netns del {neighbour}"));
+        assert_eq!((guarded, unguarded), (false, true));
     });
 }
 
