@@ -118,9 +118,11 @@ impl KernelState {
             .map(by_family)
             .collect();
         // One that nobody needs goes in the end, unless it is in the way of another: one VNI, port and family have one device.
+        // Without a local address nobody knows for sure of which family it is.
         let (late, early): (Vec<_>, Vec<_>) =
             self.tunnels.iter().filter(|(family, _)| !kept.contains_key(family)).partition(|(family, is)| {
-                is.device.underlay == **family && !wanted.tunnels.contains_key(family)
+                let is_certain = is.device.underlay == **family && is.device.local.is_some();
+                is_certain && !wanted.tunnels.contains_key(family)
             });
         steps.extend(early.iter().map(|(family, _)| Step::DeleteDevice(**family)));
         // With a device everything on it is gone.

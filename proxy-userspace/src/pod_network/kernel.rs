@@ -100,6 +100,11 @@ pub(super) async fn observe(handle: &Handle) -> Result<Observed, KernelError> {
         device.addresses = addresses(handle, index).await?;
         let up = link.header.flags.contains(LinkFlags::Up);
         let (neighbours, forwarding) = neighbours(handle, index).await?;
+        if device.local.is_none()
+            && let Some((_, node)) = forwarding.first()
+        {
+            device.underlay = Family::of(node);
+        }
         observed.state.tunnels.insert(family, Tunnel { device, up, neighbours, forwarding });
     }
     observed.state.routes = routes(handle, &observed.indices).await?;
@@ -120,8 +125,9 @@ async fn device_link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>,
     }
 }
 
-/// A VXLAN device as its link says; `None`: it is of another kind. One without a local address does not say its family, which
-/// is that of its name then.
+/// A VXLAN device as its link says; `None`: it is of another kind. One without a local address does not say its family: it is
+/// IPv6 if the device has settings of that, and else that of its name, unless forwarding entries say another. Earlier versions
+/// had one device of one name for both.
 fn device(link: &LinkMessage, family: Family) -> Option<Device> {
     let (mut mac, mut mtu, mut data) = (Mac::default(), 0, None);
     for attribute in &link.attributes {
@@ -147,8 +153,10 @@ fn device(link: &LinkMessage, family: Family) -> Option<Device> {
         mtu,
         addresses: BTreeSet::new(),
     };
+    let mut has_settings6 = false;
     for info in data? {
         match info {
+            InfoVxlan::UDPZeroCsumTX(is_on) | InfoVxlan::UDPZeroCsumRX(is_on) => has_settings6 |= *is_on,
             InfoVxlan::Id(vni) => device.vni = *vni,
             InfoVxlan::Port(port) => device.port = *port,
             InfoVxlan::UDPCsum(is_on) => device.checksums = *is_on,
@@ -157,7 +165,8 @@ fn device(link: &LinkMessage, family: Family) -> Option<Device> {
             _ => {}
         }
     }
-    device.underlay = device.local.map_or(family, |ip| Family::of(&ip));
+    let unsaid = if has_settings6 { Family::V6 } else { family };
+    device.underlay = device.local.map_or(unsaid, |ip| Family::of(&ip));
     Some(device)
 }
 
@@ -481,4 +490,81 @@ pub(super) async fn remove(handle: &Handle) -> Result<bool, KernelError> {
         take(handle, step, &observed.indices).await?;
     }
     Ok(!steps.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+    const OTHER: Mac = [2, 0, 0, 0, 0, 2];
+
+    fn wanted(underlay: Family, local: Option<&str>, node: &str) -> KernelState {
+        let device = Device {
+            vni: 1,
+            port: 4789,
+            mac: MAC,
+            underlay,
+            local: local.map(|ip| ip.parse().unwrap()),
+            checksums: false,
+            mtu: 1400,
+            addresses: BTreeSet::new(),
+        };
+        let forwarding = BTreeSet::from([(OTHER, node.parse().unwrap())]);
+        let tunnel = Tunnel { device, up: true, neighbours: BTreeSet::new(), forwarding };
+        KernelState { tunnels: BTreeMap::from([(underlay, tunnel)]), routes: BTreeSet::new() }
+    }
+
+    /// A device of the first name over IPv6 that says no local address.
+    async fn make_old(handle: &Handle, zero: bool, node: Option<Ipv6Addr>) {
+        let old = LinkVxlan::new("sluice-vxlan0", 1).port(4789).learning(false).udp_csum(false);
+        let old = old.local6(Ipv6Addr::UNSPECIFIED).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero);
+        handle.link().add(old.address(MAC.to_vec()).mtu(1400).up().build()).execute().await.unwrap();
+        let index = device_index(handle, Family::V4).await.unwrap().unwrap();
+        if let Some(node) = node {
+            let step = Step::AddForwarding(Family::V4, OTHER, node.into());
+            on_device(handle, &step, index).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_device_of_an_earlier_version_without_a_local_address_is_replaced_at_once() {
+        let node6: Ipv6Addr = "fd00::2".parse().unwrap();
+        let states = [
+            wanted(Family::V6, Some("fd00::1"), "fd00::2"),
+            wanted(Family::V6, None, "fd00::2"),
+            wanted(Family::V4, Some("192.168.77.11"), "192.168.77.12"),
+            wanted(Family::V4, None, "192.168.77.12"),
+        ];
+        for (zero, node) in [(true, Some(node6)), (true, None), (false, Some(node6))] {
+            for state in states.clone() {
+                let test = move || {
+                    if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                        println!("skip: needs root to make a network namespace ({error})");
+                        return;
+                    }
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(async {
+                        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                        tokio::spawn(connection);
+                        make_old(&handle, zero, node).await;
+                        let observed = observe(&handle).await.unwrap();
+                        let mut indices = observed.indices;
+                        for step in observed.state.steps_to(&state) {
+                            let done = take(&handle, &step, &indices).await;
+                            assert!(done.is_ok(), "{zero} {node:?}: {done:?}");
+                            if let Step::AddDevice(device) = &step {
+                                let index = device_index(&handle, device.underlay).await.unwrap().unwrap();
+                                indices.insert(device.underlay, index);
+                            }
+                        }
+                        let now = observe(&handle).await.unwrap().state;
+                        assert_eq!(now.steps_to(&state), [], "{zero} {node:?} {now:?}");
+                        assert_eq!(now, state);
+                    });
+                };
+                std::thread::spawn(test).join().unwrap();
+            }
+        }
+    }
 }
