@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::net::{Loopback, Namespace, NetError};
-use crate::plugin::{Answer, namespace, supports};
+use crate::plugin::{Answer, Call, namespace, serve};
 use crate::spec::{
     CniError, Code, Command, Document, Environment, Interface, Ip, Outcome, Version, previous_result,
 };
@@ -19,35 +19,18 @@ pub const NAME: &str = "loopback";
 
 /// Does what the runtime asks for.
 pub fn run(variable: impl Fn(&str) -> Option<String>, input: io::Result<Vec<u8>>) -> Answer {
-    let mut version = Version::NEWEST;
-    obey(variable, input, &mut version).map_err(|error| error.object(version))
+    serve(variable, input, obey)
 }
 
-fn obey(
-    variable: impl Fn(&str) -> Option<String>,
-    input: io::Result<Vec<u8>>,
-    version: &mut Version,
-) -> Result<Option<Value>, CniError> {
-    let environment = Environment::read(variable)?;
-    let document = || {
-        let input = input.map_err(|error| CniError::new(Code::Io, format!("stdin: {error}")))?;
-        Document::parse(input)
-    };
-    match environment.command {
-        Command::Version => {
-            let asked = document().and_then(|document| document.version()).ok();
-            return Ok(Some(Version::answer(asked)));
-        }
-        // Whatever is said: a pod can go.
-        Command::Del => return delete(&environment).map(|()| None),
-        _ => {}
+fn obey(call: &mut Call) -> Result<Option<Value>, CniError> {
+    // Whatever is said: a pod can go.
+    if call.environment.command == Command::Del {
+        return delete(&call.environment).map(|()| None);
     }
-    let document = document()?;
-    *version = document.version()?;
-    supports(*version, environment.command)?;
-    match environment.command {
-        Command::Add => add(&environment, &document, *version).map(Some),
-        Command::Check => check(&environment).map(|()| None),
+    let document = call.document()?;
+    match call.environment.command {
+        Command::Add => add(&call.environment, &document, call.version).map(Some),
+        Command::Check => check(&call.environment).map(|()| None),
         // It keeps nothing, and can always serve.
         _ => Ok(None),
     }

@@ -47,48 +47,77 @@ impl From<NetError> for CniError {
     }
 }
 
-/// Does what the runtime asks for.
-pub fn run(variable: impl Fn(&str) -> Option<String>, input: io::Result<Vec<u8>>) -> Answer {
-    let mut version = Version::NEWEST;
-    obey(variable, input, &mut version).map_err(|error| error.object(version))
+/// What the runtime asks of a plugin.
+pub(crate) struct Call {
+    pub(crate) environment: Environment,
+    input: io::Result<Vec<u8>>,
+    /// In which the answer is written: the newest until another is asked for.
+    pub(crate) version: Version,
 }
 
-fn obey(
+impl Call {
+    /// What stands on stdin; it is read once.
+    fn parse(&mut self) -> Result<Document, CniError> {
+        let input = std::mem::replace(&mut self.input, Ok(Vec::new()));
+        Document::parse(input.map_err(|error| CniError::new(Code::Io, format!("stdin: {error}")))?)
+    }
+
+    /// The same, of a version that has the command.
+    pub(crate) fn document(&mut self) -> Result<Document, CniError> {
+        let document = self.parse()?;
+        self.version = document.version()?;
+        supports(self.version, self.environment.command)?;
+        Ok(document)
+    }
+}
+
+/// Answers the runtime, whatever plugin it calls.
+pub(crate) fn serve(
     variable: impl Fn(&str) -> Option<String>,
     input: io::Result<Vec<u8>>,
-    version: &mut Version,
-) -> Result<Option<Value>, CniError> {
-    let environment = Environment::read(variable)?;
-    let input = input.map_err(|error| CniError::new(Code::Io, format!("stdin: {error}")))?;
-    if environment.command == Command::Version {
+    obey: impl FnOnce(&mut Call) -> Result<Option<Value>, CniError>,
+) -> Answer {
+    let environment = Environment::read(variable).map_err(|error| error.object(Version::NEWEST))?;
+    let mut call = Call { environment, input, version: Version::NEWEST };
+    let obeyed = if call.environment.command == Command::Version {
         // It is answered even if nothing, or nonsense, is on stdin.
-        let asked = Document::parse(input).and_then(|document| document.version()).ok();
-        return Ok(Some(Version::answer(asked)));
-    }
-    let document = Document::parse(input)?;
-    *version = document.version()?;
+        let asked = call.parse().and_then(|document| document.version()).ok();
+        Ok(Some(Version::answer(asked)))
+    } else {
+        obey(&mut call)
+    };
+    obeyed.map_err(|error| error.object(call.version))
+}
+
+/// Does what the runtime asks for.
+pub fn run(variable: impl Fn(&str) -> Option<String>, input: io::Result<Vec<u8>>) -> Answer {
+    serve(variable, input, obey)
+}
+
+fn obey(call: &mut Call) -> Result<Option<Value>, CniError> {
+    let document = call.document()?;
+    let environment = &call.environment;
     let config = match environment.command {
         Command::Del => NetConf::read_for_del(document)?,
         _ => NetConf::read(document)?,
     };
-    supports(config.version, environment.command)?;
     let attachment = || {
         let missing =
             || CniError::new(Code::InvalidEnvironment, "CNI_CONTAINERID and CNI_IFNAME are not set");
         environment.attachment.as_ref().ok_or_else(missing)
     };
     match environment.command {
-        Command::Add => add(&environment, &config, attachment()?).map(Some),
-        Command::Del => delete(&environment, &config, attachment()?).map(|()| None),
-        Command::Check => check(&environment, &config, attachment()?).map(|()| None),
-        Command::Gc => collect(&environment, &config).map(|()| None),
-        Command::Status => status(&environment, &config).map(|()| None),
+        Command::Add => add(environment, &config, attachment()?).map(Some),
+        Command::Del => delete(environment, &config, attachment()?).map(|()| None),
+        Command::Check => check(environment, &config, attachment()?).map(|()| None),
+        Command::Gc => collect(environment, &config).map(|()| None),
+        Command::Status => status(environment, &config).map(|()| None),
         Command::Version => Ok(None),
     }
 }
 
 /// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
-pub(crate) fn supports(version: Version, command: Command) -> Result<(), CniError> {
+fn supports(version: Version, command: Command) -> Result<(), CniError> {
     let since = match command {
         Command::Check => Version::V0_4_0,
         Command::Gc | Command::Status => Version::V1_1_0,
@@ -302,4 +331,37 @@ struct Given {
     dns: Dns,
     /// As [`Wiring::in_use`].
     in_use: Option<BTreeSet<IpAddr>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loopback;
+
+    /// Both plugins answer alike what is not for the network.
+    #[test]
+    fn the_version_is_answered_whatever_stdin_is_and_other_commands_say_what_is_wrong_with_it() {
+        let variable = |command: &str, name: &str| match name {
+            "CNI_COMMAND" => Some(command.to_owned()),
+            "CNI_NETNS" => Some("/proc/self/ns/net".to_owned()),
+            "CNI_CONTAINERID" | "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_PATH" => Some("/".to_owned()),
+            _ => None,
+        };
+        let broken = || Err(io::Error::other("no stdin"));
+        type Plugin = Box<dyn Fn(&str, io::Result<Vec<u8>>) -> Answer>;
+        let plugins: [Plugin; 2] = [
+            Box::new(move |command, input| run(|name| variable(command, name), input)),
+            Box::new(move |command, input| loopback::run(|name| variable(command, name), input)),
+        ];
+        for plugin in plugins {
+            let version = plugin("VERSION", broken()).unwrap().unwrap();
+            assert_eq!(version["cniVersion"], Version::NEWEST.to_string());
+            let wrong = plugin("CHECK", broken()).unwrap_err();
+            assert_eq!(wrong["code"], 5, "{wrong}");
+            let old = br#"{"cniVersion": "0.3.1", "name": "pods", "type": "sluice-cni"}"#.to_vec();
+            let wrong = plugin("CHECK", Ok(old)).unwrap_err();
+            assert_eq!(wrong["code"], 1, "{wrong}");
+        }
+    }
 }
