@@ -3,6 +3,7 @@
 
 mod differences;
 mod experiments;
+mod judged;
 mod settings;
 
 use std::time::{Duration, Instant};
@@ -40,6 +41,15 @@ pub struct Options {
 struct Compared {
     name: String,
     seen: [String; 2],
+    /// Whether mode nftables did what the experiment expects
+    is_valid: bool,
+}
+
+/// What became of one experiment in one mode.
+#[derive(Debug)]
+struct Seen {
+    text: String,
+    is_right: bool,
 }
 
 impl Compared {
@@ -60,7 +70,8 @@ pub fn run(options: &Options) -> Result<bool> {
         let begun = Instant::now();
         let [right, seen] = in_both_modes(&setting, &chosen, &options.lab)?;
         for (experiment, seen) in chosen.iter().zip(right.into_iter().zip(seen)) {
-            let result = Compared { name: experiment.name.clone(), seen: [seen.0, seen.1] };
+            let (name, is_valid) = (experiment.name.clone(), seen.0.is_right);
+            let result = Compared { name, seen: [seen.0.text, seen.1.text], is_valid };
             show(&result, &known);
             results.push(result);
         }
@@ -81,7 +92,7 @@ fn choose(setting: &Setting, options: &Options) -> Vec<Experiment> {
 }
 
 /// A lab is used from the thread that made it: one for each mode.
-fn in_both_modes(setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<[Vec<String>; 2]> {
+fn in_both_modes(setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<[Vec<Seen>; 2]> {
     std::thread::scope(|scope| {
         let running = MODES.map(|mode| scope.spawn(move || in_mode(mode, setting, chosen, lab)));
         let [right, seen] = running.map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
@@ -89,15 +100,17 @@ fn in_both_modes(setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> 
     })
 }
 
-fn in_mode(mode: &str, setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<Vec<String>> {
+fn in_mode(mode: &str, setting: &Setting, chosen: &[Experiment], lab: &LabOptions) -> Result<Vec<Seen>> {
     let proxy = ProxyProgram { name: mode.to_owned(), ..lab.proxy.clone() };
     let mut lab = Lab::create(&settings::topology()?, LabOptions { proxy, ..lab.clone() })?;
     let context = || format!("{} in mode {mode}", setting.name);
-    lab.apply(&settings::objects()).with_context(context)?;
+    lab.apply(&(settings::objects() + setting.objects)).with_context(context)?;
     prepare(&lab, setting).with_context(context)?;
     lab.start_proxy("node-a", &Value::Null).with_context(context)?;
     let done = until_ready(&mut lab)
-        .and_then(|()| chosen.iter().map(|experiment| perform(&lab, experiment)).collect::<Result<Vec<_>>>())
+        .and_then(|()| {
+            chosen.iter().map(|experiment| perform(&mut lab, experiment)).collect::<Result<Vec<_>>>()
+        })
         .and_then(|seen| lab.check_proxies().map(|()| seen));
     done.with_context(|| format!("{}\n{}", context(), lab.proxy_logs(10).into_values().collect::<String>()))
 }
@@ -120,6 +133,7 @@ fn shell(lab: &Lab, place: &From, script: &str) -> Result<()> {
 
 /// Waits until every kind of frontend answers, or refuses.
 fn until_ready(lab: &mut Lab) -> Result<()> {
+    lab.await_first_syncs()?;
     let end = Instant::now() + patience::stretched(Duration::from_secs(20));
     loop {
         let one = |v6| Frontend::External.of("one", v6);
@@ -127,7 +141,8 @@ fn until_ready(lab: &mut Lab) -> Result<()> {
             [false, true].into_iter().filter(|v6| !v6 || needs::has_ipv6()).try_fold(true, |all, v6| {
                 let sends = vec![asked(one(v6), 100, 100)];
                 let trial = Trial { wait_ms: 300, what: What::Datagrams { socket: Socket::Plain, sends } };
-                let seen = lab.agent(&From::Client)?.trial(trial)?;
+                // How clients fare is what experiments are about.
+                let seen = lab.agent(&From::Pod("p2".to_owned()))?.trial(trial)?;
                 anyhow::Ok(all && seen.iter().all(|word| word.starts_with("p1 saw")))
             })?;
         if ready {
@@ -142,33 +157,29 @@ fn until_ready(lab: &mut Lab) -> Result<()> {
 }
 
 /// Does one experiment, so many times as it says.
-fn perform(lab: &Lab, experiment: &Experiment) -> Result<String> {
+fn perform(lab: &mut Lab, experiment: &Experiment) -> Result<Seen> {
     if let Some((place, script)) = &experiment.before {
         shell(lab, place, script)?;
     }
     let wait = patience::stretched(experiment.wait);
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let mut seen = Vec::new();
-    for what in &experiment.tries {
+    for (number, what) in experiment.tries.iter().enumerate() {
+        if number > 0 && experiment.restarts {
+            lab.kill_proxy("node-a")?;
+            lab.start_proxy("node-a", &Value::Null)?;
+            until_ready(lab)?;
+        }
         let trial = Trial { wait_ms, what: what.clone() };
-        let words = lab.agent(&experiment.from)?.trial(trial).with_context(|| experiment.name.clone())?;
-        seen.push(words.join("; "));
+        seen.push(lab.agent(&experiment.from)?.trial(trial).with_context(|| experiment.name.clone())?);
     }
-    if experiment.until_right {
-        // What counts is that it comes right, not when.
-        return Ok(seen
-            .iter()
-            .find(|words| words.contains(" saw "))
-            .map_or("never", |_| "recovers")
-            .to_owned());
-    }
-    seen.dedup();
-    Ok(seen.join(" | "))
+    Ok(Seen { text: experiment.judged.text(&seen), is_right: experiment.judged.is_right(&seen) })
 }
 
 /// Prints a row of the table.
 fn show(result: &Compared, known: &Differences) {
     let verdict = match (result.differs(), known.reason(&result.name)) {
+        _ if !result.is_valid => "INVALID",
         (false, _) => "equal",
         (true, Some(_)) => "documented",
         (true, None) => "DIFFERENT",
@@ -179,10 +190,17 @@ fn show(result: &Compared, known: &Differences) {
     }
 }
 
-/// Prints the end of the table; whether all is as documented.
+/// Prints the end of the table; whether all is as documented, and the oracle was right each time.
 fn judge(results: &[Compared], known: &Differences) -> bool {
+    let (valid, invalid): (Vec<_>, Vec<_>) = results.iter().partition(|result| result.is_valid);
+    for result in &invalid {
+        println!(
+            "{}: mode nftables itself did not do what is expected: the experiment is wrong",
+            result.name
+        );
+    }
     let names = |differs: bool| {
-        results.iter().filter(move |result| result.differs() == differs).map(|result| result.name.as_str())
+        valid.iter().filter(move |result| result.differs() == differs).map(|result| result.name.as_str())
     };
     let (equal, different): (Vec<_>, Vec<_>) = (names(false).collect(), names(true).collect());
     let gone = known.gone(&equal, &different);
@@ -194,9 +212,27 @@ fn judge(results: &[Compared], known: &Differences) -> bool {
     let unnamed = different.iter().filter(|name| known.reason(name).is_none()).count();
     let documented = different.len() - unnamed;
     println!(
-        "{} experiments: {} equal, {documented} with a documented difference, {unnamed} with another",
+        "{} experiments: {} equal, {documented} with a documented difference, {unnamed} with another, {} invalid",
         results.len(),
-        equal.len()
+        equal.len(),
+        invalid.len()
     );
-    gone.is_empty() && unnamed == 0
+    gone.is_empty() && unnamed == 0 && invalid.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compared(seen: [&str; 2], is_valid: bool) -> Compared {
+        Compared { name: "plain/v4/udp".to_owned(), seen: seen.map(str::to_owned), is_valid }
+    }
+
+    #[test]
+    fn equal_answers_count_only_if_they_are_right() {
+        let none = Differences::default();
+        assert!(judge(&[compared(["p1 saw a", "p1 saw a"], true)], &none));
+        assert!(!judge(&[compared(["p1 saw a", "timeout"], true)], &none));
+        assert!(!judge(&[compared(["timeout", "timeout"], false)], &none));
+    }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Arguments {
 /// Does the same experiments in modes nftables and ebpf; fails on a difference that docs/differences.md does not name.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
+    machine::install(&[("ethtool", "ethtool")])?;
     let programs = machine::build()?;
     let mut command = Command::new(&programs.conformance);
     command.arg("torture").arg("--sluice").arg(&programs.sluice);

@@ -81,11 +81,12 @@ fn header6(id: u16, place: u16, more: bool, length: u16) -> (Vec<u8>, Vec<u8>) {
     (before, after)
 }
 
-/// Sends a datagram in parts of `each` bytes, in the order given.
+/// Sends datagrams in parts of `each` bytes, in the order given: each time that part of every one. With `alike`, they have the
+/// same identification, so that only their sources tell them apart.
 pub(super) fn send(
-    from: IpAddr,
+    datagrams: &[(IpAddr, Vec<u8>)],
+    alike: bool,
     to: IpAddr,
-    datagram: &[u8],
     each: usize,
     order: &[usize],
     gap: Duration,
@@ -94,14 +95,19 @@ pub(super) fn send(
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     // What is sent by this protocol has its IP header with it (raw(7)).
     let fd = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
-    let parts = cut(from, to, datagram, each, IDS.fetch_add(1, Ordering::Relaxed));
+    let ids = || IDS.fetch_add(1, Ordering::Relaxed);
+    let same = ids();
+    let id = || if alike { same } else { ids() };
+    let all: Vec<_> = datagrams.iter().map(|(from, datagram)| cut(*from, to, datagram, each, id())).collect();
     let to = SockaddrStorage::from(SocketAddr::new(to, 0));
     for (turn, number) in order.iter().enumerate() {
         if turn > 0 && !gap.is_zero() {
             thread::sleep(gap);
         }
-        let part = parts.get(*number).ok_or_else(|| io::Error::other(format!("no part {number}")))?;
-        sendto(fd.as_raw_fd(), part, &to, MsgFlags::empty())?;
+        for parts in &all {
+            let part = parts.get(*number).ok_or_else(|| io::Error::other(format!("no part {number}")))?;
+            sendto(fd.as_raw_fd(), part, &to, MsgFlags::empty())?;
+        }
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Trials: what sockets of some kind see of one experiment, in words by which two runs of it are compared.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSliceMut, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{SockaddrStorage, bind, connect, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, bind, connect, recvmsg, setsockopt, sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,11 @@ pub enum What {
         /// What it sends
         sends: Vec<Datagram>,
     },
+    /// One UDP socket of the family of its destinations sends datagrams without waiting, and then looks for their answers
+    AtOnce(
+        /// What it sends
+        Vec<Datagram>,
+    ),
     /// One datagram in parts
     Parts {
         /// Where to
@@ -53,6 +60,28 @@ pub enum What {
         to: Vec<SocketAddr>,
         /// The size of each question and of each answer
         bytes: usize,
+        /// Whether the client says with its question that it will ask no more
+        last: bool,
+    },
+    /// Datagrams in parts from several addresses at once: the first part of each, the second of each, and so on
+    Interleaved {
+        /// Where from
+        from: Vec<IpAddr>,
+        /// Whether they have the same identification
+        alike: bool,
+        /// Where to
+        to: SocketAddr,
+        /// The size of each, without headers
+        bytes: usize,
+        /// Of each part, without its IP header
+        each: usize,
+    },
+    /// Datagrams that may go one hop, two hops, and so on: who says that their time is up, or answers
+    Traced {
+        /// Where to
+        to: SocketAddr,
+        /// How many hops at most
+        hops: u8,
     },
 }
 
@@ -65,6 +94,8 @@ pub enum Socket {
     Connected,
     /// IPv6, for destinations of IPv4 too
     Mapped,
+    /// Of IPv4, without a checksum of UDP
+    Unsummed,
 }
 
 /// A question.
@@ -86,10 +117,15 @@ pub fn run(trial: &Trial) -> Vec<String> {
     let wait = Duration::from_millis(trial.wait_ms);
     let done = match &trial.what {
         What::Datagrams { socket, sends } => datagrams(*socket, sends, wait),
+        What::AtOnce(sends) => at_once(sends, wait),
         What::Parts { to, bytes, each, order, gap_ms } => {
             in_parts(*to, (*bytes, *each), order, Duration::from_millis(*gap_ms), wait)
         }
-        What::Streams { port, to, bytes } => Ok(streams(*port, to, *bytes, wait)),
+        What::Streams { port, to, bytes, last } => Ok(streams(*port, to, (*bytes, *last), wait)),
+        What::Interleaved { from, alike, to, bytes, each } => {
+            interleaved((from, *alike), *to, (*bytes, *each), wait)
+        }
+        What::Traced { to, hops } => (1..=*hops).map(|hops| traced(*to, hops, wait)).collect(),
     };
     done.unwrap_or_else(|error| vec![word(&error)])
 }
@@ -134,6 +170,10 @@ pub(super) fn let_cut(fd: RawFd, v6: bool, may_cut: bool) -> io::Result<()> {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_WANT)
     };
     let value = if may_cut { never } else { wants };
+    set(fd, (level, name), value)
+}
+
+fn set(fd: RawFd, (level, name): (i32, i32), value: i32) -> io::Result<()> {
     // SAFETY: the option's value is an int, which lives until the call returns.
     let result =
         unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of_val(&value) as u32) };
@@ -158,8 +198,10 @@ fn datagrams(kind: Socket, sends: &[Datagram], wait: Duration) -> io::Result<Vec
     let first = sends.first().ok_or_else(|| io::Error::other("nothing to send"))?;
     let v6 = first.to.is_ipv6() || kind == Socket::Mapped;
     let socket = dial::fresh_udp_socket(v6)?;
-    if kind == Socket::Connected {
-        socket.connect(first.to)?;
+    match kind {
+        Socket::Connected => socket.connect(first.to)?,
+        Socket::Unsummed => set(socket.as_raw_fd(), (libc::SOL_SOCKET, libc::SO_NO_CHECK), 1)?,
+        Socket::Plain | Socket::Mapped => {}
     }
     let mut seen = Vec::new();
     for (number, send) in sends.iter().enumerate() {
@@ -172,6 +214,27 @@ fn datagrams(kind: Socket, sends: &[Datagram], wait: Duration) -> io::Result<Vec
         let sent = if kind == Socket::Connected { socket.send(&text) } else { socket.send_to(&text, to) };
         let answer = sent.and_then(|_| receive(&socket, number, wait));
         seen.push(told(answer, send.to, send.answer));
+    }
+    Ok(seen)
+}
+
+fn at_once(sends: &[Datagram], wait: Duration) -> io::Result<Vec<String>> {
+    let first = sends.first().ok_or_else(|| io::Error::other("nothing to send"))?;
+    let socket = dial::fresh_udp_socket(first.to.is_ipv6())?;
+    for (number, send) in sends.iter().enumerate() {
+        socket.send_to(&question(send.bytes, send.answer, send.whole, number), send.to)?;
+    }
+    let end = Instant::now() + wait;
+    let mut seen = vec!["timeout".to_owned(); sends.len()];
+    for _ in sends {
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(left))?;
+        let mut buffer = vec![0; 65_536];
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { break };
+        let (answer, number) = read(&buffer[..length])?;
+        if let (Some(word), Some(send)) = (seen.get_mut(number), sends.get(number)) {
+            *word = told(Ok((answer, from, length)), send.to, send.answer);
+        }
     }
     Ok(seen)
 }
@@ -232,11 +295,74 @@ fn in_parts(
     probe.connect(to)?;
     let from = SocketAddr::new(probe.local_addr()?.ip(), socket.local_addr()?.port());
     let datagram = parts::udp(from, to, &question(bytes, 200, false, 0));
-    parts::send(from.ip(), to.ip(), &datagram, each, order, gap)?;
+    parts::send(&[(from.ip(), datagram)], true, to.ip(), each, order, gap)?;
     Ok(vec![told(receive(&socket, 0, wait), to, 200)])
 }
 
-fn streams(port: u16, to: &[SocketAddr], bytes: usize, wait: Duration) -> Vec<String> {
+fn interleaved(
+    (from, alike): (&[IpAddr], bool),
+    to: SocketAddr,
+    (bytes, each): (usize, usize),
+    wait: Duration,
+) -> io::Result<Vec<String>> {
+    let (mut sockets, mut datagrams) = (Vec::new(), Vec::new());
+    for (number, from) in from.iter().enumerate() {
+        let socket = UdpSocket::bind(SocketAddr::new(*from, 0))?;
+        let question = question(bytes, 200, false, number);
+        datagrams.push((*from, parts::udp(socket.local_addr()?, to, &question)));
+        sockets.push(socket);
+    }
+    let order: Vec<usize> = (0..(bytes + 8).div_ceil(each)).collect();
+    parts::send(&datagrams, alike, to.ip(), each, &order, Duration::ZERO)?;
+    Ok(sockets
+        .iter()
+        .enumerate()
+        .map(|(number, socket)| told(receive(socket, number, wait), to, 200))
+        .collect())
+}
+
+/// What becomes of a datagram that may go so many hops.
+fn traced(to: SocketAddr, hops: u8, wait: Duration) -> io::Result<String> {
+    let socket = dial::fresh_udp_socket(to.is_ipv6())?;
+    let (level, limit, reports) = if to.is_ipv6() {
+        (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVERR)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_TTL, libc::IP_RECVERR)
+    };
+    set(socket.as_raw_fd(), (level, limit), hops.into())?;
+    set(socket.as_raw_fd(), (level, reports), 1)?;
+    socket.send_to(&question(100, 200, false, 0), to)?;
+    let answer = receive(&socket, 0, wait);
+    Ok(match &answer {
+        Err(error) if error.kind() == ErrorKind::HostUnreachable => reporter(&socket)?,
+        _ => told(answer, to, 200),
+    })
+}
+
+/// Whom an error of a socket that has one comes from, and which it is.
+fn reporter(socket: &UdpSocket) -> io::Result<String> {
+    let mut buffer = [0; 512];
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        let (error, by): (_, Option<IpAddr>) = match control {
+            ControlMessageOwned::Ipv4RecvErr(error, by) => {
+                (error, by.map(|by| Ipv4Addr::from(u32::from_be(by.sin_addr.s_addr)).into()))
+            }
+            ControlMessageOwned::Ipv6RecvErr(error, by) => {
+                (error, by.map(|by| Ipv6Addr::from(by.sin6_addr.s6_addr).into()))
+            }
+            _ => continue,
+        };
+        let by = by.map_or("nobody".to_owned(), |by| by.to_string());
+        return Ok(format!("error {}/{} by {by}", error.ee_type, error.ee_code));
+    }
+    Err(io::Error::other("an error that nobody reported"))
+}
+
+fn streams(port: u16, to: &[SocketAddr], asks: (usize, bool), wait: Duration) -> Vec<String> {
     let mut open: Vec<(SocketAddr, TcpStream)> = Vec::new();
     let mut seen = Vec::new();
     for target in to {
@@ -245,7 +371,7 @@ fn streams(port: u16, to: &[SocketAddr], bytes: usize, wait: Duration) -> Vec<St
             Err(error) => seen.push(format!("{target} {}", word(&error))),
         }
         for (target, stream) in &mut open {
-            let said = say(stream, bytes).map(|answer| format!("{} saw {}", answer.pod, answer.peer));
+            let said = say(stream, asks).map(|answer| format!("{} saw {}", answer.pod, answer.peer));
             seen.push(format!("{target} {}", said.unwrap_or_else(|error| word(&error))));
         }
     }
@@ -264,10 +390,13 @@ fn stream(port: u16, to: SocketAddr, wait: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn say(stream: &mut TcpStream, bytes: usize) -> io::Result<Answer> {
+fn say(stream: &mut TcpStream, (bytes, last): (usize, bool)) -> io::Result<Answer> {
     let mut text = question(bytes, bytes, false, 0);
     text.push(b'\n');
     stream.write_all(&text)?;
+    if last {
+        stream.shutdown(Shutdown::Write)?;
+    }
     let mut line = Vec::new();
     BufReader::new(stream).read_until(b'\n', &mut line)?;
     if line.is_empty() {
