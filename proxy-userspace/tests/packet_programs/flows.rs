@@ -10,7 +10,7 @@ use sluice_common::service::action;
 use crate::network::{FAMILIES, Family, GATEWAY, OTHER_NODE, mac, peer};
 use crate::packets::{ACK, Body, FIN, Packet, RST, SYN, tcp, udp};
 use crate::world::{
-    At, DROP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_of, egress, ingress, now, on_a_node,
+    At, DROP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_of, ago, egress, ingress, on_a_node,
 };
 
 /// What a client on the uplink sends to the cluster IP.
@@ -264,7 +264,7 @@ fn sources_that_nobody_outside_can_have_are_left_to_the_stack() {
 fn a_datagram_begins_a_new_flow_if_the_old_one_was_idle_in_both_directions() {
     on_a_node(|world| {
         for family in FAMILIES {
-            let idle = now() - 181_000_000_000;
+            let idle = ago(181);
             world.service(family, action::CLUSTER, &[family.endpoint()]);
             let first = from_client(family, 17);
             let arrived = at_endpoint(&first, family.endpoint(), "pod-b");

@@ -562,6 +562,14 @@ pub(crate) fn node_port_key(family: Family, port: u16, protocol: u8) -> Frontend
     FrontendKey { kind: kind::NODE_PORT, ..address_key(family.unspecified(), port, protocol) }
 }
 
+/// A time of `CLOCK_MONOTONIC` so many seconds ago. A machine that has just booted has none: waits until there is one.
+pub(crate) fn ago(seconds: u64) -> u64 {
+    let nanos = seconds * 1_000_000_000;
+    let missing = (nanos + 1).saturating_sub(now());
+    std::thread::sleep(std::time::Duration::from_nanos(missing));
+    now() - nanos
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub(crate) fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
