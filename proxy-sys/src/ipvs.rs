@@ -138,14 +138,12 @@ impl Ipvs {
     /// (`ip_vs_genl_dump_services`): those that others add meanwhile make it tell some twice, and those that
     /// they delete make it pass over some.
     pub fn servers(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
-        let (mut servers, mut told) = (Vec::new(), HashSet::new());
+        let mut servers = Vec::new();
         let head = Command::GetService.head();
-        let take = |message: crate::netlink::Message<'_>| {
-            let server = decode::server(message.attributes());
-            servers.extend(server.filter(|observed| told.insert(observed.server.key)));
-        };
+        let take =
+            |message: crate::netlink::Message<'_>| servers.extend(decode::server(message.attributes()));
         self.socket.dump("list virtual servers", self.family, head, |_| {}, take)?;
-        Ok(servers)
+        Ok(distinct(servers))
     }
 
     /// The destinations of a virtual server; none if it is not there.
@@ -250,5 +248,29 @@ impl Ipvs {
                 refusals.0.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
             }
         }
+    }
+}
+
+/// Each server once: the first that was told of it counts.
+fn distinct(mut servers: Vec<ObservedServer>) -> Vec<ObservedServer> {
+    let mut told = HashSet::new();
+    servers.retain(|observed| told.insert(observed.server.key));
+    servers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_twice_counts_once() {
+        let told = |port, persistence| {
+            let key = ServerKey::Address(IpAddr::V4(Ipv4Addr::LOCALHOST), Protocol::Tcp, port);
+            let scheduler = SchedulerName::new("rr").unwrap();
+            let server = Server { key, scheduler, flags: ServerFlags::NONE, persistence };
+            ObservedServer { server, is_exact: true, destinations: Vec::new() }
+        };
+        let all = vec![told(1, None), told(2, None), told(1, Some(60)), told(3, None), told(2, None)];
+        assert_eq!(distinct(all), [told(1, None), told(2, None), told(3, None)]);
     }
 }

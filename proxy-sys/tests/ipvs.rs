@@ -164,6 +164,20 @@ fn churn(end: &AtomicBool) {
     }
 }
 
+/// Ends with the test, however that ends.
+struct Churn {
+    thread: Option<std::thread::JoinHandle<()>>,
+    end: Arc<AtomicBool>,
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(std::thread::JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the other namespace failed");
+    }
+}
+
 #[test]
 fn servers_are_told_once_whatever_other_namespaces_do() {
     with_ipvs(|mut ipvs| {
@@ -171,10 +185,13 @@ fn servers_are_told_once_whatever_other_namespaces_do() {
             (0..1000).map(|i| at(&format!("10.96.{}.{}", i / 250, i % 250), Protocol::Tcp, 80)).collect();
         done(ipvs.apply(&keys.iter().map(|key| Op::AddServer(server(*key))).collect::<Vec<_>>()));
         let end = Arc::new(AtomicBool::new(false));
-        let other = std::thread::spawn({
-            let end = Arc::clone(&end);
-            move || churn(&end)
-        });
+        let other = Churn {
+            thread: Some(std::thread::spawn({
+                let end = Arc::clone(&end);
+                move || churn(&end)
+            })),
+            end,
+        };
         for _ in 0..20 {
             let told: Vec<ServerKey> =
                 ipvs.servers().unwrap().into_iter().map(|observed| observed.server.key).collect();
@@ -182,8 +199,7 @@ fn servers_are_told_once_whatever_other_namespaces_do() {
             assert_eq!(told.len(), distinct.len(), "{} told", told.len());
             assert!(distinct.is_subset(&keys));
         }
-        end.store(true, Ordering::Relaxed);
-        other.join().unwrap();
+        drop(other);
     });
 }
 

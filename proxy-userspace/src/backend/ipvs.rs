@@ -12,7 +12,7 @@ use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
 use sluice_sys::netlink::{BatchError, Refusals};
 use sluice_sys::nft::{Nft, observe, without_present};
 use sluice_sys::steering::Steering;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::nftables::commit;
 use super::{Applied, BackendError};
@@ -86,6 +86,19 @@ fn sticky(ipvs: &mut Ipvs, settings: &Settings) -> Result<SchedulerName, Backend
     Ok(settings.ipvs.scheduler)
 }
 
+/// How many lists of virtual servers are looked at before something is taken for missing: while other network namespaces delete
+/// theirs, the kernel passes over some.
+const LISTS: usize = 4;
+
+/// Whether something was refused because it is there already.
+fn is_about_what_is_there(error: &BackendError) -> bool {
+    let BackendError::Batch(BatchError::Refused(refusals)) = error else { return false };
+    refusals.0.iter().any(|refusal| {
+        matches!(refusal.item, Op::AddServer(_) | Op::AddDestination(..))
+            && refusal.error.errno() == Some(libc::EEXIST)
+    })
+}
+
 impl Backend {
     /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
@@ -106,6 +119,23 @@ impl Backend {
 
     /// Makes the kernel hold what the plans say, whatever it holds.
     pub fn full(
+        &mut self,
+        settings: &Settings,
+        facts: &NodeFacts,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Applied, BackendError> {
+        for _ in 1..LISTS {
+            match self.full_by_one_list(settings, facts, plans) {
+                Err(error) if is_about_what_is_there(&error) => {
+                    debug!("IPVS has passed over some of its virtual servers: {error}");
+                }
+                result => return result,
+            }
+        }
+        self.full_by_one_list(settings, facts, plans)
+    }
+
+    fn full_by_one_list(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
@@ -202,8 +232,14 @@ impl Backend {
             return Ok(false);
         }
         let addresses: Vec<IpAddr> = self.link.addresses()?.into_iter().collect();
-        let servers: Vec<_> = self.ipvs.servers()?.into_iter().map(|observed| observed.server).collect();
-        Ok(self.ledger.agrees(&servers, &addresses, &self.steering.led()?))
+        let led = self.steering.led()?;
+        for _ in 0..LISTS {
+            let servers: Vec<_> = self.ipvs.servers()?.into_iter().map(|observed| observed.server).collect();
+            if self.ledger.agrees(&servers, &addresses, &led) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Applies steps. What is refused keeps nothing else from being done; it is told in the end. With `at_once` the ruleset is
