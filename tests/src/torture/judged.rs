@@ -25,6 +25,10 @@ impl Judged {
         match self {
             Self::Recovers if seen.iter().any(|words| all(words)) => "recovers".to_owned(),
             Self::OneEndpoint if self.is_right(seen) => "one endpoint".to_owned(),
+            // Who learned of an MTU before, by another experiment, loses nothing.
+            Self::Learned if self.is_right(seen) => {
+                seen.last().map(|words| words.join("; ")).unwrap_or_default()
+            }
             _ => {
                 let word = |word: &String| if self == Self::BySender { unseen(word) } else { word.clone() };
                 let mut tries: Vec<String> =
@@ -103,6 +107,11 @@ mod tests {
         let moves = tries(&["timeout", "p1 saw 10.0.0.1"]);
         assert_eq!(Judged::Recovers.text(&moves), "recovers");
         assert_eq!(Judged::Answered.text(&moves), "timeout | p1 saw 10.0.0.1");
+        assert_eq!(Judged::Learned.text(&moves), "p1 saw 10.0.0.1");
+        assert_eq!(
+            Judged::Learned.text(&tries(&["p1 saw 10.0.0.1", "timeout"])),
+            "p1 saw 10.0.0.1 | timeout"
+        );
         let other = tries(&["p1 saw 10.0.0.1", "p2 saw 10.0.0.1"]);
         assert_eq!(Judged::OneEndpoint.text(&other), "p1 saw 10.0.0.1 | p2 saw 10.0.0.1");
         assert_eq!(Judged::OneEndpoint.text(&tries(&["p2 saw a", "p2 saw b"])), "one endpoint");
