@@ -13,7 +13,9 @@ pub mod service;
 pub mod socket;
 
 /// Version of all layouts together. Maps of another version are never reused: the pins of a version have a directory of
-/// their own.
+/// their own. Words that were zero may get a meaning without a new version where older programs and daemons do no harm with it: after a
+/// return to one that does not know [`flow::flag::PASSES`] or [`flow::flag::STRAIGHT`], such flows may have to begin anew, and what `lo`
+/// had before ([`node::Config::lo_before`]) is not given back.
 pub const LAYOUT: u32 = 1;
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), in network order.

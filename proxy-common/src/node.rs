@@ -91,8 +91,8 @@ pub mod network {
 pub struct Interface {
     /// Bits of [`interface`].
     pub flags: u32,
-    /// Largest packet, in bytes from the IP header on.
-    pub mtu: u32,
+    /// With [`interface::BRIDGE_PORT`]: the last four bytes of the bridge's Ethernet address, as a packet has them.
+    pub bridge: u32,
     /// Its first IPv4 address, or zero.
     pub address4: Address,
     /// Its first global IPv6 address, or zero.
@@ -106,6 +106,8 @@ pub mod interface {
     pub const PEER: u32 = 1;
     /// What comes in by it comes from pods (detectLocalMode BridgeInterface, InterfaceNamePrefix).
     pub const PODS: u32 = 2;
+    /// It is a port of a bridge.
+    pub const BRIDGE_PORT: u32 = 4;
 }
 
 /// Value of the map `NAMESPACES`, whose key is the cookie of a network namespace: bits.

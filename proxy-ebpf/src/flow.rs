@@ -91,7 +91,7 @@ pub fn follow(
         return if is_noted { Follow::Passes } else { Follow::Lost };
     }
     if is_of_another(flow, packet, other_key) {
-        return give_way(flow, used, packet, other_key, now);
+        return give_way(flow, used, packet, other_key, spare, now);
     }
     if !goes_on(flow, used, packet, other_key, config, now) {
         return end(flow, used, packet, other_key);
@@ -132,18 +132,27 @@ fn is_of_another(flow: &Flow, packet: &Packet, other_key: &FlowKey) -> bool {
 /// Gives the ends of an entry of replies to the connection that has them. The client's entry goes: when it says again what the
 /// endpoint has not answered, its flow begins anew, by another port.
 #[inline(always)]
-fn give_way(flow: &mut Flow, used: u64, packet: &Packet, other_key: &FlowKey, now: u64) -> Follow {
+fn give_way(
+    flow: &mut Flow,
+    used: u64,
+    packet: &Packet,
+    other_key: &FlowKey,
+    spare: &mut Flow,
+    now: u64,
+) -> Follow {
+    *spare = *flow;
+    spare.flags |= flag::PASSES;
+    spare.seen |= seen_in(packet);
+    spare.used = now;
     if !claim::claim(&packet.key, flow, used) {
         return Follow::Lost;
     }
-    if !end_other(other_key, &packet.key) {
-        claim::release(flow, used);
-        return Follow::Lost;
+    // Replaced, not written to: a full table may give its memory to another flow meanwhile.
+    if end_other(other_key, &packet.key) && FLOWS.insert(&packet.key, &*spare, 0).is_ok() {
+        return Follow::Passes;
     }
-    flow.flags |= flag::PASSES;
-    note_seen(flow, packet);
-    claim::release(flow, now);
-    Follow::Passes
+    claim::release(flow, used);
+    Follow::Lost
 }
 
 /// Whether packets straight to an endpoint would get answers that are taken for a Service's. `other_key` is scratch memory.

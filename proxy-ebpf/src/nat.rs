@@ -14,7 +14,8 @@ use crate::flow::{self, Entered, Follow};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
 use crate::packet::{
-    ETH_IPV4, ETH_IPV6, Packet, Scratch, forget_fragment, is, parse, protocol, remember_fragment, scratch,
+    ETH_IPV4, ETH_IPV6, Packet, Scratch, forget_fragment, is, load, parse, protocol, remember_fragment,
+    scratch,
 };
 use crate::rewrite;
 use crate::route::{self, Route};
@@ -51,10 +52,13 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return NEXT;
     }
     let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
+    let bridged = hook == Hook::Ingress && kind == TO_ANOTHER_HOST;
+    if bridged && is_for_bridge::<L2>(skb, &mut scratch.bytes) {
+        return NEXT;
+    }
     if !parse(skb, L2, ether_type == ETH_IPV4, &mut scratch.bytes, &mut scratch.packet) {
         return NEXT;
     }
-    let bridged = hook == Hook::Ingress && kind == TO_ANOTHER_HOST;
     let context = Context { skb, config, hook, bridged };
     if hook == Hook::Egress && from != 0 {
         return leaving(&scratch.packet, config);
@@ -68,6 +72,10 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if scratch.packet.is(is::PORTS)
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
+        // The bridge's own programs see it, too, later or before.
+        if (bridged && flow.flags & flag::STRAIGHT != 0) || (hook == Hook::Egress && is_port(skb)) {
+            return NEXT;
+        }
         match flow::follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, config) {
             Follow::GoesOn => {
                 scratch.flow = *flow;
@@ -85,6 +93,30 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return NEXT;
     }
     begin::<L2>(&context, scratch)
+}
+
+/// Whether an interface is a port of a bridge, and the last four bytes of that bridge's Ethernet address.
+#[inline(always)]
+fn bridge_of(skb: *mut __sk_buff) -> Option<u32> {
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    let interface = unsafe { INTERFACES.get((*skb).ifindex) }?;
+    (interface.flags & interface::BRIDGE_PORT != 0).then_some(interface.bridge)
+}
+
+#[inline(always)]
+fn is_port(skb: *mut __sk_buff) -> bool {
+    bridge_of(skb).is_some()
+}
+
+/// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own programs see it next. Were it
+/// translated here, it could come from the node's own address, and the stack takes no such packet.
+#[inline(always)]
+fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, bytes: &mut [u32; 32]) -> bool {
+    if L2 == 0 {
+        return false;
+    }
+    let Some(bridge) = bridge_of(skb) else { return false };
+    load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge
 }
 
 /// Whether a packet could be the first of a connection.
@@ -160,7 +192,8 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
             tell(&scratch.packet, "refused: no such port of a ClusterIP");
             return Err(refuse::<L2>(context, scratch));
         }
-        if scratch.packet.is(is::PORTS) && flow::meets_service(&key, &mut scratch.key) {
+        // What this node's processes send may have been translated already: a redirected packet comes by here once more.
+        if !own_process && scratch.packet.is(is::PORTS) && flow::meets_service(&key, &mut scratch.key) {
             return Ok(false);
         }
         return Err(if own_process { leaving(&scratch.packet, config) } else { NEXT });

@@ -95,7 +95,8 @@ fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lo
     let (ifindex, gso) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
     fib.family = if v4 { AF_INET } else { AF_INET6 };
     fib.l4_protocol = packet.key.protocol as u8;
-    fib.sport = to.source_port;
+    // Rules of routing and the kernel's own choice know the sender as it is before its address is translated.
+    fib.sport = packet.key.source_port;
     fib.dport = to.destination_port;
     // What will be cut up on the way out is as big as its segments.
     let size = if gso == 0 { packet.length } else { packet.headers + gso };
@@ -104,10 +105,10 @@ fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lo
     fib.__bindgen_anon_2.flowinfo = 0;
     if v4 {
         fib.__bindgen_anon_2.tos = packet.tos as u8 & 0xfc;
-        fib.__bindgen_anon_3.ipv6_src = [to.source.word4(), 0, 0, 0];
+        fib.__bindgen_anon_3.ipv6_src = [packet.key.source.word4(), 0, 0, 0];
         fib.__bindgen_anon_4.ipv4_dst = to.destination.word4();
     } else {
-        fib.__bindgen_anon_3.ipv6_src = to.source.words;
+        fib.__bindgen_anon_3.ipv6_src = packet.key.source.words;
         fib.__bindgen_anon_4.ipv6_dst = to.destination.words;
     }
     fib.__bindgen_anon_5.tbid = 0;

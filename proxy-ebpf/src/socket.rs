@@ -6,7 +6,7 @@
 //!
 //! An answer to an unconnected UDP socket has nothing but the endpoint's address in it, so each endpoint can stand for one
 //! frontend only: the one that the socket used last. Of a pod, datagrams to a second frontend that leads to the same endpoint are
-//! left to the packet path, where their answers have ports of their own.
+//! left to the packet path, where their answers have ports of their own if they are masqueraded.
 
 use core::ptr;
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::MulticastGroup;
 use sluice_sys::bpf::Layer;
 use tokio::sync::watch;
@@ -148,19 +148,26 @@ fn device(message: &LinkMessage) -> Option<Device> {
         is_port: message.header.flags.contains(LinkFlags::Port),
         ..Device::default()
     };
-    let (mut is_cable, mut is_linked_elsewhere) = (false, false);
+    let (mut is_cable, mut is_linked_elsewhere, mut is_bridged, mut controller) = (false, false, false, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
             LinkAttribute::LinkNetNsId(_) => is_linked_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => is_cable = infos.iter().any(is_cable_info),
+            LinkAttribute::Address(bytes) => device.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                is_cable = infos.iter().any(is_cable_info);
+                is_bridged =
+                    infos.iter().any(|info| matches!(info, LinkInfo::PortKind(InfoPortKind::Bridge)));
+            }
             _ => {}
         }
     }
     // Others than cables, such as macvlan and vlan, are linked to the interface below them, to which no packet can be
     // handed as if it came out of a cable.
     device.peer_is_elsewhere = is_cable && is_linked_elsewhere;
+    device.bridge = controller.filter(|_| is_bridged);
     Some(device)
 }
 
@@ -194,8 +201,19 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
     })
 }
 
+/// Whether others than the other end of a cable may be on the same link.
+fn is_of_a_network(ip: IpAddr, message: &AddressMessage) -> bool {
+    match ip {
+        IpAddr::V4(_) => message.header.prefix_len < 32,
+        IpAddr::V6(_) => message.header.prefix_len < 128 && message.header.scope != AddressScope::Link,
+    }
+}
+
 /// The first address of a family that packets to others may come from.
 fn take_address(device: &mut Device, ip: IpAddr, message: &AddressMessage) {
+    if is_of_a_network(ip, message) {
+        device.peer_is_elsewhere = false;
+    }
     let flags = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
@@ -249,6 +267,36 @@ mod tests {
         assert_eq!(device_of(0xfffe, vec![]).unwrap().layer, Some(Layer::Raw));
         // InfiniBand.
         assert_eq!(device_of(32, vec![]).unwrap().layer, None);
+    }
+
+    #[test]
+    fn a_port_of_a_bridge_is_told_from_one_of_a_bond() {
+        let port = |kind: InfoPortKind| {
+            let infos = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::PortKind(kind)];
+            let mac = LinkAttribute::Address(vec![2, 1, 2, 3, 4, 5]);
+            let device =
+                device_of(1, vec![mac, LinkAttribute::Controller(9), LinkAttribute::LinkInfo(infos)])
+                    .unwrap();
+            assert_eq!(device.mac, Some([2, 1, 2, 3, 4, 5]));
+            device.bridge
+        };
+        assert_eq!((port(InfoPortKind::Bridge), port(InfoPortKind::Bond)), (Some(9), None));
+    }
+
+    #[test]
+    fn a_cable_with_an_address_of_a_network_may_lead_to_a_switch() {
+        let is_alone = |ip: &str, length, scope| {
+            let mut device = Device { peer_is_elsewhere: true, ..Device::default() };
+            let mut message = AddressMessage::default();
+            (message.header.prefix_len, message.header.scope) = (length, scope);
+            take_address(&mut device, ip.parse().unwrap(), &message);
+            device.peer_is_elsewhere
+        };
+        assert!(is_alone("10.244.1.1", 32, AddressScope::Universe));
+        assert!(is_alone("fd00::1", 128, AddressScope::Universe));
+        assert!(is_alone("fe80::1", 64, AddressScope::Link));
+        assert!(!is_alone("172.18.0.2", 16, AddressScope::Universe));
+        assert!(!is_alone("fc00:f853::2", 64, AddressScope::Universe));
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub async fn from_ebpf(bpffs: &Path) {
         tokio::time::sleep(FLOWS_PERIOD).await;
     };
     loop {
+        if let Err(error) = tokio::task::block_in_place(|| ebpf::keep_lo_open(&maps)) {
+            warn!(%error, "datagrams of the eBPF programs that are too big for their way may be lost");
+        }
         match tokio::task::block_in_place(|| flows::expire(&maps, &ender)) {
             Ok(expired) if expired.is_empty() => return remove(&directory),
             Ok(_) => {}

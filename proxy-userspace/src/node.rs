@@ -29,8 +29,13 @@ pub struct Device {
     pub mtu: u32,
     /// Part of a bond or team, whose packets come again by that.
     pub is_port: bool,
-    /// A cable (veth, netkit) whose other end is in another network namespace.
+    /// A cable (veth, netkit) whose other end is in another network namespace, and belongs to one host alone: a cable on which
+    /// this node has an address of a network may lead to a switch.
     pub peer_is_elsewhere: bool,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// The index of the bridge whose port it is.
+    pub bridge: Option<u32>,
     /// Its first IPv4 address.
     pub address4: Option<Ipv4Addr>,
     /// Its first global IPv6 address.

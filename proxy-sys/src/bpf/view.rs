@@ -53,8 +53,11 @@ impl View {
             return Err(BpfError::Absent(directory.path().to_owned()));
         }
         let mut found = Vec::new();
-        for path in list(&directory.links())? {
-            found.extend(link_state(&path)?);
+        // They go first when all is removed: what is left of that has none.
+        if directory.links().exists() {
+            for path in list(&directory.links())? {
+                found.extend(link_state(&path)?);
+            }
         }
         found.sort_unstable();
         Ok(View { maps, links: found })

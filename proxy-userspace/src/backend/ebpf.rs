@@ -333,12 +333,16 @@ fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
     Ok(change)
 }
 
-/// Removes the programs and their maps, and gives `lo` its settings back. `false`: there are none.
+/// The same for programs that are being given up, as long as they have flows.
+pub fn keep_lo_open(maps: &Maps) -> Result<(), BackendError> {
+    open_lo(maps).map(drop)
+}
+
+/// Gives `lo` its settings back, and removes the programs and their maps; in this order, because the maps say what the settings
+/// were, and whoever is interrupted or refused begins again. `false`: there are none.
 pub fn remove(directory: &Directory) -> Result<bool, BackendError> {
-    let before = lo_before(directory);
-    let removed = directory.remove()?;
-    lo::closing(before?)?.make()?;
-    Ok(removed)
+    lo::closing(lo_before(directory)?)?.make()?;
+    Ok(directory.remove()?)
 }
 
 fn lo_before(directory: &Directory) -> Result<lo::Before, BpfError> {

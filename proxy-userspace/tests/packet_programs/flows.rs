@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use sluice_common::counters::Counter;
 use sluice_common::flow::{flag, seen};
-use sluice_common::node::option;
+use sluice_common::node::{interface, option};
 use sluice_common::service::action;
 
 use crate::network::{FAMILIES, Family, GATEWAY, OTHER_NODE, mac, peer};
@@ -374,6 +374,47 @@ fn between_ports_of_a_bridge_only_sources_of_replies_are_translated() {
             let back = first.reply().by(peer("pod-b"), peer("pod-a"));
             world.expect(ingress("pod-b"), &reply, NEXT, &back.bytes());
             world.reset();
+        }
+    });
+}
+
+#[test]
+fn frames_for_the_bridge_itself_are_left_to_its_own_programs() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            let first = from_client(family, 17);
+            let arrived = at_endpoint(&first, family.endpoint(), "pod-b");
+            begin(world, &first, &arrived);
+            world.port_of_bridge("pod-b", GATEWAY);
+            let reply = |to| arrived.reply().by(peer("pod-b"), to);
+            world.expect_untouched(ingress("pod-b"), &reply(GATEWAY), NEXT);
+            let back = first.reply().by(peer("pod-b"), peer("pod-a"));
+            world.expect(ingress("pod-b"), &reply(peer("pod-a")), NEXT, &back.bytes());
+            world.interface("pod-b", interface::PEER);
+            world.reset();
+        }
+    });
+}
+
+#[test]
+fn what_a_process_sends_passes_as_it_is_when_it_comes_by_again() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            for (protocol, what) in
+                [6, 17].into_iter().zip([action::CLUSTER, action::CLUSTER | action::MASQUERADE])
+            {
+                world.service(family, what, &[family.endpoint()]);
+                let own = from_client(family, protocol)
+                    .between(family.node(), family.cluster_ip())
+                    .by(mac("uplink"), GATEWAY);
+                let (code, bytes) = world.run(egress("uplink"), &own.bytes());
+                assert_eq!((code, world.flows()), (REDIRECT, 2));
+                // The redirected packet leaves by an interface with programs, too, and nobody has received it.
+                assert_eq!(world.run(egress("uplink"), &bytes), (NEXT, bytes));
+                assert_eq!(world.flows(), 2);
+                world.reset();
+            }
         }
     });
 }

@@ -12,8 +12,8 @@ use sluice_common::service::{
 use crate::network::{FAMILIES, Family, mac, peer};
 use crate::packets::{ACK, FIN, Packet, SYN, tcp, udp};
 use crate::world::{
-    DROP, GROUP, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, ingress, node_port_key,
-    now, on_a_node,
+    DROP, GROUP, NODE_PORT, PORT, REDIRECT, TARGET, World, address_key, address_of, ago, ingress,
+    node_port_key, now, on_a_node,
 };
 
 fn from_client(family: Family, protocol: u8, port: u16) -> Packet {
@@ -150,21 +150,19 @@ fn affinity_ends_with_its_time_or_its_endpoint() {
             let at = |ip| Endpoint { address: address_of(ip), port: TARGET.to_be(), reserved: 0 };
             // Still an endpoint, but long ago.
             with_affinity(world, family, &[family.second(), family.second(), family.endpoint()]);
-            let second = 1_000_000_000;
             let mut port = 40_000;
-            let mut pick_after = |world: &mut World, ip, ago: u64| {
+            let mut pick_after = |world: &mut World, ip, seconds: u64| {
                 port += 1;
                 world.set_affinity(
                     family.client(),
-                    Affinity { used: now() - ago, endpoint: at(ip), reserved: 0 },
+                    Affinity { used: ago(seconds), endpoint: at(ip), reserved: 0 },
                 );
                 picked(world, &from_client(family, 6, port))
             };
             for _ in 0..20 {
-                assert_eq!(pick_after(world, family.endpoint(), 58 * second), family.endpoint());
+                assert_eq!(pick_after(world, family.endpoint(), 58), family.endpoint());
             }
-            let picks: BTreeSet<_> =
-                (0..100).map(|_| pick_after(world, family.endpoint(), 61 * second)).collect();
+            let picks: BTreeSet<_> = (0..100).map(|_| pick_after(world, family.endpoint(), 61)).collect();
             assert_eq!(picks.len(), 2);
             // An endpoint no more.
             for _ in 0..20 {

@@ -88,6 +88,29 @@ fn so_does_one_to_a_process_of_the_node() {
 }
 
 #[test]
+fn at_a_port_of_a_bridge_it_passes_and_the_bridge_translates_it() {
+    const BRIDGE: [u8; 6] = [2, 0xbb, 0xbb, 0xbb, 0xbb, 0xbb];
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            let (service, direct) = (by_service(17, family), straight(17, family));
+            assert_eq!(world.run(ingress("uplink"), &service.bytes()).0, REDIRECT);
+            assert_eq!(world.run(ingress("uplink"), &direct.bytes()).0, REDIRECT);
+            let arrives = direct.clone().with_ports(port_of(world, &direct), TARGET);
+            let between = |packet: &Packet| packet.clone().by(peer("pod-b"), peer("pod-a"));
+            world.expect_untouched(ingress("pod-b"), &between(&direct), NEXT);
+            world.expect_untouched(ingress("pod-b"), &between(&arrives.reply()), NEXT);
+            // What leaves by the bridge leaves by its port next.
+            world.port_of_bridge("uplink", BRIDGE);
+            world.expect_untouched(egress("uplink"), &arrives.reply(), NEXT);
+            world.expect_untouched(egress("uplink"), &direct.reply(), NEXT);
+            world.interface("uplink", 0);
+            world.reset();
+        }
+    });
+}
+
+#[test]
 fn one_that_meets_no_flow_is_left_alone() {
     on_a_node(|world| {
         for family in FAMILIES {

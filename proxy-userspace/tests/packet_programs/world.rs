@@ -19,7 +19,7 @@ use sluice_common::service::{
     SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
 };
 
-use crate::network::{self, FAMILIES, Family, INTERFACES, SMALL_MTU, index, mac};
+use crate::network::{self, FAMILIES, Family, INTERFACES, index, mac};
 use crate::packets::{Body, Message, Packet};
 
 /// What may be read from and written to maps. All types of `sluice-common` may.
@@ -362,12 +362,18 @@ impl World {
     /// Tells the programs about an interface.
     pub(crate) fn interface(&mut self, name: &str, flags: u32) {
         let own = name == "uplink";
-        let mut interface =
-            Interface { flags, mtu: if name == "pod-s" { SMALL_MTU } else { 1500 }, ..Interface::default() };
+        let mut interface = Interface { flags, ..Interface::default() };
         if own {
             interface.address4 = address_of(Family::V4.node());
             interface.address6 = address_of(Family::V6.node());
         }
+        self.put("INTERFACES", index(name), interface);
+    }
+
+    /// Makes an interface a port of a bridge that has an Ethernet address.
+    pub(crate) fn port_of_bridge(&mut self, name: &str, [_, _, rest @ ..]: [u8; 6]) {
+        let flags = interface::PEER | interface::BRIDGE_PORT;
+        let interface = Interface { flags, bridge: u32::from_ne_bytes(rest), ..Interface::default() };
         self.put("INTERFACES", index(name), interface);
     }
 

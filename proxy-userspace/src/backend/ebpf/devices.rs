@@ -23,14 +23,18 @@ pub(super) fn attachable(devices: &[Device]) -> Vec<bpf::Device> {
 
 /// The entries of the map `INTERFACES`. Packets may leave by any interface, whether it has programs or not.
 pub(super) fn interfaces(devices: &[Device], detectors: &[Detector]) -> BTreeMap<u32, Interface> {
+    let macs: BTreeMap<u32, [u8; 6]> =
+        devices.iter().filter_map(|device| Some((device.index, device.mac?))).collect();
     let entry = |device: &Device| {
+        let bridge = device.bridge.and_then(|index| macs.get(&index));
         let flags = [
+            (interface::BRIDGE_PORT, bridge.is_some()),
             (interface::PEER, device.peer_is_elsewhere),
             (interface::PODS, interface_is_pod(detectors, &device.name)),
         ];
         Interface {
             flags: flags.iter().filter(|(_, set)| *set).fold(0, |flags, (bit, _)| flags | bit),
-            mtu: device.mtu,
+            bridge: bridge.map(|[_, _, rest @ ..]| u32::from_ne_bytes(*rest)).unwrap_or_default(),
             address4: device.address4.map(|ip| address(ip.into())).unwrap_or_default(),
             address6: device.address6.map(|ip| address(ip.into())).unwrap_or_default(),
         }
@@ -71,8 +75,19 @@ mod tests {
         let known = interfaces(&devices(), &[Detector::InterfacePrefix("veth".into()), Detector::None]);
         assert_eq!(known.len(), 5);
         assert_eq!(known[&6].flags, interface::PEER | interface::PODS);
-        assert_eq!((known[&3].flags, known[&3].mtu), (0, 1500));
+        assert_eq!((known[&3].flags, known[&3].bridge), (0, 0));
         assert_eq!(known[&3].address4, address([192, 0, 2, 1].into()));
         assert_eq!(known[&3].address6, sluice_common::Address::default());
+    }
+
+    #[test]
+    fn programs_know_the_bridge_of_a_port() {
+        let mac = [2, 0, 0xa, 0xb, 0xc, 0xd];
+        let bridge = Device { index: 7, mac: Some(mac), ..Device::default() };
+        let port = Device { index: 8, bridge: Some(7), mac: Some([2; 6]), ..Device::default() };
+        let known = interfaces(&[port, bridge], &[]);
+        assert_eq!((known[&7].flags, known[&7].bridge), (0, 0));
+        let last = u32::from_ne_bytes([0xa, 0xb, 0xc, 0xd]);
+        assert_eq!((known[&8].flags, known[&8].bridge), (interface::BRIDGE_PORT, last));
     }
 }
