@@ -16,9 +16,9 @@ use super::token::Authorization;
 /// Where the API server and the credentials are written down.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// A kubeconfig; the pod's service account without one.
+    /// A kubeconfig; without one and without `master` the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// The server's URL, over that of the kubeconfig.
+    /// The server's URL, over that of the kubeconfig; without a kubeconfig it is sent no credentials.
     pub master: Option<String>,
 }
 
@@ -71,26 +71,28 @@ impl Access {
 }
 
 fn connect(origin: &Origin) -> Result<Current, KubernetesError> {
-    let master = |scheme| {
-        let Some(text) = origin.master.as_deref() else { return Ok(None) };
+    let chosen = choose(origin, Path::new(SERVICE_ACCOUNT), |name| std::env::var(name).ok())?;
+    client(chosen).map_err(|reason| KubernetesError::Client { origin: place(origin), reason })
+}
+
+/// The server and the credentials, with the service account of a directory and an environment.
+fn choose(
+    origin: &Origin,
+    account: &Path,
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<Chosen, KubernetesError> {
+    let master = origin.master.as_deref().map(|text| {
         // A user's name and password in it are not for logs.
         let url = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"));
         let wrong = |reason| KubernetesError::Master { url, reason };
-        kubeconfig::server_url(text, scheme).map(Some).map_err(wrong)
-    };
-    let chosen = match &origin.kubeconfig {
-        Some(path) => from_file(path, master("http")?.as_ref())?,
-        None => match in_cluster(Path::new(SERVICE_ACCOUNT), |name| std::env::var(name).ok()) {
-            // With an authority to check it by, a server without a scheme is one with TLS.
-            Ok(chosen) => match master("https")? {
-                Some(server) => Chosen { server, ..chosen },
-                None => chosen,
-            },
-            // --master alone is enough where the API server asks for no credentials.
-            Err(reason) => nobody(master("http")?.ok_or(KubernetesError::InCluster(reason))?),
-        },
-    };
-    client(chosen).map_err(|reason| KubernetesError::Client { origin: place(origin), reason })
+        kubeconfig::server_url(text, "http").map_err(wrong)
+    });
+    Ok(match (&origin.kubeconfig, master.transpose()?) {
+        (Some(path), master) => from_file(path, master.as_ref())?,
+        // As for kube-proxy: the pod's token is for the server that the pod is told, and for no other.
+        (None, Some(server)) => nobody(server),
+        (None, None) => in_cluster(account, get).map_err(KubernetesError::InCluster)?,
+    })
 }
 
 /// Where the access is described, for messages.
