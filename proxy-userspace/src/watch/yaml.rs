@@ -50,6 +50,13 @@ fn excess(error: &serde_saphyr::Error) -> Option<String> {
         Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
             Some(format!("aliases stand for more than {} MiB of text", MOST_ALIASED >> 20))
         }
+        Error::Budget { breach: BudgetBreach::RecordedAnchorEvents { .. }, .. } => {
+            Some("anchors around other anchors stand for more than a million values".into())
+        }
+        Error::Budget { breach: BudgetBreach::RecordedAnchorBytes { .. }, .. } => {
+            let most = MOST_ALIASED >> 20;
+            Some(format!("anchors around other anchors stand for more than {most} MiB of text"))
+        }
         _ => None,
     }
 }
@@ -58,8 +65,12 @@ fn excess(error: &serde_saphyr::Error) -> Option<String> {
 const MOST_NESTED: usize = 100;
 /// Bytes that aliases may add to a document.
 const MOST_ALIASED: usize = 16 << 20;
+/// Values that anchors around other anchors may add to a document.
+const MOST_ANCHORED: usize = 1_000_000;
 
-/// A List of any length is one document. What aliases may multiply or nest is limited, and no real file meets the limits.
+/// A List of any length is one document. What aliases and anchors may multiply or nest is limited, and no real file meets
+/// the limits. What is within an anchor is copied for an alias to come, once for each anchor around it: one around all
+/// of a text is never too many, because each value has a character of its own.
 fn budget(text: &str) -> Option<serde_saphyr::Budget> {
     serde_saphyr::budget! {
         max_events: usize::MAX,
@@ -71,6 +82,9 @@ fn budget(text: &str) -> Option<serde_saphyr::Budget> {
         enforce_alias_anchor_ratio: false,
         max_depth: MOST_NESTED,
         max_total_scalar_bytes: text.len().saturating_add(MOST_ALIASED),
+        max_recorded_anchor_events: text.len().saturating_add(MOST_ANCHORED),
+        max_recorded_anchor_bytes: text.len().saturating_add(MOST_ALIASED),
+        max_total_comment_bytes: usize::MAX,
     }
 }
 
@@ -148,6 +162,28 @@ mod tests {
         let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), vec!["*a"; 200].join(", "));
         let wrong = value(&long).unwrap_err();
         assert!(wrong.line.is_some() && wrong.reason.contains("aliases"), "{wrong:?}");
+    }
+
+    #[test]
+    fn an_anchor_may_be_on_a_list_of_any_length_but_not_on_many_within_each_other() {
+        let long = format!("a: &a\n{}", "- 1\n".repeat(1_100_000));
+        let read = value(&long).unwrap();
+        assert_eq!(read["a"].as_array().map(Vec::len), Some(1_100_000));
+        let open: String = (0..50).map(|n| format!("&a{n} [")).collect();
+        let nested = |inner: &str| format!("a: {open}{inner}{}\n", "]".repeat(50));
+        let wrong = value(&nested(&"1,".repeat(100_000))).unwrap_err();
+        assert!(wrong.line.is_some() && wrong.reason.contains("anchors"), "{wrong:?}");
+        // What the parser had to change in the text is copied for each.
+        let escaped = format!("\"{}\"", "\\t".repeat(1 << 20));
+        let wrong = value(&nested(&escaped)).unwrap_err();
+        assert!(wrong.line.is_some() && wrong.reason.contains("anchors"), "{wrong:?}");
+        assert!(value(&nested("1")).is_ok());
+    }
+
+    #[test]
+    fn comments_may_be_of_any_length() {
+        let comment = format!("# {}\n", "x".repeat(1 << 20)).repeat(65);
+        assert_eq!(value(&format!("{comment}a: 1\n")).unwrap(), json!({"a": 1}));
     }
 
     #[test]
