@@ -211,6 +211,71 @@ async fn a_file_that_cannot_be_read_does_not_hide_that_another_lost_an_object() 
 }
 
 #[tokio::test]
+async fn an_object_is_withdrawn_although_other_files_change_all_the_time() {
+    // A file that changes, and one that has something else missing every time.
+    for (name, vanishes) in [("busy", false), ("restless", true)] {
+        let both = format!("{}---\n{}", service("x", 80), service("w", 80));
+        let mut source = Source::start(name, &[("a.yaml", &both)]).await;
+        let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let other = source.directory.join("b.yaml");
+        let writer = tokio::spawn(async move {
+            for turn in 1.. {
+                let name = if vanishes { format!("b{}", turn % 2) } else { "b".into() };
+                std::fs::write(&other, service(&name, turn % 1000 + 1)).unwrap();
+                let pause = tokio::time::sleep(Duration::from_millis(20));
+                tokio::select! { () = pause => {} _ = &mut stopped => return }
+            }
+        });
+        let is_written =
+            |e: &Event| matches!(e, Event::Service(Change::Apply(s)) if s.name.name().starts_with('b'));
+        source.until(is_written).await;
+        source.write("a.yaml", &service("w", 80));
+        let gone = tokio::time::timeout(Duration::from_secs(30), source.until_deleted("x")).await;
+        assert!(gone.is_ok(), "{name}: not withdrawn while the other file is written");
+        stop.send(()).unwrap();
+        writer.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_object_stays_while_the_next_file_that_has_it_cannot_be_opened_or_is_empty() {
+    let next = service("x", 81);
+    // A link to a file elsewhere: of what happens to that inotify tells nothing.
+    let mut source = Source::start("next", &[("a.yaml", &service("x", 80))]).await;
+    let elsewhere = source.directory.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let target = elsewhere.join("z");
+    std::fs::write(&target, &next).unwrap();
+    std::os::unix::fs::symlink(&target, source.directory.join("z.yaml")).unwrap();
+    source.write("mark.yaml", &service("mark", 80));
+    source.until_applied("mark").await;
+    std::fs::remove_file(&target).unwrap();
+    std::os::unix::fs::symlink(&target, &target).unwrap();
+    std::fs::remove_file(source.directory.join("a.yaml")).unwrap();
+    source.nothing_is_withdrawn(Duration::from_millis(1500)).await;
+    assert_eq!(source.reports(), 2, "that it is there twice, and that it cannot be read, once");
+    std::fs::remove_file(&target).unwrap();
+    std::fs::write(&target, &next).unwrap();
+    source.until_port(81).await;
+    std::fs::remove_file(source.directory.join("z.yaml")).unwrap();
+    source.until_deleted("x").await;
+
+    // One that is being written.
+    let mut source = Source::start("next", &[("a.yaml", &service("x", 80)), ("z.yaml", &next)]).await;
+    source.write("z.yaml", "");
+    source.nothing_is_withdrawn(Duration::from_millis(200)).await;
+    std::fs::remove_file(source.directory.join("a.yaml")).unwrap();
+    source.nothing_is_withdrawn(Duration::from_millis(1500)).await;
+    source.write("z.yaml", &next);
+    source.until_port(81).await;
+    source.write("z.yaml", "");
+    source.nothing_is_withdrawn(Duration::from_millis(700)).await;
+    // What it has now counts, too.
+    source.write("z.yaml", &service("other", 80));
+    source.until_deleted("x").await;
+}
+
+#[tokio::test]
 async fn a_directory_that_vanishes_and_comes_back_withdraws_nothing() {
     let mut source =
         Source::start("vanish", &[("a.yaml", &service("a", 80)), ("b.yaml", &service("b", 80))]).await;

@@ -42,10 +42,13 @@ pub struct ManifestsError {
 /// Deletions of files and objects wait until none has come for this long: a directory that is being removed loses its files
 /// one by one before it is gone itself, and an object may move to a file that is written next.
 const DELETION_QUIET: Duration = Duration::from_millis(100);
-/// How often a vanished directory is looked for.
+/// But no longer than this after the first: something else may vanish all the time.
+const DELETION_LATEST: Duration = Duration::from_secs(1);
+/// How often a vanished directory is looked for, and a file that could not be opened when it was needed.
 const RETURN_POLL: Duration = Duration::from_millis(500);
 /// A directory that came back may still be filling: what is missing from it is withdrawn only after this.
 const RETURN_QUIET: Duration = Duration::from_secs(5);
+const EMPTY: &str = "is empty: its objects stay; delete the file to withdraw them";
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// After files of this size the allocator is asked to give back what it holds.
 const LARGE_FILE_BYTES: usize = 1 << 20;
@@ -86,6 +89,26 @@ fn hash(text: &str) -> u64 {
     hasher.finish()
 }
 
+/// When what vanished is withdrawn.
+#[derive(Default)]
+struct Quiet {
+    at: Option<Instant>,
+    latest: Option<Instant>,
+}
+
+impl Quiet {
+    /// Something has vanished.
+    fn vanished(&mut self, now: Instant) {
+        let latest = *self.latest.get_or_insert(now + DELETION_LATEST);
+        self.at = Some(latest.min(now + DELETION_QUIET));
+    }
+
+    /// Everything is looked at at once.
+    fn ends(&mut self, now: Instant) {
+        *self = Quiet { at: Some(now), latest: Some(now) };
+    }
+}
+
 /// Watches a directory.
 pub struct Manifests {
     directory: PathBuf,
@@ -95,6 +118,10 @@ pub struct Manifests {
     definers: BTreeMap<ObjectKey, Definers>,
     /// Objects that the file whose word counts no longer has.
     unsettled: BTreeSet<ObjectKey>,
+    /// How often an object became unsettled.
+    vanished: usize,
+    /// Objects whose next file could not be opened, or was empty: it is tried again, and until then they stay.
+    put_off: BTreeSet<ObjectKey>,
     /// Documents decoded so far.
     decoded: usize,
     /// inotify cannot be used; this has been told.
@@ -112,6 +139,8 @@ impl Manifests {
                 files: BTreeMap::new(),
                 definers: BTreeMap::new(),
                 unsettled: BTreeSet::new(),
+                vanished: 0,
+                put_off: BTreeSet::new(),
                 decoded: 0,
                 polling: false,
             }),
@@ -177,23 +206,32 @@ impl Manifests {
     /// Applies changes until the directory vanishes.
     async fn follow(&mut self, mut stream: EventStream<Vec<u8>>) -> Option<EventStream<Vec<u8>>> {
         let mut missing: BTreeSet<PathBuf> = BTreeSet::new();
-        let mut withdraw_at: Option<Instant> = None;
+        let mut quiet = Quiet::default();
+        if !self.unsettled.is_empty() {
+            quiet.vanished(Instant::now());
+        }
+        let mut try_again = self.try_again();
         loop {
-            let timer = async {
-                match withdraw_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
+            let until = async |at: Option<Instant>| match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             };
             let event = tokio::select! {
                 event = stream.next() => event?,
-                () = timer => {
-                    withdraw_at = None;
+                () = until(try_again) => {
+                    self.present()?;
+                    self.settle(BTreeSet::new()).await;
+                    try_again = self.try_again();
+                    continue;
+                }
+                () = until(quiet.at) => {
+                    quiet = Quiet::default();
                     self.present()?;
                     for path in std::mem::take(&mut missing) {
                         self.read(&path).await;
                     }
-                    self.settle().await;
+                    self.settle_all().await;
+                    try_again = self.try_again();
                     continue;
                 }
                 () = self.events.closed() => return None,
@@ -208,22 +246,28 @@ impl Manifests {
                 // Events were lost, or a ConfigMap volume was swapped: look at everything.
                 missing.extend(self.known());
                 missing.extend(self.present().unwrap_or_default());
-                withdraw_at = Some(Instant::now());
+                quiet.ends(Instant::now());
             } else if !is_manifest(&path) {
                 // Also what a writer calls its file until it is whole: never read, even when it is gone.
             } else if event.mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
                 missing.insert(path);
-                withdraw_at = Some(Instant::now() + DELETION_QUIET);
+                quiet.vanished(Instant::now());
             } else if event.mask.contains(EventMask::CREATE) && is_being_written(&path) {
                 // It comes again when it is closed.
             } else {
                 missing.remove(&path);
+                let before = self.vanished;
                 self.read(&path).await;
-                if !self.unsettled.is_empty() {
-                    withdraw_at = Some(Instant::now() + DELETION_QUIET);
+                if self.vanished != before {
+                    quiet.vanished(Instant::now());
                 }
             }
         }
+    }
+
+    /// When files that could not be opened are tried again.
+    fn try_again(&self) -> Option<Instant> {
+        (!self.put_off.is_empty()).then(|| Instant::now() + RETURN_POLL)
     }
 
     /// Without inotify (its instances or watches are used up), looks at everything from time to time.
@@ -232,15 +276,23 @@ impl Manifests {
             tokio::time::sleep(RETURN_POLL).await;
             let stream = self.watch();
             let present = self.present()?;
-            let known: BTreeSet<PathBuf> = self.known().chain(present).collect();
-            for path in known {
-                self.read(&path).await;
-            }
-            self.settle().await;
+            self.scan(present).await;
             if stream.is_some() || self.events.is_closed() {
                 return stream;
             }
         }
+    }
+
+    /// Looks at the files that are there, and those that were. What this look is the first to miss may be found by the
+    /// next.
+    async fn scan(&mut self, present: Vec<PathBuf>) {
+        let before = self.unsettled.clone();
+        let known: BTreeSet<PathBuf> = self.known().chain(present).collect();
+        for path in known {
+            self.read(&path).await;
+        }
+        let keys = self.unsettled.intersection(&before).cloned().collect();
+        self.settle(keys).await;
     }
 
     /// Keeps what there was until the directory is back and has come to rest.
@@ -276,7 +328,7 @@ impl Manifests {
         for path in known {
             self.read(&path).await;
         }
-        self.settle().await;
+        self.settle_all().await;
         Some(stream)
     }
 
@@ -299,14 +351,16 @@ impl Manifests {
         let text = match read_text(path) {
             Ok(text) => text,
             Err(ReadError::Gone) => return self.remove_file(path),
-            Err(ReadError::Unusable(reason)) => return self.report(path, None, &reason),
+            Err(ReadError::Failed(reason) | ReadError::Unusable(reason)) => {
+                return self.report(path, None, &reason);
+            }
         };
         let content = hash(&text);
         if self.files.get(path).is_some_and(|file| file.content == content && file.lost.is_empty()) {
             return;
         }
         if text.trim().is_empty() && self.files.contains_key(path) {
-            return self.report(path, None, "is empty: its objects stay; delete the file to withdraw them");
+            return self.report(path, None, EMPTY);
         }
         let path: Arc<Path> = path.into();
         let (old, lost) =
@@ -436,6 +490,7 @@ impl Manifests {
             _ => {
                 definers.in_force = path.clone();
                 self.unsettled.remove(&key);
+                self.put_off.remove(&key);
                 send(&self.events, event).await;
             }
         }
@@ -446,16 +501,28 @@ impl Manifests {
         let Some(definers) = self.definers.get_mut(&key) else { return };
         definers.files.remove(path);
         if definers.files.is_empty() || *definers.in_force == *path {
-            self.unsettled.insert(key);
+            self.put_off.remove(&key);
+            if self.unsettled.insert(key) {
+                self.vanished = self.vanished.wrapping_add(1);
+            }
         }
     }
 
+    /// Settles all that waits.
+    async fn settle_all(&mut self) {
+        let keys = std::mem::take(&mut self.unsettled);
+        self.settle(keys).await;
+    }
+
     /// Withdraws what no file has any more; of other objects the next file that defines them counts. Each of these is read
-    /// once.
-    async fn settle(&mut self) {
-        while !self.unsettled.is_empty() {
+    /// once. What was put off is tried again with them.
+    async fn settle(&mut self, mut keys: BTreeSet<ObjectKey>) {
+        let again = std::mem::take(&mut self.put_off);
+        keys.extend(again.iter().cloned());
+        while !keys.is_empty() {
             let mut heirs: BTreeMap<Arc<Path>, BTreeSet<ObjectKey>> = BTreeMap::new();
-            for key in std::mem::take(&mut self.unsettled) {
+            for key in std::mem::take(&mut keys) {
+                self.unsettled.remove(&key);
                 let Some(definers) = self.definers.get(&key) else { continue };
                 match definers.files.first() {
                     None => {
@@ -468,24 +535,40 @@ impl Manifests {
                     }
                 }
             }
-            for (path, mut keys) in heirs {
-                for event in self.inherited(&path, &keys) {
+            for (path, mut inherited) in heirs {
+                let events = match self.inherited(&path, &inherited) {
+                    Ok(events) => events,
+                    Err(reason) => {
+                        if !inherited.is_subset(&again) {
+                            self.report(&path, None, &reason);
+                        }
+                        self.put_off.extend(inherited);
+                        continue;
+                    }
+                };
+                for event in events {
                     let Some(key) = key(&event) else { continue };
                     if let Some(definers) = self.definers.get_mut(&key) {
                         definers.in_force = path.clone();
                     }
-                    keys.remove(&key);
+                    inherited.remove(&key);
                     send(&self.events, event).await;
                 }
                 // A document that cannot be read now does not hide that another was removed.
-                self.forget(&path, keys);
+                self.forget(&path, &inherited);
+                keys.extend(inherited);
             }
         }
     }
 
-    /// What a file says of objects that it was read to have.
-    fn inherited(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) -> Vec<Event> {
-        let Ok(text) = read_text(path) else { return Vec::new() };
+    /// What a file says of objects that it was read to have, or why that cannot be told now.
+    fn inherited(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) -> Result<Vec<Event>, String> {
+        let text = match read_text(path) {
+            Ok(text) if text.trim().is_empty() => return Err(EMPTY.into()),
+            Ok(text) => text,
+            Err(ReadError::Failed(reason)) => return Err(reason),
+            Err(ReadError::Gone | ReadError::Unusable(_)) => return Ok(Vec::new()),
+        };
         let wanted: HashSet<&ObjectKey> = keys.iter().collect();
         let mut pieces = split::documents(&text);
         if let Some(file) = self.files.get(path).filter(|file| file.content == hash(&text)) {
@@ -493,12 +576,12 @@ impl Manifests {
             let has = |known: &Known| known.objects.iter().any(|key| wanted.contains(key));
             pieces.retain(|_| documents.next().is_none_or(has));
         }
-        self.definitions(&pieces, &wanted)
+        Ok(self.definitions(&pieces, &wanted))
     }
 
     /// What a file was read to have cannot be read there now: it counts again when it can.
-    fn forget(&mut self, path: &Path, keys: BTreeSet<ObjectKey>) {
-        for key in &keys {
+    fn forget(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) {
+        for key in keys {
             if let Some(definers) = self.definers.get_mut(key) {
                 definers.files.remove(path);
             }
@@ -506,7 +589,6 @@ impl Manifests {
         if let Some(file) = self.files.get_mut(path) {
             file.lost.extend(keys.iter().cloned());
         }
-        self.unsettled.extend(keys);
     }
 
     fn remove_file(&mut self, path: &Path) {
@@ -539,13 +621,16 @@ fn is_manifest(path: &Path) -> bool {
 
 enum ReadError {
     Gone,
+    /// It could not be read at all, which may pass without another change of the file.
+    Failed(String),
+    /// What it is, or has, is of no use.
     Unusable(String),
 }
 
 fn read_text(path: &Path) -> Result<String, ReadError> {
     let unusable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => ReadError::Gone,
-        _ => ReadError::Unusable(format!("cannot be read: {error}; what it held stays in force")),
+        _ => ReadError::Failed(format!("cannot be read: {error}; what it held stays in force")),
     };
     let metadata = std::fs::metadata(path).map_err(unusable)?;
     // Reading a pipe would wait for a writer, and reading a device would never end.
@@ -602,31 +687,73 @@ mod tests {
         let [a, z] = ["a.yaml", "z.yaml"].map(|name| directory.join(name));
         std::fs::write(&a, services(80)).unwrap();
         manifests.read(&a).await;
-        manifests.settle().await;
+        manifests.settle_all().await;
         assert_eq!((manifests.decoded, counts(&mut events)), (MANY, (MANY, 0)));
         // Renamed, in either order of events.
         std::fs::rename(&a, &z).unwrap();
         manifests.read(&z).await;
         manifests.read(&a).await;
-        manifests.settle().await;
+        manifests.settle_all().await;
         assert_eq!((manifests.decoded, counts(&mut events)), (3 * MANY, (MANY, 0)));
         std::fs::rename(&z, &a).unwrap();
         manifests.read(&z).await;
         manifests.read(&a).await;
-        manifests.settle().await;
+        manifests.settle_all().await;
         assert_eq!((manifests.decoded, counts(&mut events)), (4 * MANY, (MANY, 0)));
         // Each document twice, in one text and in one List.
         std::fs::write(&a, format!("{}{}", services(80), services(81))).unwrap();
         manifests.read(&a).await;
-        manifests.settle().await;
+        manifests.settle_all().await;
         assert_eq!(manifests.decoded, 6 * MANY, "what is read, and the last of each again");
         assert_eq!(counts(&mut events), (2 * MANY, 0));
         // Removed.
         std::fs::remove_file(&a).unwrap();
         manifests.read(&a).await;
-        manifests.settle().await;
+        manifests.settle_all().await;
         assert_eq!((manifests.decoded, counts(&mut events)), (6 * MANY, (0, MANY)));
         assert!(manifests.definers.is_empty() && manifests.files.is_empty());
         std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_inotify_an_object_that_moves_between_two_looks_is_not_withdrawn() {
+        let directory = std::env::temp_dir().join(format!("sluice-scan-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir(&directory).unwrap();
+        let (sender, mut events) = mpsc::channel(16);
+        let mut manifests = Manifests::new(directory.clone(), sender, Metrics::default()).unwrap();
+        let [a, z] = ["a.yaml", "z.yaml"].map(|name| directory.join(name));
+        let look = async |manifests: &mut Manifests| {
+            let present = manifests.present().unwrap();
+            manifests.scan(present).await;
+        };
+        std::fs::write(&a, service(1, 80)).unwrap();
+        look(&mut manifests).await;
+        assert_eq!(counts(&mut events), (1, 0));
+        // Gone from the one at this look, in the other at the next.
+        std::fs::remove_file(&a).unwrap();
+        look(&mut manifests).await;
+        assert_eq!(counts(&mut events), (0, 0));
+        std::fs::write(&z, service(1, 81)).unwrap();
+        look(&mut manifests).await;
+        look(&mut manifests).await;
+        assert_eq!(counts(&mut events), (1, 0));
+        // What is nowhere at two looks goes.
+        std::fs::remove_file(&z).unwrap();
+        look(&mut manifests).await;
+        look(&mut manifests).await;
+        assert_eq!(counts(&mut events), (0, 1));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_vanishes_all_the_time_does_not_put_off_withdrawals_without_an_end() {
+        let start = Instant::now();
+        let mut quiet = Quiet::default();
+        for turn in 0..100 {
+            quiet.vanished(start + turn * (DELETION_QUIET / 2));
+            let expected = start + (turn * (DELETION_QUIET / 2) + DELETION_QUIET).min(DELETION_LATEST);
+            assert_eq!(quiet.at, Some(expected));
+        }
     }
 }
