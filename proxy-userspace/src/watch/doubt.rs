@@ -25,24 +25,34 @@ pub(super) struct Known {
     pub(super) content: u64,
     /// What it defines.
     pub(super) objects: Arc<[ObjectKey]>,
-    /// What it may have been, and so keeps in force.
-    pub(super) kept: Arc<[ObjectKey]>,
+    /// What it may have been, and so keeps in force. Each list is shared with all documents that may have been the same.
+    pub(super) kept: Arc<[Arc<[ObjectKey]>]>,
 }
 
 impl Known {
     /// All that is in force because of it.
     pub(super) fn holds(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.objects.iter().chain(self.kept.iter())
+        self.objects.iter().chain(self.kept.iter().flat_map(|keys| keys.iter()))
     }
 }
 
 /// All that is in force because of documents. What several keep together is looked at once.
 pub(super) fn held(documents: &[Known]) -> BTreeSet<&ObjectKey> {
-    let mut seen = HashSet::new();
-    let kept = documents.iter().map(|known| &known.kept).filter(|kept| !kept.is_empty());
-    let kept = kept.filter(|kept| seen.insert(kept.as_ptr()));
-    let kept = kept.flat_map(|kept| kept.iter());
+    let kept = kept_lists(documents).flat_map(|keys| keys.iter());
     documents.iter().flat_map(|known| known.objects.iter()).chain(kept).collect()
+}
+
+/// The lists of what documents keep, each once.
+fn kept_lists(documents: &[Known]) -> impl Iterator<Item = &Arc<[ObjectKey]>> {
+    let mut seen = HashSet::new();
+    let lists = documents.iter().flat_map(|known| known.kept.iter());
+    lists.filter(move |keys| seen.insert(keys.as_ptr()))
+}
+
+/// How much there is to look at in documents.
+fn weight(documents: &[Known]) -> usize {
+    let own: usize = documents.iter().map(|known| 1 + known.objects.len() + known.kept.len()).sum();
+    own + kept_lists(documents).map(|keys| keys.len()).sum::<usize>()
 }
 
 /// Decides what the broken parts of a file keep. `broken` has those of each document of `new` that were not as they
@@ -60,7 +70,7 @@ pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_
     };
     let everywhere: BTreeSet<ObjectKey> = vanished(old).into_iter().collect();
     let mut near: HashMap<Range<usize>, Candidates> = HashMap::new();
-    let mut looked_at = 0;
+    let (mut looked_at, patience) = (0, 4 * weight(old));
     for (j, place) in around(&places(old, new), old.len()).into_iter().enumerate() {
         let parts = broken.get(j).map(Vec::as_slice).unwrap_or_default();
         if parts.is_empty() {
@@ -75,35 +85,47 @@ pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_
         };
         if !near.contains_key(&range) {
             // Nor do those of which there is no end of different places.
-            looked_at += range.len();
-            if looked_at > 4 * old.len() {
+            if looked_at <= patience {
+                looked_at += weight(&old[range.clone()]);
+            }
+            if looked_at > patience {
                 range = 0..old.len();
             }
         }
         let near = near.entry(range.clone()).or_insert_with(|| Candidates::new(vanished(&old[range])));
-        let mut kept: Vec<Arc<[ObjectKey]>> = Vec::new();
+        let mut kept = Kept::default();
         for part in parts {
-            let more = match part {
-                _ if last => near.all.clone(),
-                MayBe::Object(key) => everywhere.get(key).cloned().into_iter().collect(),
-                MayBe::Text(text) => near.meant(text),
-            };
-            if kept.iter().all(|known| known.as_ptr() != more.as_ptr()) {
-                kept.push(more);
+            match part {
+                _ if last => kept.add(&near.all),
+                MayBe::Object(key) => kept.named.extend(everywhere.get(key)),
+                MayBe::Text(text) => near.meant(text).into_iter().for_each(|keys| kept.add(keys)),
             }
         }
-        if !new[j].kept.is_empty() {
-            kept.push(new[j].kept.clone());
+        new[j].kept.iter().for_each(|keys| kept.add(keys));
+        new[j].kept = kept.finish();
+    }
+}
+
+/// What a document is going to keep. A list that several of its parts may mean is there once.
+#[derive(Default)]
+struct Kept<'a> {
+    lists: Vec<Arc<[ObjectKey]>>,
+    seen: HashSet<*const ObjectKey>,
+    /// Objects that its parts name.
+    named: BTreeSet<&'a ObjectKey>,
+}
+
+impl Kept<'_> {
+    fn add(&mut self, keys: &Arc<[ObjectKey]>) {
+        if !keys.is_empty() && self.seen.insert(keys.as_ptr()) {
+            self.lists.push(keys.clone());
         }
-        kept.retain(|keys| !keys.is_empty());
-        new[j].kept = match &kept[..] {
-            [] => Arc::default(),
-            [one] => one.clone(),
-            _ => {
-                let all: BTreeSet<&ObjectKey> = kept.iter().flat_map(|keys| keys.iter()).collect();
-                all.into_iter().cloned().collect()
-            }
-        };
+    }
+
+    fn finish(mut self) -> Arc<[Arc<[ObjectKey]>]> {
+        let named: Arc<[ObjectKey]> = std::mem::take(&mut self.named).into_iter().cloned().collect();
+        self.add(&named);
+        self.lists.into()
     }
 }
 
@@ -111,13 +133,21 @@ pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_
 fn sift(new: &mut [Known], defined: &HashSet<ObjectKey>) {
     // With what was there before, so that no address is given twice.
     let mut sifted: HashMap<*const ObjectKey, [Arc<[ObjectKey]>; 2]> = HashMap::new();
-    for known in new.iter_mut().filter(|known| !known.kept.is_empty()) {
-        let kept = sifted.entry(known.kept.as_ptr()).or_insert_with(|| {
-            let is_defined = known.kept.iter().any(|key| defined.contains(key));
-            let rest = || known.kept.iter().filter(|key| !defined.contains(*key)).cloned().collect();
-            [known.kept.clone(), if is_defined { rest() } else { known.kept.clone() }]
-        });
-        known.kept = kept[1].clone();
+    for known in new.iter_mut() {
+        let mut is_other = false;
+        let mut sift = |keys: &Arc<[ObjectKey]>| -> Arc<[ObjectKey]> {
+            let [before, after] = sifted.entry(keys.as_ptr()).or_insert_with(|| {
+                let is_defined = keys.iter().any(|key| defined.contains(key));
+                let rest = || keys.iter().filter(|key| !defined.contains(*key)).cloned().collect();
+                [keys.clone(), if is_defined { rest() } else { keys.clone() }]
+            });
+            is_other |= before.as_ptr() != after.as_ptr();
+            after.clone()
+        };
+        let kept: Vec<Arc<[ObjectKey]>> = known.kept.iter().map(&mut sift).collect();
+        if is_other {
+            known.kept = kept.into_iter().filter(|keys| !keys.is_empty()).collect();
+        }
     }
 }
 
@@ -152,38 +182,46 @@ fn places(old: &[Known], new: &[Known]) -> Vec<Option<usize>> {
     new.iter().map(place).collect()
 }
 
-/// Objects that the broken documents of one place can have been.
+/// Objects that the broken documents of one place can have been. Every list is made once, whatever number of documents may
+/// mean it.
 struct Candidates {
     all: Arc<[ObjectKey]>,
     by_kind: HashMap<Kind, Arc<[ObjectKey]>>,
-    by_name: HashMap<String, Vec<ObjectKey>>,
+    /// By a kind, or by none, and a name, which objects of any number of namespaces may have.
+    by_name: HashMap<Option<Kind>, HashMap<String, Arc<[ObjectKey]>>>,
 }
 
 impl Candidates {
     fn new(all: Vec<ObjectKey>) -> Candidates {
         let mut by_kind: HashMap<Kind, Vec<ObjectKey>> = HashMap::new();
-        let mut by_name: HashMap<String, Vec<ObjectKey>> = HashMap::new();
+        let mut by_name: HashMap<Option<Kind>, HashMap<String, Vec<ObjectKey>>> = HashMap::new();
         for key in &all {
             by_kind.entry(key.0).or_default().push(key.clone());
-            by_name.entry(key.1.name().to_owned()).or_default().push(key.clone());
+            for kind in [None, Some(key.0)] {
+                let of_kind = by_name.entry(kind).or_default();
+                of_kind.entry(key.1.name().to_owned()).or_default().push(key.clone());
+            }
         }
         let by_kind = by_kind.into_iter().map(|(kind, keys)| (kind, keys.into())).collect();
+        let shared = |names: HashMap<String, Vec<ObjectKey>>| {
+            names.into_iter().map(|(name, keys)| (name, keys.into())).collect()
+        };
+        let by_name = by_name.into_iter().map(|(kind, names)| (kind, shared(names))).collect();
         Candidates { all: all.into(), by_kind, by_name }
     }
 
     /// Those that an unreadable text can have meant: of its kind, and those that it names if it names any.
-    fn meant(&self, text: &str) -> Arc<[ObjectKey]> {
+    fn meant(&self, text: &str) -> Vec<&Arc<[ObjectKey]>> {
         let (kind, of_kind) = match kind(text) {
-            Said::Foreign => return Arc::default(),
-            Said::Kind(kind) => (Some(kind), self.by_kind.get(&kind).cloned().unwrap_or_default()),
-            Said::Nothing => (None, self.all.clone()),
+            Said::Foreign => return Vec::new(),
+            Said::Kind(kind) => (Some(kind), self.by_kind.get(&kind)),
+            Said::Nothing => (None, Some(&self.all)),
         };
         let words: BTreeSet<&str> =
             text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))).collect();
-        let named = words.iter().filter_map(|word| self.by_name.get(*word)).flatten();
-        let named: Arc<[ObjectKey]> =
-            named.filter(|(of, _)| kind.is_none_or(|kind| *of == kind)).cloned().collect();
-        if named.is_empty() { of_kind } else { named }
+        let by_name = self.by_name.get(&kind);
+        let named: Vec<_> = words.iter().filter_map(|word| by_name?.get(*word)).collect();
+        if named.is_empty() { of_kind.into_iter().collect() } else { named }
     }
 }
 
@@ -214,6 +252,8 @@ fn kind(text: &str) -> Said {
 
 #[cfg(test)]
 mod tests {
+    use sluice_core::model::ObjectName;
+
     use super::*;
 
     fn service(name: &str) -> ObjectKey {
@@ -232,12 +272,21 @@ mod tests {
         words.iter().map(one).unzip()
     }
 
+    fn keys_kept(known: &Known) -> impl Iterator<Item = &ObjectKey> {
+        known.kept.iter().flat_map(|keys| keys.iter())
+    }
+
+    /// How much memory what documents keep takes: keys, and lists of lists.
+    fn size(documents: &[Known]) -> [usize; 2] {
+        let lists = documents.iter().map(|known| known.kept.len()).sum();
+        [kept_lists(documents).map(|keys| keys.len()).sum(), lists]
+    }
+
     fn kept(old: &[&str], new: &[&str], cut_off: bool) -> String {
         let (old, _) = read(old);
         let (mut new, broken) = read(new);
         keep(&old, &mut new, &broken, cut_off);
-        let mut names: Vec<&str> =
-            new.iter().flat_map(|known| known.kept.iter()).map(|(_, name)| name.name()).collect();
+        let mut names: Vec<&str> = new.iter().flat_map(keys_kept).map(|(_, name)| name.name()).collect();
         names.sort_unstable();
         names.join(" ")
     }
@@ -283,7 +332,7 @@ mod tests {
         let (old, _) = read(&["a,b,c"]);
         let (mut new, _) = read(&["a"]);
         keep(&old, &mut new, &[vec![MayBe::Object(service("b"))]], false);
-        assert_eq!(*new[0].kept, [service("b")]);
+        assert!(keys_kept(&new[0]).eq([&service("b")]));
     }
 
     #[test]
@@ -293,21 +342,18 @@ mod tests {
         keep(&old, &mut broken, &parts, false);
         let mut later = broken.clone();
         keep(&broken, &mut later, &[Vec::new(), Vec::new()], false);
-        assert_eq!(*later[1].kept, [service("b")]);
+        assert!(keys_kept(&later[1]).eq([&service("b")]));
         later.push(read(&["b"]).0.remove(0));
         keep(&broken, &mut later, &[Vec::new(), Vec::new(), Vec::new()], false);
         assert!(later[1].kept.is_empty());
     }
+
     #[test]
     fn any_number_of_broken_documents_keep_what_vanished_once() {
         const MANY: usize = 1_000;
         let names: Vec<String> = (0..MANY).map(|n| format!("s{n}")).collect();
         let (old, _) = read(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let distinct = |known: &[Known]| -> (usize, usize) {
-            let mut seen = HashSet::new();
-            let kept = known.iter().filter(|known| seen.insert(known.kept.as_ptr()));
-            (kept.map(|known| known.kept.len()).sum(), held(known).len())
-        };
+        let distinct = |known: &[Known]| (size(known)[0], held(known).len());
         // Everything is broken, in one place.
         let (mut new, broken) = read(&vec!["?]"; MANY]);
         keep(&old, &mut new, &broken, false);
@@ -325,5 +371,57 @@ mod tests {
         keep(&old, &mut new, &broken, false);
         let (kept, _) = distinct(&new);
         assert!(kept <= 6 * MANY, "{kept}");
+    }
+
+    /// Services of one name in many namespaces: each broken document may have been any of them.
+    #[test]
+    fn a_name_that_many_namespaces_have_is_kept_once() {
+        const MANY: usize = 1_000;
+        let key = |name: &str, n: usize| (Kind::Service, ObjectName::new(&format!("n{n}"), name));
+        let known = |content: usize, objects: Vec<ObjectKey>| Known {
+            content: content as u64,
+            objects: objects.into(),
+            kept: Arc::default(),
+        };
+        let own = |n: usize| format!("own{n}");
+        let old: Vec<Known> = (0..MANY).map(|n| known(n, vec![key("web", n), key(&own(n), n)])).collect();
+        let text =
+            |n: usize, more: &str| format!("kind: Service\nmetadata: {{name: web, namespace: n{n} {more}\n");
+        for (with_own, kept) in [(false, MANY), (true, 2 * MANY)] {
+            let mut new: Vec<Known> = (0..MANY).map(|n| known(MANY + n, Vec::new())).collect();
+            let more = |n: usize| if with_own { own(n) } else { String::new() };
+            let broken: Vec<_> = (0..MANY).map(|n| vec![MayBe::Text(text(n, &more(n)))]).collect();
+            keep(&old, &mut new, &broken, false);
+            assert_eq!(held(&new).len(), kept);
+            assert_eq!(size(&new), [kept, kept]);
+            assert_eq!(keys_kept(&new[7]).count(), MANY + usize::from(with_own));
+            // And when the file changes again, with another broken document between those that stay as they were.
+            let before = new.clone();
+            let changed =
+                |n: usize| if n % 2 == 0 { known(n + 9 * MANY, Vec::new()) } else { new[n].clone() };
+            let mut later: Vec<Known> = (0..MANY).map(changed).collect();
+            let broken: Vec<_> = broken
+                .into_iter()
+                .enumerate()
+                .map(|(n, parts)| if n % 2 == 0 { parts } else { Vec::new() })
+                .collect();
+            keep(&before, &mut later, &broken, false);
+            let [keys, lists] = size(&later);
+            assert!(keys <= 25 * MANY && lists <= 2 * MANY, "{keys} {lists}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_broken_objects_of_a_list_are_kept_in_one_place() {
+        const MANY: usize = 10_000;
+        let names: Vec<String> = (0..MANY).map(|n| format!("s{n}")).collect();
+        let (old, _) = read(&[&*names.join(",")]);
+        let (mut new, _) = read(&["other"]);
+        let objects = names.iter().map(|name| MayBe::Object(service(name)));
+        let texts = (0..MANY).map(|n| MayBe::Text(format!("kind: Service\nspec: {{clusterIP: 10.0.0.{n}")));
+        keep(&old, &mut new, &[objects.chain(texts).collect()], false);
+        // What the objects name, and all that the texts may have been.
+        assert_eq!(size(&new), [2 * MANY, 2]);
+        assert_eq!(held(&new).len(), MANY + 1);
     }
 }
