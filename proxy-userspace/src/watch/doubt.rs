@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(distinct(&new), (MANY - 1, MANY));
         // In as many places as there are documents, with ranges that overlap.
         let words: Vec<String> = (0..MANY / 2)
-            .flat_map(|n| [format!("s{}", if n % 2 == 0 { n } else { MANY - n }), "?]".to_owned()])
+            .flat_map(|n| [format!("s{}", if n.is_multiple_of(2) { n } else { MANY - n }), "?]".to_owned()])
             .collect();
         let (mut new, broken) = read(&words.iter().map(String::as_str).collect::<Vec<_>>());
         keep(&old, &mut new, &broken, false);
@@ -398,12 +398,12 @@ mod tests {
             // And when the file changes again, with another broken document between those that stay as they were.
             let before = new.clone();
             let changed =
-                |n: usize| if n % 2 == 0 { known(n + 9 * MANY, Vec::new()) } else { new[n].clone() };
+                |n: usize| if n.is_multiple_of(2) { known(n + 9 * MANY, Vec::new()) } else { new[n].clone() };
             let mut later: Vec<Known> = (0..MANY).map(changed).collect();
             let broken: Vec<_> = broken
                 .into_iter()
                 .enumerate()
-                .map(|(n, parts)| if n % 2 == 0 { parts } else { Vec::new() })
+                .map(|(n, parts)| if n.is_multiple_of(2) { parts } else { Vec::new() })
                 .collect();
             keep(&before, &mut later, &broken, false);
             let [keys, lists] = size(&later);
