@@ -53,7 +53,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     }
     let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
     let bridged = hook == Hook::Ingress && kind == TO_ANOTHER_HOST;
-    if bridged && is_for_bridge::<L2>(skb, &mut scratch.bytes) {
+    if hook == Hook::Ingress && is_for_bridge::<L2>(skb, kind, &mut scratch.bytes) {
         return NEXT;
     }
     if !parse(skb, L2, ether_type == ETH_IPV4, &mut scratch.bytes, &mut scratch.packet) {
@@ -67,13 +67,18 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         forget_fragment(&scratch.packet);
     }
     if scratch.packet.is(is::ICMP_ERROR) {
+        if hook == Hook::Egress && is_port(skb) {
+            return NEXT;
+        }
         return error_about::<L2>(&context, scratch);
     }
     if scratch.packet.is(is::PORTS)
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
-        // The bridge's own programs see it, too, later or before.
-        if (bridged && flow.flags & flag::STRAIGHT != 0) || (hook == Hook::Egress && is_port(skb)) {
+        // What leaves by a port has left by the bridge before. From port to port nothing begins, and what the endpoint does not
+        // know by its own port there has none.
+        let is_straight = flow.flags & (flag::STRAIGHT | flag::REPLY) == flag::STRAIGHT;
+        if (bridged && is_straight) || (hook == Hook::Egress && is_port(skb)) {
             return NEXT;
         }
         match flow::follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, config) {
@@ -108,15 +113,16 @@ fn is_port(skb: *mut __sk_buff) -> bool {
     bridge_of(skb).is_some()
 }
 
-/// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own programs see it next. Were it
-/// translated here, it could come from the node's own address, and the stack takes no such packet.
+/// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own programs see it next: it is for
+/// the bridge's Ethernet address or the port's own, which may be the same. Were it translated here, it would be twice; and it
+/// could come from the node's own address, and the stack takes no such packet.
 #[inline(always)]
-fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, bytes: &mut [u32; 32]) -> bool {
+fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, kind: u32, bytes: &mut [u32; 32]) -> bool {
     if L2 == 0 {
         return false;
     }
     let Some(bridge) = bridge_of(skb) else { return false };
-    load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge
+    kind == TO_THIS_HOST || load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge
 }
 
 /// Whether a packet could be the first of a connection.

@@ -339,10 +339,15 @@ pub fn keep_lo_open(maps: &Maps) -> Result<(), BackendError> {
 }
 
 /// Gives `lo` its settings back, and removes the programs and their maps; in this order, because the maps say what the settings
-/// were, and whoever is interrupted or refused begins again. `false`: there are none.
+/// were, and whoever is interrupted begins again. `false`: there are none.
 pub fn remove(directory: &Directory) -> Result<bool, BackendError> {
-    lo::closing(lo_before(directory)?)?.make()?;
-    Ok(directory.remove()?)
+    let closed = close_lo(directory);
+    let removed = directory.remove()?;
+    closed.map(|()| removed)
+}
+
+fn close_lo(directory: &Directory) -> Result<(), BackendError> {
+    Ok(lo::closing(lo_before(directory)?)?.make()?)
 }
 
 fn lo_before(directory: &Directory) -> Result<lo::Before, BpfError> {

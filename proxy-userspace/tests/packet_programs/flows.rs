@@ -389,6 +389,11 @@ fn frames_for_the_bridge_itself_are_left_to_its_own_programs() {
             world.port_of_bridge("pod-b", GATEWAY);
             let reply = |to| arrived.reply().by(peer("pod-b"), to);
             world.expect_untouched(ingress("pod-b"), &reply(GATEWAY), NEXT);
+            // A bridge mostly has the address of one of its ports.
+            world.expect_untouched(ingress("pod-b"), &reply(mac("pod-b")), NEXT);
+            world.port_of_bridge("uplink", mac("uplink"));
+            world.expect_untouched(ingress("uplink"), &first, NEXT);
+            world.interface("uplink", 0);
             let back = first.reply().by(peer("pod-b"), peer("pod-a"));
             world.expect(ingress("pod-b"), &reply(peer("pod-a")), NEXT, &back.bytes());
             world.interface("pod-b", interface::PEER);
