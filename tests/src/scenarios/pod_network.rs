@@ -40,9 +40,14 @@ pub(super) const ALL: &[Scenario] = &[
         body: loopback::answers_beside_ebpf,
         ..TEMPLATE
     },
-    Scenario { name: "cnitool-makes-pods", body: cnitool, ..TEMPLATE },
-    Scenario { name: "go-cni-makes-pods", body: gocni, ..TEMPLATE },
-    Scenario { name: "podman-runs-containers", needs: &["nft", "podman"], body: podman, ..TEMPLATE },
+    Scenario { name: "cnitool-makes-pods", body: |stage| apart(stage, cnitool), ..TEMPLATE },
+    Scenario { name: "go-cni-makes-pods", body: |stage| apart(stage, gocni), ..TEMPLATE },
+    Scenario {
+        name: "podman-runs-containers",
+        needs: &["nft", "podman"],
+        body: |stage| apart(stage, podman),
+        ..TEMPLATE
+    },
 ];
 
 const TEMPLATE: Scenario =
@@ -292,8 +297,29 @@ fn held_by(stage: &mut Stage, pod: &str) -> Result<()> {
     stage.held(&From::Client, WITHIN, &step)
 }
 
+/// Where libcni keeps what plugins have answered; cnitool, go-cni and podman have no setting for it.
+const STATE: &str = "/var/lib/cni/results";
+/// Makes a mount namespace with a directory of the lab's in the place of /var/lib, and says by which process it is entered,
+/// which ends by itself, whatever becomes of this.
+const MAKE_APART: &str = r#"mkdir -p var-lib && touch var-lib/apart &&
+    { unshare --mount --propagation slave sh -c 'mount --bind "$0" /var/lib && exec sleep 300' "$PWD/var-lib" >/dev/null 2>&1 & } &&
+    timeout 10 sh -c 'until nsenter --target $0 --mount test -e /var/lib/apart; do sleep 0.05; done' $! && echo $!"#;
+
+/// Lets a client of others be called by the command that it is given, so that the machine is as it was before.
+fn apart(stage: &mut Stage, client: fn(&mut Stage, &str) -> Result<()>) -> Result<()> {
+    let state = || std::fs::metadata(STATE).and_then(|found| found.modified()).ok();
+    let before = state();
+    let holder = stage.shell(MAKE_APART)?.trim().to_owned();
+    let outcome = client(stage, &format!("nsenter --target {holder} --mount --wd=."));
+    let ended = stage.shell(&format!("kill {holder}"));
+    outcome?;
+    ended?;
+    ensure!(state() == before, "{STATE} of this machine was written to");
+    Ok(())
+}
+
 /// What containerd and CRI-O call plugins with, by the configuration that the daemon has installed.
-fn cnitool(stage: &mut Stage) -> Result<()> {
+fn cnitool(stage: &mut Stage, apart: &str) -> Result<()> {
     stage.lab.start_proxies(&Value::Null)?;
     stage.reaches_other_node()?;
     let cnitool = stage.tools.cnitool.display().to_string();
@@ -301,7 +327,7 @@ fn cnitool(stage: &mut Stage) -> Result<()> {
     let call = |verb: &str| {
         format!(
             "cd cni; ls conf/10-sluice.conflist >/dev/null && \
-             CNI_PATH=$PWD/bin NETCONFPATH=$PWD/conf CNI_IFNAME=eth0 {cnitool} {verb} sluice /run/netns/{netns}"
+             CNI_PATH=$PWD/bin NETCONFPATH=$PWD/conf CNI_IFNAME=eth0 {apart} {cnitool} {verb} sluice /run/netns/{netns}"
         )
     };
     // The configuration comes last, when pods can start.
@@ -336,13 +362,13 @@ fn cnitool(stage: &mut Stage) -> Result<()> {
 
 /// What containerd, nerdctl and Nomad call plugins with: with their spelling of port mappings, or null for none, and with
 /// `loopback`, which the daemon brings.
-fn gocni(stage: &mut Stage) -> Result<()> {
+fn gocni(stage: &mut Stage, apart: &str) -> Result<()> {
     stage.lab.start_proxies(&Value::Null)?;
     stage.reaches_other_node()?;
     let gocni = stage.tools.gocni.display().to_string();
     let netns = stage.lab.extra_namespace("made")?;
     let call = |verb: &str, ports: &str| {
-        format!("{gocni} -conf cni/conf -bin cni/bin {verb} c1 /run/netns/{netns} '{ports}'")
+        format!("{apart} {gocni} -conf cni/conf -bin cni/bin {verb} c1 /run/netns/{netns} '{ports}'")
     };
     let ports = r#"[{"HostPort":8099,"ContainerPort":8080,"Protocol":"tcp","HostIP":""}]"#;
     stage.eventually(WITHIN, |stage| {
@@ -372,7 +398,7 @@ fn gocni(stage: &mut Stage) -> Result<()> {
 }
 
 /// A container runtime of others runs containers with the configuration that the daemon has installed.
-fn podman(stage: &mut Stage) -> Result<()> {
+fn podman(stage: &mut Stage, apart: &str) -> Result<()> {
     // The machine's own programs, in an empty root.
     const RUN: &str = "run --network sluice --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 -v /usr:/usr:ro -v /lib:/lib:ro \
                        -v /lib64:/lib64:ro -v /bin:/bin:ro";
@@ -387,7 +413,7 @@ fn podman(stage: &mut Stage) -> Result<()> {
     stage.shell(&format!("cat >podman/containers.conf <<'E'\n{config}E"))?;
     let podman = |arguments: &str| {
         format!(
-            "CONTAINERS_CONF={dir}/podman/containers.conf podman --root {dir}/podman/root --runroot {dir}/podman/run \
+            "CONTAINERS_CONF={dir}/podman/containers.conf {apart} podman --root {dir}/podman/root --runroot {dir}/podman/run \
              --storage-driver vfs {arguments}"
         )
     };
