@@ -51,8 +51,8 @@ pub async fn from_ebpf(bpffs: &Path) {
         tokio::time::sleep(FLOWS_PERIOD).await;
     };
     loop {
-        if let Err(error) = tokio::task::block_in_place(|| ebpf::keep_lo_open(&maps)) {
-            warn!(%error, "datagrams of the eBPF programs that are too big for their way may be lost");
+        if let Err(error) = tokio::task::block_in_place(|| ebpf::open_lo(&maps)) {
+            warn!(%error, "IPv4 datagrams of the eBPF programs that are too big for their way are lost: set net.ipv4.conf.lo.accept_local");
         }
         match tokio::task::block_in_place(|| flows::expire(&maps, &ender)) {
             Ok(expired) if expired.is_empty() => return remove(&directory),

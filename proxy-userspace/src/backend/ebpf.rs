@@ -320,8 +320,9 @@ impl Backend {
     }
 }
 
-/// Lets the stack take packets by `lo`. What was there before is in the maps first, or nobody could give it back.
-fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
+/// Lets the stack take packets by `lo`, as long as programs have flows. What was there before is in the maps first, or nobody
+/// could give it back.
+pub fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
     let map = maps.get("CONFIG")?;
     let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
     let change = lo::opening(lo::Before(config.lo_before))?;
@@ -331,11 +332,6 @@ fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
     }
     change.make()?;
     Ok(change)
-}
-
-/// The same for programs that are being given up, as long as they have flows.
-pub fn keep_lo_open(maps: &Maps) -> Result<(), BackendError> {
-    open_lo(maps).map(drop)
 }
 
 /// Gives `lo` its settings back, and removes the programs and their maps; in this order, because the maps say what the settings
