@@ -181,6 +181,29 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
     let own_process = context.hook == Hook::Egress;
     let found = if packet.is(is::PORTS) { find(&mut scratch.frontend, Loopback::Elsewhere) } else { None };
     let key = scratch.packet.key;
+    let what = match found {
+        Some(frontend) => match admitted::<L2>(context, scratch, frontend) {
+            Ok(what) => what,
+            Err(verdict) => return Err(verdict),
+        },
+        None => {
+            // Of ICMP only what asks for an answer is refused.
+            let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();
+            if asks && is_cluster_ip(&mut scratch.frontend) {
+                tell(&scratch.packet, "refused: no such port of a ClusterIP");
+                return Err(refuse::<L2>(context, scratch));
+            }
+            if own_process {
+                // It may have been translated already: a redirected packet comes by here once more.
+                return Err(leaving(&scratch.packet, config));
+            }
+            if !scratch.packet.is(is::PORTS) || !flow::meets_service(&key, &mut scratch.key) {
+                return Err(NEXT);
+            }
+            0
+        }
+    };
+    // Not before: most packets belong to no Service.
     scratch.flow = Flow {
         source: key.source,
         destination: key.destination,
@@ -191,20 +214,28 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
         used: flow::now(),
         group: 0,
     };
-    let Some(frontend) = found else {
-        // Of ICMP only what asks for an answer is refused.
-        let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();
-        if asks && is_cluster_ip(&mut scratch.frontend) {
-            tell(&scratch.packet, "refused: no such port of a ClusterIP");
-            return Err(refuse::<L2>(context, scratch));
-        }
-        // What this node's processes send may have been translated already: a redirected packet comes by here once more.
-        if !own_process && scratch.packet.is(is::PORTS) && flow::meets_service(&key, &mut scratch.key) {
-            return Ok(false);
-        }
-        return Err(if own_process { leaving(&scratch.packet, config) } else { NEXT });
+    let Some(frontend) = found else { return Ok(false) };
+    let hash = hash(&key.source, key.source_port, &scratch.frontend);
+    let Some(endpoint) = pick(frontend, what, &key.source, hash, config) else {
+        count(Counter::DropNoEndpoint);
+        return Err(DROP);
     };
-    if !is_allowed(frontend, &scratch.frontend, &key.source) {
+    scratch.flow.destination = endpoint.address;
+    scratch.flow.destination_port = endpoint.port;
+    scratch.flow.flags = 0;
+    scratch.flow.group = frontend.group;
+    let hairpin = endpoint.address == key.source;
+    Ok(what & action::MASQUERADE != 0 || hairpin)
+}
+
+/// What a frontend's actions are for a packet, or what becomes of one that it does not forward.
+#[inline(always)]
+fn admitted<const L2: u32>(
+    context: &Context<'_>,
+    scratch: &mut Scratch,
+    frontend: &Frontend,
+) -> Result<u8, i32> {
+    if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
         tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
         count(Counter::DropSourceRange);
         return Err(DROP);
@@ -219,17 +250,7 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
         count(Counter::DropNoLocalEndpoints);
         return Err(DROP);
     }
-    let hash = hash(&key.source, key.source_port, &scratch.frontend);
-    let Some(endpoint) = pick(frontend, what, &key.source, hash, config) else {
-        count(Counter::DropNoEndpoint);
-        return Err(DROP);
-    };
-    scratch.flow.destination = endpoint.address;
-    scratch.flow.destination_port = endpoint.port;
-    scratch.flow.flags = 0;
-    scratch.flow.group = frontend.group;
-    let hairpin = endpoint.address == key.source;
-    Ok(what & action::MASQUERADE != 0 || hairpin)
+    Ok(what)
 }
 
 /// Sources that nobody outside of this node can have: the node's own addresses, loopback, multicast, none. The stack drops
