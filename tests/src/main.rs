@@ -128,7 +128,7 @@ struct TortureArguments {
     /// Only experiments whose names have one of these in them
     #[arg(long, value_name = "PART", num_args = 1..)]
     only: Vec<String>,
-    /// Only those that CI runs
+    /// Only those that CI runs: some of each network, and none that is documented to differ
     #[arg(long)]
     short: bool,
     /// How many times longer than usual an answer is awaited, on a slow machine

@@ -15,6 +15,7 @@ use crate::conformance;
 use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
 use crate::suites::Suites;
+use crate::torture;
 
 /// A test says whether something comes to be, not how fast: it may share its cores with others.
 const PATIENCE: u32 = 5;
@@ -51,6 +52,9 @@ fn of_this_machine(suites: &mut Suites, programs: &Programs) {
             run_cases(suites, proxy, "manifests", pod_network);
         }
     }
+    suites.run("the same experiments in modes nftables and ebpf", || {
+        torture::run(&torture::Arguments { short: true, patience: PATIENCE, ..torture::Arguments::default() })
+    });
     suites.run("bursts of connections, by ports that come again", || bursts::some(programs));
     in_vms::smoke(suites, programs);
     if tools.is_none() {

@@ -7,17 +7,17 @@ use anyhow::Result;
 use crate::machine::{self, root, run as run_command};
 
 /// Arguments of the torture command.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Only experiments whose names have one of these in them
     #[arg(long, value_name = "PART", num_args = 1..)]
-    only: Vec<String>,
-    /// Only the short selection
+    pub(crate) only: Vec<String>,
+    /// Only the selection that CI runs: some of each network, and none that is documented to differ
     #[arg(long)]
-    short: bool,
+    pub(crate) short: bool,
     /// How many times longer than usual an answer is awaited, on a busy machine
     #[arg(long, default_value_t = 1)]
-    patience: u32,
+    pub(crate) patience: u32,
 }
 
 /// Does the same experiments in modes nftables and ebpf; fails on a difference that docs/differences.md does not name.
