@@ -292,9 +292,15 @@ impl Run {
         if !self.view.0.others.listed {
             let cluster_ips: BTreeSet<IpAddr> =
                 self.plans().iter().flat_map(|plan| plan.cluster_ips.to_vec()).collect();
-            let drained: BTreeSet<IpAddr> = self.ledger.draining().filter_map(ServerKey::address).collect();
-            let wanted = |ip: &&IpAddr| !cluster_ips.contains(ip) && !drained.contains(ip);
-            assert_eq!(addresses.iter().find(wanted), None, "bound in doubt after {step:?}");
+            let doubtful = addresses.iter().find(|ip| !cluster_ips.contains(ip));
+            assert_eq!(doubtful, None, "bound in doubt after {step:?}");
+        }
+        for key in self.ledger.draining() {
+            let Some(ip) = key.address() else { continue };
+            // An address that the node itself had may be gone, and all connections with it.
+            let was_own = OWN.contains(&ip.to_string().as_str());
+            let comes_here = self.machine.addresses.contains(&ip) || self.machine.led.contains(key);
+            assert!(comes_here || was_own, "connections to {key:?} are lost after {step:?}");
         }
         // Ports of the node must not be reached by way of a service's address.
         for ip in &addresses {
@@ -573,8 +579,11 @@ fn until_nodes_have_been_listed_nothing_but_cluster_ips_is_bound() {
     // The Service goes while somebody is connected, who stays so.
     run.machine.busy.insert((server, DestinationKey { address: ip("10.0.0.1"), port: 8080 }));
     run.step(&Step::Events(vec![deleted()]));
-    assert_eq!(run.machine.led, led);
+    // What was the ClusterIP could be anybody's address as well.
+    let all = BTreeSet::from([server, key("172.30.0.1", Tcp, 80)]);
+    assert_eq!((&run.machine.addresses, &run.machine.led), (&BTreeSet::new(), &all));
     run.step(&Step::Events(vec![external()]));
+    assert_eq!((&run.machine.addresses, &run.machine.led), (&cluster_ip, &led));
     // Nodes are listed, and none has the address.
     run.step(&Step::Node(IS_NOBODYS));
     assert_eq!(run.machine.addresses, both);
@@ -586,6 +595,33 @@ fn until_nodes_have_been_listed_nothing_but_cluster_ips_is_bound() {
     assert!(!closes(&run));
     run.step(&Step::Node(IS_OTHERS));
     assert_eq!((&run.machine.addresses, &run.machine.led), (&cluster_ip, &led));
+}
+
+#[test]
+fn what_was_deleted_while_no_daemon_ran_is_unbound_and_its_connections_live() {
+    let mut run = Run::new();
+    let external = sluice_core::model::Service {
+        ports: vec![port("http", Tcp, 80, 0)],
+        external_ips: vec![ip("192.0.2.2")],
+        ..service("web", "172.30.0.1")
+    };
+    let (server, pod) = (key("192.0.2.2", Tcp, 80), DestinationKey { address: ip("10.0.0.1"), port: 8080 });
+    run.step(&Step::Events(vec![
+        Event::Service(Change::Apply(external)),
+        endpoints(&[("10.0.0.1", "here")]),
+    ]));
+    assert!(run.machine.addresses.contains(&ip("192.0.2.2")));
+    run.machine.busy.insert((server, pod));
+    run.view = views(UNLISTED);
+    run.step(&Step::Restart(vec![Event::Service(Change::Delete(objects::name("web")))]));
+    assert_eq!((run.machine.addresses.len(), run.machine.led.contains(&server)), (0, true));
+    // It turns out to be nobody's: not worth another change.
+    run.step(&Step::Node(IS_NOBODYS));
+    run.step(&Step::Collect);
+    assert_eq!((run.machine.addresses.len(), &run.machine.led), (0, &BTreeSet::from([server])));
+    run.machine.busy.clear();
+    run.step(&Step::Collect);
+    assert!(run.machine.led.is_empty() && run.machine.servers.is_empty());
 }
 
 #[test]

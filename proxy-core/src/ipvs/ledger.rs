@@ -154,7 +154,7 @@ impl Ledger {
         let before = std::mem::replace(&mut self.node.others, others);
         let ruleset = self.ruleset.set_node(of_ruleset);
         let moved = |ip: &IpAddr| before.have(ip) != self.node.others.have(ip);
-        self.unsettled.extend(self.addresses.keys().filter(|ip| moved(ip)));
+        self.unsettled.extend(self.addresses.keys().chain(&self.bound).filter(|ip| moved(ip)));
         let is_moved = |key: &&ServerKey| key.address().is_some_and(|ip| moved(&ip));
         let touched = self.held.keys().filter(is_moved).copied().collect();
         self.steps(touched, &FxHashSet::default(), ruleset)
@@ -308,12 +308,15 @@ impl Ledger {
         steps
     }
 
-    /// Leads packets for virtual servers with others' addresses here, as long as these are there.
+    /// Leads packets for virtual servers with others' addresses here, as long as these are there. What is being drained is led
+    /// until its end, also when its address turns out to be nobody's: it is not bound again, and connections live.
     fn lead(&mut self, touched: &[ServerKey], steps: &mut Steps) {
         for key in touched {
             let Some(ip) = key.address() else { continue };
+            let (is_wanted, is_led) = (self.addresses.contains_key(&ip), self.led.contains(key));
             let is_others = self.node.others.have(&ip)
-                || self.may_be_others(&ip) && (self.addresses.contains_key(&ip) || self.led.contains(key));
+                || self.may_be_others(&ip) && (is_wanted || is_led || self.bound.contains(&ip))
+                || is_led && !is_wanted;
             if is_others && !self.node.own_addresses.contains(&ip) && self.held.contains_key(key) {
                 if self.led.insert(*key) {
                     steps.after.push(Op::LeadHere(*key));
@@ -360,17 +363,16 @@ impl Ledger {
         self.closed = wanted;
     }
 
-    /// Binds and unbinds addresses. Those with virtual servers that are being drained stay.
+    /// Binds and unbinds addresses. Those with virtual servers that are being drained stay, unless they may be others'.
     fn rebind(&mut self, drained: &FxHashSet<IpAddr>, steps: &mut Steps) {
         let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
         unsettled.sort_unstable();
         for ip in unsettled {
             // Also what others have is unbound at once, if it was bound.
             let is_wanted = self.addresses.contains_key(&ip);
-            // What was a ClusterIP, and is drained, stays bound.
             let is_elsewhere = self.node.own_addresses.contains(&ip)
                 || self.node.others.have(&ip)
-                || is_wanted && self.may_be_others(&ip);
+                || self.may_be_others(&ip);
             if is_wanted && !is_elsewhere {
                 if self.bound.insert(ip) {
                     steps.after.push(Op::BindAddress(ip));
