@@ -1,6 +1,7 @@
 //! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go, ports of the node lead to
 //! pods, and clients of others (cnitool, which is libcni, and go-cni, which is containerd's) make pods.
 
+mod churn;
 mod loopback;
 
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub(super) const ALL: &[Scenario] = &[
         body: loopback::answers_beside_ebpf,
         ..TEMPLATE
     },
+    Scenario { name: "pod-churn-keeps-memory-flat", long: true, body: churn::keeps_memory_flat, ..TEMPLATE },
     Scenario { name: "cnitool-makes-pods", body: |stage| apart(stage, cnitool), ..TEMPLATE },
     Scenario { name: "go-cni-makes-pods", body: |stage| apart(stage, gocni), ..TEMPLATE },
     Scenario {
