@@ -174,10 +174,10 @@ fn give(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resu
     let (leases, outcome) = plugin.add(config)?;
     let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
     if let Some(ports) = addresses::host_ports(whose, &addresses, mappings) {
-        let noted = addresses::store(config).and_then(|mut store| Ok(store.give(whose, &[], Some(ports))?));
+        let noted = addresses::store(config).and_then(|mut store| store.give(whose, &[], Some(ports)));
         if let Err(error) = noted {
             drop(plugin.tell("DEL", config));
-            return Err(error);
+            return Err(error.into());
         }
     }
     let mtu = config.mtu.unwrap_or_else(|| addresses::node_mtu(config));
@@ -194,13 +194,15 @@ fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) ->
     }
 }
 
-/// Writes down that somebody has nothing any more. Where nothing can be read, nobody has anything that could be taken back: the
-/// pod has to go all the same. What can be read and not be written is an error, because the runtime will try again.
+/// Writes down that somebody has nothing any more. Where nothing can be read, nobody has anything that could be taken back, and
+/// a disk that takes nothing may be full until pods are gone: the pod has to go all the same. The daemon collects addresses
+/// without a link. Other trouble is an error, because the runtime tries again.
 fn forget(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
-    match addresses::store(config) {
-        Ok(mut store) => Ok(store.take_back(whose).map(drop)?),
-        Err(error) if error.code() == Code::Io => Ok(()),
-        Err(error) => Err(error),
+    match addresses::store(config).map(|mut store| store.take_back(whose)) {
+        Ok(Err(error)) if error.is_of_the_disk() => Ok(()),
+        Ok(taken) => Ok(taken.map(drop)?),
+        Err(error @ StoreError::Busy(_)) => Err(error.into()),
+        Err(StoreError::Io { .. } | StoreError::Damaged { .. }) => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Whoever holds a [`Store`] holds its lock, so several plugins at once take turns. A file is written beside the old one,
 //! synced, and renamed over it: a plugin that is killed at any point leaves the old file or the new one. Addresses of before
-//! the last boot are nobody's, because no container survives that.
+//! the last boot are nobody's, because no container survives that. Fields that another version has added are passed over.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The layout of the file.
 const LAYOUT: u32 = 1;
 const FILE: &str = "leases.json";
+/// Where a damaged file goes.
+const DAMAGED: &str = "leases.json.damaged";
 
 /// Why addresses cannot be read or written down.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +58,18 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the disk does not take what is to be written, or is broken. It may stay so for as long as pods keep it full.
+    pub fn is_of_the_disk(&self) -> bool {
+        let errno = match self {
+            StoreError::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            StoreError::Busy(_) | StoreError::Damaged { .. } => None,
+        };
+        matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS | Errno::EIO))
+    }
+}
+
 #[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Written {
     layout: u32,
     boot: String,
@@ -68,7 +80,6 @@ struct Written {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WrittenLease {
     address: IpAddr,
     container: String,
@@ -76,7 +87,6 @@ struct WrittenLease {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WrittenPorts {
     container: String,
     interface: String,
@@ -135,10 +145,27 @@ pub fn boot_id() -> Result<String, StoreError> {
 impl Store {
     /// Waits for the lock, and reads what is written down.
     pub fn open(directory: &Path, network: &str, boot: &str) -> Result<Self, StoreError> {
+        Self::open_or_begin(directory, network, boot, || false)
+    }
+
+    /// The same, but a damaged file is set aside where nobody has an address: `is_unused` is asked under the lock.
+    pub fn open_or_begin(
+        directory: &Path,
+        network: &str,
+        boot: &str,
+        is_unused: impl FnOnce() -> bool,
+    ) -> Result<Self, StoreError> {
         let directory = directory.join(network);
         fs::create_dir_all(&directory).map_err(failed("make the directory", &directory))?;
         let lock = lock(&directory.join("lock"))?;
-        let contents = read(&directory.join(FILE), boot)?;
+        let path = directory.join(FILE);
+        let contents = match read(&path, boot) {
+            Err(StoreError::Damaged { .. }) if is_unused() => {
+                fs::rename(&path, directory.join(DAMAGED)).map_err(failed("set aside", &path))?;
+                Contents::default()
+            }
+            other => other?,
+        };
         Ok(Store { directory, boot: boot.to_owned(), contents, _lock: lock })
     }
 
@@ -404,13 +431,20 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_takes_nothing_is_told_from_other_trouble() {
+        let failure = |errno: Errno| failed("write", Path::new("x"))(errno.into()).is_of_the_disk();
+        assert!([Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EIO].into_iter().all(failure));
+        assert!(![Errno::EACCES, Errno::EISDIR, Errno::ENOENT].into_iter().any(failure));
+    }
+
+    #[test]
     fn what_cannot_be_written_is_not_believed() {
         let scratch = Scratch::new("full");
         scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
         let mut store = scratch.open("b");
         // Its place is taken.
         fs::create_dir(scratch.0.join("pods/leases.new")).unwrap();
-        assert!(store.give(&pod("c"), &[ip("10.0.0.3")], None).is_err());
+        assert!(!store.give(&pod("c"), &[ip("10.0.0.3")], None).unwrap_err().is_of_the_disk());
         assert_eq!(store.leases().held.len(), 1);
         drop(store);
         assert_eq!(scratch.open("b").leases().held.len(), 1);

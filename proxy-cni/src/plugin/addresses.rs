@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use super::Given;
 use crate::ipam::{AllocationError, allocate};
+use crate::net;
 use crate::node_file::NodeFile;
 use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range, Route};
-use crate::store::{HostPorts, Store, boot_id};
+use crate::store::{HostPorts, Store, StoreError, boot_id};
 
 /// Where nothing says how large packets may be.
 const USUAL_MTU: u32 = 1500;
@@ -116,9 +117,11 @@ impl Addresses {
     }
 }
 
-/// Everything that is written down of a network.
-pub(super) fn store(config: &NetConf) -> Result<Store, CniError> {
-    Ok(Store::open(&config.data, &config.name, &boot_id()?)?)
+/// Everything that is written down of a network. A damaged file counts for nothing while no pod is there; where links cannot be
+/// listed there may be some.
+pub(super) fn store(config: &NetConf) -> Result<Store, StoreError> {
+    let is_unused = || net::host_links(&config.name).is_ok_and(|links| links.is_empty());
+    Store::open_or_begin(&config.data, &config.name, &boot_id()?, is_unused)
 }
 
 /// What to write down of ports of the node.

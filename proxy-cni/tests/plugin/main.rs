@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 mod churn;
+mod disk;
 mod inputs;
 mod loopback;
 
@@ -482,7 +483,6 @@ fn a_pod_can_go_whatever_the_runtime_and_the_files_say() {
         node.call("DEL", "a", "", &node.config("1.1.0", "routed", &json!({})).to_string()).ok();
         assert_eq!(node.links(), 0);
         // What is written down, and cannot be taken back, is no success: the runtime will ask again.
-        std::fs::remove_file(node.directory.join("data/pods/leases.json")).unwrap();
         node.remove_pod("a");
         node.add("a", "routed");
         let in_the_way = node.directory.join("data/pods/leases.new");
