@@ -9,11 +9,12 @@
 //! programming of rules, never before or inside it. Unlike kube-proxy it also ends flows of Services that
 //! went empty or away, and its node port test looks at the destination address.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Capture, PlanChange, ServicePlan};
 use sluice_sys::conntrack::{Conntrack, Flow};
@@ -24,6 +25,7 @@ use tracing::{debug, warn};
 use crate::config::Settings;
 use crate::metrics::{Metrics, family_label};
 use crate::node::{NodeFacts, has_node_ports};
+use crate::passes::{Passes, sleep_until};
 
 /// The state of one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,17 +55,14 @@ pub enum State {
     Opened,
 }
 
-/// A packet that passed the old rules may set up its flow just after a pass, so each request has two.
-const SECOND_PASS: Duration = Duration::from_secs(1);
-const RETRY: Duration = Duration::from_secs(2);
-
 /// The frontends that changes touch, added to `requests`: those that are gone first, because another Service may have taken
 /// one over.
 pub fn requests(changes: &[PlanChange], requests: &mut Vec<Request>) {
     for change in changes {
-        let new = frontends(change.new.as_ref());
+        let new: FxHashSet<Capture> =
+            frontends(change.new.as_ref()).into_iter().map(|(capture, _)| capture).collect();
         for (capture, serving) in frontends(change.old.as_ref()) {
-            if !new.iter().any(|(c, _)| *c == capture) && !serving.is_empty() {
+            if !new.contains(&capture) && !serving.is_empty() {
                 requests.push(Request { capture, state: State::Gone });
             }
         }
@@ -71,20 +70,20 @@ pub fn requests(changes: &[PlanChange], requests: &mut Vec<Request>) {
     for change in changes {
         let new = frontends(change.new.as_ref()).into_iter();
         requests.extend(new.map(|(capture, serving)| Request { capture, state: State::Serving(serving) }));
-        let before = open_frontends(change.old.as_ref());
-        let opened = open_frontends(change.new.as_ref()).into_iter().filter(|c| !before.contains(c));
+        let before: FxHashSet<Capture> = open_frontends(change.old.as_ref()).collect();
+        let opened = open_frontends(change.new.as_ref()).filter(|capture| !before.contains(capture));
         requests.extend(opened.map(|capture| Request { capture, state: State::Opened }));
     }
 }
 
 /// The TCP and SCTP frontends that lead to endpoints.
-fn open_frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Capture> {
-    let ports = plan.iter().flat_map(|plan| plan.ports.iter());
+fn open_frontends(plan: Option<&Arc<ServicePlan>>) -> impl Iterator<Item = Capture> {
+    let ports = plan.into_iter().flat_map(|plan| plan.ports.iter());
     let frontends = ports.filter(|port| port.id.protocol != Protocol::Udp).flat_map(|p| p.frontends.iter());
-    frontends.filter(|frontend| frontend.actions.forwards()).map(|frontend| frontend.capture).collect()
+    frontends.filter(|frontend| frontend.actions.forwards()).map(|frontend| frontend.capture)
 }
 
-/// Endpoints that flows of a frontend may go to.
+/// Endpoints that flows of a frontend may go to, in order.
 type Serving = Arc<[(IpAddr, u16)]>;
 type Served = (Capture, Serving);
 
@@ -92,7 +91,9 @@ fn frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Served> {
     let mut found = Vec::new();
     for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
         if port.id.protocol == Protocol::Udp {
-            let serving: Serving = port.serving.iter().copied().collect();
+            let mut serving: Vec<_> = port.serving.to_vec();
+            serving.sort_unstable();
+            let serving: Serving = serving.into();
             found.extend(port.frontends.iter().map(|f| (f.capture, serving.clone())));
         }
     }
@@ -114,28 +115,25 @@ impl Own<'_> {
 }
 
 /// What one pass looks for.
-#[derive(Default)]
-struct Pass {
-    requests: HashMap<Capture, State>,
+struct Pass<'a> {
+    requests: FxHashMap<Capture, &'a State>,
 }
 
-impl Pass {
+impl Pass<'_> {
     /// Whether a flow goes where it must not.
     fn is_stale(&self, flow: &Flow, own: &Own<'_>) -> bool {
         let (address, port) = flow.destination;
         let by_address = Capture::Address(address, flow.protocol, port);
         let by_port = Capture::NodePort(Family::of(&address), flow.protocol, port);
         let translated = flow.replier != flow.destination;
-        let state = match self.requests.get(&by_address) {
-            Some(state) => state,
-            None => match self.requests.get(&by_port) {
-                Some(state) if own.node_port_of(&address, translated) => state,
-                _ => return false,
-            },
+        let state = match (self.requests.get(&by_address), self.requests.get(&by_port)) {
+            (Some(state), _) => *state,
+            (None, Some(state)) if own.node_port_of(&address, translated) => *state,
+            (None, _) => return false,
         };
         match state {
             // Packets sent before there were endpoints were tracked untranslated: end those too.
-            State::Serving(list) if !list.is_empty() => !list.contains(&flow.replier),
+            State::Serving(list) if !list.is_empty() => list.binary_search(&flow.replier).is_err(),
             // Without endpoints only translated flows are known to be ours.
             State::Serving(_) | State::Gone => translated,
             State::Opened => flow.is_vain && !translated,
@@ -154,49 +152,39 @@ pub async fn run(
     (settings, facts): (Settings, watch::Receiver<NodeFacts>),
     metrics: Metrics,
 ) {
-    let mut again: Option<(tokio::time::Instant, Pass)> = None;
+    let mut passes = Passes::default();
     loop {
-        let due = again.as_ref().map(|(at, _)| *at);
         let first = tokio::select! {
             request = requests.recv() => match request {
                 Some(request) => Some(request),
                 None => return,
             },
-            () = sleep_until(due) => None,
+            () = sleep_until(passes.due(Instant::now())) => None,
         };
-        let mut pass = match (&first, again.take()) {
-            (None, Some((_, pass))) => pass,
-            (Some(_), earlier) => earlier.map(|(_, pass)| pass).unwrap_or_default(),
-            (None, None) => continue,
-        };
-        let is_second = first.is_none();
+        let is_due = first.is_none();
         let mut next = first;
         while let Some(request) = next {
-            pass.requests.insert(request.capture, request.state);
+            passes.ask(request.capture, request.state, Instant::now());
             next = requests.try_recv().ok();
+        }
+        let begun = Instant::now();
+        if !is_due && passes.due(begun).is_none_or(|due| due > begun) {
+            continue;
         }
         let facts = facts.borrow().clone();
         let own = Own { settings: &settings, facts: &facts };
-        let result = tokio::task::block_in_place(|| clean(&pass, &own, &metrics));
-        again = match result {
-            Ok(()) if is_second => None,
-            Ok(()) => Some((tokio::time::Instant::now() + SECOND_PASS, pass)),
+        let pass = Pass { requests: passes.requests().map(|(capture, state)| (*capture, state)).collect() };
+        match tokio::task::block_in_place(|| clean(&pass, &own, &metrics)) {
+            Ok(()) => passes.done(begun, Instant::now()),
             Err(error) => {
                 warn!(%error, "cannot end stale flows; trying again");
-                Some((tokio::time::Instant::now() + RETRY, pass))
+                passes.failed(Instant::now());
             }
-        };
+        }
     }
 }
 
-async fn sleep_until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn clean(pass: &Pass, own: &Own<'_>, metrics: &Metrics) -> Result<(), NetlinkError> {
+fn clean(pass: &Pass<'_>, own: &Own<'_>, metrics: &Metrics) -> Result<(), NetlinkError> {
     let mut conntrack = Conntrack::open()?;
     for (family, protocol) in pass.kinds() {
         let begun = Instant::now();

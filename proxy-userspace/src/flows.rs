@@ -29,13 +29,12 @@ use tracing::{debug, warn};
 
 use crate::conntrack::Request;
 use crate::metrics::{Metrics, family_label};
+use crate::passes::{Passes, sleep_until};
 use expiry::{Limits, Suspect, is_original, is_over, may_be_over, order, own, pairs};
 use stale::{Serving, Suspects};
 
 /// Between two looks for flows that are over.
 const PERIOD: Duration = Duration::from_secs(30);
-const SECOND_PASS: Duration = Duration::from_secs(1);
-const RETRY: Duration = Duration::from_secs(2);
 /// The flow table. Programs give keys of it to other flows at any time, so that flows in it are ended by a program, too.
 const FLOWS: &str = "FLOWS";
 /// Both tables, while the flow table gets another size. To the old one nobody adds anything, so that it can be deleted from.
@@ -59,10 +58,9 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, end
     let mut keeper = Keeper::new(maps, ender, metrics);
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // When the next pass is due, and how many are left.
-    let mut due: Option<(tokio::time::Instant, u32)> = None;
+    let mut passes = Passes::default();
     loop {
-        let passes = tokio::select! {
+        let is_due = tokio::select! {
             request = requests.recv() => {
                 let Some(first) = request else { return };
                 // What they say is in the maps.
@@ -70,38 +68,34 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, end
                 while let Ok(next) = requests.try_recv() {
                     concerned |= is_of_udp(&next);
                 }
-                if !concerned {
-                    continue;
+                if concerned {
+                    passes.ask((), (), Instant::now());
                 }
-                2
+                false
             }
-            () = sleep_until(due.map(|(at, _)| at)) => due.map_or(0, |(_, passes)| passes),
+            () = sleep_until(passes.due(Instant::now())) => true,
             _ = ticks.tick() => {
                 tokio::task::block_in_place(|| keeper.tick());
-                continue;
+                false
             }
         };
-        due = match tokio::task::block_in_place(|| keeper.end_stale(passes <= 1)) {
-            Ok(()) if passes <= 1 => None,
-            Ok(()) => Some((tokio::time::Instant::now() + SECOND_PASS, passes - 1)),
+        let begun = Instant::now();
+        if !is_due && passes.due(begun).is_none_or(|due| due > begun) {
+            continue;
+        }
+        match tokio::task::block_in_place(|| keeper.end_stale(passes.is_last(begun))) {
+            Ok(()) => passes.done(begun, Instant::now()),
             Err(error) => {
                 warn!(%error, "cannot end stale UDP flows; trying again");
-                Some((tokio::time::Instant::now() + RETRY, passes))
+                passes.failed(Instant::now());
             }
-        };
+        }
     }
 }
 
 /// What was not translated here left no flow, so connections that began too early need nothing.
 fn is_of_udp(request: &Request) -> bool {
     request.capture.protocol() == Protocol::Udp
-}
-
-async fn sleep_until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 struct Keeper {

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod nft_monitor;
 pub mod node;
 pub mod optout;
+mod passes;
 pub mod pod_network;
 mod random;
 pub mod reconcile;
