@@ -12,6 +12,7 @@ use crate::model::{
     Conditions, EndpointSlice, Hints, Namespace, Node, ObjectName, Pod, Service, ServiceCidr,
     ServicePortName, SliceEndpoint,
 };
+use crate::net::Protocol;
 
 /// What must be planned anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -308,6 +309,19 @@ impl Index {
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.objects.get(name))
+    }
+
+    /// All addresses of a Service's endpoints with TCP ports, whatever their conditions.
+    pub fn tcp_addresses(&self, service: &ObjectName) -> BTreeSet<(IpAddr, u16)> {
+        let ports = |slice: &EndpointSlice| -> Vec<u16> {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.map(|port| port.port).collect()
+        };
+        let of_slice = |slice| {
+            let ports = ports(slice);
+            slice.endpoints.iter().flat_map(move |e| ports.clone().into_iter().map(|port| (e.address, port)))
+        };
+        self.slices(service).flat_map(of_slice).collect()
     }
 
     /// The endpoints of a service port, merged over all slices (reference 1.5): sorted by address and port,

@@ -52,6 +52,29 @@ impl fmt::Display for Family {
     }
 }
 
+/// Why an address is nobody's in particular: what it is, of those that mean something else on each node or link, or no single
+/// machine (RFC 6890, RFC 4291). A Service or endpoint with one would take what others say to themselves.
+pub fn special(ip: &IpAddr) -> Option<&'static str> {
+    let ip = ip.to_canonical();
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if ip.is_loopback() {
+        Some("a loopback address")
+    } else if ip.is_unspecified() {
+        Some("the unspecified address")
+    } else if is_link_local {
+        Some("a link-local address")
+    } else if ip.is_multicast() {
+        Some("a multicast address")
+    } else if ip == IpAddr::from(Ipv4Addr::BROADCAST) {
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}
+
 /// A transport protocol that a service port can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {

@@ -4,10 +4,12 @@
 
 mod claims;
 mod eligibility;
+mod grants;
 mod planner;
 mod policy;
 
 pub use eligibility::{EndpointLists, Target, eligible};
+pub use grants::{Grants, Refusal, Refused};
 pub use planner::{PlanChange, Planner};
 pub use policy::{Actions, external_actions, internal_actions};
 
@@ -90,7 +92,7 @@ pub enum Action {
 }
 
 /// The role of a frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     /// `spec.clusterIPs`.
     ClusterIp,
@@ -166,6 +168,8 @@ pub struct ServicePlan {
     pub cluster_ips: Box<[IpAddr]>,
     /// Its health-check node port.
     pub health_check: Option<HealthCheck>,
+    /// What it asks for and does not get, sorted.
+    pub refused: Box<[Refused]>,
 }
 
 /// How to tell that a packet comes from a pod (reference 3.4).
@@ -209,6 +213,8 @@ pub struct PlanConfig {
     pub masquerade_all: bool,
     /// External IPs of Services lead nowhere: the gate AllowServiceExternalIPs is closed.
     pub ignores_external_ips: bool,
+    /// Which addresses Services may have.
+    pub grants: Grants,
 }
 
 impl PlanConfig {

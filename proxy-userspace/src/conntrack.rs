@@ -242,7 +242,7 @@ mod tests {
             lacks_local_external: false,
         };
         let (ports, cluster_ips) = (Box::new([port]), Box::default());
-        Some(Arc::new(ServicePlan { name, ports, cluster_ips, health_check: None }))
+        Some(Arc::new(ServicePlan { name, ports, cluster_ips, health_check: None, refused: Box::default() }))
     }
 
     #[test]

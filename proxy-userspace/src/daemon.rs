@@ -23,7 +23,7 @@ use crate::node::NodeFacts;
 use crate::pod_network::{self, PodNetworkTask};
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Scope, Timing};
+use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::{Manifests, ManifestsError};
 use crate::{addresses, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout, sysctls};
 
@@ -211,7 +211,8 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
     let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
-    let (source, recorder) = source(&settings, events, metrics.clone()).await?;
+    let (peers, api_peers) = watch::channel(Peers::new());
+    let (source, recorder) = source(&settings, events, metrics.clone(), peers).await?;
     let pod_network = pod_network_task(&settings, &recorder, &metrics)?;
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
@@ -236,6 +237,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         nodes: nodes_sender,
         opted_out: opted_out_sender,
         log: log.clone(),
+        recorder: recorder.clone(),
         started,
     };
     let (maps, ender) = (backend.maps(), backend.ender().map_err(DaemonError::Backend)?);
@@ -244,6 +246,7 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         events: event_receiver,
         notices: notice_receiver,
         network: network_receiver,
+        api_peers,
         shutdown: shutdown_receiver,
     };
     if let Some(maps) = maps.clone() {
@@ -363,6 +366,7 @@ async fn source(
     settings: &Settings,
     events: mpsc::Sender<Received>,
     metrics: Metrics,
+    peers: watch::Sender<Peers>,
 ) -> Result<(BoxFuture<'static, ()>, Recorder), DaemonError> {
     Ok(match &settings.source {
         Source::Manifests(directory) => {
@@ -376,6 +380,7 @@ async fn source(
             let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let reporter =
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
+            tokio::spawn(follow_peers(access.clone(), peers));
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
             let pods = matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto);
             let all_nodes = settings.pod_network.is_some() || settings.backend == BackendKind::Ipvs;

@@ -75,6 +75,12 @@ impl Event {
         Event { regarding, warning: true, reason, action: "Listen", note }
     }
 
+    /// A Service asks for addresses that it does not get.
+    pub fn address_refused(service: ObjectName, note: String) -> Event {
+        let regarding = Regarding::Service(service);
+        Event { regarding, warning: true, reason: "AddressRefused", action: "ServeAddress", note }
+    }
+
     /// Something is wrong with the network between pods.
     pub fn pod_network(reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }

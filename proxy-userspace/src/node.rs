@@ -11,7 +11,7 @@ use sluice_core::loopback::Loopback;
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::nft::{self, NftConfig, NodeView};
-use sluice_core::plan::{self, Detector, PlanConfig};
+use sluice_core::plan::{self, Detector, Grants, PlanConfig};
 use sluice_sys::bpf::Layer;
 
 use crate::config::{BackendKind, DetectLocal, GoDuration, Scheduler, Settings};
@@ -55,6 +55,8 @@ pub struct NodeFacts {
     pub service_networks: Vec<IpNet>,
     /// Addresses of others, in mode ipvs.
     pub others: Others,
+    /// Where API servers listen.
+    pub api_servers: BTreeSet<(IpAddr, u16)>,
 }
 
 /// The node's primary address of a family: a specific bindAddress counts more than the Node object.
@@ -73,6 +75,11 @@ pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
         detects_pods: [detects(Family::V4), detects(Family::V6)],
         masquerade_all: settings.masquerade_all,
         ignores_external_ips: !settings.gates.allow_service_external_ips,
+        grants: Grants {
+            networks: settings.external_addresses.clone(),
+            service_networks: facts.service_networks.clone(),
+            api_servers: facts.api_servers.clone(),
+        },
     }
 }
 

@@ -24,11 +24,13 @@ use crate::addresses::Network;
 use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
+use crate::events::{Event as ApiEvent, Recorder};
 use crate::health::Health;
 use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
 use crate::watch::Received;
+use crate::watch::kubernetes::Peers;
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on them; but
 /// Services must not wait for them for ever.
@@ -76,6 +78,8 @@ pub struct Inputs {
     pub notices: mpsc::Receiver<Notice>,
     /// Interfaces and addresses, once they have been listed.
     pub network: watch::Receiver<Option<Network>>,
+    /// By which addresses this process reaches the API.
+    pub api_peers: watch::Receiver<Peers>,
     /// Turns true when the program shall end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -100,6 +104,8 @@ pub struct Outputs {
     pub opted_out: watch::Sender<Option<Vec<IpAddr>>>,
     /// The last passes.
     pub log: SyncLog,
+    /// Events for the API.
+    pub recorder: Recorder,
     /// Told the backend's netlink port, if it has one, after the first pass.
     pub started: tokio::sync::oneshot::Sender<Option<u32>>,
 }
@@ -120,6 +126,8 @@ pub struct Reconciler {
     backend: Backend,
     facts: NodeFacts,
     phase: Phase,
+    /// The Service that leads to the API servers.
+    kubernetes: ObjectName,
     outputs: Outputs,
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
@@ -132,6 +140,8 @@ pub struct Reconciler {
     no_local: [(i64, i64); 2],
     oldest_event: Option<Instant>,
     lists_complete_at: Option<Instant>,
+    /// By which addresses this process reaches the API.
+    api_peers: Peers,
     /// The node's addresses changed.
     node_dirty: bool,
     /// The node's interfaces and addresses have been listed.
@@ -158,6 +168,7 @@ impl Reconciler {
             backend,
             facts,
             phase: Phase::AwaitingLists,
+            kubernetes: ObjectName::new("default", "kubernetes"),
             outputs,
             started,
             flows: Vec::new(),
@@ -167,6 +178,7 @@ impl Reconciler {
             no_local: [(0, 0); 2],
             oldest_event: None,
             lists_complete_at: None,
+            api_peers: Peers::new(),
             node_dirty: false,
             network_known: false,
             retry_at: None,
@@ -200,6 +212,10 @@ impl Reconciler {
                         self.network_known = true;
                         self.node_dirty = true;
                     }
+                }
+                Ok(()) = inputs.api_peers.changed() => {
+                    self.api_peers = inputs.api_peers.borrow_and_update().clone();
+                    self.api_servers_changed();
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -335,7 +351,10 @@ impl Reconciler {
         if dirty.nodes && self.settings.pod_network.is_some() {
             self.outputs.nodes.send_replace(self.index.nodes().map(Arc::new));
         }
-        if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node) {
+        if dirty.services.contains(&self.kubernetes) {
+            self.api_servers_changed();
+        }
+        if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node || self.node_dirty) {
             self.others_changed();
         }
         if dirty.node || std::mem::take(&mut self.node_dirty) {
@@ -350,6 +369,7 @@ impl Reconciler {
         changes.extend(replanned);
         for change in &changes {
             self.count_no_local(change);
+            self.tell_refused(change);
         }
         conntrack::requests(&changes, &mut self.flows);
         let served = node::listens_on_loopback(&self.settings);
@@ -358,10 +378,47 @@ impl Reconciler {
         changes
     }
 
+    /// Services must not have the addresses of API servers.
+    fn api_servers_changed(&mut self) {
+        let mut all = self.index.tcp_addresses(&self.kubernetes);
+        all.extend(&self.api_peers);
+        self.node_dirty |= self.facts.api_servers != all;
+        self.facts.api_servers = all;
+    }
+
+    /// Says what a Service does not get, once.
+    fn tell_refused(&self, change: &PlanChange) {
+        const NAMED: usize = 3;
+        let refused = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().map(|plan| plan.refused.clone());
+        let (before, now) =
+            (refused(&change.old).unwrap_or_default(), refused(&change.new).unwrap_or_default());
+        let new: Vec<String> = now
+            .iter()
+            .filter(|refused| before.binary_search(refused).is_err())
+            .map(ToString::to_string)
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut note = new[..new.len().min(NAMED)].join("; ");
+        if new.len() > NAMED {
+            note += &format!("; and {} more", new.len() - NAMED);
+        }
+        warn!(service = %change.name, refused = new.len(), "left out: {note}");
+        self.outputs.recorder.record(ApiEvent::address_refused(change.name.clone(), note));
+    }
+
     /// Other nodes may have other addresses. Until they have been listed, any address may be one of them.
     fn others_changed(&mut self) {
         let Some(nodes) = self.index.nodes() else { return };
-        let others = node::others(&self.settings.node_name, &nodes, &self.index.service_networks());
+        let mut others = node::others(&self.settings.node_name, &nodes, &self.index.service_networks());
+        let service = self.index.service(&self.kubernetes);
+        let is_cluster_ip = |ip: &IpAddr| {
+            service.is_some_and(|service| service.cluster_ips.contains(ip))
+                || self.index.service_networks().iter().any(|net| net.contains(ip))
+        };
+        let api_servers = self.facts.api_servers.iter().map(|(ip, _)| *ip);
+        others.addresses.extend(api_servers.filter(|ip| !is_cluster_ip(ip)));
         self.node_dirty |= self.facts.others != others;
         self.facts.others = others;
     }

@@ -5,9 +5,11 @@ use rustc_hash::FxHashMap;
 use super::Capture;
 use crate::model::ObjectName;
 
-/// A Service's claim; the smallest wins: oldest creation first, then by name. Unknown ages come last.
+/// A Service's claim; the smallest wins: as ClusterIP first, then by creation, the oldest first, then by name. Unknown ages come
+/// last. ClusterIPs are allocated; whatever else a tenant writes down, nobody has looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
+    pub(super) is_other_than_cluster_ip: bool,
     pub(super) created: i64,
     pub(super) service: ObjectName,
 }

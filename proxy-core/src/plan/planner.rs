@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use super::claims::{Claimant, Claims};
 use super::eligibility::{eligible, is_local};
 use super::policy::{external_actions, internal_actions};
-use super::{Capture, Frontend, HealthCheck, PlanConfig, PortPlan, Role, ServicePlan};
+use super::{Capture, Frontend, HealthCheck, PlanConfig, PortPlan, Refusal, Refused, Role, ServicePlan};
 use crate::index::{Endpoint, Index};
 use crate::model::{ObjectName, Service, ServicePort, ServicePortName};
 use crate::net::{Family, Protocol};
@@ -50,8 +50,11 @@ pub struct Planner {
     config: PlanConfig,
     plans: FxHashMap<ObjectName, Arc<ServicePlan>>,
     claims: Claims,
-    claimed: FxHashMap<ObjectName, (i64, Box<[Capture]>)>,
+    claimed: FxHashMap<ObjectName, (i64, Box<[Claimed]>)>,
 }
+
+/// A frontend, and whether it is claimed as something else than a ClusterIP.
+type Claimed = (Capture, bool);
 
 impl Planner {
     /// A planner without plans.
@@ -114,24 +117,30 @@ impl Planner {
         name: &ObjectName,
         affected: &mut BTreeSet<ObjectName>,
     ) {
-        let captured = |service| captures(service, self.config.ignores_external_ips).into_keys().collect();
-        let wanted: Option<(i64, Box<[Capture]>)> =
+        let captured = |service| {
+            let wanted = captures(service, &self.config).wanted.into_iter();
+            wanted.map(|(capture, claim)| (capture, claim.role != Role::ClusterIp)).collect()
+        };
+        let wanted: Option<(i64, Box<[Claimed]>)> =
             service.map(|s| (s.created.unwrap_or(i64::MAX), captured(s)));
         let had = self.claimed.get(name);
         if had == wanted.as_ref() {
             return;
         }
+        let claimant = |created, is_other_than_cluster_ip| Claimant {
+            is_other_than_cluster_ip,
+            created,
+            service: name.clone(),
+        };
         if let Some((created, old)) = self.claimed.remove(name) {
-            let claimant = Claimant { created, service: name.clone() };
             let kept = wanted.as_ref().filter(|(now, _)| *now == created).map(|(_, list)| list);
-            for capture in old.iter().filter(|c| kept.is_none_or(|list| list.binary_search(c).is_err())) {
-                affected.extend(self.claims.remove(capture, &claimant));
+            for claimed in old.iter().filter(|c| kept.is_none_or(|list| list.binary_search(c).is_err())) {
+                affected.extend(self.claims.remove(&claimed.0, &claimant(created, claimed.1)));
             }
         }
         if let Some((created, list)) = wanted {
-            for capture in &list {
-                let claimant = Claimant { created, service: name.clone() };
-                affected.extend(self.claims.add(*capture, claimant));
+            for (capture, is_other) in &list {
+                affected.extend(self.claims.add(*capture, claimant(created, *is_other)));
             }
             self.claimed.insert(name.clone(), (created, list));
         }
@@ -139,14 +148,21 @@ impl Planner {
 
     fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {
         let mut ports = Vec::new();
-        let wanted = captures(service, self.config.ignores_external_ips);
+        let Wanted { wanted, mut refused } = captures(service, &self.config);
+        let is_mine = |capture: &Capture| self.claims.owner(capture) == Some(&service.name);
+        let taken = wanted.iter().filter(|(capture, _)| !is_mine(capture));
+        refused.extend(taken.map(|(capture, claim)| Refused {
+            capture: *capture,
+            role: claim.role,
+            why: Refusal::Taken,
+        }));
         for (at, port) in service.ports.iter().enumerate() {
             for family in Family::BOTH {
                 if service.cluster_ip(family).is_some() {
                     let mine = wanted
                         .iter()
                         .filter(|(capture, claim)| claim.port == at && capture.family() == family)
-                        .filter(|(capture, _)| self.claims.owner(capture) == Some(&service.name));
+                        .filter(|(capture, _)| is_mine(capture));
                     ports.push(self.plan_port(index, service, port, family, mine));
                 }
             }
@@ -159,6 +175,7 @@ impl Planner {
                 node_port,
                 local_endpoints: self.local_endpoints(index, service),
             }),
+            refused: refused.into_iter().collect(),
         }
     }
 
@@ -253,33 +270,49 @@ struct Claim {
     filtered: bool,
 }
 
+/// What a Service asks for.
+#[derive(Default)]
+struct Wanted {
+    wanted: BTreeMap<Capture, Claim>,
+    /// What nobody gets.
+    refused: BTreeSet<Refused>,
+}
+
+impl Wanted {
+    fn want(&mut self, capture: Capture, port: usize, role: Role) {
+        let filtered = role == Role::LoadBalancer;
+        let claim = self.wanted.entry(capture).or_insert(Claim { port, role, filtered });
+        claim.filtered |= filtered;
+    }
+}
+
 /// All frontends that a Service wants, each once. An address that is both an external IP and a load balancer
 /// IP keeps its first role and the load balancer's source ranges.
-fn captures(service: &Service, ignores_external_ips: bool) -> BTreeMap<Capture, Claim> {
-    let mut wanted = BTreeMap::new();
-    let mut want = |capture: Capture, port: usize, role: Role| {
-        let filtered = role == Role::LoadBalancer;
-        let claim = wanted.entry(capture).or_insert(Claim { port, role, filtered });
-        claim.filtered |= filtered;
-    };
+fn captures(service: &Service, config: &PlanConfig) -> Wanted {
+    let mut all = Wanted::default();
+    let external_ips = service.external_ips.iter().filter(|_| !config.ignores_external_ips);
+    let external_ips = external_ips.map(|ip| (*ip, Role::ExternalIp));
+    let load_balancer_ips = service.load_balancer_ips.iter().map(|ip| (*ip, Role::LoadBalancer));
+    let addresses: Vec<(IpAddr, Role)> = external_ips.chain(load_balancer_ips).collect();
     for (at, port) in service.ports.iter().enumerate() {
         for family in Family::BOTH {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let address = |ip| Capture::Address(ip, port.protocol, port.port);
-            want(address(cluster_ip), at, Role::ClusterIp);
-            let external = service.external_ips.iter().filter(|_| !ignores_external_ips);
-            for ip in external.filter(|ip| Family::of(ip) == family) {
-                want(address(*ip), at, Role::ExternalIp);
-            }
-            for ip in service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family) {
-                want(address(*ip), at, Role::LoadBalancer);
+            all.want(address(cluster_ip), at, Role::ClusterIp);
+            for (ip, role) in addresses.iter().copied().filter(|(ip, _)| Family::of(ip) == family) {
+                match config.grants.refusal(service, ip, port.protocol, port.port) {
+                    Some(why) => {
+                        all.refused.insert(Refused { capture: address(ip), role, why });
+                    }
+                    None => all.want(address(ip), at, role),
+                }
             }
             if port.node_port != 0 {
-                want(Capture::NodePort(family, port.protocol, port.node_port), at, Role::NodePort);
+                all.want(Capture::NodePort(family, port.protocol, port.node_port), at, Role::NodePort);
             }
         }
     }
-    wanted
+    all
 }
 
 fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> Box<[(IpAddr, u16)]> {

@@ -9,9 +9,9 @@ use sluice_core::model::{
     TrafficPolicy,
 };
 use sluice_core::net::Protocol;
-use sluice_core::plan::PlanConfig;
+use sluice_core::plan::{Grants, PlanConfig};
 
-use crate::objects::{endpoint, ips, name, nets, port, service, slice};
+use crate::objects::{endpoint, ip, ips, name, nets, port, service, slice};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -161,6 +161,11 @@ pub(crate) fn any_config() -> impl Strategy<Value = PlanConfig> {
             detects_pods: DETECTS,
             masquerade_all,
             ignores_external_ips: false,
+            grants: Grants {
+                networks: (!in_range).then(|| nets("192.0.2.1/32 203.0.113.0/24 2001:db8::/32")),
+                service_networks: if masquerade_all { nets("172.30.0.0/16") } else { Vec::new() },
+                api_servers: [(ip("192.0.2.1"), 80)].into(),
+            },
         },
     )
 }

@@ -175,6 +175,9 @@ section! {
         scheduler: String,
         /// Whether to remove what kube-proxy left in the kernel once our own rules are in force.
         cleanup_kube_proxy: Option<bool>,
+        /// Networks that external IPs and load balancer IPs may be of; without it all.
+        #[serde(rename = "externalAddressCIDRs")]
+        external_address_cidrs: Option<Vec<String>>,
         ebpf: Ebpf,
         pod_network: PodNetwork,
     }

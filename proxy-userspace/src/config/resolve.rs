@@ -16,7 +16,7 @@ use super::gates::{self, FeatureGates};
 use super::ignored;
 use super::node_ports::{self, NodePortSelection};
 use super::pod_network::{PodNetworkSettings, pod_network};
-use super::raw::{Conntrack, KubeProxyConfiguration};
+use super::raw::{self, Conntrack, KubeProxyConfiguration};
 use super::validate::{Errors, parse_cidr, validate};
 
 /// Why there is no usable configuration.
@@ -207,6 +207,8 @@ pub struct Settings {
     pub oom_score_adj: i32,
     /// Connection tracking sysctls.
     pub conntrack: Conntrack,
+    /// Networks that external IPs and load balancer IPs may be of; `None`: all.
+    pub external_addresses: Option<Vec<IpNet>>,
     /// Feature gates with an effect here, as they are in force.
     pub gates: FeatureGates,
     /// No mode was said, so that it is kube-proxy's default.
@@ -267,6 +269,7 @@ pub fn resolve(
         bind_hard_fail: config.bind_address_hard_fail,
         oom_score_adj: config.oom_score_adj.unwrap_or_default(),
         conntrack: config.conntrack.clone(),
+        external_addresses: external_addresses(&config.sluice),
         gates: FeatureGates::of(&config.feature_gates),
         default_mode,
         cleanup_kube_proxy: config.sluice.cleanup_kube_proxy.unwrap_or(true),
@@ -353,6 +356,11 @@ fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) -> IpvsSettings {
             udp: seconds(section.udp_timeout),
         },
     }
+}
+
+fn external_addresses(section: &raw::Sluice) -> Option<Vec<IpNet>> {
+    let listed = section.external_address_cidrs.as_ref()?;
+    Some(listed.iter().filter_map(|cidr| parse_cidr(cidr)).collect())
 }
 
 fn scheduler(config: &KubeProxyConfiguration, errors: &mut Errors) -> Scheduler {

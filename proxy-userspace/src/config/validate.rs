@@ -71,6 +71,7 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
     if requested == Requested::Nftables {
         errors.within("nftables.masqueradeBit", config.nftables.masquerade_bit, 0..=31);
     }
+    external_addresses(config, errors);
     periods(config, section, errors);
     errors.check(parse_ip(&config.bind_address).is_some(), || {
         format!("bindAddress: {:?} is no IP address", config.bind_address)
@@ -127,6 +128,15 @@ fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
              nftables, \"iptables\""
         )
     });
+}
+
+fn external_addresses(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    for (i, entry) in config.sluice.external_address_cidrs.iter().flatten().enumerate() {
+        let name = "sluice.externalAddressCIDRs";
+        errors.check(parse_cidr(entry).is_some(), || {
+            format!("{name}[{i}]: {entry:?} is no CIDR such as 192.0.2.0/24")
+        });
+    }
 }
 
 fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) {

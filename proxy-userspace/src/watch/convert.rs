@@ -7,7 +7,7 @@ use sluice_core::model::{
     Conditions, EndpointSlice, Hints, Node, ObjectName, Service, ServiceCidr, ServicePort, ServiceType,
     SliceEndpoint, SlicePort, TrafficPolicy,
 };
-use sluice_core::net::{Family, Protocol, parse_cidr, parse_ip};
+use sluice_core::net::{Family, Protocol, parse_cidr, parse_ip, special};
 use tracing::debug;
 
 use super::objects::{self, Metadata};
@@ -138,7 +138,7 @@ fn cluster_ips(
         let field =
             if candidates.len() == 1 { "spec.clusterIP".into() } else { format!("spec.clusterIPs[{i}]") };
         let wanted = families.get(i).map(String::as_str);
-        if let Some(ip) = address(&field, text, problems)
+        if let Some(ip) = service_address(&field, text, problems)
             && (families.is_empty() || wanted == Some(Family::of(&ip).name()))
         {
             ips.push(ip);
@@ -159,9 +159,21 @@ fn address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::n
     ip
 }
 
+/// An address that a Service is to answer on.
+fn service_address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::net::IpAddr> {
+    let ip = address(field, text, problems)?;
+    if let Some(what) = special(&ip) {
+        problems.push(format!("{field}: {text:?} is {what}, which no Service gets; it is left out"));
+        return None;
+    }
+    Some(ip)
+}
+
 fn external_ips(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
     let listed = spec.external_ips.iter().enumerate();
-    listed.filter_map(|(i, text)| address(&format!("spec.externalIPs[{i}]"), text, problems)).collect()
+    listed
+        .filter_map(|(i, text)| service_address(&format!("spec.externalIPs[{i}]"), text, problems))
+        .collect()
 }
 
 /// The port, 0 when there is none.
@@ -178,7 +190,7 @@ fn load_balancer_ips(object: &objects::Service, problems: &mut Vec<String>) -> V
     for (i, entry) in object.status.load_balancer.ingress.iter().enumerate() {
         let served = entry.ip_mode.as_deref().is_none_or(|mode| mode == "VIP");
         if let Some(text) = entry.ip.as_deref().filter(|_| served) {
-            found.extend(address(&format!("status.loadBalancer.ingress[{i}].ip"), text, problems));
+            found.extend(service_address(&format!("status.loadBalancer.ingress[{i}].ip"), text, problems));
         }
     }
     found
@@ -304,6 +316,12 @@ fn slice_endpoints(
             ));
             continue;
         };
+        if let Some(what) = special(&address) {
+            problems.push(format!(
+                "endpoints[{i}].addresses[0]: {text:?} is {what}, which is no pod's; this endpoint is left out"
+            ));
+            continue;
+        }
         let conditions = Conditions {
             ready: entry.conditions.ready.unwrap_or(true),
             serving: entry.conditions.serving.unwrap_or(true),

@@ -280,6 +280,34 @@ fn bad_external_ips_are_named_and_blank_ones_are_not() {
 }
 
 #[test]
+fn addresses_that_mean_something_else_everywhere_are_left_out_and_named() {
+    let special = [
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "0.0.0.0",
+        "::",
+        "169.254.169.254",
+        "fe80::1",
+        "224.0.0.1",
+        "ff02::1",
+        "255.255.255.255",
+    ];
+    let (service, problems) = applied(service_with(json!({
+        "spec": {"externalIPs": special},
+        "status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}, {"ip": "203.0.113.1"}]}},
+    })));
+    assert_eq!((service.external_ips, service.load_balancer_ips), (ips(""), ips("203.0.113.1")));
+    let fields: Vec<String> = (0..special.len()).map(|i| format!("spec.externalIPs[{i}]")).collect();
+    let mut expected: Vec<(&str, &str)> = fields.iter().map(String::as_str).zip(special).collect();
+    expected.push(("status.loadBalancer.ingress[0].ip", "127.0.0.1"));
+    assert_problems(&problems, &expected);
+    let cluster_ips =
+        json!({"spec": {"clusterIP": "127.0.0.1", "clusterIPs": ["127.0.0.1"], "ipFamilies": []}});
+    assert_eq!(applied(service_with(cluster_ips)).0.cluster_ips, ips(""));
+}
+
+#[test]
 fn addresses_with_leading_zeros_are_read_as_decimal() {
     let service = whole(service_with(json!({
         "spec": {

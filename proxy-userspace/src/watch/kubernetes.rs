@@ -13,6 +13,7 @@ mod follow;
 mod frames;
 mod kubeconfig;
 mod pace;
+mod peer;
 mod proxy;
 mod request;
 mod token;
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 
 pub use access::{Access, Origin};
 pub use pace::Timing;
+pub use peer::{Peers, follow as follow_peers};
 pub(crate) use request::Requests;
 
 use self::follow::{Follower, Kind, Shared};

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::KubernetesError;
 use super::kubeconfig::{self, Chosen, Wrong};
+use super::peer;
 use super::proxy::Environment;
 use super::token::Authorization;
 
@@ -36,6 +37,8 @@ pub(super) struct Current {
     pub(super) authorization: Arc<Authorization>,
     /// The server, as metrics name it.
     pub(super) host: Arc<str>,
+    /// Whom it connects to: the server, or the proxy before it. Host and port.
+    pub(super) peer: (String, u16),
     /// How often the client has been made anew.
     pub(super) generation: u64,
 }
@@ -157,6 +160,7 @@ fn client(chosen: Chosen) -> Result<Current, String> {
             .map_err(|unusable| format!("{} {}", unusable.source, unusable.reason))?,
     };
     let host = chosen.server.authority().map_or_else(String::new, ToString::to_string);
+    let peer = peer::place(proxy.as_ref().map_or(&chosen.server, |proxy| &proxy.uri));
     if let Some(proxy) = &proxy {
         info!(server = %host, proxy = %proxy.place(), said_by = proxy.source, "the API server is reached through a proxy");
     }
@@ -178,7 +182,13 @@ fn client(chosen: Chosen) -> Result<Current, String> {
     // Nor must anything be tried again behind our back, uncounted.
     config.default_retry = false;
     let client = Client::try_from(config).map_err(|error| super::failure::without_secrets(&error))?;
-    Ok(Current { client, authorization: Arc::new(chosen.authorization), host: host.into(), generation: 0 })
+    Ok(Current {
+        client,
+        authorization: Arc::new(chosen.authorization),
+        host: host.into(),
+        peer,
+        generation: 0,
+    })
 }
 
 #[cfg(test)]
