@@ -12,7 +12,7 @@ use super::Scenario;
 use super::stage::{Stage, met};
 use super::traffic::single;
 use super::watch::{PER_SECOND, RECOVERY, SLOW_RECOVERY};
-use crate::cluster::Account;
+use crate::cluster::{ADDRESSES, Account, PORT};
 use crate::fault_proxy::Fault;
 use crate::lab::plugin::PodNetwork;
 use crate::objects::Key;
@@ -30,6 +30,7 @@ pub(super) const ALL: &[Scenario] = &[
         body: |stage| restart(stage, Duration::from_secs(60)),
         ..TEMPLATE
     },
+    Scenario { name: "a-service-does-not-cut-nodes-off-the-api", body: claimed_api, ..TEMPLATE },
     Scenario { name: "token-rotated", body: token_rotated, ..TEMPLATE },
     Scenario { name: "list-of-20000", needs: &["nft"], body: list_of_20000, ..TEMPLATE },
 ];
@@ -49,6 +50,32 @@ fn restart(stage: &mut Stage, time: Duration) -> Result<()> {
     stage.change()?;
     stage.changes_are_in_force(SLOW_RECOVERY)?;
     stage.counted("connect")
+}
+
+/// A tenant writes down the API server's address and port as his Service's.
+fn claimed_api(stage: &mut Stage) -> Result<()> {
+    stage.prepare_changes()?;
+    stage.lab.start_proxy("node-a", &Value::Null)?;
+    stage.begin_traffic(PER_SECOND)?;
+    stage.step("a Service without endpoints asks for the API server's address")?;
+    let spec = json!({"externalIPs": ADDRESSES, "ports": [{"port": PORT}]});
+    let thief = Key::new("Service", None, "thief");
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "thief"}, "spec": spec});
+    stage.lab.apply_object(&thief, &service)?;
+    stage.traffic_goes_on(Duration::from_secs(2))?;
+    stage.step("all connections to the API server begin anew")?;
+    stage.cluster.kill_apiserver();
+    stage.cluster.start_apiserver()?;
+    stage.change()?;
+    stage.changes_are_in_force(SLOW_RECOVERY)?;
+    stage.step("the Service is told")?;
+    stage.eventually(SLOW_RECOVERY, |stage| {
+        let events = stage.api().list("Event")?;
+        let is_told = events
+            .iter()
+            .any(|event| event["reason"] == "AddressRefused" && event["regarding"]["name"] == "thief");
+        Ok(met(is_told, "an event AddressRefused of the Service", || format!("{} events", events.len())))
+    })
 }
 
 /// The token changes in its file, and the API server does not know the old one any more.
