@@ -167,7 +167,14 @@ mod tests {
             lacks_local_external: false,
         };
         let (ports, cluster_ips) = ([port].into(), Box::default());
-        Some(Arc::new(ServicePlan { name, ports, cluster_ips, health_check: None, refused: Box::default() }))
+        Some(Arc::new(ServicePlan {
+            name,
+            ports,
+            cluster_ips,
+            health_check: None,
+            refused: Box::default(),
+            oversize: None,
+        }))
     }
 
     fn change(old: Option<Arc<ServicePlan>>, new: Option<Arc<ServicePlan>>) -> PlanChange {

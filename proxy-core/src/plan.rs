@@ -2,12 +2,14 @@
 //!
 //! Nothing of a kernel is in a plan, and nothing of Kubernetes policy is left to decide after it.
 
+mod budget;
 mod claims;
 mod eligibility;
 mod grants;
 mod planner;
 mod policy;
 
+pub use budget::{Budget, Size};
 pub use eligibility::{EndpointLists, Target, eligible};
 pub use grants::{Grants, Refusal, Refused};
 pub use planner::{PlanChange, Planner};
@@ -170,6 +172,8 @@ pub struct ServicePlan {
     pub health_check: Option<HealthCheck>,
     /// What it asks for and does not get, sorted.
     pub refused: Box<[Refused]>,
+    /// Its size, where that is beyond the budget: the rest of the plan is then of before, or empty.
+    pub oversize: Option<Size>,
 }
 
 /// How to tell that a packet comes from a pod (reference 3.4).
@@ -215,6 +219,8 @@ pub struct PlanConfig {
     pub ignores_external_ips: bool,
     /// Which addresses Services may have.
     pub grants: Grants,
+    /// How large one Service may be.
+    pub budget: Budget,
 }
 
 impl PlanConfig {

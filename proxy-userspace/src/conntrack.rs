@@ -242,7 +242,14 @@ mod tests {
             lacks_local_external: false,
         };
         let (ports, cluster_ips) = (Box::new([port]), Box::default());
-        Some(Arc::new(ServicePlan { name, ports, cluster_ips, health_check: None, refused: Box::default() }))
+        Some(Arc::new(ServicePlan {
+            name,
+            ports,
+            cluster_ips,
+            health_check: None,
+            refused: Box::default(),
+            oversize: None,
+        }))
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl Event {
         Event { regarding, warning: true, reason: "AddressRefused", action: "ServeAddress", note }
     }
 
+    /// A Service is too large to be served.
+    pub fn service_too_large(service: ObjectName, note: String) -> Event {
+        let regarding = Regarding::Service(service);
+        Event { regarding, warning: true, reason: "ServiceTooLarge", action: "ServeAddress", note }
+    }
+
     /// Something is wrong with the network between pods.
     pub fn pod_network(reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }

@@ -75,6 +75,7 @@ pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
         detects_pods: [detects(Family::V4), detects(Family::V6)],
         masquerade_all: settings.masquerade_all,
         ignores_external_ips: !settings.gates.allow_service_external_ips,
+        budget: settings.service_budget,
         grants: Grants {
             networks: settings.external_addresses.clone(),
             service_networks: facts.service_networks.clone(),

@@ -388,6 +388,17 @@ impl Reconciler {
 
     /// Says what a Service does not get, once.
     fn tell_refused(&self, change: &PlanChange) {
+        let oversize = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().and_then(|plan| plan.oversize);
+        if let Some(size) = oversize(&change.new).filter(|_| oversize(&change.old).is_none()) {
+            let note = format!(
+                "{size}: that is beyond sluice.serviceBudget ({} frontends, {} elements); what it had stays in force, \
+                 and changes of it do not count",
+                self.settings.service_budget.frontends, self.settings.service_budget.elements
+            );
+            warn!(service = %change.name, "too large: {note}");
+            self.outputs.recorder.record(ApiEvent::service_too_large(change.name.clone(), note));
+            return;
+        }
         const NAMED: usize = 3;
         let refused = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().map(|plan| plan.refused.clone());
         let (before, now) =

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
+use super::budget::Size;
 use super::claims::{Claimant, Claims};
 use super::eligibility::{eligible, is_local};
 use super::policy::{external_actions, internal_actions};
@@ -92,11 +93,18 @@ impl Planner {
     pub fn replan(&mut self, index: &Index, services: BTreeSet<ObjectName>) -> Vec<PlanChange> {
         let mut affected = services.clone();
         for name in &services {
-            self.renew_claims(index.service(name), name, &mut affected);
+            let service = index.service(name);
+            // What is beyond the budget keeps what it had.
+            if service.is_none_or(|service| self.oversize(index, service).is_none()) {
+                self.renew_claims(service, name, &mut affected);
+            }
         }
         let mut changes = Vec::new();
         for name in affected {
-            let new = index.service(&name).map(|service| self.plan_service(index, service));
+            let new = index.service(&name).map(|service| match self.oversize(index, service) {
+                None => self.plan_service(index, service),
+                Some(size) => self.plan_oversize(service, size),
+            });
             let old = self.plans.get(&name);
             if old.map(Arc::as_ref) == new.as_ref() {
                 continue;
@@ -146,8 +154,24 @@ impl Planner {
         }
     }
 
+    fn oversize(&self, index: &Index, service: &Service) -> Option<Size> {
+        Some(Size::of(index, service)).filter(|size| !size.is_within(&self.config.budget))
+    }
+
+    fn plan_oversize(&self, service: &Service, size: Size) -> ServicePlan {
+        let before = self.plans.get(&service.name).map(|plan| ServicePlan::clone(plan));
+        let nothing = || ServicePlan {
+            name: service.name.clone(),
+            ports: Box::default(),
+            cluster_ips: Box::default(),
+            health_check: None,
+            refused: Box::default(),
+            oversize: None,
+        };
+        ServicePlan { oversize: Some(size), ..before.unwrap_or_else(nothing) }
+    }
+
     fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {
-        let mut ports = Vec::new();
         let Wanted { wanted, mut refused } = captures(service, &self.config);
         let is_mine = |capture: &Capture| self.claims.owner(capture) == Some(&service.name);
         let taken = wanted.iter().filter(|(capture, _)| !is_mine(capture));
@@ -156,14 +180,16 @@ impl Planner {
             role: claim.role,
             why: Refusal::Taken,
         }));
+        let mut mine: FxHashMap<(usize, Family), Vec<(&Capture, &Claim)>> = FxHashMap::default();
+        for (capture, claim) in wanted.iter().filter(|(capture, _)| is_mine(capture)) {
+            mine.entry((claim.port, capture.family())).or_default().push((capture, claim));
+        }
+        let mut ports = Vec::new();
         for (at, port) in service.ports.iter().enumerate() {
             for family in Family::BOTH {
                 if service.cluster_ip(family).is_some() {
-                    let mine = wanted
-                        .iter()
-                        .filter(|(capture, claim)| claim.port == at && capture.family() == family)
-                        .filter(|(capture, _)| is_mine(capture));
-                    ports.push(self.plan_port(index, service, port, family, mine));
+                    let mine = mine.remove(&(at, family)).unwrap_or_default();
+                    ports.push(self.plan_port(index, service, port, family, mine.into_iter()));
                 }
             }
         }
@@ -176,6 +202,7 @@ impl Planner {
                 local_endpoints: self.local_endpoints(index, service),
             }),
             refused: refused.into_iter().collect(),
+            oversize: None,
         }
     }
 

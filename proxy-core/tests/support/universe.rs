@@ -9,7 +9,7 @@ use sluice_core::model::{
     TrafficPolicy,
 };
 use sluice_core::net::Protocol;
-use sluice_core::plan::{Grants, PlanConfig};
+use sluice_core::plan::{Budget, Grants, PlanConfig};
 
 use crate::objects::{endpoint, ip, ips, name, nets, port, service, slice};
 
@@ -161,6 +161,7 @@ pub(crate) fn any_config() -> impl Strategy<Value = PlanConfig> {
             detects_pods: DETECTS,
             masquerade_all,
             ignores_external_ips: false,
+            budget: Budget::default(),
             grants: Grants {
                 networks: (!in_range).then(|| nets("192.0.2.1/32 203.0.113.0/24 2001:db8::/32")),
                 service_networks: if masquerade_all { nets("172.30.0.0/16") } else { Vec::new() },

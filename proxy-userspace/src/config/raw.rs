@@ -178,8 +178,18 @@ section! {
         /// Networks that external IPs and load balancer IPs may be of; without it all.
         #[serde(rename = "externalAddressCIDRs")]
         external_address_cidrs: Option<Vec<String>>,
+        service_budget: ServiceBudget,
         ebpf: Ebpf,
         pod_network: PodNetwork,
+    }
+}
+section! {
+    /// How large one Service may be.
+    ServiceBudget {
+        /// Ports times addresses.
+        frontends: Option<i64>,
+        /// These, and ports times endpoints.
+        elements: Option<i64>,
     }
 }
 section! {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluice_core::ipvs::SchedulerName;
 use sluice_core::net::{Family, parse_ip};
+use sluice_core::plan::Budget;
 use sluice_sys::ipvs::Timeouts;
 
 use super::GoDuration;
@@ -209,6 +210,8 @@ pub struct Settings {
     pub conntrack: Conntrack,
     /// Networks that external IPs and load balancer IPs may be of; `None`: all.
     pub external_addresses: Option<Vec<IpNet>>,
+    /// How large one Service may be.
+    pub service_budget: Budget,
     /// Feature gates with an effect here, as they are in force.
     pub gates: FeatureGates,
     /// No mode was said, so that it is kube-proxy's default.
@@ -270,6 +273,7 @@ pub fn resolve(
         oom_score_adj: config.oom_score_adj.unwrap_or_default(),
         conntrack: config.conntrack.clone(),
         external_addresses: external_addresses(&config.sluice),
+        service_budget: service_budget(&config.sluice.service_budget),
         gates: FeatureGates::of(&config.feature_gates),
         default_mode,
         cleanup_kube_proxy: config.sluice.cleanup_kube_proxy.unwrap_or(true),
@@ -355,6 +359,16 @@ fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) -> IpvsSettings {
             tcp_fin: seconds(section.tcp_fin_timeout),
             udp: seconds(section.udp_timeout),
         },
+    }
+}
+
+fn service_budget(section: &raw::ServiceBudget) -> Budget {
+    let usual = Budget::default();
+    let number =
+        |configured: Option<i64>, usual| configured.and_then(|n| usize::try_from(n).ok()).unwrap_or(usual);
+    Budget {
+        frontends: number(section.frontends, usual.frontends),
+        elements: number(section.elements, usual.elements),
     }
 }
 

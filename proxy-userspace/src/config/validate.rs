@@ -71,7 +71,7 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
     if requested == Requested::Nftables {
         errors.within("nftables.masqueradeBit", config.nftables.masquerade_bit, 0..=31);
     }
-    external_addresses(config, errors);
+    services(config, errors);
     periods(config, section, errors);
     errors.check(parse_ip(&config.bind_address).is_some(), || {
         format!("bindAddress: {:?} is no IP address", config.bind_address)
@@ -130,7 +130,14 @@ fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
     });
 }
 
-fn external_addresses(config: &KubeProxyConfiguration, errors: &mut Errors) {
+fn services(config: &KubeProxyConfiguration, errors: &mut Errors) {
+    let budget = &config.sluice.service_budget;
+    for (field, value) in [("frontends", budget.frontends), ("elements", budget.elements)] {
+        let (value, most) = (value.unwrap_or(1), i64::from(i32::MAX));
+        errors.check((1..=most).contains(&value), || {
+            format!("sluice.serviceBudget.{field}: {value} is not between 1 and {most}")
+        });
+    }
     for (i, entry) in config.sluice.external_address_cidrs.iter().flatten().enumerate() {
         let name = "sluice.externalAddressCIDRs";
         errors.check(parse_cidr(entry).is_some(), || {
