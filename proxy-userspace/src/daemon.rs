@@ -17,7 +17,8 @@ use tracing::{info, warn};
 use crate::backend::{Backend, BackendError, ebpf, ipvs};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
-use crate::health::{Health, ServeError, debug_router, health_router, run_service_health, serve};
+use crate::health::{Health, ServeError, Server, debug_router, health_router, run_service_health};
+use crate::http::Gate;
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::pod_network::{self, PodNetworkTask};
@@ -113,6 +114,8 @@ impl DaemonError {
 
 /// Objects on their way to the index.
 const EVENT_QUEUE: usize = 4096;
+/// The limit of open files that processes usually start with.
+const USUAL_FILES: u64 = 1024;
 /// How long the end of the process waits for the event that tells of it.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -208,6 +211,7 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
 pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
     let backend = tokio::task::block_in_place(|| open_backend(&mut settings))?;
     prepare_process(&settings);
+    let files = open_files();
     let metrics = Metrics::default();
     let health = Health::new(settings.sync_period);
     let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
@@ -278,20 +282,18 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         }
     }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
-    tokio::spawn(run_service_health(service_health, health.clone(), recorder.clone()));
+    tokio::spawn(run_service_health(service_health, (health.clone(), Gate::new(files)), recorder.clone()));
     serve_loopback(&settings, (listener_receiver, facts_receiver.clone()), &metrics);
     tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
-    let hard = settings.bind_hard_fail;
-    let healthz = serve(
-        settings.healthz_bind,
-        "health",
-        "healthzBindAddress",
-        hard,
-        health_router(health, metrics.clone()),
-    );
-    let debug = debug_router(metrics, &settings, log);
-    let metrics_page = serve(settings.metrics_bind, "metrics", "metricsBindAddress", hard, debug);
+    let server = |address, what, field| {
+        let hard_fail = settings.bind_hard_fail;
+        Server { address, what, field, hard_fail, gate: Gate::new(files) }
+    };
+    let healthz = server(settings.healthz_bind, "health", "healthzBindAddress")
+        .run(health_router(health, metrics.clone()));
+    let metrics_page = server(settings.metrics_bind, "metrics", "metricsBindAddress")
+        .run(debug_router(metrics, &settings, log));
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
     recorder.record(Event::starting());
     if settings.default_mode {
@@ -324,10 +326,6 @@ fn serve_loopback(
         return;
     }
     metrics.count_loopback_refusals();
-    // Each connection that a listener carries takes two; the rest of the daemon must not go short of them.
-    if let Err(error) = proc::raise_open_files() {
-        warn!(%error, "cannot raise the limit of open files");
-    }
     tokio::spawn(loopback::run(listeners, settings.sync_period, metrics.clone()));
 }
 
@@ -478,6 +476,15 @@ fn prepare_process(settings: &Settings) {
             warn!(%error, "cannot set {name}");
         }
     }
+}
+
+/// How many files may be open: as many as ever may. Each connection of a client is one, and one that is carried from loopback
+/// to an endpoint two; the rest of the daemon must not go short of them.
+fn open_files() -> u64 {
+    proc::raise_open_files().unwrap_or_else(|error| {
+        warn!(%error, "cannot raise the limit of open files");
+        USUAL_FILES
+    })
 }
 
 #[cfg(test)]

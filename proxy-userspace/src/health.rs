@@ -6,7 +6,7 @@ mod service;
 mod zpages;
 
 pub use debug::debug_router;
-pub use server::{ServeError, bind, health_router, serve};
+pub use server::{ServeError, Server, health_router};
 pub use service::run as run_service_health;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -19,6 +19,7 @@ mod go_number;
 pub mod go_yaml;
 pub mod handover;
 pub mod health;
+pub mod http;
 pub mod logging;
 pub mod loopback;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! The HTTP servers, and the pages of the health server.
+//! Servers on addresses of the configuration, and the pages of the health server.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
@@ -9,10 +9,11 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tracing::{error, info};
 
 use super::{Health, Report};
+use crate::http::{self, Gate, Wildcard, listen};
 use crate::metrics::Metrics;
 
 /// An address cannot be listened on.
@@ -35,49 +36,52 @@ pub(super) const JSON: [(HeaderName, &str); 2] =
 pub(super) const TEXT: [(HeaderName, &str); 2] =
     [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
 
-/// Listens. The IPv4 wildcard listens on both families, as in kube-proxy (reference 5.2).
-pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let dual = address.ip() == IpAddr::from([0, 0, 0, 0]);
-    let listen = |address: SocketAddr| {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(128)
-    };
-    if dual && let Ok(listener) = listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())) {
-        return Ok(listener);
-    }
-    listen(address)
+/// A server on an address of the configuration.
+pub struct Server {
+    /// Where; without, it is not served.
+    pub address: Option<SocketAddr>,
+    /// What for.
+    pub what: &'static str,
+    /// The configuration field that sets the address.
+    pub field: &'static str,
+    /// A failure to listen is returned; else it is tried again.
+    pub hard_fail: bool,
+    /// Who may connect.
+    pub gate: Gate,
 }
 
-/// Serves a router on an address, or nothing without one. A failure to bind is retried, or returned when `hard_fail` is set.
-pub async fn serve(
-    address: Option<SocketAddr>,
-    what: &'static str,
-    field: &'static str,
-    hard_fail: bool,
-    router: Router,
-) -> Result<(), ServeError> {
-    let Some(address) = address else {
-        info!(what, "not served");
-        return std::future::pending().await;
-    };
-    loop {
-        match bind(address) {
-            Ok(listener) => {
-                if let Err(error) = axum::serve(listener, router.clone()).await {
-                    error!(%address, what, %error, "server ended; starting it again");
-                }
-            }
-            Err(source) => {
-                let failure = ServeError { address, what, field, source };
-                if hard_fail {
-                    return Err(failure);
-                }
-                error!("{failure}; trying again in 5 s");
-            }
+/// Listens. The IPv4 wildcard listens on both families, as in kube-proxy (reference 5.2).
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    if address.ip() == IpAddr::from([0, 0, 0, 0]) {
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+        if let Ok(listener) = listen(both, Wildcard::Both) {
+            return Ok(listener);
         }
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+    listen(address, Wildcard::Both)
+}
+
+impl Server {
+    /// Serves pages until a failure to listen.
+    pub async fn run(self, pages: Router) -> Result<(), ServeError> {
+        let Server { address, what, field, hard_fail, gate } = self;
+        let Some(address) = address else {
+            info!(what, "not served");
+            return std::future::pending().await;
+        };
+        loop {
+            match bind(address) {
+                Ok(listener) => {
+                    http::serve(listener, gate, pages).await;
+                    return Ok(());
+                }
+                Err(source) if hard_fail => return Err(ServeError { address, what, field, source }),
+                Err(source) => {
+                    error!("{}; trying again in 5 s", ServeError { address, what, field, source });
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Health-check node ports: one listener for each Service, family and address (reference 5.3).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,7 +12,6 @@ use serde::Serialize;
 use sluice_core::model::ObjectName;
 use sluice_core::net::Family;
 use sluice_core::plan::HealthCheck;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -20,6 +19,7 @@ use tracing::{info, warn};
 use super::Health;
 use crate::config::Settings;
 use crate::events::{Event, Recorder};
+use crate::http::{self, Gate, Wildcard, listen};
 use crate::node::{NodeFacts, health_check_addresses};
 
 type Checks = BTreeMap<ObjectName, HealthCheck>;
@@ -40,11 +40,11 @@ struct Context {
     health: Health,
 }
 
-/// Keeps listeners in step with Services until nobody publishes any more. A listener that cannot be opened is
+/// Keeps listeners in step with Services until nobody publishes any more; they share a gate. A listener that cannot be opened is
 /// tried again later; others do not suffer from it.
 pub async fn run(
     (settings, mut checks, mut facts): (Settings, watch::Receiver<Checks>, watch::Receiver<NodeFacts>),
-    health: Health,
+    (health, gate): (Health, Gate),
     recorder: Recorder,
 ) {
     let mut open: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
@@ -62,7 +62,8 @@ pub async fn run(
         let mut failed = false;
         for listener in wanted.into_iter().filter(|wanted| !open.contains_key(wanted)).collect::<Vec<_>>() {
             let (service, address) = (&listener.service, listener.address);
-            match bind(address) {
+            // The IPv6 wildcard must not take the IPv4 port: each family counts its own endpoints.
+            match listen(address, Wildcard::Ipv6) {
                 Ok(socket) => {
                     info!(%service, %address, "health check open");
                     let context = Context {
@@ -71,7 +72,8 @@ pub async fn run(
                         checks: checks.clone(),
                         health: health.clone(),
                     };
-                    open.insert(listener, tokio::spawn(serve(socket, context)));
+                    let pages = Router::new().fallback(answer).with_state(context);
+                    open.insert(listener, tokio::spawn(http::serve(socket, gate.clone(), pages)));
                 }
                 Err(error) => {
                     failed = true;
@@ -101,44 +103,6 @@ fn wanted(settings: &Settings, checks: &Checks, facts: &NodeFacts) -> Vec<Listen
         }
     }
     wanted
-}
-
-/// The IPv6 wildcard must not take the IPv4 port: each family counts its own endpoints.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let IpAddr::V6(_) = address.ip() else {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        return socket.listen(128);
-    };
-    let socket = TcpSocket::new_v6()?;
-    socket.set_reuseaddr(true)?;
-    only_v6(&socket)?;
-    socket.bind(address)?;
-    socket.listen(128)
-}
-
-fn only_v6(socket: &TcpSocket) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open for the life of `socket`; value and length describe one int.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            libc::IPV6_V6ONLY,
-            (&raw const on).cast(),
-            std::mem::size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-}
-
-async fn serve(listener: TcpListener, context: Context) {
-    let router = Router::new().fallback(answer).with_state(context);
-    if let Err(error) = axum::serve(listener, router).await {
-        warn!(%error, "health check server ended");
-    }
 }
 
 #[derive(Serialize)]

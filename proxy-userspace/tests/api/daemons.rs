@@ -73,6 +73,28 @@ impl Proxy {
         Proxy::spawn(program, &[&["run"], arguments].concat(), api)
     }
 
+    /// Sluice with limits of open files, as the shell's ulimit takes them.
+    pub(crate) fn sluice_with_files(limits: &str, api: &FakeApi) -> Proxy {
+        let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
+        let sluice = [env!("CARGO_BIN_EXE_sluice"), "run", "--proxy-mode=nftables"];
+        Proxy::spawn(Path::new("/bin/sh"), &[&["-c", &script], &sluice[..]].concat(), api)
+    }
+
+    /// How many sockets it has.
+    pub(crate) fn sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().flatten();
+        let is_socket = |target: PathBuf| target.to_string_lossy().starts_with("socket:");
+        files.filter(|file| std::fs::read_link(file.path()).is_ok_and(is_socket)).count()
+    }
+
+    /// How many files it may open, and might if it asked.
+    pub(crate) fn limits_of_files(&self) -> (u64, u64) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        (numbers[0], numbers[1])
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 mod access;
+mod crowd;
 mod daemons;
 mod events;
 mod fake_api;
