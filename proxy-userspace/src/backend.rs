@@ -17,6 +17,7 @@ use sluice_sys::netlink::{BatchError, NetlinkError};
 use sluice_sys::proc::ProcError;
 
 use crate::config::{BackendKind, Settings};
+use crate::health::Progress;
 use crate::node::{self, NodeFacts};
 
 /// Why a backend failed.
@@ -104,6 +105,15 @@ impl Backend {
                 Backend::Nftables(Box::new(nftables::Backend::open(config, view)?))
             }
         })
+    }
+
+    /// Tells how far long passes get.
+    pub fn report_to(&mut self, progress: Progress) {
+        match self {
+            Backend::Nftables(backend) => backend.progress = progress,
+            Backend::Ebpf(backend) => backend.progress = progress,
+            Backend::Ipvs(backend) => backend.progress = progress,
+        }
     }
 
     /// Makes the kernel hold what the plans say, whatever it holds.

@@ -25,7 +25,7 @@ use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
 use crate::events::{Event as ApiEvent, Recorder};
-use crate::health::Health;
+use crate::health::{Health, Progress};
 use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
@@ -128,6 +128,7 @@ pub struct Reconciler {
     phase: Phase,
     /// The Service that leads to the API servers.
     kubernetes: ObjectName,
+    progress: Progress,
     outputs: Outputs,
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// Plans changed since the last successful commit, for the conntrack task.
@@ -156,7 +157,9 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// A loop that has done nothing yet.
-    pub fn new(settings: Settings, backend: Backend, mut outputs: Outputs) -> Self {
+    pub fn new(settings: Settings, mut backend: Backend, mut outputs: Outputs) -> Self {
+        let progress = outputs.health.progress();
+        backend.report_to(progress.clone());
         let facts = NodeFacts::default();
         let planner = Planner::new(node::plan_config(&settings, &facts));
         let (unused, _) = tokio::sync::oneshot::channel();
@@ -169,6 +172,7 @@ impl Reconciler {
             facts,
             phase: Phase::AwaitingLists,
             kubernetes: ObjectName::new("default", "kubernetes"),
+            progress,
             outputs,
             started,
             flows: Vec::new(),
@@ -219,7 +223,9 @@ impl Reconciler {
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
+            self.progress.made();
             tokio::task::block_in_place(|| self.step());
+            self.progress.rest();
         }
     }
 
@@ -303,6 +309,7 @@ impl Reconciler {
         self.retry_at = None;
         let begun = Instant::now();
         let changes = self.plan();
+        self.progress.made();
         let applied = match self.phase {
             Phase::Full(kind) => self.full(kind).map(|applied| Some((kind, applied))),
             _ if changes.is_empty() => Ok(None),

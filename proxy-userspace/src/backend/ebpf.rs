@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use super::{Applied, BackendError};
 use crate::config::Settings;
+use crate::health::Progress;
 use crate::node::{self, MachineFacts, NodeFacts};
 use messages::Messages;
 
@@ -40,6 +41,7 @@ pub struct Backend {
     /// The settings of `lo` could not be changed, which is told once.
     lo_failed: bool,
     messages: Messages,
+    pub(super) progress: Progress,
 }
 
 /// The object file with the programs.
@@ -105,6 +107,7 @@ impl Backend {
             failed: BTreeSet::new(),
             lo_failed: false,
             messages: Messages::default(),
+            progress: Progress::default(),
         };
         backend.keep_lo_open()?;
         backend.messages.follow(backend.instance.take_messages());
@@ -226,6 +229,7 @@ impl Backend {
         for kind in kinds {
             let map = self.instance.maps().get(kind.name())?;
             map.each(|key, value| entries.extend(encode::read(*kind, key, value)))?;
+            self.progress.made();
         }
         Ok(entries)
     }
@@ -241,6 +245,7 @@ impl Backend {
                 None => map.delete_all(&run.keys).map(drop)?,
             }
             applied.transactions += 1;
+            self.progress.made();
         }
         Ok(applied)
     }

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use super::nftables::commit;
 use super::{Applied, BackendError};
 use crate::config::Settings;
+use crate::health::Progress;
 use crate::node::{self, NodeFacts};
 
 /// The dummy link that holds the addresses of services.
@@ -32,6 +33,7 @@ pub struct Backend {
     sources: [Option<IpAddr>; 2],
     sticky: SchedulerName,
     ledger: Ledger,
+    pub(super) progress: Progress,
 }
 
 fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledger {
@@ -109,7 +111,8 @@ impl Backend {
         info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
         let ledger = ledger(settings, facts, sticky);
         let (steering, sources) = (Steering::open()?, node::primary_addresses(settings, facts));
-        Ok(Backend { nft: Nft::open()?, ipvs, link, steering, sources, sticky, ledger })
+        let (nft, progress) = (Nft::open()?, Progress::default());
+        Ok(Backend { nft, ipvs, link, steering, sources, sticky, ledger, progress })
     }
 
     /// Our netlink port, by which notices of our own changes of the table are known.
@@ -152,6 +155,7 @@ impl Backend {
             led: self.steering.led()?,
             table: observe(&mut self.nft)?,
         };
+        self.progress.made();
         let is_new = observed.table.is_none();
         let (view, of_ruleset) = (node::ipvs_view(settings, facts), node::node_view(settings, facts));
         let mut steps = self.ledger.reconcile(plans, observed, view, of_ruleset);
@@ -191,7 +195,7 @@ impl Backend {
             return Ok(Some(self.apply(&steps, false)?));
         }
         let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
-        Ok(Some(commit(&mut self.nft, &ops)?))
+        Ok(Some(commit(&mut self.nft, &ops, &self.progress)?))
     }
 
     /// Whether destinations are being drained, or chains wait to be deleted.
@@ -204,7 +208,7 @@ impl Backend {
         let mut applied = Applied::default();
         while self.ledger.ruleset().has_retired() {
             let ops = self.ledger.ruleset_mut().delete_retired();
-            applied += commit(&mut self.nft, &ops)?;
+            applied += commit(&mut self.nft, &ops, &self.progress)?;
         }
         let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
         let loads = self.loads(&keys)?;
@@ -252,11 +256,11 @@ impl Backend {
             self.nft.commit(&steps.ruleset)?;
             applied += Applied { operations: steps.ruleset.len(), transactions: 1 };
         } else {
-            applied += commit(&mut self.nft, &steps.ruleset)?;
+            applied += commit(&mut self.nft, &steps.ruleset, &self.progress)?;
         }
         self.apply_servers(&steps.after, &mut applied, &mut refused)?;
         self.apply_servers(&steps.last, &mut applied, &mut refused)?;
-        applied += commit(&mut self.nft, &steps.closing)?;
+        applied += commit(&mut self.nft, &steps.closing, &self.progress)?;
         refused.map_or(Ok(applied), |refusals| Err(BatchError::Refused(refusals).into()))
     }
 
@@ -273,7 +277,11 @@ impl Backend {
         if ops.iter().any(|op| matches!(op, Op::LeadHere(_))) {
             self.steering.deliver(self.sources)?;
         }
-        for result in [self.ipvs.apply(ops), self.link.apply(ops), self.steering.apply(ops)] {
+        let servers = self.ipvs.apply(ops);
+        self.progress.made();
+        let addresses = self.link.apply(ops);
+        self.progress.made();
+        for result in [servers, addresses, self.steering.apply(ops)] {
             match result {
                 Ok(()) => {}
                 Err(BatchError::Refused(refusals)) => {

@@ -8,6 +8,7 @@ use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
 use super::Applied;
+use crate::health::Progress;
 
 /// Operations of one transaction: the kernel holds its nf_tables lock while it works one off, about 20 ms for
 /// so many here.
@@ -19,12 +20,13 @@ const LOAD_CHUNK: usize = 500;
 pub struct Backend {
     nft: Nft,
     ledger: Ledger,
+    pub(super) progress: Progress,
 }
 
 impl Backend {
     /// A backend that has written nothing yet.
     pub fn open(config: NftConfig, node: NodeView) -> Result<Self, NetlinkError> {
-        Ok(Backend { nft: Nft::open()?, ledger: Ledger::new(config, node) })
+        Ok(Backend { nft: Nft::open()?, ledger: Ledger::new(config, node), progress: Progress::default() })
     }
 
     /// Our netlink port, by which notices of our own changes are known.
@@ -46,6 +48,7 @@ impl Backend {
         plans: &[Arc<ServicePlan>],
     ) -> Result<Applied, NetlinkError> {
         let observed = observe(&mut self.nft)?;
+        self.progress.made();
         if observed.is_none() || !self.has_config(&config) {
             self.ledger = Ledger::new(config, node);
         } else {
@@ -57,6 +60,7 @@ impl Backend {
             Some(observed) => {
                 let ops = self.ledger.reconcile(plans, observed);
                 let ops = without_present(&mut self.nft, ops)?;
+                self.progress.made();
                 self.commit(&ops)
             }
             None => self.load(plans),
@@ -106,15 +110,16 @@ impl Backend {
     }
 
     fn commit(&mut self, ops: &[Op]) -> Result<Applied, NetlinkError> {
-        commit(&mut self.nft, ops)
+        commit(&mut self.nft, ops, &self.progress)
     }
 }
 
 /// Commits operations in transactions of bounded size.
-pub(super) fn commit(nft: &mut Nft, ops: &[Op]) -> Result<Applied, NetlinkError> {
+pub(super) fn commit(nft: &mut Nft, ops: &[Op], progress: &Progress) -> Result<Applied, NetlinkError> {
     let mut applied = Applied::default();
     for part in transactions(ops, MAX_OPS) {
         nft.commit(part)?;
+        progress.made();
         applied += Applied { operations: part.len(), transactions: 1 };
     }
     Ok(applied)

@@ -1,7 +1,6 @@
 //! Servers on addresses of the configuration, and the pages of the health server.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,7 +11,7 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tracing::{error, info};
 
-use super::{Health, Report};
+use super::{Health, Question, Report};
 use crate::http::{self, Gate, Wildcard, listen};
 use crate::metrics::Metrics;
 
@@ -88,12 +87,12 @@ impl Server {
 /// /healthz and /livez.
 pub fn health_router(health: Health, metrics: Metrics) -> Router {
     let healthz = |State((health, metrics)): State<(Health, Metrics)>| async move {
-        let report = health.report(SystemTime::now(), true);
+        let report = health.report(Question::Serves);
         metrics.healthz.get_or_create(&[("code", code(&report).as_str().to_owned())]).inc();
         answer(&report)
     };
     let livez = |State((health, metrics)): State<(Health, Metrics)>| async move {
-        let report = health.report(SystemTime::now(), false);
+        let report = health.report(Question::Lives);
         metrics.livez.get_or_create(&[("code", code(&report).as_str().to_owned())]).inc();
         answer(&report)
     };

@@ -89,7 +89,7 @@ async fn is_closed(stream: &tokio::net::TcpStream, by: Instant) -> bool {
     tokio::time::timeout_at(by.into(), ended).await.is_ok()
 }
 
-async fn wait_for(what: &str, proxy: &Proxy, holds: impl Fn() -> bool) {
+pub(crate) async fn wait_for(what: &str, proxy: &Proxy, holds: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < end, "{what}: not in time\n{}", proxy.log());

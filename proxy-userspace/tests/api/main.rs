@@ -8,6 +8,7 @@ mod daemons;
 mod events;
 mod fake_api;
 mod faults;
+mod health;
 #[path = "../support/kube_proxy.rs"]
 mod kube_proxy;
 mod metrics_page;
