@@ -1,7 +1,8 @@
 //! Health-check node ports: one listener for each Service, family and address (reference 5.3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -14,6 +15,7 @@ use sluice_core::net::Family;
 use sluice_core::plan::HealthCheck;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::Health;
@@ -21,6 +23,12 @@ use crate::config::Settings;
 use crate::events::{Event, Recorder};
 use crate::http::{self, Gate, Wildcard, listen};
 use crate::node::{NodeFacts, health_check_addresses};
+
+/// What cannot be listened on is tried again after this time, then after twice of it, and so on.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// It is told once in this time.
+const REPEAT: Duration = Duration::from_secs(300);
 
 type Checks = BTreeMap<ObjectName, HealthCheck>;
 
@@ -40,27 +48,52 @@ struct Context {
     health: Health,
 }
 
-/// Keeps listeners in step with Services until nobody publishes any more; they share a gate. A listener that cannot be opened is
-/// tried again later; others do not suffer from it.
+/// A listener that could not be opened.
+struct Refused {
+    /// The next try.
+    due: Instant,
+    /// From then to the one after it.
+    delay: Duration,
+    /// When it was told.
+    told: Instant,
+}
+
+impl Refused {
+    fn new(now: Instant) -> Refused {
+        Refused { due: now + FIRST_RETRY, delay: 2 * FIRST_RETRY, told: now }
+    }
+
+    /// It was tried again in vain; whether that is to be told.
+    fn again(&mut self, now: Instant) -> bool {
+        self.due = now + self.delay;
+        self.delay = (2 * self.delay).min(LAST_RETRY);
+        let tell = now.duration_since(self.told) >= REPEAT;
+        if tell {
+            self.told = now;
+        }
+        tell
+    }
+}
+
+/// Keeps listeners in step with Services until nobody publishes any more; they share a gate. A listener that cannot be
+/// opened is tried again later; others do not suffer from it.
 pub async fn run(
     (settings, mut checks, mut facts): (Settings, watch::Receiver<Checks>, watch::Receiver<NodeFacts>),
     (health, gate): (Health, Gate),
     recorder: Recorder,
 ) {
     let mut open: BTreeMap<Listener, JoinHandle<()>> = BTreeMap::new();
+    let mut refused: BTreeMap<Listener, Refused> = BTreeMap::new();
     loop {
         let wanted = wanted(&settings, &checks.borrow_and_update(), &facts.borrow_and_update());
-        let closing: Vec<Listener> = open.keys().filter(|l| !wanted.contains(l)).cloned().collect();
-        for listener in closing {
-            if let Some(task) = open.remove(&listener) {
-                // The port is free for another Service only when the task is really gone.
-                task.abort();
-                let _ = task.await;
-                info!(service = %listener.service, address = %listener.address, "health check closed");
-            }
-        }
-        let mut failed = false;
+        refused.retain(|listener, _| wanted.contains(listener));
+        let closed = close(&mut open, &wanted).await;
+        let now = Instant::now();
         for listener in wanted.into_iter().filter(|wanted| !open.contains_key(wanted)).collect::<Vec<_>>() {
+            let waits = refused.get(&listener).is_some_and(|refused| now < refused.due);
+            if waits && !closed.contains(&listener.address.port()) {
+                continue;
+            }
             let (service, address) = (&listener.service, listener.address);
             // The IPv6 wildcard must not take the IPv4 port: each family counts its own endpoints.
             match listen(address, Wildcard::Ipv6) {
@@ -73,23 +106,43 @@ pub async fn run(
                         health: health.clone(),
                     };
                     let pages = Router::new().fallback(answer).with_state(context);
+                    refused.remove(&listener);
                     open.insert(listener, tokio::spawn(http::serve(socket, gate.clone(), pages)));
                 }
                 Err(error) => {
-                    failed = true;
-                    warn!(%service, %address, %error, "cannot open the healthCheckNodePort; trying again");
-                    let note = format!("{} cannot listen on {address}: {error}", settings.node_name);
-                    recorder.record(Event::no_service_health(service.clone(), note));
+                    let tell = match refused.get_mut(&listener) {
+                        Some(refused) => refused.again(now),
+                        None => refused.insert(listener.clone(), Refused::new(now)).is_none(),
+                    };
+                    if tell {
+                        warn!(%service, %address, %error, "cannot open the healthCheckNodePort; trying again");
+                        let note = format!("{} cannot listen on {address}: {error}", settings.node_name);
+                        recorder.record(Event::no_service_health(service.clone(), note));
+                    }
                 }
             }
         }
-        let retry = std::time::Duration::from_secs(if failed { 2 } else { 3600 });
+        let due = refused.values().map(|refused| refused.due).min();
         tokio::select! {
             changed = checks.changed() => if changed.is_err() { return },
             changed = facts.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(retry) => {}
+            () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
         }
     }
+}
+
+/// Closes what is not wanted any more, and returns the ports.
+async fn close(open: &mut BTreeMap<Listener, JoinHandle<()>>, wanted: &[Listener]) -> BTreeSet<u16> {
+    let closing: Vec<Listener> = open.keys().filter(|l| !wanted.contains(l)).cloned().collect();
+    for listener in &closing {
+        if let Some(task) = open.remove(listener) {
+            // The port is free for another Service only when the task is really gone.
+            task.abort();
+            let _ = task.await;
+            info!(service = %listener.service, address = %listener.address, "health check closed");
+        }
+    }
+    closing.iter().map(|listener| listener.address.port()).collect()
 }
 
 fn wanted(settings: &Settings, checks: &Checks, facts: &NodeFacts) -> Vec<Listener> {
@@ -143,4 +196,25 @@ async fn answer(State(context): State<Context>) -> Response {
         (HeaderName::from_static("x-load-balancing-endpoint-weight"), HeaderValue::from(count)),
     ];
     (code, headers, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_for_long_is_tried_and_told_less_and_less_often() {
+        let begun = Instant::now();
+        let mut refused = Refused::new(begun);
+        let (mut tries, mut told) = (Vec::new(), vec![0]);
+        while refused.due < begun + Duration::from_secs(700) {
+            let now = refused.due;
+            tries.push(now.duration_since(begun).as_secs());
+            if refused.again(now) {
+                told.push(now.duration_since(begun).as_secs());
+            }
+        }
+        assert_eq!(tries[..8], [1, 3, 7, 15, 31, 61, 91, 121]);
+        assert_eq!(told, [0, 301, 601]);
+    }
 }

@@ -103,7 +103,7 @@ fn is_in_force(address: &str) -> bool {
 }
 
 /// A Service with a health-check node port.
-fn balanced() -> Value {
+pub(crate) fn balanced() -> Value {
     let mut balanced = service("balanced", 80);
     let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000,
         "clusterIP": "10.96.0.11", "clusterIPs": ["10.96.0.11"], "ipFamilies": ["IPv4"], "ports": [{"port": 80}]});

@@ -1,11 +1,13 @@
 //! What the daemon says of its health when something is wrong around it.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::crowd::wait_for;
+use crate::crowd::{balanced, wait_for};
 use crate::daemons::{Proxy, cluster, in_namespace, page};
+use crate::fake_api::ObjectWriter;
 
 /// Somebody who has made the daemon's table his own, so that the kernel refuses all that the daemon wants of it. It goes with him.
 struct Owner(Child);
@@ -54,5 +56,31 @@ fn a_kernel_that_refuses_changes_is_no_reason_to_start_again() {
         assert!(says("/livez", true).await, "{}", proxy.log());
         drop(owner);
         comes_to_say("/healthz", true, &proxy).await;
+    });
+}
+
+/// Another process has the port of a health check for a while.
+#[test]
+fn a_taken_health_check_port_is_told_once_and_had_when_it_is_free() {
+    in_namespace(|| async {
+        let api = cluster().await;
+        let taken = TcpListener::bind("0.0.0.0:31000").unwrap();
+        api.put(balanced());
+        let proxy = Proxy::sluice(&[], &api);
+        let times = |text: &str| proxy.log().matches(text).count();
+        wait_for("the warning", &proxy, || times("cannot open the healthCheckNodePort") > 0).await;
+        let told = || {
+            let reason = |event: &serde_json::Value| event["reason"] == "FailedToStartServiceHealthcheck";
+            api.events().iter().filter(|event| reason(event)).count()
+        };
+        // Whatever else changes meanwhile.
+        for round in 0..80 {
+            api.put(crate::daemons::slice(&format!("10.0.0.{}", 1 + round)));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!((times("cannot open the healthCheckNodePort"), told()), (1, 1), "{}", proxy.log());
+        drop(taken);
+        wait_for("the port", &proxy, || times("health check open") == 1).await;
+        assert_eq!(times("cannot open the healthCheckNodePort"), 1);
     });
 }
