@@ -9,6 +9,7 @@ use serde_json::json;
 use sluice::watch::kubernetes::{Access, Origin};
 use sluice_tests::fault_proxy::{FaultProxy, Options as ProxyOptions};
 
+use crate::crowd::wait_for;
 use crate::daemons::{Proxy, cluster, in_namespace};
 use crate::fake_api::{FakeApi, ObjectWriter, Options};
 use crate::observer::{Observer, quick, scratch_directory, service};
@@ -154,6 +155,24 @@ fn the_environment_leads_to_the_server_as_it_does_for_kube_proxy() {
         }
         assert!(api.requests().len() > known, "{}", sluice.log());
         assert_eq!(detour.asked().len(), before);
+    });
+}
+
+#[test]
+fn a_token_for_a_server_that_nobody_checks_is_warned_about() {
+    in_namespace(|| async {
+        let warning = "insecure-skip-tls-verify";
+        let sluice = Proxy::sluice_at("https://127.0.0.1:9", &[]);
+        wait_for("the warning", &sluice, || sluice.log().contains(warning)).await;
+        let log = sluice.log();
+        let line = log.lines().find(|line| line.contains(warning)).unwrap();
+        assert!(line.contains("WARN") && line.contains("credentials") && !log.contains("secret"), "{log}");
+        drop(sluice);
+        // Of a server without TLS something else is said.
+        let api = cluster().await;
+        let sluice = Proxy::sluice_at(api.url(), &[]);
+        wait_for("the first pass", &sluice, || sluice.log().contains("ruleset in place")).await;
+        assert!(!sluice.log().contains(warning), "{}", sluice.log());
     });
 }
 

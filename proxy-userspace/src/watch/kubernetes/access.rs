@@ -169,6 +169,15 @@ fn client(chosen: Chosen) -> Result<Current, String> {
             if chosen.authorization.is_some() { "go to it in the clear" } else { "are not sent to it" };
         warn!(server = %host, "the server's URL is not https: credentials {credentials}");
     }
+    if chosen.insecure {
+        let has_credentials = chosen.authorization.is_some() || chosen.user.exec.is_some();
+        let told = if has_credentials { ", and gets our credentials" } else { "" };
+        warn!(
+            server = %host,
+            "insecure-skip-tls-verify is set: whoever answers is taken for the API server{told}; name its certificate-authority \
+             instead"
+        );
+    }
     let mut config = Config::new(chosen.server);
     // Certificates of the system are looked for only where something may need them.
     let needs_roots = secure || proxy.as_ref().is_some_and(|proxy| proxy.uri.scheme_str() == Some("https"));
