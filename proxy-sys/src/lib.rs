@@ -17,6 +17,7 @@ pub mod modules;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod node_lock;
 pub mod proc;
 pub mod sockets;
 pub mod steering;

@@ -117,20 +117,32 @@ impl Directory {
     }
 
     /// Keeps others out of a directory that is there. Waits a moment for one that is at work on it.
+    ///
+    /// It is no second way to keep a node's daemons apart ([`crate::node_lock`]): a bpf filesystem can be seen from several
+    /// network namespaces, each with a daemon of its own.
     pub fn lock(&self) -> Result<Lock, BpfError> {
-        let failed = |source| BpfError::system(format!("lock {}", self.root.display()), source);
-        let held: OwnedFd = fs::File::open(&self.root).map_err(failed)?.into();
         let begun = Instant::now();
         loop {
-            // SAFETY: the descriptor is open, and flock takes no pointers.
-            if unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-                return Ok(Lock { _held: held });
+            match self.try_lock() {
+                Err(BpfError::Busy(_)) if begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                result => return result,
             }
-            match io::Error::last_os_error() {
-                error if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
-                _ if begun.elapsed() >= PATIENCE => return Err(BpfError::Busy(self.root.clone())),
-                _ => std::thread::sleep(Duration::from_millis(50)),
-            }
+        }
+    }
+
+    /// Keeps others out of a directory that is there, unless somebody is at work on it.
+    pub fn try_lock(&self) -> Result<Lock, BpfError> {
+        let failed = |source| BpfError::system(format!("lock {}", self.root.display()), source);
+        let held: OwnedFd = fs::File::open(&self.root).map_err(failed)?.into();
+        // SAFETY: the descriptor is open, and flock takes no pointers.
+        if unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(Lock { _held: held });
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Err(BpfError::Busy(self.root.clone())),
+            error => Err(failed(error)),
         }
     }
 
