@@ -2,6 +2,8 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[path = "grants/budget.rs"]
+mod budget;
 #[path = "support/objects.rs"]
 mod objects;
 #[path = "support/world.rs"]

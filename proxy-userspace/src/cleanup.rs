@@ -9,17 +9,19 @@ mod virtual_servers;
 pub(crate) use names::INTERFACE as KUBE_PROXY_LINK;
 pub(crate) use virtual_servers::delete_idle;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sluice_core::pod_network::TABLE;
 use sluice_sys::bpf::Directory;
 use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
+use crate::alone;
 use crate::backend::ipvs::LINK;
 use crate::backend::{BackendError, ebpf};
 use crate::daemon::DaemonError;
-use crate::pod_network::{self, RemoveError};
+use crate::output::say;
+use crate::pod_network::{self, InstallError, RemoveError};
 
 /// Something that was found in the kernel, and whether it could be removed.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ pub(crate) enum StepError {
     /// The pod network is still there.
     #[error(transparent)]
     PodNetwork(#[from] RemoveError),
+    /// The plugin still knows of the node.
+    #[error(transparent)]
+    Files(#[from] InstallError),
     /// A system call failed.
     #[error(transparent)]
     System(#[from] std::io::Error),
@@ -64,58 +69,128 @@ pub(crate) enum StepError {
     NoProgram(String),
 }
 
-/// Where the eBPF backend keeps its maps and programs, unless something else is said.
-pub fn usual_bpffs() -> PathBuf {
-    std::env::var_os("SLUICE_BPFFS").map_or_else(|| crate::config::BPFFS.into(), PathBuf::from)
+/// What `sluice cleanup` is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Removes what kube-proxy left, too.
+    pub kube_proxy: bool,
+    /// Goes on although a daemon is at work, which will write some of it again.
+    pub force: bool,
+    /// Where the eBPF backend keeps its maps and programs.
+    pub bpffs: PathBuf,
+    /// Where the daemon tells the CNI plugin of the node.
+    pub run_dir: PathBuf,
+}
+
+impl Options {
+    /// Those of `--cleanup`, as kube-proxy has it.
+    pub fn of_kube_proxy() -> Self {
+        let bpffs =
+            std::env::var_os("SLUICE_BPFFS").map_or_else(|| crate::config::BPFFS.into(), PathBuf::from);
+        Options { kube_proxy: true, force: false, bpffs, run_dir: sluice_cni::spec::RUN.into() }
+    }
 }
 
 /// `sluice cleanup`: removes our table, our eBPF programs and maps and, when asked, kube-proxy's leftovers. A step that
-/// fails is told, and the others still run.
-pub fn cleanup(with_kube_proxy: bool, bpffs: &Path) -> Result<(), DaemonError> {
-    let ours = Nft::open().and_then(|mut nft| nft.delete_table());
-    let mut steps = Vec::new();
-    match ours {
-        Ok(true) => println!("removed table inet sluice"),
-        Ok(false) => println!("nothing to remove: there is no table inet sluice"),
+/// fails is told, and the others still run. Beside a daemon that is at work nothing is removed, unless forced.
+pub fn cleanup(options: &Options) -> Result<(), DaemonError> {
+    let _lock = match alone::take_or_holder() {
+        Ok(Ok(lock)) => Some(lock),
+        Ok(Err(holder)) if !options.force => return Err(DaemonError::BesideDaemon(holder)),
+        Ok(Err(_)) => None,
+        Err(error) => {
+            say(format_args!("cannot tell whether a daemon is at work: {error}"));
+            None
+        }
+    };
+    let mut steps = Steps::default();
+    // First, so that no pod starts into a network that is going.
+    match pod_network::withdraw_node(&options.run_dir) {
+        Ok(files) => files.iter().for_each(|path| {
+            say(format_args!("removed {}: the CNI plugin starts no pods any more", path.display()));
+        }),
+        Err(error) => steps.failed("what the CNI plugin knows of the node", error.into()),
+    }
+    remove_tables(&mut steps)?;
+    remove_programs(options, &mut steps)?;
+    if options.kube_proxy {
+        let found = kube_proxy::remove(kube_proxy::Servers::Removed);
+        if found.is_empty() {
+            say("nothing to remove: kube-proxy left nothing");
+        }
+        for Step { what, result } in found {
+            match result {
+                Ok(()) => say(format_args!("removed {what}")),
+                Err(error) => steps.failed(&what, error),
+            }
+        }
+    }
+    tell_of_files();
+    if steps.failures.is_empty() { Ok(()) } else { Err(DaemonError::Cleanup(steps.failures)) }
+}
+
+/// What could not be done.
+#[derive(Default)]
+struct Steps {
+    failures: Vec<String>,
+}
+
+impl Steps {
+    fn failed(&mut self, what: &str, error: StepError) {
+        self.failures.push(format!("{what}: {error}"));
+    }
+}
+
+/// Our tables, virtual servers, and the devices and routes of the pod network.
+fn remove_tables(steps: &mut Steps) -> Result<(), DaemonError> {
+    match Nft::open().and_then(|mut nft| nft.delete_table()) {
+        Ok(true) => say("removed table inet sluice"),
+        Ok(false) => say("nothing to remove: there is no table inet sluice"),
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
-        Err(error) => steps.push(Step { what: "table inet sluice".into(), result: Err(error.into()) }),
+        Err(error) => steps.failed("table inet sluice", error.into()),
     }
     match virtual_servers::remove(&[LINK]) {
-        Ok(false) => println!("nothing to remove: there is no interface {LINK}"),
-        Ok(true) => println!("removed interface {LINK} and its virtual servers"),
-        Err(error) => steps.push(Step { what: "virtual servers".into(), result: Err(error) }),
+        Ok(false) => say(format_args!("nothing to remove: there is no interface {LINK}")),
+        Ok(true) => say(format_args!("removed interface {LINK} and its virtual servers")),
+        Err(error) => steps.failed("virtual servers", error),
     }
     match pod_network::remove() {
-        Ok(false) => println!("nothing to remove: there is no pod network"),
-        Ok(true) => {
-            println!("removed the pod network: table inet {TABLE}, VXLAN devices, routes")
-        }
-        Err(error) => steps.push(Step { what: "the pod network".into(), result: Err(error.into()) }),
+        Ok(false) => say("nothing to remove: there is no pod network"),
+        Ok(true) => say(format_args!("removed the pod network: table inet {TABLE}, VXLAN devices, routes")),
+        Err(error) => steps.failed("the pod network", error.into()),
     }
-    let what = format!("eBPF programs and maps in {}", bpffs.display());
-    match ebpf::remove(&Directory::new(bpffs)) {
-        Ok(true) => println!("removed {what}"),
-        Ok(false) => println!("nothing to remove: there are no {what}"),
+    Ok(())
+}
+
+fn remove_programs(options: &Options, steps: &mut Steps) -> Result<(), DaemonError> {
+    let directory = Directory::new(&options.bpffs);
+    let what = format!("eBPF programs and maps in {}", options.bpffs.display());
+    let remove = || {
+        // A daemon of another network namespace may be at work on it.
+        let _lock = if directory.exists() && !options.force { Some(directory.try_lock()?) } else { None };
+        ebpf::remove(&directory)
+    };
+    match remove() {
+        Ok(true) => say(format_args!("removed {what}")),
+        Ok(false) => say(format_args!("nothing to remove: there are no {what}")),
         Err(BackendError::Bpf(error)) if error.errno() == Some(libc::EPERM) => {
             return Err(DaemonError::Capability);
         }
-        Err(error) => steps.push(Step { what, result: Err(error.into()) }),
+        Err(error) => steps.failed(&what, error.into()),
     }
-    if with_kube_proxy {
-        let found = kube_proxy::remove(kube_proxy::Servers::Removed);
-        if found.is_empty() {
-            println!("nothing to remove: kube-proxy left nothing");
-        }
-        steps.extend(found);
+    Ok(())
+}
+
+/// Says what stays on the disk.
+fn tell_of_files() {
+    let left: Vec<String> = pod_network::left().iter().map(|path| path.display().to_string()).collect();
+    if !left.is_empty() {
+        let left = left.join(" ");
+        say(format_args!(
+            "left, because pods may still be deleted with them: {left}\n\
+             when no pod has an address of it any more, or another network takes over: rm -r {left}"
+        ));
     }
-    let mut failures = Vec::new();
-    for Step { what, result } in steps {
-        match result {
-            Ok(()) => println!("removed {what}"),
-            Err(error) => failures.push(format!("{what}: {error}")),
-        }
-    }
-    if failures.is_empty() { Ok(()) } else { Err(DaemonError::Cleanup(failures)) }
 }
 
 /// Removes kube-proxy's leftovers when the daemon has taken over from it, except those of IPVS that connections may still

@@ -29,7 +29,7 @@ Exit codes:
   0  done, or ended by SIGTERM or SIGINT (rules stay in force)
   1  failed while running; the configuration file changed
   2  wrong command line or configuration
-  3  the machine lacks something: a capability, a kernel feature, a file";
+  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work";
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -43,6 +43,8 @@ pub enum Command {
         bpffs: PathBuf,
     },
     /// Remove everything of Sluice from the kernel.
+    ///
+    /// It removes nothing while a daemon is at work in this network namespace, and names its process.
     Cleanup {
         /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS, ipsets.
         #[arg(long)]
@@ -50,6 +52,12 @@ pub enum Command {
         /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
         #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
         bpffs: PathBuf,
+        /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the configuration.
+        #[arg(long, value_name = "DIR", default_value = sluice_cni::spec::RUN)]
+        run_dir: PathBuf,
+        /// Go on although a daemon is at work. Connections break, and the daemon writes its part again.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -99,12 +107,21 @@ pub const SUPPORTS: &str = "1.36 to 1.38";
 /// The newest of them, whose defaults of feature gates count.
 pub const KUBE_PROXY: &str = "1.38";
 
-/// kube-proxy's command line has no commands, and flags that pflag reads.
-fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
+/// Whether a command line is that of the daemon, before it is read: signals that end the daemon are not to be missed meanwhile.
+pub fn is_run(arguments: &[OsString]) -> bool {
+    is_kube_proxys(arguments) || arguments.get(1).is_some_and(|command| command == "run")
+}
+
+/// Whether there is no command, which stands for `run`.
+fn is_kube_proxys(arguments: &[OsString]) -> bool {
     let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     let first = arguments.get(1).and_then(|first| first.to_str()).unwrap_or_default();
-    let of_run = first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version");
-    if called == "kube-proxy" || of_run {
+    called == "kube-proxy" || first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version")
+}
+
+/// kube-proxy's command line has no commands, and flags that pflag reads.
+fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
+    if is_kube_proxys(&arguments) {
         arguments.insert(1.min(arguments.len()), "run".into());
     }
     if arguments.get(1).is_none_or(|command| command != "run") {
@@ -198,7 +215,7 @@ mod tests {
 
     fn run(arguments: &[&str]) -> Result<(RunArgs, Invocation), clap::Error> {
         let mut invocation = parse(arguments.iter().map(OsString::from))?;
-        let other = Command::Cleanup { kube_proxy: false, bpffs: PathBuf::new() };
+        let other = Command::Status { bpffs: PathBuf::new() };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
             Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
@@ -217,6 +234,12 @@ mod tests {
             assert_eq!(invocation.given, ["config", "v", "init-only", "hostname-override", "masquerade-all"]);
             assert_eq!(invocation.flags["config-sync-period"], "15m0s");
             assert_eq!(invocation.flags["hostname-override"], "a");
+            let line: Vec<OsString> = [name, &line].concat().iter().map(OsString::from).collect();
+            assert!(is_run(&line), "{line:?}");
+        }
+        for other in [&["sluice"][..], &["sluice", "status"], &["sluice", "cleanup"], &["sluice", "--help"]] {
+            let line: Vec<OsString> = other.iter().map(OsString::from).collect();
+            assert!(!is_run(&line), "{line:?}");
         }
         assert!(parse(["kube-proxy".into()]).is_ok());
         assert!(parse(["sluice".into()]).is_err());

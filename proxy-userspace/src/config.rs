@@ -12,7 +12,7 @@ mod resolve;
 mod validate;
 mod watch;
 
-pub(crate) use defaults::BPFFS;
+pub(crate) use defaults::{BIN_DIR, BPFFS, CONF_DIR};
 pub use duration::GoDuration;
 pub use flags::{settings, write_effective};
 pub use gates::FeatureGates;

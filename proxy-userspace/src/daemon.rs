@@ -10,6 +10,7 @@ use sluice_core::nft::TABLE;
 use sluice_sys::bpf::{BpfError, Directory, leave_alone};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice};
+use sluice_sys::node_lock::{Holder, NodeLock, NodeLockError};
 use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -23,10 +24,13 @@ use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::pod_network::{self, PodNetworkTask};
 use crate::reconcile::{Inputs, Outputs, Reconciler};
+use crate::signals::EndSignals;
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::{Manifests, ManifestsError};
-use crate::{addresses, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout, sysctls};
+use crate::{
+    addresses, alone, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout, sysctls,
+};
 
 /// Why the daemon ended or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +68,18 @@ pub enum DaemonError {
     /// A listener could not bind, and bindAddressHardFail is set.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Another daemon is at work, or the lock cannot be had.
+    #[error(transparent)]
+    NotAlone(#[from] NodeLockError),
+    /// A daemon is at work on what is to be removed.
+    #[error(
+        "nothing was removed, because a daemon is at work in this network namespace: {0}. End it first; sluice cleanup \
+         --force breaks its connections"
+    )]
+    BesideDaemon(Holder),
+    /// A signal came before all was done.
+    #[error("ended by {0} before all was done")]
+    Interrupted(&'static str),
     /// Something could not be removed.
     #[error("not everything could be removed:\n  {}", .0.join("\n  "))]
     Cleanup(Vec<String>),
@@ -101,9 +117,12 @@ impl DaemonError {
             | DaemonError::Sysctl(_)
             | DaemonError::Manifests(_)
             | DaemonError::Plugin(_)
+            | DaemonError::NotAlone(_)
+            | DaemonError::BesideDaemon(_)
             | DaemonError::Kubernetes(_) => 3,
             DaemonError::Serve(_)
             | DaemonError::Ended(_)
+            | DaemonError::Interrupted(_)
             | DaemonError::Cleanup(_)
             | DaemonError::ConfigChanged(_)
             | DaemonError::NoPodCidrs(_)
@@ -207,17 +226,60 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Runs until SIGTERM or SIGINT. Rules stay in force.
-pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
-    let backend = tokio::task::block_in_place(|| open_backend(&mut settings))?;
-    prepare_process(&settings);
-    let files = open_files();
+/// What the daemon has before it begins its work.
+struct Started {
+    settings: Settings,
+    backend: Backend,
+    metrics: Metrics,
+    events: mpsc::Receiver<Received>,
+    source: BoxFuture<'static, ()>,
+    api_peers: watch::Receiver<Peers>,
+    recorder: Recorder,
+    pod_network: Option<PodNetworkTask>,
+    /// Kept for as long as this daemon works.
+    _lock: Option<NodeLock>,
+}
+
+/// Makes everything that can fail. Programs, if there are any, are loaded and see no packet yet.
+async fn start(mut settings: Settings) -> Result<Started, DaemonError> {
+    let lock = alone::wait().await?;
+    let opening = tokio::task::spawn_blocking(move || {
+        let opened = open_backend(&mut settings)?;
+        prepare_process(&settings);
+        Ok::<_, DaemonError>((settings, opened))
+    });
+    let (settings, backend) = opening.await.map_err(|_| DaemonError::Ended("start"))??;
     let metrics = Metrics::default();
-    let health = Health::new(settings.sync_period);
-    let (events, event_receiver) = mpsc::channel::<Received>(EVENT_QUEUE);
+    let (sender, events) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (peers, api_peers) = watch::channel(Peers::new());
-    let (source, recorder) = source(&settings, events, metrics.clone(), peers).await?;
+    let (source, recorder) = source(&settings, sender, metrics.clone(), peers).await?;
     let pod_network = pod_network_task(&settings, &recorder, &metrics)?;
+    Ok(Started { settings, backend, metrics, events, source, api_peers, recorder, pod_network, _lock: lock })
+}
+
+/// Runs until SIGTERM or SIGINT. Rules stay in force.
+pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), DaemonError> {
+    let started = tokio::select! {
+        biased;
+        signal = signals.received() => {
+            info!(signal, "ending before anything was changed");
+            return Ok(());
+        }
+        started = start(settings) => started?,
+    };
+    let Started {
+        settings,
+        backend,
+        metrics,
+        events: event_receiver,
+        source,
+        api_peers,
+        recorder,
+        pod_network,
+        _lock,
+    } = started;
+    let files = open_files();
+    let health = Health::new(settings.sync_period);
     info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
@@ -300,8 +362,8 @@ pub async fn run(mut settings: Settings) -> Result<(), DaemonError> {
         recorder.record(Event::default_mode());
     }
     tokio::select! {
-        signal = end_signal() => {
-            info!(signal = signal?, "ending; rules stay in force");
+        signal = signals.received() => {
+            info!(signal, "ending; rules stay in force");
             let _ = shutdown.send(true);
             let _ = reconciling.await;
             Ok(())
@@ -448,17 +510,6 @@ async fn after_first_pass(
 async fn from_ipvs(settings: &Settings) {
     if settings.backend != BackendKind::Ipvs {
         handover::from_ipvs(settings.cleanup_kube_proxy, &settings.ipvs.exclude).await;
-    }
-}
-
-async fn end_signal() -> Result<&'static str, DaemonError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen =
-        |kind| signal(kind).map_err(|source| DaemonError::System { operation: "listen for signals", source });
-    let (mut term, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`loopback`], [`health`] and [`metrics`].
 
 pub mod addresses;
+mod alone;
 pub mod backend;
 pub mod cleanup;
 pub mod cli;
@@ -26,10 +27,12 @@ pub mod metrics;
 pub mod nft_monitor;
 pub mod node;
 pub mod optout;
+pub mod output;
 mod passes;
 pub mod pod_network;
 mod random;
 pub mod reconcile;
+pub mod signals;
 pub mod status;
 mod sysctls;
 pub mod watch;

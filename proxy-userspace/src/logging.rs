@@ -22,6 +22,8 @@ pub fn start(logging: &Logging) {
         (BoxMakeWriter::new(std::io::stderr), std::io::IsTerminal::is_terminal(&std::io::stderr()))
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(is_terminal);
+    // It would be told on stderr, where a failure is a panic.
+    let lines = lines.log_internal_errors(false);
     let lines: Box<dyn Layer<Registry> + Send + Sync> =
         if is_json { lines.json().boxed() } else { lines.boxed() };
     let lines = match EnvFilter::try_from_default_env() {

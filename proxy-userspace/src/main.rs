@@ -1,35 +1,86 @@
 //! `sluice`: parse, set up logging, run, exit code.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use sluice::cleanup::Options;
 use sluice::cli::{self, Command, Invocation, RunArgs};
 use sluice::config::{settings, write_effective};
 use sluice::daemon::{self, DaemonError};
+use sluice::output::{complain, print};
+use sluice::signals::EndSignals;
 use sluice::{cleanup, logging, status};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let result = match &invocation.command {
-        Command::Run(args) => run(args, &invocation),
-        Command::Status { bpffs } => status::status(bpffs),
-        Command::Cleanup { kube_proxy, bpffs } => cleanup::cleanup(*kube_proxy, bpffs),
-    };
-    match result {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match result(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sluice: {error}");
+            complain(format_args!("sluice: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(args: &RunArgs, invocation: &Invocation) -> Result<(), DaemonError> {
+fn result(arguments: Vec<OsString>) -> Result<(), DaemonError> {
+    // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
+    let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
+    let invocation = cli::parse(arguments).unwrap_or_else(|error| error.exit());
+    match &invocation.command {
+        Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?),
+        Command::Status { bpffs } => status::status(bpffs),
+        Command::Cleanup { kube_proxy, bpffs, run_dir, force } => cleanup::cleanup(&Options {
+            kube_proxy: *kube_proxy,
+            force: *force,
+            bpffs: bpffs.clone(),
+            run_dir: run_dir.clone(),
+        }),
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
+    move |source| DaemonError::System { operation, source }
+}
+
+/// What a daemon needs of its process.
+struct Process {
+    runtime: Runtime,
+    signals: EndSignals,
+}
+
+impl Process {
+    fn begin() -> Result<Self, DaemonError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().map_err(failed("start the runtime"))?;
+        let signals = {
+            let _within = runtime.enter();
+            EndSignals::listen().map_err(failed("listen for signals"))?
+        };
+        Ok(Process { runtime, signals })
+    }
+
+    /// Does something that ends by itself, or sooner by a signal.
+    fn work(self, job: impl FnOnce() -> Result<(), DaemonError> + Send + 'static) -> Result<(), DaemonError> {
+        let Process { runtime, mut signals } = self;
+        let job = runtime.spawn_blocking(job);
+        let result = runtime.block_on(async {
+            tokio::select! {
+                signal = signals.received() => Err(DaemonError::Interrupted(signal)),
+                result = job => result.unwrap_or(Err(DaemonError::Ended("job"))),
+            }
+        });
+        runtime.shutdown_background();
+        result
+    }
+}
+
+fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), DaemonError> {
     if let Some(version) = args.version.as_deref().and_then(cli::version) {
-        println!("{version}");
-        return Ok(());
+        return print(format_args!("{version}\n")).map_err(failed("write to stdout"));
     }
     if args.actions.cleanup == Some(true) {
-        return cleanup::cleanup(true, &cleanup::usual_bpffs());
+        return process.work(|| cleanup::cleanup(&Options::of_kube_proxy()));
     }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let settings = settings(args, invocation, &host_name)?;
@@ -41,12 +92,10 @@ fn run(args: &RunArgs, invocation: &Invocation) -> Result<(), DaemonError> {
         return Ok(write_effective(&settings, file)?);
     }
     if args.actions.init_only == Some(true) {
-        return daemon::init(&settings);
+        return process.work(move || daemon::init(&settings));
     }
-    let system = |source| DaemonError::System { operation: "start the runtime", source };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(system)?;
-    let result = runtime.block_on(daemon::run(settings));
+    let Process { runtime, signals } = process;
+    let result = runtime.block_on(daemon::run(settings, signals));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     result
 }

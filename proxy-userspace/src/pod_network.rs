@@ -12,6 +12,7 @@ mod mtu;
 mod node;
 mod notices;
 mod rules;
+mod uninstall;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -44,6 +45,7 @@ pub use kernel::{KernelError, device_name};
 pub use localnet::LocalnetError;
 pub use node::NodeError;
 use rules::Rules;
+pub use uninstall::{left, withdraw_node};
 
 /// A pass at least this often, in case a notice was lost.
 const AUDIT: Duration = Duration::from_secs(30);

@@ -13,6 +13,7 @@ use sluice_sys::nft::Nft;
 use crate::backend::BackendError;
 use crate::backend::ipvs::LINK;
 use crate::daemon::DaemonError;
+use crate::output;
 
 /// What there is.
 #[derive(Debug, Default)]
@@ -43,8 +44,8 @@ struct Ebpf {
 
 /// Prints it.
 pub fn status(bpffs: &Path) -> Result<(), DaemonError> {
-    print!("{}", read(bpffs)?);
-    Ok(())
+    let status = read(bpffs)?;
+    output::print(status).map_err(|source| DaemonError::System { operation: "write to stdout", source })
 }
 
 fn read(bpffs: &Path) -> Result<Status, DaemonError> {

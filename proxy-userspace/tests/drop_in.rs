@@ -2,44 +2,16 @@
 //! network namespace of its own.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
+#[path = "support/daemon.rs"]
+mod daemon;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Runs a test in a fresh network namespace with a directory of its own. Without root: a skip that says so.
-fn in_netns(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
-    let directory = std::env::temp_dir().join(format!("sluice-drop-in-{name}-{}", std::process::id()));
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            eprintln!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
-        std::fs::create_dir_all(directory.join("manifests")).unwrap();
-        shell("ip link set lo up", "");
-        test(&directory);
-        std::fs::remove_dir_all(&directory).unwrap();
-    });
-    thread.join().unwrap();
-}
-
-/// Runs a command line with some input; it has to succeed.
-fn shell(line: &str, input: &str) -> String {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut child = Command::new("sh")
-        .args(["-c", line])
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{line}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
+use daemon::{CONFIG, Daemon, configured, in_netns, kube_proxy, shell};
 
 fn has(program: &str) -> bool {
     let found = ["/usr/sbin", "/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
@@ -47,17 +19,6 @@ fn has(program: &str) -> bool {
         eprintln!("skip: there is no program {program}, so this part is not tested");
     }
     found
-}
-
-/// Called by kube-proxy's name, as a DaemonSet whose image was exchanged does.
-fn kube_proxy(directory: &Path) -> Command {
-    let link = directory.join("kube-proxy");
-    if !link.exists() {
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sluice"), &link).unwrap();
-    }
-    let mut command = Command::new(link);
-    command.env_remove("RUST_LOG");
-    command
 }
 
 /// The rules of kube-proxy's iptables mode, in short, beside rules of others.
@@ -238,72 +199,6 @@ fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
         let saved = shell("iptables-legacy-save -t nat", "");
         assert!(saved.contains(others) && !saved.contains("KUBE-SVC"), "{saved}");
     });
-}
-
-/// A running daemon; it ends with the test.
-struct Daemon {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Daemon {
-    fn start(directory: &Path, config: &Path, more: &[&str]) -> Daemon {
-        let log = directory.join("log");
-        let mut command = kube_proxy(directory);
-        command.arg(format!("--config={}", config.display())).arg("--hostname-override=n1").args(more);
-        command.arg("--manifests").arg(directory.join("manifests"));
-        let child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-        let mut daemon = Daemon { child, log };
-        daemon.wait_for("ruleset in place");
-        daemon
-    }
-
-    fn wait_for(&mut self, words: &str) {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            let log = std::fs::read_to_string(&self.log).unwrap();
-            if log.contains(words) {
-                return;
-            }
-            assert!(
-                Instant::now() < end && self.child.try_wait().unwrap().is_none(),
-                "no {words:?} in: {log}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn exit_code(&mut self) -> Option<i32> {
-        let end = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        None
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-const CONFIG: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-mode: nftables
-oomScoreAdj: 0
-clientConnection: {qps: 50}
-conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
-";
-
-fn configured(directory: &Path) -> PathBuf {
-    let path = directory.join("config.conf");
-    std::fs::write(&path, CONFIG).unwrap();
-    path
 }
 
 #[test]

@@ -7,6 +7,10 @@ use super::raw::{FormatOptions, KubeProxyConfiguration, PodNetwork};
 
 /// Where maps and programs of mode ebpf are pinned.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf/sluice";
+/// Where container runtimes look for plugins.
+pub(crate) const BIN_DIR: &str = "/opt/cni/bin";
+/// Where container runtimes look for configurations.
+pub(crate) const CONF_DIR: &str = "/etc/cni/net.d";
 
 /// What the user asked for, where defaults would hide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,8 +185,8 @@ fn pod_network(section: &mut PodNetwork) {
     section.masquerade.get_or_insert(true);
     let cni = &mut section.cni;
     default(&mut cni.name, "sluice");
-    default(&mut cni.bin_dir, "/opt/cni/bin");
-    default(&mut cni.conf_dir, "/etc/cni/net.d");
+    default(&mut cni.bin_dir, BIN_DIR);
+    default(&mut cni.conf_dir, CONF_DIR);
     default(&mut cni.data_dir, sluice_cni::spec::DATA);
     default(&mut cni.run_dir, sluice_cni::spec::RUN);
 }

@@ -15,9 +15,9 @@ use tracing::info;
 use crate::config::PodNetworkSettings;
 
 /// The plugin's name, which is its type in configurations.
-const PLUGIN: &str = "sluice-cni";
+pub(super) const PLUGIN: &str = "sluice-cni";
 /// Runtimes take the first configuration by name.
-const CONFLIST: &str = "10-sluice.conflist";
+pub(super) const CONFLIST: &str = "10-sluice.conflist";
 /// How much of the plugin is compared at once, in bytes.
 const CHUNK: usize = 1 << 16;
 /// A file that has changed less than this ago may change again without a sign.
@@ -32,7 +32,7 @@ pub struct InstallError {
     source: io::Error,
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
+pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
     let path = path.to_owned();
     move |source| InstallError { operation, path, source }
 }

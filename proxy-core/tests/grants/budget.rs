@@ -1,12 +1,5 @@
 //! How large one Service may be, and that the others do not pay for it.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-#[path = "support/objects.rs"]
-mod objects;
-#[path = "support/world.rs"]
-mod world;
-
 use std::net::IpAddr;
 
 use sluice_core::event::{Change, Event};
@@ -14,8 +7,8 @@ use sluice_core::model::Service;
 use sluice_core::net::Protocol::Tcp;
 use sluice_core::plan::{Budget, Capture, PlanConfig, Role, Size};
 
-use objects::{endpoint, ip, name, port, service, slice};
-use world::World;
+use super::objects::{endpoint, ip, name, port, service, slice};
+use super::world::World;
 
 fn config(frontends: usize, elements: usize) -> PlanConfig {
     PlanConfig { budget: Budget { frontends, elements }, ..PlanConfig::default() }

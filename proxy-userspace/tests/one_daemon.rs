@@ -1,0 +1,310 @@
+//! One daemon on a node: what a second one, a cleanup, a signal and a reader that has gone do to it. Each test has a network
+//! namespace of its own.
+#![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use daemon::{CONFIG, Daemon, configured, in_netns, shell};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+#[cfg(feature = "ebpf")]
+use sluice_tests::lab::cgroup;
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+
+fn signal(daemon: &Daemon, which: Signal) {
+    kill(Pid::from_raw(daemon.child.id().try_into().unwrap()), which).unwrap();
+}
+
+/// A configuration of another mode.
+fn in_mode(directory: &Path, mode: &str, more: &str) -> PathBuf {
+    let path = directory.join(format!("{mode}.conf"));
+    std::fs::write(&path, CONFIG.replace("mode: nftables", &format!("mode: {mode}")) + more).unwrap();
+    path
+}
+
+/// No cleanup of a test may find pins of the machine.
+fn sluice(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(SLUICE);
+    command.args(arguments).env("SLUICE_BPFFS", directory.join("bpf/sluice")).env_remove("RUST_LOG");
+    command
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Runs a test with a mount namespace too, with a bpf filesystem, a cgroup, and directories for runtimes that are its own.
+/// Without a cgroup2 filesystem: a skip that says so.
+#[cfg(feature = "ebpf")]
+fn with_ebpf(name: &'static str, test: impl FnOnce(&Path, &Path) + Send + 'static) {
+    let Some(cgroups) = cgroup::root() else {
+        eprintln!("skip: there is no cgroup2 filesystem that can be written");
+        return;
+    };
+    let cgroup = cgroups.join(format!("sluice-{name}-{}", std::process::id()));
+    std::fs::create_dir(&cgroup).unwrap();
+    let _removed_at_last = Cgroup(cgroup.clone());
+    in_mounts(name, move |directory| {
+        let bpf = directory.join("bpf");
+        std::fs::create_dir(&bpf).unwrap();
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        test(directory, &cgroup);
+        nix::mount::umount2(&bpf, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+#[cfg(feature = "ebpf")]
+struct Cgroup(PathBuf);
+
+#[cfg(feature = "ebpf")]
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        cgroup::remove(&self.0);
+    }
+}
+
+fn in_mounts(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
+    in_netns(name, move |directory| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        test(directory);
+    });
+}
+
+#[cfg(feature = "ebpf")]
+fn ebpf_config(directory: &Path, cgroup: &Path) -> PathBuf {
+    let (bpffs, cgroup) = (directory.join("bpf/sluice"), cgroup.display());
+    let more =
+        format!("sluice: {{ebpf: {{bpffs: {}, cgroupRoot: {cgroup}, flows: 1024}}}}\n", bpffs.display());
+    in_mode(directory, "ebpf", &more)
+}
+
+#[test]
+fn a_second_daemon_of_any_mode_names_the_first_and_ends() {
+    in_netns("second", |directory| {
+        let mut first = Daemon::start(directory, &configured(directory), &[]);
+        let begun = Instant::now();
+        let config = |mode| in_mode(directory, mode, "clusterCIDR: 10.9.0.0/16\n");
+        let mut others = ["nftables", "ipvs", "ebpf"].map(|mode| {
+            (mode, Daemon::spawn(directory, &format!("log-{mode}"), &config(mode), &["--healthz-port=0"]))
+        });
+        for (mode, other) in &mut others {
+            assert_eq!(
+                other.exit_code(),
+                Some(3),
+                "{mode}: {}",
+                std::fs::read_to_string(&other.log).unwrap()
+            );
+            let log = std::fs::read_to_string(&other.log).unwrap();
+            assert!(log.contains(&format!("process {}", first.child.id())), "{mode}: {log}");
+        }
+        let waited = begun.elapsed();
+        assert!((9..15).contains(&waited.as_secs()), "{waited:?}");
+        assert!(first.child.try_wait().unwrap().is_none());
+        let log = std::fs::read_to_string(&first.log).unwrap();
+        assert!(!log.contains("somebody else"), "{log}");
+    });
+}
+
+#[test]
+fn a_successor_begins_when_its_predecessor_has_ended_in_whatever_way() {
+    in_netns("successor", |directory| {
+        let config = configured(directory);
+        let first = Daemon::start(directory, &config, &[]);
+        let mut second = Daemon::spawn(directory, "log2", &config, &["--healthz-port=0", "--metrics-port=0"]);
+        second.wait_for(&format!("process {}", first.child.id()));
+        signal(&first, Signal::SIGTERM);
+        second.wait_for("ruleset in place");
+        signal(&second, Signal::SIGKILL);
+        let begun = Instant::now();
+        let mut third = Daemon::spawn(directory, "log3", &config, &[]);
+        third.wait_for("ruleset in place");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn cleanup_beside_a_daemon_removes_nothing_unless_forced() {
+    in_mounts("beside", |directory| {
+        mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::fs::create_dir_all("/run/sluice").unwrap();
+        std::fs::write("/run/sluice/pod-network.json", "{}").unwrap();
+        let mut daemon = Daemon::start(directory, &configured(directory), &[]);
+        let ruleset = || shell("nft -a list ruleset", "");
+        let before = ruleset();
+        for arguments in [&["cleanup"][..], &["cleanup", "--kube-proxy"], &["run", "--cleanup"]] {
+            let output = sluice(directory, arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(3), "{arguments:?}: {output:?}");
+            assert!(text(&output).contains(&format!("process {}", daemon.child.id())), "{output:?}");
+            assert!(!text(&output).contains("removed table"), "{output:?}");
+        }
+        assert_eq!(ruleset(), before);
+        assert!(Path::new("/run/sluice/pod-network.json").exists());
+        let output = sluice(directory, &["cleanup", "--force"]).output().unwrap();
+        assert!(output.status.success() && text(&output).contains("removed table inet sluice"), "{output:?}");
+        daemon.wait_for("somebody else");
+        assert!(daemon.child.try_wait().unwrap().is_none());
+        signal(&daemon, Signal::SIGTERM);
+        assert_eq!(daemon.exit_code(), Some(0));
+        let output = sluice(directory, &["cleanup"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(shell("nft list tables", ""), "");
+    });
+}
+
+#[test]
+fn after_a_cleanup_the_plugin_starts_no_pods_and_what_is_left_is_named() {
+    in_mounts("status", |directory| {
+        for (at, make) in [("/run", "/run/sluice"), ("/etc", "/etc/cni/net.d")] {
+            mount(Some("none"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            std::fs::create_dir_all(make).unwrap();
+        }
+        let elsewhere = directory.join("run");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let list = serde_json::json!({
+            "cniVersion": "1.1.0", "name": "sluice",
+            "plugins": [{"type": "sluice-cni", "runDir": elsewhere, "dataDir": directory.join("data")}],
+        });
+        let conflist = "/etc/cni/net.d/10-sluice.conflist";
+        std::fs::write(conflist, list.to_string()).unwrap();
+        let node = r#"{"podCidrs": ["10.244.1.0/24"], "mtu": 1450}"#;
+        let files = [PathBuf::from("/run/sluice/pod-network.json"), elsewhere.join("pod-network.json")];
+        for file in &files {
+            std::fs::write(file, node).unwrap();
+        }
+        let config = serde_json::json!({
+            "cniVersion": "1.1.0", "name": "sluice", "type": "sluice-cni", "runDir": elsewhere,
+            "dataDir": directory.join("data"),
+        });
+        let status = || {
+            let plugin = Path::new(SLUICE).with_file_name("sluice-cni");
+            if !plugin.exists() {
+                eprintln!("skip: there is no plugin beside sluice, so its STATUS is not asked for");
+                return None;
+            }
+            let input = directory.join("input");
+            std::fs::write(&input, config.to_string()).unwrap();
+            let mut command = Command::new(plugin);
+            command.env("CNI_COMMAND", "STATUS").env("CNI_PATH", "/opt/cni/bin");
+            Some(command.stdin(File::open(input).unwrap()).output().unwrap())
+        };
+        assert!(status().is_none_or(|output| output.status.success()), "{:?}", status());
+        let output = sluice(directory, &["cleanup"]).output().unwrap();
+        assert!(output.status.success() && text(&output).contains(conflist), "{output:?}");
+        assert!(Path::new(conflist).exists());
+        for file in &files {
+            assert!(!file.exists(), "{file:?} is left: {output:?}");
+        }
+        let is_not_available =
+            |output: &Output| text(output).contains("\"code\": 50") || text(output).contains("\"code\":50");
+        assert!(status().is_none_or(|output| is_not_available(&output)), "{:?}", status());
+    });
+}
+
+#[test]
+fn nobody_who_reads_is_no_reason_to_stop() {
+    in_netns("stdout", |directory| {
+        let table = "table inet sluice { }; table inet sluice-pods { }";
+        // The reader of a pipe has gone; the disk is full; there is no stdout.
+        let broken = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            Stdio::from(writer)
+        };
+        let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+        let closed = r#"exec "$0" "$@" >&-"#;
+        let commands: [&[&str]; 7] = [
+            &["cleanup"],
+            &["cleanup", "--kube-proxy"],
+            &["status"],
+            &["--help"],
+            &["run", "--help"],
+            &["--version"],
+            &["run", "--version"],
+        ];
+        for arguments in commands {
+            for how in ["broken", "full", "closed", "all broken"] {
+                shell("nft -f -", table);
+                let mut command = sluice(directory, arguments);
+                if how == "closed" {
+                    let program = command.get_program().to_owned();
+                    command = Command::new("sh");
+                    command.args(["-c", closed]).arg(program).args(arguments);
+                    command.env("SLUICE_BPFFS", directory.join("bpf/sluice"));
+                }
+                let stdout = if how == "full" { full() } else { broken() };
+                command.stdout(stdout).stderr(if how == "all broken" { broken() } else { Stdio::piped() });
+                let output = command.spawn().unwrap().wait_with_output().unwrap();
+                let told = text(&output);
+                assert!(!told.contains("panicked"), "{arguments:?} {how}: {told}");
+                let code = output.status.code();
+                let may_fail = how == "full" && arguments[0] != "cleanup";
+                assert!(code == Some(0) || may_fail && code == Some(1), "{arguments:?} {how}: {output:?}");
+                if arguments[0] == "cleanup" {
+                    assert_eq!(shell("nft list tables", ""), "", "{arguments:?} {how}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_daemon_whose_log_cannot_be_written_goes_on() {
+    in_netns("log", |directory| {
+        let config = configured(directory);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = sluice(directory, &["run", "--hostname-override=n1", "--config"]);
+        command.arg(config).arg("--manifests").arg(directory.join("manifests")).stderr(Stdio::from(writer));
+        let mut child = command.spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while !shell("nft list tables", "").contains("table inet sluice") {
+            assert!(Instant::now() < end && child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    });
+}
+
+/// Ends a daemon so many milliseconds after its start.
+fn ended_after(daemon: &mut Daemon, milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+    signal(daemon, Signal::SIGTERM);
+    let status = daemon.child.wait().unwrap();
+    let log = std::fs::read_to_string(&daemon.log).unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(0), None), "after {milliseconds} ms: {log}");
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_while_it_starts_ends_well() {
+    in_netns("early", |directory| {
+        let config = configured(directory);
+        for milliseconds in [40, 60, 80, 120, 160, 240, 500] {
+            ended_after(&mut Daemon::spawn(directory, "log", &config, &[]), milliseconds);
+        }
+        let _first = Daemon::start(directory, &config, &[]);
+        ended_after(&mut Daemon::spawn(directory, "log2", &config, &["--healthz-port=0"]), 500);
+    });
+}
+
+#[cfg(feature = "ebpf")]
+#[test]
+fn a_daemon_that_is_told_to_end_while_it_loads_programs_ends_well() {
+    with_ebpf("loading", |directory, cgroup| {
+        let config = ebpf_config(directory, cgroup);
+        for milliseconds in [50, 100, 200, 400, 800] {
+            ended_after(&mut Daemon::spawn(directory, "log", &config, &[]), milliseconds);
+        }
+    });
+}
