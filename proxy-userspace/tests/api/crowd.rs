@@ -4,8 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -122,6 +122,9 @@ async fn at_work(files: &str, api: &FakeApi) -> Proxy {
 
 /// As many connections as the server may hold are held, and 5,000 more knock, each from the address that it is given.
 fn a_crowd(files: &'static str, from: impl Fn(usize) -> IpAddr + Send + 'static) {
+    // Two crowds at once would be a test of the machine.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     in_namespace(move || async move {
         // All addresses of this network are this host's, but not those that its own processes ask from.
         let added = ["address", "add", "198.51.100.1/24", "dev", "lo"];
