@@ -98,10 +98,14 @@ async fn an_account_that_may_not_read_them_loses_nothing_else() {
     api.put(service("new", 81));
     watched.until("new", |index| index.services().count() == 2).await;
     assert_eq!(watched.index.opted_out("node-a"), None);
-    let page = watched.metrics.page();
     for kind in ["Pod", "Namespace"] {
+        // Each is asked for by itself.
         let counted = format!("sluice_watch_errors_total{{kind=\"{kind}\",reason=\"forbidden\"}}");
-        assert!(page.contains(&counted), "{page}");
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !watched.metrics.page().contains(&counted) {
+            assert!(std::time::Instant::now() < end, "{}", watched.metrics.page());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
     // Once it may, it does.
     api.put(pod("mesh", "a", "10.0.0.1", json!({"sluice.socketLB": "false"})));
