@@ -313,15 +313,13 @@ impl Index {
 
     /// All addresses of a Service's endpoints with TCP ports, whatever their conditions.
     pub fn tcp_addresses(&self, service: &ObjectName) -> BTreeSet<(IpAddr, u16)> {
-        let ports = |slice: &EndpointSlice| -> Vec<u16> {
-            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-            ports.map(|port| port.port).collect()
-        };
-        let of_slice = |slice| {
-            let ports = ports(slice);
-            slice.endpoints.iter().flat_map(move |e| ports.clone().into_iter().map(|port| (e.address, port)))
-        };
-        self.slices(service).flat_map(of_slice).collect()
+        let mut found = BTreeSet::new();
+        for slice in self.slices(service) {
+            for port in slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+                found.extend(slice.endpoints.iter().map(|endpoint| (endpoint.address, port.port)));
+            }
+        }
+        found
     }
 
     /// The endpoints of a service port, merged over all slices (reference 1.5): sorted by address and port,

@@ -166,15 +166,7 @@ mod tests {
             lacks_local_internal: false,
             lacks_local_external: false,
         };
-        let (ports, cluster_ips) = ([port].into(), Box::default());
-        Some(Arc::new(ServicePlan {
-            name,
-            ports,
-            cluster_ips,
-            health_check: None,
-            refused: Box::default(),
-            oversize: None,
-        }))
+        Some(Arc::new(ServicePlan { ports: [port].into(), ..ServicePlan::nothing(name) }))
     }
 
     fn change(old: Option<Arc<ServicePlan>>, new: Option<Arc<ServicePlan>>) -> PlanChange {

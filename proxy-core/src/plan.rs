@@ -176,6 +176,20 @@ pub struct ServicePlan {
     pub oversize: Option<Size>,
 }
 
+impl ServicePlan {
+    /// The plan of a Service of which nothing is served.
+    pub fn nothing(name: ObjectName) -> Self {
+        ServicePlan {
+            name,
+            ports: Box::default(),
+            cluster_ips: Box::default(),
+            health_check: None,
+            refused: Box::default(),
+            oversize: None,
+        }
+    }
+}
+
 /// How to tell that a packet comes from a pod (reference 3.4).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Detector {

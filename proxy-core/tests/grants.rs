@@ -22,6 +22,16 @@ fn refused(world: &World, text: &str) -> Vec<(Capture, Role, Refusal)> {
     world.plan(text).refused.iter().map(|refused| (refused.capture, refused.role, refused.why)).collect()
 }
 
+/// A Service of one port.
+fn web(external_ips: &str, load_balancer_ips: &str) -> Service {
+    Service {
+        ports: vec![port("http", Tcp, 80, 0)],
+        external_ips: ips(external_ips),
+        load_balancer_ips: ips(load_balancer_ips),
+        ..service("web", "172.30.0.1")
+    }
+}
+
 fn dns(address: &str) -> Capture {
     Capture::Address(ip(address), Udp, 53)
 }
@@ -56,12 +66,7 @@ fn a_cluster_ip_goes_before_every_other_role_of_older_services() {
 
 #[test]
 fn what_cluster_ips_are_allocated_from_is_nobody_elses() {
-    let web = Service {
-        ports: vec![port("http", Tcp, 80, 0)],
-        external_ips: ips("172.30.0.1 172.30.0.77 192.0.2.1"),
-        load_balancer_ips: ips("172.30.0.88"),
-        ..service("web", "172.30.0.1")
-    };
+    let web = web("172.30.0.1 172.30.0.77 192.0.2.1", "172.30.0.88");
     let grants = Grants { service_networks: nets("172.30.0.0/16"), ..Grants::default() };
     let world = World::of(PlanConfig { grants, ..PlanConfig::default() }, &[web], &[]);
     let at = |address| Capture::Address(ip(address), Tcp, 80);
@@ -102,12 +107,7 @@ fn no_service_stands_before_an_api_server() {
 
 #[test]
 fn only_networks_that_are_permitted_are_given() {
-    let web = Service {
-        ports: vec![port("http", Tcp, 80, 0)],
-        external_ips: ips("192.0.2.1 198.51.100.1"),
-        load_balancer_ips: ips("203.0.113.1"),
-        ..service("web", "172.30.0.1")
-    };
+    let web = web("192.0.2.1 198.51.100.1", "203.0.113.1");
     let grants = Grants { networks: Some(nets("192.0.2.0/24 203.0.113.0/24")), ..Grants::default() };
     let mut world = World::of(PlanConfig { grants, ..PlanConfig::default() }, &[web], &[]);
     let at = |address| Capture::Address(ip(address), Tcp, 80);

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Capture, PlanChange, ServicePlan};
 use sluice_sys::conntrack::{Conntrack, Flow};
@@ -114,35 +114,23 @@ impl Own<'_> {
     }
 }
 
-/// What one pass looks for.
-struct Pass<'a> {
-    requests: FxHashMap<Capture, &'a State>,
-}
-
-impl Pass<'_> {
-    /// Whether a flow goes where it must not.
-    fn is_stale(&self, flow: &Flow, own: &Own<'_>) -> bool {
-        let (address, port) = flow.destination;
-        let by_address = Capture::Address(address, flow.protocol, port);
-        let by_port = Capture::NodePort(Family::of(&address), flow.protocol, port);
-        let translated = flow.replier != flow.destination;
-        let state = match (self.requests.get(&by_address), self.requests.get(&by_port)) {
-            (Some(state), _) => *state,
-            (None, Some(state)) if own.node_port_of(&address, translated) => *state,
-            (None, _) => return false,
-        };
-        match state {
-            // Packets sent before there were endpoints were tracked untranslated: end those too.
-            State::Serving(list) if !list.is_empty() => list.binary_search(&flow.replier).is_err(),
-            // Without endpoints only translated flows are known to be ours.
-            State::Serving(_) | State::Gone => translated,
-            State::Opened => flow.is_vain && !translated,
-        }
-    }
-
-    /// Which flows have to be looked at.
-    fn kinds(&self) -> BTreeSet<(Family, Protocol)> {
-        self.requests.keys().map(|capture| (capture.family(), capture.protocol())).collect()
+/// Whether a flow goes where it must not.
+fn is_stale(passes: &Passes<Capture, State>, flow: &Flow, own: &Own<'_>) -> bool {
+    let (address, port) = flow.destination;
+    let translated = flow.replier != flow.destination;
+    let state = match passes.get(&Capture::Address(address, flow.protocol, port)) {
+        Some(state) => state,
+        None => match passes.get(&Capture::NodePort(Family::of(&address), flow.protocol, port)) {
+            Some(state) if own.node_port_of(&address, translated) => state,
+            _ => return false,
+        },
+    };
+    match state {
+        // Packets sent before there were endpoints were tracked untranslated: end those too.
+        State::Serving(list) if !list.is_empty() => list.binary_search(&flow.replier).is_err(),
+        // Without endpoints only translated flows are known to be ours.
+        State::Serving(_) | State::Gone => translated,
+        State::Opened => flow.is_vain && !translated,
     }
 }
 
@@ -161,20 +149,18 @@ pub async fn run(
             },
             () = sleep_until(passes.due(Instant::now())) => None,
         };
-        let is_due = first.is_none();
         let mut next = first;
         while let Some(request) = next {
             passes.ask(request.capture, request.state, Instant::now());
             next = requests.try_recv().ok();
         }
         let begun = Instant::now();
-        if !is_due && passes.due(begun).is_none_or(|due| due > begun) {
+        if !passes.is_due(begun) {
             continue;
         }
         let facts = facts.borrow().clone();
         let own = Own { settings: &settings, facts: &facts };
-        let pass = Pass { requests: passes.requests().map(|(capture, state)| (*capture, state)).collect() };
-        match tokio::task::block_in_place(|| clean(&pass, &own, &metrics)) {
+        match tokio::task::block_in_place(|| clean(&passes, &own, &metrics)) {
             Ok(()) => passes.done(begun, Instant::now()),
             Err(error) => {
                 warn!(%error, "cannot end stale flows; trying again");
@@ -184,11 +170,13 @@ pub async fn run(
     }
 }
 
-fn clean(pass: &Pass<'_>, own: &Own<'_>, metrics: &Metrics) -> Result<(), NetlinkError> {
+fn clean(passes: &Passes<Capture, State>, own: &Own<'_>, metrics: &Metrics) -> Result<(), NetlinkError> {
     let mut conntrack = Conntrack::open()?;
-    for (family, protocol) in pass.kinds() {
+    let kinds: BTreeSet<(Family, Protocol)> =
+        passes.keys().map(|capture| (capture.family(), capture.protocol())).collect();
+    for (family, protocol) in kinds {
         let begun = Instant::now();
-        let stale = list(&mut conntrack, family, protocol, |flow| pass.is_stale(flow, own))?;
+        let stale = list(&mut conntrack, family, protocol, |flow| is_stale(passes, flow, own))?;
         let mut deleted = 0;
         for flow in &stale {
             deleted += u64::from(conntrack.delete(flow)?);
@@ -196,7 +184,7 @@ fn clean(pass: &Pass<'_>, own: &Own<'_>, metrics: &Metrics) -> Result<(), Netlin
         let label = family_label(family);
         metrics.conntrack_deleted.get_or_create(&label).inc_by(deleted);
         metrics.conntrack_duration.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
-        debug!(%family, %protocol, frontends = pass.requests.len(), deleted, "flows checked");
+        debug!(%family, %protocol, frontends = passes.keys().len(), deleted, "flows checked");
     }
     Ok(())
 }
@@ -241,15 +229,7 @@ mod tests {
             lacks_local_internal: false,
             lacks_local_external: false,
         };
-        let (ports, cluster_ips) = (Box::new([port]), Box::default());
-        Some(Arc::new(ServicePlan {
-            name,
-            ports,
-            cluster_ips,
-            health_check: None,
-            refused: Box::default(),
-            oversize: None,
-        }))
+        Some(Arc::new(ServicePlan { ports: Box::new([port]), ..ServicePlan::nothing(name) }))
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, end
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut passes = Passes::default();
     loop {
-        let is_due = tokio::select! {
+        tokio::select! {
             request = requests.recv() => {
                 let Some(first) = request else { return };
                 // What they say is in the maps.
@@ -71,16 +71,12 @@ pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, end
                 if concerned {
                     passes.ask((), (), Instant::now());
                 }
-                false
             }
-            () = sleep_until(passes.due(Instant::now())) => true,
-            _ = ticks.tick() => {
-                tokio::task::block_in_place(|| keeper.tick());
-                false
-            }
-        };
+            () = sleep_until(passes.due(Instant::now())) => {}
+            _ = ticks.tick() => tokio::task::block_in_place(|| keeper.tick()),
+        }
         let begun = Instant::now();
-        if !is_due && passes.due(begun).is_none_or(|due| due > begun) {
+        if !passes.is_due(begun) {
             continue;
         }
         match tokio::task::block_in_place(|| keeper.end_stale(passes.is_last(begun))) {

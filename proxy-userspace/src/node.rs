@@ -55,7 +55,7 @@ pub struct NodeFacts {
     pub service_networks: Vec<IpNet>,
     /// Addresses of others, in mode ipvs.
     pub others: Others,
-    /// Where API servers listen.
+    /// Where API servers listen, or the proxy before them. A ClusterIP that leads there is none of these.
     pub api_servers: BTreeSet<(IpAddr, u16)>,
 }
 
@@ -145,15 +145,22 @@ pub fn primary_addresses(settings: &Settings, facts: &NodeFacts) -> [Option<IpAd
     })
 }
 
-/// Addresses that others than this node and Services have. Networks of pods that ClusterIPs are allocated from, too, do not
+/// Addresses that others than this node and Services have: other nodes, pods, and API servers. Networks of pods that ClusterIPs are allocated from, too, do not
 /// count: somebody has configured them wrongly, and ClusterIPs go first.
-pub fn others(node_name: &str, nodes: &[Node], service_networks: &[IpNet]) -> Others {
+pub fn others(
+    node_name: &str,
+    nodes: &[Node],
+    service_networks: &[IpNet],
+    api_servers: &BTreeSet<(IpAddr, u16)>,
+) -> Others {
     let of_others = nodes.iter().filter(|node| node.name.name() != node_name);
     let pods: Vec<IpNet> = nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
     let overlaps = |a: &IpNet| service_networks.iter().any(|b| a.contains(b) || b.contains(a));
     let mut networks = IpNet::aggregate(&pods);
     networks.retain(|net| !overlaps(net));
-    let addresses = of_others.flat_map(|node| node.addresses.iter().copied()).collect();
+    let is_cluster_ip = |ip: &IpAddr| service_networks.iter().any(|net| net.contains(ip));
+    let api_servers = api_servers.iter().map(|(ip, _)| *ip).filter(|ip| !is_cluster_ip(ip));
+    let addresses = of_others.flat_map(|node| node.addresses.iter().copied()).chain(api_servers).collect();
     Others { listed: true, addresses, networks }
 }
 
@@ -416,10 +423,15 @@ mod tests {
             eligible: true,
         };
         let nodes = [node("a", 2), node("b", 3)];
-        let found = others("a", &nodes, &["10.96.0.0/12".parse().unwrap()]);
+        let found = others("a", &nodes, &["10.96.0.0/12".parse().unwrap()], &BTreeSet::new());
         assert_eq!(found.addresses, [IpAddr::from([192, 168, 77, 3])].into());
         assert!(found.listed && !facts().others.listed, "nobody's addresses are known before the list");
         assert_eq!(found.networks, ["10.244.2.0/23".parse::<IpNet>().unwrap()]);
-        assert!(others("a", &nodes, &["10.244.0.0/16".parse().unwrap()]).networks.is_empty());
+        let overlapping = others("a", &nodes, &["10.244.0.0/16".parse().unwrap()], &BTreeSet::new());
+        assert!(overlapping.networks.is_empty());
+        // API servers too, but where it is a ClusterIP that leads to them.
+        let api_servers = ips("203.0.113.1 10.96.0.1").into_iter().map(|ip| (ip, 443)).collect();
+        let found = others("a", &[], &["10.96.0.0/12".parse().unwrap()], &api_servers);
+        assert_eq!(found.addresses, ips("203.0.113.1").into_iter().collect());
     }
 }

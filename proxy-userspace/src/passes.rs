@@ -47,9 +47,19 @@ impl<K: Eq + Hash, V> Passes<K, V> {
         Some(self.not_before.map_or(due, |not_before| due.max(not_before)))
     }
 
-    /// What to look for.
-    pub(crate) fn requests(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.requests.iter().map(|(key, (value, _))| (key, value))
+    /// Whether one is due.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.due(now).is_some_and(|due| due <= now)
+    }
+
+    /// What to look for with a key.
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.requests.get(key).map(|(value, _)| value)
+    }
+
+    /// All keys of what to look for.
+    pub(crate) fn keys(&self) -> impl ExactSizeIterator<Item = &K> {
+        self.requests.keys()
     }
 
     /// Whether nothing is left after a pass that begins now.
@@ -113,7 +123,7 @@ mod tests {
         let (mut now, mut begun, mut most) = (start, Vec::new(), 0);
         for change in 0..36_000 {
             passes.ask(change, (), now);
-            most = most.max(passes.requests().count());
+            most = most.max(passes.keys().len());
             begun.extend(run(&mut passes, now, now + TENTH, Duration::from_millis(5)));
             now += TENTH;
         }
@@ -121,7 +131,7 @@ mod tests {
         assert!(begun.windows(2).all(|two| two[1] - two[0] >= INTERVAL));
         assert!(begun.len() > 3500, "{} passes", begun.len());
         run(&mut passes, now, now + 60 * INTERVAL, TENTH);
-        assert_eq!(passes.requests().count(), 0);
+        assert_eq!(passes.keys().len(), 0);
     }
 
     #[test]
@@ -138,6 +148,6 @@ mod tests {
         passes.ask(1, (), start);
         passes.failed(start + 2 * SECOND_PASS);
         assert_eq!(passes.due(start + 2 * SECOND_PASS), Some(start + 2 * SECOND_PASS + RETRY));
-        assert_eq!(passes.requests().count(), 1);
+        assert_eq!(passes.keys().len(), 1);
     }
 }

@@ -4,6 +4,8 @@
 //! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
 //! somebody else changed our table. A full pass on a slow timer finds silent drift.
 
+mod refusals;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -24,7 +26,7 @@ use crate::addresses::Network;
 use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
-use crate::events::{Event as ApiEvent, Recorder};
+use crate::events::Recorder;
 use crate::health::{Health, Progress};
 use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
@@ -376,7 +378,9 @@ impl Reconciler {
         changes.extend(replanned);
         for change in &changes {
             self.count_no_local(change);
-            self.tell_refused(change);
+            if let Some(event) = refusals::newly_refused(change, &self.settings.service_budget) {
+                self.outputs.recorder.record(event);
+            }
         }
         conntrack::requests(&changes, &mut self.flows);
         let served = node::listens_on_loopback(&self.settings);
@@ -387,56 +391,19 @@ impl Reconciler {
 
     /// Services must not have the addresses of API servers.
     fn api_servers_changed(&mut self) {
+        let service = self.index.service(&self.kubernetes);
+        let is_its_own = |ip: &IpAddr| service.is_some_and(|service| service.cluster_ips.contains(ip));
         let mut all = self.index.tcp_addresses(&self.kubernetes);
-        all.extend(&self.api_peers);
+        all.extend(self.api_peers.iter().filter(|(ip, _)| !is_its_own(ip)));
         self.node_dirty |= self.facts.api_servers != all;
         self.facts.api_servers = all;
-    }
-
-    /// Says what a Service does not get, once.
-    fn tell_refused(&self, change: &PlanChange) {
-        let oversize = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().and_then(|plan| plan.oversize);
-        if let Some(size) = oversize(&change.new).filter(|_| oversize(&change.old).is_none()) {
-            let note = format!(
-                "{size}: that is beyond sluice.serviceBudget ({} frontends, {} elements); what it had stays in force, \
-                 and changes of it do not count",
-                self.settings.service_budget.frontends, self.settings.service_budget.elements
-            );
-            warn!(service = %change.name, "too large: {note}");
-            self.outputs.recorder.record(ApiEvent::service_too_large(change.name.clone(), note));
-            return;
-        }
-        const NAMED: usize = 3;
-        let refused = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().map(|plan| plan.refused.clone());
-        let (before, now) =
-            (refused(&change.old).unwrap_or_default(), refused(&change.new).unwrap_or_default());
-        let new: Vec<String> = now
-            .iter()
-            .filter(|refused| before.binary_search(refused).is_err())
-            .map(ToString::to_string)
-            .collect();
-        if new.is_empty() {
-            return;
-        }
-        let mut note = new[..new.len().min(NAMED)].join("; ");
-        if new.len() > NAMED {
-            note += &format!("; and {} more", new.len() - NAMED);
-        }
-        warn!(service = %change.name, refused = new.len(), "left out: {note}");
-        self.outputs.recorder.record(ApiEvent::address_refused(change.name.clone(), note));
     }
 
     /// Other nodes may have other addresses. Until they have been listed, any address may be one of them.
     fn others_changed(&mut self) {
         let Some(nodes) = self.index.nodes() else { return };
-        let mut others = node::others(&self.settings.node_name, &nodes, &self.index.service_networks());
-        let service = self.index.service(&self.kubernetes);
-        let is_cluster_ip = |ip: &IpAddr| {
-            service.is_some_and(|service| service.cluster_ips.contains(ip))
-                || self.index.service_networks().iter().any(|net| net.contains(ip))
-        };
-        let api_servers = self.facts.api_servers.iter().map(|(ip, _)| *ip);
-        others.addresses.extend(api_servers.filter(|ip| !is_cluster_ip(ip)));
+        let (networks, api_servers) = (self.index.service_networks(), &self.facts.api_servers);
+        let others = node::others(&self.settings.node_name, &nodes, &networks, api_servers);
         self.node_dirty |= self.facts.others != others;
         self.facts.others = others;
     }

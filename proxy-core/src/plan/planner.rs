@@ -92,16 +92,23 @@ impl Planner {
     /// sorted by name.
     pub fn replan(&mut self, index: &Index, services: BTreeSet<ObjectName>) -> Vec<PlanChange> {
         let mut affected = services.clone();
+        let mut oversize: FxHashMap<&ObjectName, Size> = FxHashMap::default();
         for name in &services {
             let service = index.service(name);
-            // What is beyond the budget keeps what it had.
-            if service.is_none_or(|service| self.oversize(index, service).is_none()) {
-                self.renew_claims(service, name, &mut affected);
+            match service.and_then(|service| self.oversize(index, service)) {
+                // It keeps what it had.
+                Some(size) => drop(oversize.insert(name, size)),
+                None => self.renew_claims(service, name, &mut affected),
             }
         }
         let mut changes = Vec::new();
         for name in affected {
-            let new = index.service(&name).map(|service| match self.oversize(index, service) {
+            // Who only wins or loses a frontend is as large as before.
+            let size = match services.contains(&name) {
+                true => oversize.get(&name).copied(),
+                false => self.plans.get(&name).and_then(|plan| plan.oversize),
+            };
+            let new = index.service(&name).map(|service| match size {
                 None => self.plan_service(index, service),
                 Some(size) => self.plan_oversize(service, size),
             });
@@ -160,15 +167,8 @@ impl Planner {
 
     fn plan_oversize(&self, service: &Service, size: Size) -> ServicePlan {
         let before = self.plans.get(&service.name).map(|plan| ServicePlan::clone(plan));
-        let nothing = || ServicePlan {
-            name: service.name.clone(),
-            ports: Box::default(),
-            cluster_ips: Box::default(),
-            health_check: None,
-            refused: Box::default(),
-            oversize: None,
-        };
-        ServicePlan { oversize: Some(size), ..before.unwrap_or_else(nothing) }
+        let plan = before.unwrap_or_else(|| ServicePlan::nothing(service.name.clone()));
+        ServicePlan { oversize: Some(size), ..plan }
     }
 
     fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {

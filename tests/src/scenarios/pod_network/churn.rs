@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::scenarios::stage::{Stage, WITHIN, met};
 
-/// Pods of a day: 200 places, each taken 25 times.
+/// Pods of a day, one after the other.
 const PODS: u32 = 5000;
 /// By then the daemon has allocated what it keeps.
 const SETTLED: u32 = 500;
