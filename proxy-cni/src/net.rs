@@ -169,7 +169,7 @@ fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
     }
     if !link.header.flags.contains(LinkFlags::Up) {
         if is_ours {
-            ignore_router_advertisements(&wiring.bridge)?;
+            close(&wiring.bridge)?;
         }
         changes.push(new_link("set the bridge up", up(index), 0));
     }
@@ -213,13 +213,29 @@ fn serves_others(netlink: &mut Netlink, wiring: &Wiring) -> Result<bool, NetErro
     Ok(netlink.links()?.iter().any(is_other))
 }
 
-/// No pod may tell the node where to route (CVE-2020-10749).
-fn ignore_router_advertisements(link: &str) -> Result<(), NetError> {
-    match write_sysctl(&format!("net/ipv6/conf/{link}/accept_ra"), "0") {
-        // No IPv6.
-        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
-        other => other,
+/// What a link to pods takes from them: no pod may tell the node where to route, neither by router advertisements
+/// (CVE-2020-10749) nor by redirects, nor say in a packet which way it shall go (`accept_source_route`). `send_redirects` would
+/// tell a pod that is led back to itself that there is a shorter way.
+const CLOSED: [&str; 7] = [
+    "net/ipv6/conf/LINK/accept_ra",
+    "net/ipv6/conf/LINK/accept_redirects",
+    "net/ipv6/conf/LINK/accept_source_route",
+    "net/ipv4/conf/LINK/accept_redirects",
+    "net/ipv4/conf/LINK/secure_redirects",
+    "net/ipv4/conf/LINK/send_redirects",
+    "net/ipv4/conf/LINK/accept_source_route",
+];
+
+/// Before the link is up.
+fn close(link: &str) -> Result<(), NetError> {
+    for sysctl in CLOSED {
+        match write_sysctl(&sysctl.replace("LINK", link), "0") {
+            // No IPv6.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
     }
+    Ok(())
 }
 
 /// To set a link up.
@@ -270,7 +286,7 @@ fn veth(
 
 /// The host's side: the port of the bridge, or the way to the pod.
 fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> Result<(), NetError> {
-    ignore_router_advertisements(&wiring.host)?;
+    close(&wiring.host)?;
     let mut link = up(host);
     // The kernel takes no alias when it makes a link (rtnl_create_link of net/core/rtnetlink.c).
     link.attributes.push(LinkAttribute::IfAlias(wiring.alias.clone()));

@@ -143,7 +143,9 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     }
     let namespace = namespace(environment)?;
     let mac = asked_mac(environment, config)?;
-    let given = give(environment, config, whose)?;
+    let on_bridge =
+        (config.mode == Mode::Bridge).then(|| mac.unwrap_or_else(|| wiring::pod_mac(&config.name, whose)));
+    let given = give(environment, config, whose, on_bridge)?;
     let wiring = Wiring::new(&config.name, whose, config.mode, &config.bridge, given.mtu, mac);
     let (leases, routes, in_use) = (given.leases, given.routes, given.in_use);
     let mut wiring = Wiring { leases, routes, in_use, ..wiring };
@@ -164,17 +166,22 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
 }
 
 /// Addresses for a pod, and what goes with them. Others may have theirs while links are made: nothing stays locked.
-fn give(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<Given, CniError> {
+fn give(
+    environment: &Environment,
+    config: &NetConf,
+    whose: &Attachment,
+    mac: Option<Mac>,
+) -> Result<Given, CniError> {
     let mappings = &config.capabilities.port_mappings;
     let Ipam::Delegated(name) = &config.ipam else {
         let mut addresses = Addresses::of(config)?;
-        return addresses.give(whose, &addresses::requested(environment, config)?, mappings);
+        return addresses.give(whose, &addresses::requested(environment, config)?, mappings, mac);
     };
     let plugin = delegate(name, environment);
     let (leases, outcome) = plugin.add(config)?;
     let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
     if let Some(ports) = addresses::host_ports(whose, &addresses, mappings) {
-        let noted = addresses::store(config).and_then(|mut store| store.give(whose, &[], Some(ports)));
+        let noted = addresses::store(config).and_then(|mut store| store.give(whose, &[], Some(ports), None));
         if let Err(error) = noted {
             drop(plugin.tell("DEL", config));
             return Err(error.into());

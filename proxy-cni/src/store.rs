@@ -4,7 +4,7 @@
 //! synced, and renamed over it: a plugin that is killed at any point leaves the old file or the new one. Addresses of before
 //! the last boot are nobody's, because no container survives that. Fields that another version has added are passed over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ipam::{Family, Leases};
 use crate::spec::{Attachment, PortMapping};
+use crate::wiring::{Mac, mac_text, parse_mac};
 
 /// How long to wait for other plugins. Each holds the lock for some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,6 +78,15 @@ struct Written {
     last: Vec<IpAddr>,
     #[serde(default)]
     host_ports: Vec<WrittenPorts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    macs: Vec<WrittenMac>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenMac {
+    container: String,
+    interface: String,
+    mac: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,13 +122,15 @@ pub struct Contents {
     pub leases: Leases,
     /// In the order in which they were asked for.
     pub host_ports: Vec<HostPorts>,
+    /// Hardware addresses of pods on a bridge, whose frames are held against them. Pods of versions before have none.
+    pub macs: BTreeMap<Attachment, Mac>,
 }
 
 impl Contents {
     /// Whoever has anything.
     pub fn holders(&self) -> BTreeSet<Attachment> {
         let of_ports = self.host_ports.iter().map(|ports| &ports.holder);
-        self.leases.held.values().chain(of_ports).cloned().collect()
+        self.leases.held.values().chain(of_ports).chain(self.macs.keys()).cloned().collect()
     }
 }
 
@@ -179,12 +191,14 @@ impl Store {
         &self.contents.leases
     }
 
-    /// Writes down that somebody has addresses, besides what he has, and that ports of the node lead to him.
+    /// Writes down that somebody has addresses, besides what he has, that ports of the node lead to him, and which hardware
+    /// address his frames have.
     pub fn give(
         &mut self,
         whose: &Attachment,
         addresses: &[IpAddr],
         ports: Option<HostPorts>,
+        mac: Option<Mac>,
     ) -> Result<(), StoreError> {
         let mut contents = self.contents.clone();
         for address in addresses {
@@ -193,6 +207,8 @@ impl Store {
         }
         contents.host_ports.retain(|had| had.holder != *whose);
         contents.host_ports.extend(ports);
+        contents.macs.remove(whose);
+        contents.macs.extend(mac.map(|mac| (whose.clone(), mac)));
         self.replace(contents)
     }
 
@@ -208,6 +224,7 @@ impl Store {
             contents.leases.held.extract_if(.., |_, holder| !is_kept(holder)).map(|(address, _)| address);
         let gone: Vec<IpAddr> = gone.collect();
         contents.host_ports.retain(|ports| is_kept(&ports.holder));
+        contents.macs.retain(|holder, _| is_kept(holder));
         if contents != self.contents {
             self.replace(contents)?;
         }
@@ -226,12 +243,18 @@ impl Store {
             addresses: ports.addresses,
             mappings: ports.mappings,
         });
+        let macs = contents.macs.iter().map(|(holder, mac)| WrittenMac {
+            container: holder.container.clone(),
+            interface: holder.interface.clone(),
+            mac: mac_text(mac),
+        });
         let written = Written {
             layout: LAYOUT,
             boot: self.boot.clone(),
             leases: held.collect(),
             last: contents.leases.last.values().copied().collect(),
             host_ports: ports.collect(),
+            macs: macs.collect(),
         };
         let (new, path) = (self.directory.join("leases.new"), self.directory.join(FILE));
         let text = serde_json::to_vec(&written).map_err(io::Error::other).map_err(failed("write", &new))?;
@@ -299,6 +322,11 @@ fn read(path: &Path, boot: &str) -> Result<Contents, StoreError> {
             mappings: ports.mappings,
         });
         contents.host_ports = ports.collect();
+        let macs = written.macs.into_iter().filter_map(|written| {
+            let holder = Attachment { container: written.container, interface: written.interface };
+            Some((holder, parse_mac(&written.mac)?))
+        });
+        contents.macs = macs.collect();
     }
     Ok(contents)
 }
@@ -339,8 +367,8 @@ mod tests {
     fn what_is_written_is_read_by_the_next_one() {
         let scratch = Scratch::new("store");
         let both = [ip("10.0.0.2"), ip("fd00::2")];
-        scratch.open("b").give(&pod("a"), &both, None).unwrap();
-        scratch.open("b").give(&pod("c"), &[ip("10.0.0.3")], None).unwrap();
+        scratch.open("b").give(&pod("a"), &both, None, None).unwrap();
+        scratch.open("b").give(&pod("c"), &[ip("10.0.0.3")], None, None).unwrap();
         let mut store = scratch.open("b");
         assert_eq!(store.leases().held.len(), 3);
         assert_eq!(store.leases().last[&Family::V4], ip("10.0.0.3"));
@@ -368,7 +396,7 @@ mod tests {
         };
         let mut store = scratch.open("b");
         for name in ["b", "a", "b"] {
-            store.give(&pod(name), &[], Some(ports(name))).unwrap();
+            store.give(&pod(name), &[], Some(ports(name)), None).unwrap();
         }
         drop(store);
         let read = |boot| read(&file(&scratch.0, "pods"), boot).unwrap().host_ports;
@@ -381,7 +409,7 @@ mod tests {
     #[test]
     fn a_boot_frees_all_addresses_and_none_comes_back_at_once() {
         let scratch = Scratch::new("boot");
-        scratch.open("one").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
+        scratch.open("one").give(&pod("a"), &[ip("10.0.0.2")], None, None).unwrap();
         let store = scratch.open("two");
         assert!(store.leases().held.is_empty());
         assert_eq!(store.leases().last[&Family::V4], ip("10.0.0.2"));
@@ -390,11 +418,11 @@ mod tests {
     #[test]
     fn what_a_killed_plugin_leaves_half_written_is_not_read() {
         let scratch = Scratch::new("killed");
-        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
+        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None, None).unwrap();
         fs::write(scratch.0.join("pods/leases.new"), "{\"layout\": 1, \"bo").unwrap();
         let mut store = scratch.open("b");
         assert_eq!(store.leases().held.len(), 1);
-        store.give(&pod("c"), &[ip("10.0.0.3")], None).unwrap();
+        store.give(&pod("c"), &[ip("10.0.0.3")], None, None).unwrap();
         drop(store);
         assert_eq!(scratch.open("b").leases().held.len(), 2);
     }
@@ -423,7 +451,7 @@ mod tests {
                     let mut store = scratch.open("b");
                     let next = u8::try_from(store.leases().held.len()).unwrap();
                     let address = IpAddr::from([10, 0, 0, next]);
-                    store.give(&pod(&format!("pod-{number}")), &[address], None).unwrap();
+                    store.give(&pod(&format!("pod-{number}")), &[address], None, None).unwrap();
                 });
             }
         });
@@ -440,11 +468,11 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_not_believed() {
         let scratch = Scratch::new("full");
-        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None).unwrap();
+        scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None, None).unwrap();
         let mut store = scratch.open("b");
         // Its place is taken.
         fs::create_dir(scratch.0.join("pods/leases.new")).unwrap();
-        assert!(!store.give(&pod("c"), &[ip("10.0.0.3")], None).unwrap_err().is_of_the_disk());
+        assert!(!store.give(&pod("c"), &[ip("10.0.0.3")], None, None).unwrap_err().is_of_the_disk());
         assert_eq!(store.leases().held.len(), 1);
         drop(store);
         assert_eq!(scratch.open("b").leases().held.len(), 1);

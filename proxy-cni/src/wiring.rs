@@ -67,6 +67,15 @@ pub fn host_name(network: &str, whose: &Attachment) -> String {
     format!("{PREFIX}{hex}")
 }
 
+/// The hardware address of a pod's end that nobody asked for another one.
+pub fn pod_mac(network: &str, whose: &Attachment) -> Mac {
+    mac_of(&digest(network, whose))
+}
+
+fn mac_of(digest: &[u8; 32]) -> Mac {
+    mac(digest.get(6..).unwrap_or_default())
+}
+
 /// The alias of the host's end. Container and interface do not always fit, the network does.
 fn alias(network: &str, whose: &Attachment) -> String {
     let mut text = format!("{network} {}/{}", whose.container, whose.interface);
@@ -130,7 +139,7 @@ impl Wiring {
                 Mode::Routed => host_mac,
             }),
             pod: whose.interface.clone(),
-            pod_mac: asked_mac.unwrap_or_else(|| mac(digest.get(6..).unwrap_or_default())),
+            pod_mac: asked_mac.unwrap_or_else(|| mac_of(&digest)),
             mtu,
             leases: Vec::new(),
             routes: Vec::new(),

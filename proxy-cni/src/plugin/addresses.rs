@@ -12,6 +12,7 @@ use crate::net;
 use crate::node_file::NodeFile;
 use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range, Route};
 use crate::store::{HostPorts, Store, StoreError, boot_id};
+use crate::wiring::Mac;
 
 /// Where nothing says how large packets may be.
 const USUAL_MTU: u32 = 1500;
@@ -75,6 +76,7 @@ impl Addresses {
         whose: &Attachment,
         requested: &[IpAddr],
         mappings: &[PortMapping],
+        mac: Option<Mac>,
     ) -> Result<Given, CniError> {
         let leases = allocate(&self.sets, &self.reserved, self.store.leases(), requested, whose);
         let leases = leases.map_err(|error| {
@@ -85,7 +87,7 @@ impl Addresses {
             CniError::new(code, error.to_string())
         })?;
         let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address.addr()).collect();
-        self.store.give(whose, &addresses, host_ports(whose, &addresses, mappings))?;
+        self.store.give(whose, &addresses, host_ports(whose, &addresses, mappings), mac)?;
         Ok(Given {
             leases,
             routes: self.routes.clone(),

@@ -70,7 +70,7 @@ mod tests {
         let boot = boot_id().unwrap();
         Store::open(&directory, "pods", &boot)
             .unwrap()
-            .give(&whose, &["10.9.9.9".parse().unwrap()], None)
+            .give(&whose, &["10.9.9.9".parse().unwrap()], None, None)
             .unwrap();
         let mut watch = Watch::default();
         assert_eq!(watch.collect(&directory, "pods", Duration::from_secs(60)).unwrap(), 0);
