@@ -28,7 +28,8 @@ pub use object::{
     Value, Verdict,
 };
 pub(crate) use skeleton::{
-    CT_DNAT, DNAT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
+    CT_DNAT, DNAT, FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
+    prefix_mask, spec,
 };
 pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
 

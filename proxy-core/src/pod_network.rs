@@ -3,7 +3,9 @@
 //! Everything follows from the Nodes, and nothing has to be written into them: the hardware address of a node's VXLAN device
 //! is a hash of the node's name, its address the first one of the node's pod CIDR.
 
+mod guard;
 mod kernel;
+mod ports;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -14,8 +16,13 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Node, ObjectName};
 use crate::net::Family;
+pub use guard::{Dropped, TunnelGuard};
 pub use kernel::{Device, KernelState, Step, Tunnel};
+pub use ports::{PodPorts, Port};
 pub use rules::{HostPort, PodRules, TABLE};
+
+/// How names of the host's ends of pods' links begin.
+pub const POD_LINK_PREFIX: &str = "sl";
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -51,10 +58,10 @@ pub struct Own {
     pub networks: Vec<IpNet>,
 }
 
-/// The way to the pods of another node.
+/// The way to pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
-    /// Its pod CIDR.
+    /// A node's pod CIDR.
     pub to: IpNet,
     /// By whom.
     pub via: Hop,
@@ -63,13 +70,16 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// Who takes packets for another node's pods.
+/// Who takes packets for pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hop {
     /// The node itself, at this address.
     Node(IpAddr),
     /// Its VXLAN device, which has this address, through our device with outer packets of this family.
     Vtep(Family, IpAddr),
+    /// Nobody: the kernel says at once that there is no such host. So it is with addresses of this node's pods that no pod has,
+    /// which would else leave by the default route, and come back from a router that knows whose they are.
+    Nobody,
 }
 
 /// A VXLAN device of another node.
@@ -153,6 +163,11 @@ pub struct PodNetwork {
     pub routes: BTreeSet<Route>,
     /// VXLAN devices of others.
     pub vteps: BTreeSet<Vtep>,
+    /// Addresses of other nodes, from which packets out of these networks may come in VXLAN: those of their pods, and of the nodes
+    /// themselves.
+    pub peers: BTreeSet<(IpAddr, IpNet)>,
+    /// Networks of this node's pods, in which no other address is anybody's.
+    pub own: BTreeSet<IpNet>,
     /// Who cannot be reached.
     pub problems: BTreeSet<Problem>,
 }
@@ -213,7 +228,8 @@ pub fn pod_network<'a>(
     if own.node.addresses.is_empty() || own.node.pod_cidrs.is_empty() {
         return None;
     }
-    let mut network = PodNetwork::default();
+    let mut network =
+        PodNetwork { own: own.node.pod_cidrs.iter().map(IpNet::trunc).collect(), ..PodNetwork::default() };
     if between.transport != Transport::Direct {
         network.addresses = own.node.pod_cidrs.iter().map(vtep_address).collect();
     }
@@ -270,6 +286,14 @@ fn reachable(
 /// The ways to one node.
 fn reach(network: &mut PodNetwork, between: Between, own: &Own, node: &Node, cidrs: &[IpNet]) {
     let mut wrapped = Vec::new();
+    if between.transport != Transport::Direct {
+        // Also of those that are reached without: they may see their subnet otherwise.
+        let addresses = Family::BOTH.into_iter().filter_map(|family| node.address(family));
+        // A node answers pods that have asked it by its own address without a tunnel.
+        let own = node.addresses.iter().copied().map(IpNet::from);
+        let sources: Vec<IpNet> = cidrs.iter().copied().chain(own).collect();
+        network.peers.extend(addresses.flat_map(|ip| sources.iter().map(move |net| (ip, *net))));
+    }
     for cidr in cidrs {
         // The next hop of a route is of its own family.
         let family = Family::of_net(cidr);
@@ -387,6 +411,7 @@ mod tests {
         let text = |route: &Route| match route.via {
             Hop::Node(address) => format!("{} node {address}", route.to),
             Hop::Vtep(_, address) => format!("{} vtep {address}", route.to),
+            Hop::Nobody => format!("{} nobody", route.to),
         };
         network.routes.iter().map(text).collect()
     }

@@ -6,7 +6,7 @@ mod foreign;
 mod monitor;
 mod observe;
 
-pub use counters::loopback_refusals;
+pub use counters::{dropped, loopback_refusals};
 pub use foreign::{FAMILIES, ForeignChain, ForeignJump, Removal};
 pub use monitor::{Monitor, Notice};
 pub use observe::{observe, without_present};
@@ -22,6 +22,28 @@ use crate::netlink::{NetfilterSocket, NetlinkError, Writer, find};
 const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
+
+/// `NFPROTO_BRIDGE`.
+const BRIDGE: u8 = 7;
+
+/// A table: the family of what passes through it, and its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table<'a> {
+    family: u8,
+    name: &'a str,
+}
+
+impl<'a> Table<'a> {
+    /// A table for packets of IPv4 and IPv6.
+    pub fn inet(name: &'a str) -> Self {
+        Table { family: INET, name }
+    }
+
+    /// A table for frames that pass bridges.
+    pub fn bridge(name: &'a str) -> Self {
+        Table { family: BRIDGE, name }
+    }
+}
 
 /// Messages of linux/netfilter/nf_tables.h.
 #[derive(Clone, Copy)]
@@ -76,11 +98,11 @@ impl Nft {
 
     /// Applies operations in one transaction: all or nothing.
     pub fn commit(&mut self, ops: &[Op]) -> Result<Committed, NetlinkError> {
-        self.commit_to(TABLE, ops)
+        self.commit_to(Table::inet(TABLE), ops)
     }
 
     /// The same to another table than that of the services.
-    pub fn commit_to(&mut self, table: &str, ops: &[Op]) -> Result<Committed, NetlinkError> {
+    pub fn commit_to(&mut self, table: Table<'_>, ops: &[Op]) -> Result<Committed, NetlinkError> {
         if ops.is_empty() {
             return Ok(Committed::default());
         }
@@ -128,15 +150,15 @@ impl Nft {
     }
 
     /// Whether a table exists.
-    pub fn has_table(&mut self, table: &str) -> Result<bool, NetlinkError> {
+    pub fn has_table(&mut self, table: Table<'_>) -> Result<bool, NetlinkError> {
         let mut found = false;
         self.socket.dump(
             "list tables",
             Command::GetTable.message_type(),
-            INET,
+            table.family,
             |_| {},
             |message| {
-                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == table);
+                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == table.name);
             },
         )?;
         Ok(found)
@@ -144,11 +166,11 @@ impl Nft {
 
     /// Deletes the table of the services with everything in it. Returns whether there was one.
     pub fn delete_table(&mut self) -> Result<bool, NetlinkError> {
-        self.delete(TABLE)
+        self.delete(Table::inet(TABLE))
     }
 
     /// Deletes a table with everything in it. Returns whether there was one.
-    pub fn delete(&mut self, table: &str) -> Result<bool, NetlinkError> {
+    pub fn delete(&mut self, table: Table<'_>) -> Result<bool, NetlinkError> {
         match self.commit_to(table, &[Op::DeleteTable]) {
             Ok(_) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
@@ -159,7 +181,7 @@ impl Nft {
     /// Checks that the kernel offers what the layout needs: a transaction writes all kinds of sets, chains and
     /// rules to a scratch table and removes it again. The error names what was refused.
     pub fn probe(&mut self) -> Result<(), NetlinkError> {
-        self.commit_to("sluice-probe", &sluice_core::nft::probe()).map(|_| ())
+        self.commit_to(Table::inet("sluice-probe"), &sluice_core::nft::probe()).map(|_| ())
     }
 }
 

@@ -16,7 +16,7 @@ use sluice_core::nft::{
 };
 use sluice_core::plan::{Detector, PlanConfig, Planner};
 use sluice_core::pod_network::{HostPort, PodRules, TABLE};
-use sluice_sys::nft::{Nft, loopback_refusals, observe, without_present};
+use sluice_sys::nft::{Nft, Table, loopback_refusals, observe, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -302,7 +302,7 @@ fn node_ports_come_before_ports_that_lead_to_pods_on_loopback_too() {
             };
             let host_ports = vec![host_port(30000), host_port(30001)];
             let rules = PodRules { host_ports, from_loopback: true, ..PodRules::default() };
-            world.nft.commit_to(TABLE, &rules.replace()).unwrap();
+            world.nft.commit_to(Table::inet(TABLE), &rules.replace()).unwrap();
             let [pod, on_loopback] = ["10.244.0.77:8080", "127.0.0.1:30000"].map(|at| {
                 let listener = std::net::TcpListener::bind(at).unwrap();
                 listener.set_nonblocking(true).unwrap();
@@ -348,9 +348,10 @@ fn the_guard_keeps_neighbours_from_loopback_where_the_kernel_would_not() {
             listener.recv(&mut [0; 16]).is_ok()
         };
         let mut nft = Nft::open().unwrap();
-        nft.commit_to(TABLE, &PodRules::default().replace()).unwrap();
+        nft.commit_to(Table::inet(TABLE), &PodRules::default().replace()).unwrap();
         let guarded = arrives();
-        nft.commit_to(TABLE, &[Op::SetRules(ChainName::new("loopback-guard"), Vec::new())]).unwrap();
+        nft.commit_to(Table::inet(TABLE), &[Op::SetRules(ChainName::new("loopback-guard"), Vec::new())])
+            .unwrap();
         let unguarded = arrives();
         shell(&format!("ip netns del {neighbour}"));
         assert_eq!((guarded, unguarded), (false, true));

@@ -405,6 +405,7 @@ fn pod_network_task(
         plugin,
         recorder.clone(),
         metrics.clone(),
+        settings.backend == BackendKind::Ebpf,
     )))
 }
 

@@ -10,7 +10,7 @@ use sluice_core::nft;
 use sluice_sys::bpf::{BpfError, Directory, Ender, Lock, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::Nft;
+use sluice_sys::nft::{Nft, Table};
 use tracing::{info, warn};
 
 use crate::backend::{BackendError, ebpf, ipvs};
@@ -142,7 +142,7 @@ pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
 pub async fn keep_translations() -> bool {
     let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;
-        let exists = nft.has_table(sluice_core::nft::TABLE)?;
+        let exists = nft.has_table(Table::inet(sluice_core::nft::TABLE))?;
         if !exists && !Conntrack::open()?.has_translated()? {
             return Ok(false);
         }

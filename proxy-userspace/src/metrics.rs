@@ -15,7 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use sluice_core::net::Family;
 use sluice_sys::bpf::{Maps, Usage, counters};
-use sluice_sys::nft::{Nft, loopback_refusals};
+use sluice_sys::nft::{Nft, dropped, loopback_refusals};
 
 /// `N` labels of a metric.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -64,6 +64,8 @@ macro_rules! metrics {
             maps: Arc<OnceLock<Maps>>,
             /// Set when the ruleset counts what it refuses on loopback.
             counts_refusals: Arc<AtomicBool>,
+            /// Set when there is a pod network, whose rules count what they drop.
+            counts_drops: Arc<AtomicBool>,
             $(pub $field: $type,)*
         }
 
@@ -76,7 +78,7 @@ macro_rules! metrics {
                 )*
                 registry.register("kubernetes_build", "The version of this program", build());
                 registry.register_collector(Box::new(process::Process));
-                Metrics { registry: Arc::new(registry), maps: Arc::default(), counts_refusals: Arc::default(), $($field,)* }
+                Metrics { registry: Arc::new(registry), maps: Arc::default(), counts_refusals: Arc::default(), counts_drops: Arc::default(), $($field,)* }
             }
         }
     };
@@ -164,6 +166,8 @@ metrics! {
     pod_network_mtu: Gauge = Gauge::default(), "sluice_pod_network_mtu_bytes", "The MTU that new pods get";
     pod_network_steps: Counter = Counter::default(),
         "sluice_pod_network_steps", "Changes of the VXLAN device, routes, neighbours and forwarding entries";
+    pod_network_dropped: Labelled<1, Counter> = Labelled::default(),
+        "sluice_pod_network_dropped_packets", "Packets that were not from whom they said, by reason";
     pod_network_failures: Counter = Counter::default(),
         "sluice_pod_network_failures", "Passes of the pod network that failed";
 }
@@ -223,6 +227,22 @@ impl Metrics {
         }
     }
 
+    /// From now on, what the pod network's rules drop is on the page.
+    pub fn count_drops(&self) {
+        self.counts_drops.store(true, Ordering::Relaxed);
+    }
+
+    fn read_drops(&self) {
+        if !self.counts_drops.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(counted) = Nft::open().and_then(|mut nft| dropped(&mut nft)) else { return };
+        for (reason, packets) in counted {
+            let label = [("reason", reason.reason().to_owned())];
+            self.pod_network_dropped.get_or_create(&label).inner().store(packets, Ordering::Relaxed);
+        }
+    }
+
     fn read_counters(&self) {
         let Some(Ok(counted)) = self.maps.get().map(counters) else { return };
         for (counter, count) in counted {
@@ -235,6 +255,7 @@ impl Metrics {
     pub fn page(&self) -> String {
         self.read_counters();
         self.read_loopback_refusals();
+        self.read_drops();
         let mut page = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut page, &self.registry);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sluice_sys::nft::{Monitor, Nft, Notice};
+use sluice_sys::nft::{Monitor, Nft, Notice, Table};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -18,7 +18,8 @@ pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
                 Ok(mut monitor) => {
                     // The table may have gone before the monitor was there; after a failure anything may have
                     // happened.
-                    let there = || Nft::open().and_then(|mut nft| nft.has_table(table)).unwrap_or(false);
+                    let there =
+                        || Nft::open().and_then(|mut nft| nft.has_table(Table::inet(table))).unwrap_or(false);
                     if !first || !there() {
                         let _ = notices.blocking_send(Notice::Lost);
                     }

@@ -11,6 +11,7 @@ mod localnet;
 mod mtu;
 mod node;
 mod notices;
+mod ports;
 mod rules;
 mod uninstall;
 
@@ -31,7 +32,7 @@ use sluice_core::pod_network::{
     Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, pod_network, vtep_mac,
 };
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Notice};
+use sluice_sys::nft::{Nft, Notice, Table};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -118,13 +119,14 @@ pub struct PodNetworkTask {
 }
 
 impl PodNetworkTask {
-    /// A task that has done nothing yet.
+    /// A task that has done nothing yet. `programs_at_ports`: those of mode ebpf.
     pub fn new(
         settings: PodNetworkSettings,
         node_name: String,
         plugin: PathBuf,
         recorder: Recorder,
         metrics: Metrics,
+        programs_at_ports: bool,
     ) -> Self {
         PodNetworkTask {
             settings,
@@ -132,7 +134,7 @@ impl PodNetworkTask {
             plugin,
             recorder,
             metrics,
-            rules: Rules::default(),
+            rules: Rules::new(programs_at_ports),
             told: BTreeSet::new(),
             told_ports: BTreeSet::new(),
             told_loopback: false,
@@ -151,6 +153,7 @@ impl PodNetworkTask {
 
     /// Runs for as long as somebody tells of Nodes. Everything stays in force afterwards.
     pub async fn run(mut self, mut inputs: Inputs) {
+        self.metrics.count_drops();
         if !install::was_ready(&self.settings)
             && let Err(error) = install::withdraw(&self.settings)
         {
@@ -265,12 +268,16 @@ impl PodNetworkTask {
         // What is wrong with one thing keeps no other from being done; the first error is told in the end.
         let prepared = node::prepare(&families(&own), self.settings.mode).map_err(PassError::from);
         let (mtu, small) = mtu::of_pods(handle, &self.settings, &own, &wanted, network).await?;
+        // Before the device and the routes: what is for nobody else never comes in, and what another node sends passes as soon
+        // as this one can answer.
+        let from_loopback = self.can_open_loopback();
+        let written = tokio::task::block_in_place(|| {
+            let is_due = self.audited.elapsed() >= AUDIT;
+            self.rules.write(&self.settings, &own, &wanted, nodes, network, from_loopback, is_due)
+        });
         let settled = self.settle(handle, &own, &wanted, network, mtu).await;
         self.tell(&wanted, mtu);
         tokio::task::block_in_place(|| {
-            let is_due = self.audited.elapsed() >= AUDIT;
-            let from_loopback = self.can_open_loopback();
-            let written = self.rules.write(&self.settings, &own, nodes, network, from_loopback, is_due);
             self.tell_of_ports();
             let opened = if written.is_ok() && from_loopback { self.open_loopback() } else { Ok(()) };
             // Pods that cannot be reached do not start; those that could so far go on.
@@ -472,14 +479,19 @@ pub enum RemoveError {
 pub fn remove() -> Result<bool, RemoveError> {
     // As long as the rules are there that drop what comes in by it.
     localnet::close()?;
-    let had_rules = Nft::open()?.delete(TABLE)?;
+    let mut nft = Nft::open()?;
+    let had_rules = nft.delete(Table::inet(TABLE))?;
+    let had_ports = match nft.delete(Table::bridge(TABLE)) {
+        Err(error) if ports::lacks_family(&error) => false,
+        other => other?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let had_device = runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok::<bool, RemoveError>(kernel::remove(&handle).await?)
     })?;
-    Ok(had_rules || had_device)
+    Ok(had_rules || had_ports || had_device)
 }
 
 fn families(own: &Own) -> Vec<Family> {

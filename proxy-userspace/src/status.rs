@@ -8,7 +8,7 @@ use sluice_common::counters::Counter;
 use sluice_sys::bpf::{self, BpfError, Directory, Place, Usage, View, counters};
 use sluice_sys::dummy::Link;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::Nft;
+use sluice_sys::nft::{Nft, Table};
 
 use crate::backend::BackendError;
 use crate::backend::ipvs::LINK;
@@ -50,7 +50,8 @@ pub fn status(bpffs: &Path) -> Result<(), DaemonError> {
 
 fn read(bpffs: &Path) -> Result<Status, DaemonError> {
     // Without nf_tables there is no table.
-    let nftables = Nft::open().and_then(|mut nft| nft.has_table(sluice_core::nft::TABLE)).unwrap_or(false);
+    let nftables =
+        Nft::open().and_then(|mut nft| nft.has_table(Table::inet(sluice_core::nft::TABLE))).unwrap_or(false);
     let ebpf = match read_ebpf(&Directory::new(bpffs)) {
         Ok(ebpf) => Some(ebpf),
         Err(BpfError::Absent(_)) => None,

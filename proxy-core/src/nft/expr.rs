@@ -18,6 +18,10 @@ pub enum MetaKey {
     L4Proto,
     /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has none.
     IifKind,
+    /// The output interface's name, 16 bytes.
+    OifName,
+    /// The Ethernet type, two bytes.
+    Protocol,
     // What is new comes last: fingerprints of rules have the place of a key in this list in them.
 }
 
@@ -28,6 +32,10 @@ pub enum CmpOp {
     Eq,
     /// Not equal.
     Neq,
+    /// Less or equal, byte by byte.
+    Lte,
+    /// Greater or equal, byte by byte.
+    Gte,
 }
 
 /// What a dynset does.
@@ -193,4 +201,19 @@ pub enum Expr {
     Verdict(Verdict),
     /// Counts packets and bytes.
     Counter,
+    /// Loads bytes of the link layer's header.
+    LinkHeader {
+        /// Destination register.
+        dreg: Reg,
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// The index of the interface that packets to this one's source leave by, if it is the one that this one came in by; else
+    /// zero. Four bytes.
+    FibSourceDevice {
+        /// Destination register.
+        dreg: Reg,
+    },
 }

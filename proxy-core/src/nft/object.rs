@@ -173,11 +173,21 @@ pub enum SetKind {
     LoopbackRefusals,
     /// With IPVS: addresses of other nodes, whose other ports are theirs.
     OthersAddresses,
+    /// Of the pod network's table: addresses of other nodes.
+    Underlay,
+    /// Of the pod network's table, for the family of outer packets: outer source, inner source network of IPv4, prefix length.
+    TunnelSources4,
+    /// The same for inner sources of IPv6.
+    TunnelSources6,
+    /// Of the pod network's table of bridges, which has IPv4's only: names of pods' ports.
+    PodPorts,
+    /// Of the same table: name of a port, hardware address, address of the pod behind it.
+    PodSources,
 }
 
 impl SetKind {
     /// All kinds, in the order of writing.
-    pub const ALL: [SetKind; 21] = [
+    pub const ALL: [SetKind; 26] = [
         SetKind::Endpoints,
         SetKind::Members,
         SetKind::Affinity,
@@ -199,6 +209,11 @@ impl SetKind {
         SetKind::NodePorts,
         SetKind::LoopbackRefusals,
         SetKind::OthersAddresses,
+        SetKind::Underlay,
+        SetKind::TunnelSources4,
+        SetKind::TunnelSources6,
+        SetKind::PodPorts,
+        SetKind::PodSources,
     ];
 
     /// Whether rulesets of a balancer have such a set.
@@ -212,6 +227,11 @@ impl SetKind {
             | SetKind::Affinity
             | SetKind::Groups
             | SetKind::Classes => balancer == Balancer::Ruleset,
+            SetKind::Underlay
+            | SetKind::TunnelSources4
+            | SetKind::TunnelSources6
+            | SetKind::PodPorts
+            | SetKind::PodSources => false,
             _ => true,
         }
     }
@@ -261,6 +281,11 @@ impl SetId {
             SetKind::Services => ("services4", "services6"),
             SetKind::NodePorts => ("nodeports4", "nodeports6"),
             SetKind::LoopbackRefusals => ("loopback_refusals4", "loopback_refusals6"),
+            SetKind::Underlay => ("underlay4", "underlay6"),
+            SetKind::TunnelSources4 => ("pods4_over4", "pods4_over6"),
+            SetKind::TunnelSources6 => ("pods6_over4", "pods6_over6"),
+            SetKind::PodPorts => ("ports", "ports6"),
+            SetKind::PodSources => ("sources4", "sources6"),
         };
         match self.family {
             Family::V4 => v4,
@@ -397,6 +422,8 @@ pub enum Op {
     SetRules(ChainName, Vec<Rule>),
     /// Deletes a chain with its rules; nothing may refer to it.
     DeleteChain(ChainName),
+    /// Removes all elements of a set.
+    EmptySet(SetId),
     /// Adds an element; an element with this key and another value must not exist.
     AddElement(Element),
     /// Deletes an element, which must exist.

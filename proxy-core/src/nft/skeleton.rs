@@ -35,8 +35,8 @@ pub struct NodeView {
 }
 
 pub(crate) const PREROUTING: u32 = 0;
-const INPUT: u32 = 1;
-const FORWARD: u32 = 2;
+pub(crate) const INPUT: u32 = 1;
+pub(crate) const FORWARD: u32 = 2;
 pub(crate) const OUTPUT: u32 = 3;
 pub(crate) const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
@@ -62,18 +62,26 @@ const PROTOCOL: u32 = 12;
 const PORT: u32 = 13;
 const NUMBER: u32 = 19;
 const INTEGER: u32 = 4;
+const ETHERNET: u32 = 9;
+const INTERFACE: u32 = 41;
 
 /// All sets of a balancer's ruleset.
 pub fn sets(balancer: Balancer) -> Vec<SetSpec> {
     SetId::all().filter(|id| id.kind.is_of(balancer)).map(spec).collect()
 }
 
-fn spec(id: SetId) -> SetSpec {
+pub(crate) fn spec(id: SetId) -> SetSpec {
     let (ip, ip_len) = match id.family {
         Family::V4 => (IPV4, 4),
         Family::V6 => (IPV6, 16),
     };
-    let width = |field: u32| if field == ip { ip_len } else { 4 };
+    let width = |field: u32| match field {
+        IPV4 => 4,
+        IPV6 => 16,
+        ETHERNET => 8,
+        INTERFACE => 16,
+        _ => 4,
+    };
     let tuple = vec![ip, PROTOCOL, PORT];
     let port = vec![PROTOCOL, PORT];
     let words = |n: u32| {
@@ -97,7 +105,12 @@ fn spec(id: SetId) -> SetSpec {
         | SetKind::NodePortAddresses
         | SetKind::OwnAddresses
         | SetKind::OthersAddresses
+        | SetKind::Underlay
         | SetKind::Closed => (vec![ip], SetValue::None),
+        SetKind::TunnelSources4 => (vec![ip, IPV4, NUMBER], SetValue::None),
+        SetKind::TunnelSources6 => (vec![ip, IPV6, NUMBER], SetValue::None),
+        SetKind::PodPorts => (vec![INTERFACE], SetValue::None),
+        SetKind::PodSources => (vec![INTERFACE, ETHERNET, ip], SetValue::None),
         SetKind::Filtered => (tuple, SetValue::None),
         SetKind::HealthPorts | SetKind::LoopbackRefusals => (port, SetValue::None),
         SetKind::NoEndpoints => (tuple, words(2)),
@@ -512,7 +525,7 @@ fn filter_sources(family: Family, prefix_lengths: &[(Family, u8)]) -> Vec<Rule> 
     rules
 }
 
-fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
+pub(crate) fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|i| {
             let bits = usize::from(length).saturating_sub(i * 8).min(8);

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Hop, Mac, PodNetwork, Route};
 use crate::net::Family;
 
@@ -56,7 +58,7 @@ pub struct Tunnel {
 pub struct KernelState {
     /// The VXLAN devices, each by the family that its name stands for. A device of an earlier version may have another.
     pub tunnels: BTreeMap<Family, Tunnel>,
-    /// Ways to the pods of others.
+    /// Ways to pods.
     pub routes: BTreeSet<Route>,
 }
 
@@ -104,7 +106,7 @@ impl KernelState {
         };
         KernelState {
             tunnels: network.underlays.iter().map(tunnel).collect(),
-            routes: network.routes.clone(),
+            routes: network.routes.iter().cloned().chain(network.own.iter().map(to_nobody)).collect(),
         }
     }
 
@@ -128,16 +130,16 @@ impl KernelState {
         // With a device everything on it is gone.
         let is_there = |route: &&Route| match route.via {
             Hop::Vtep(family, _) => !early.iter().any(|(gone, _)| **gone == family),
-            Hop::Node(_) => true,
+            Hop::Node(_) | Hop::Nobody => true,
         };
         let routes: BTreeSet<&Route> = self.routes.iter().filter(is_there).collect();
-        let is_unwanted = |route: &&&Route| !wanted.routes.iter().any(|other| other.to == route.to);
+        let is_unwanted = |route: &&&Route| !wanted.routes.iter().any(|other| is_in_place_of(other, route));
         steps.extend(routes.iter().filter(is_unwanted).map(|route| Step::DeleteRoute((*route).clone())));
         for (family, shall) in &wanted.tunnels {
             tunnel_steps(*family, kept.get(family).copied(), shall, &mut steps);
         }
         steps.extend(wanted.routes.iter().filter(|route| !routes.contains(route)).cloned().map(|route| {
-            let replaces = routes.iter().any(|other| other.to == route.to);
+            let replaces = routes.iter().any(|other| is_in_place_of(other, &route));
             if replaces { Step::ReplaceRoute(route) } else { Step::AddRoute(route) }
         }));
         for (family, is) in kept {
@@ -148,6 +150,17 @@ impl KernelState {
         steps.extend(late.iter().map(|(family, _)| Step::DeleteDevice(**family)));
         steps
     }
+}
+
+/// That packets to addresses in a network that nobody has end here. Whoever has one has a route of his own, a longer or a
+/// nearer one.
+fn to_nobody(to: &IpNet) -> Route {
+    Route { to: *to, via: Hop::Nobody, source: None }
+}
+
+/// Whether the kernel takes one route for the other: those to nobody have a metric of their own.
+fn is_in_place_of(one: &Route, other: &Route) -> bool {
+    one.to == other.to && (one.via == Hop::Nobody) == (other.via == Hop::Nobody)
 }
 
 fn by_family<'a>((family, tunnel): (&Family, &'a Tunnel)) -> (Family, &'a Tunnel) {
@@ -296,7 +309,7 @@ mod tests {
                         assert!(state.tunnels[&family].up);
                     }
                     let before = state.routes.len();
-                    state.routes.retain(|other| other.to != route.to);
+                    state.routes.retain(|other| !is_in_place_of(other, &route));
                     assert_eq!(state.routes.len() < before, matches!(step, Step::ReplaceRoute(_)));
                     state.routes.insert(route);
                 }
@@ -330,7 +343,10 @@ mod tests {
         let only_direct = KernelState { routes: BTreeSet::from([direct()]), ..KernelState::default() };
         let mut any_source = full();
         any_source.routes = BTreeSet::from([Route { source: None, ..direct() }]);
+        let mut nobody = full();
+        nobody.routes = BTreeSet::from([to_nobody(&"10.244.3.0/24".parse().unwrap())]);
         let wanted = [
+            nobody,
             full(),
             moved,
             other_port,

@@ -8,15 +8,17 @@
 //! dropped, on every interface, before anything else looks at them. The kernel routes nothing from ::1, so connections from
 //! there are left to the node.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::guard::{TunnelGuard, plain, redirect_guard, source_guard};
 use crate::net::{Family, Protocol};
 use crate::nft::{
-    CT_DNAT, Chain, ChainName, CmpOp, DNAT, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING, PREROUTING, Reg,
-    Rule, SNAT, Verdict, address_regs, any_bit, in_network, load_destination, load_source, local_type,
-    not_loopback, of_family, rule,
+    CT_DNAT, Chain, ChainName, CmpOp, DNAT, ElementId, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING,
+    PREROUTING, Reg, Rule, SNAT, Verdict, address_regs, any_bit, in_network, load_destination, load_source,
+    local_type, not_loopback, of_family, rule,
 };
 
 /// The table.
@@ -26,7 +28,7 @@ pub const TABLE: &str = "sluice-pods";
 const BEHIND_SERVICES: i32 = DNAT + 1;
 
 /// `NF_IP_PRI_RAW`: before connection tracking, which turns the addresses of answers back.
-const RAW: i32 = -300;
+pub(super) const RAW: i32 = -300;
 
 /// A port of the node that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +60,10 @@ pub struct PodRules {
     /// `route_localnet` is set for pods with ports of the node, so that packets from 127.0.0.0/8 leave to them. Where it cannot
     /// be set, connections from there are left to the node.
     pub from_loopback: bool,
+    /// What may come out of the tunnel; `None`: there is none of ours.
+    pub tunnel: Option<TunnelGuard>,
+    /// Whether pods are kept from sending with addresses of others.
+    pub checks_sources: bool,
 }
 
 impl PodRules {
@@ -65,9 +71,28 @@ impl PodRules {
     pub fn replace(&self) -> Vec<Op> {
         let chains = self.chains();
         let mut ops = vec![Op::AddTable];
+        ops.extend(TunnelGuard::sets().map(Op::AddSet));
+        ops.extend(TunnelGuard::sets().map(|set| Op::EmptySet(set.id)));
+        ops.extend(self.elements().into_iter().map(plain).map(Op::AddElement));
         ops.extend(chains.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
         ops.extend(chains.into_iter().map(|chain| Op::SetRules(chain.name, chain.rules)));
         ops
+    }
+
+    /// Operations that make this table of another one, which is in the kernel as it should be. What does not change keeps
+    /// its counters.
+    pub fn difference(&self, from: &PodRules) -> Vec<Op> {
+        let (is, shall) = (from.elements(), self.elements());
+        let mut ops: Vec<Op> = is.difference(&shall).copied().map(Op::DeleteElement).collect();
+        ops.extend(shall.difference(&is).copied().map(plain).map(Op::AddElement));
+        let pairs = from.chains().into_iter().zip(self.chains());
+        let changed = pairs.filter(|(is, shall)| is != shall);
+        ops.extend(changed.map(|(_, shall)| Op::SetRules(shall.name, shall.rules)));
+        ops
+    }
+
+    fn elements(&self) -> BTreeSet<ElementId> {
+        self.tunnel.as_ref().map(TunnelGuard::elements).unwrap_or_default()
     }
 
     fn chains(&self) -> Vec<Chain> {
@@ -81,8 +106,16 @@ impl PodRules {
             Family::V4 => in_network(load_source(Family::V4, 0), &loopback(), CmpOp::Neq),
             Family::V6 => not_from_loopback6(),
         });
-        let nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
-        vec![
+        let at_nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
+        let empty = |chain: Chain| Chain { rules: Vec::new(), ..chain };
+        // Chains are always the same, so that one that is not needed any more is emptied.
+        let pods = [source_guard(), redirect_guard()];
+        let pods = pods.map(|chain| if self.checks_sources { chain } else { empty(chain) });
+        let tunnel = match &self.tunnel {
+            Some(tunnel) => tunnel.chains(),
+            None => TunnelGuard::default().chains().into_iter().map(empty).collect(),
+        };
+        let nat = vec![
             Chain {
                 name: ChainName::new("loopback-guard"),
                 hook: Some(Hook { chain_type: "filter", number: PREROUTING, priority: RAW }),
@@ -91,16 +124,21 @@ impl PodRules {
             Chain { name: host_ports, hook: None, rules: self.host_ports.iter().map(translate).collect() },
             Chain {
                 name: ChainName::new("prerouting"),
-                hook: nat(PREROUTING, BEHIND_SERVICES),
+                hook: at_nat(PREROUTING, BEHIND_SERVICES),
                 rules: from_outside,
             },
-            Chain { name: ChainName::new("output"), hook: nat(OUTPUT, BEHIND_SERVICES), rules: of_the_node },
+            Chain {
+                name: ChainName::new("output"),
+                hook: at_nat(OUTPUT, BEHIND_SERVICES),
+                rules: of_the_node,
+            },
             Chain {
                 name: ChainName::new("postrouting"),
-                hook: nat(POSTROUTING, SNAT),
+                hook: at_nat(POSTROUTING, SNAT),
                 rules: self.masquerade(),
             },
-        ]
+        ];
+        nat.into_iter().chain(pods).chain(tunnel).collect()
     }
 
     /// What can be addressed to a port of the node, and meets a condition, goes to the chain.
@@ -161,7 +199,7 @@ fn inside(cluster: &[IpNet], own: &[IpNet], family: Family) -> Vec<IpNet> {
     IpNet::aggregate(&all.chain(multicast).collect::<Vec<_>>())
 }
 
-fn address_bytes(ip: IpAddr) -> Vec<u8> {
+pub(super) fn address_bytes(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),

@@ -1,9 +1,13 @@
-//! What the rules that refuse node ports on loopback have counted.
+//! What rules have counted.
+
+use std::collections::BTreeMap;
 
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{TABLE, loopback_refusal_chain};
+use sluice_core::pod_network::{self, Dropped};
 
-use super::{Command, INET, Nft};
+use super::observe::comment;
+use super::{Command, INET, Nft, Table};
 use crate::netlink::{NetlinkError, attrs, find};
 
 /// The rules of such a chain, in order.
@@ -30,6 +34,28 @@ pub fn loopback_refusals(nft: &mut Nft) -> Result<Vec<(Family, Protocol, u64)>, 
             }
         })?;
         counted.extend(PROTOCOLS.into_iter().zip(packets).map(|(protocol, n)| (family, protocol, n)));
+    }
+    Ok(counted)
+}
+
+/// Packets that the tables of the pod network have dropped, by reason. They begin anew when the rules are made anew.
+pub fn dropped(nft: &mut Nft) -> Result<BTreeMap<Dropped, u64>, NetlinkError> {
+    let mut counted: BTreeMap<Dropped, u64> = Dropped::ALL.into_iter().map(|reason| (reason, 0)).collect();
+    let kind = Command::GetRule.message_type();
+    for table in [Table::inet(pod_network::TABLE), Table::bridge(pod_network::TABLE)] {
+        let which = |writer: &mut crate::netlink::Writer| writer.text(1, table.name);
+        nft.socket.dump("read counters", kind, table.family, which, |message| {
+            let attributes = message.attributes();
+            if find(attributes, 1).is_none_or(|name| name.text() != table.name) {
+                return;
+            }
+            let Some(comment) = find(attributes, 7).and_then(|data| comment(data.value)) else { return };
+            let is_for = |reason: &Dropped| comment.starts_with(reason.about());
+            let Some(reason) = Dropped::ALL.into_iter().find(is_for) else { return };
+            let expressions = find(attributes, 4).map_or(&[][..], |list| list.value);
+            let packets = attrs(expressions).find_map(|expression| count(expression.value));
+            *counted.entry(reason).or_default() += packets.unwrap_or_default();
+        })?;
     }
     Ok(counted)
 }

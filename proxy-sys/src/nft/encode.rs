@@ -7,7 +7,7 @@ use sluice_core::nft::{
     SetSpec, SetValue, Value, Verdict,
 };
 
-use super::{Command, INET, acknowledge};
+use super::{Command, Table, acknowledge};
 use crate::netlink::Writer;
 
 const BATCH_BEGIN: u16 = 0x10;
@@ -44,6 +44,7 @@ fn name(op: &Op) -> String {
         Op::AddChain(name, _) => format!("create chain {name}"),
         Op::SetRules(name, _) => format!("write rules of chain {name}"),
         Op::DeleteChain(name) => format!("delete chain {name}"),
+        Op::EmptySet(id) => format!("empty set {}", id.name()),
         Op::AddElement(element) => {
             format!("add elements from {:?} to {}", element.id.key, element.id.set.name())
         }
@@ -52,7 +53,7 @@ fn name(op: &Op) -> String {
 }
 
 /// Encodes one transaction whose first message (the begin) has the given sequence number.
-pub(super) fn batch(table: &str, ops: &[Op], first: u32) -> Batch {
+pub(super) fn batch(table: Table<'_>, ops: &[Op], first: u32) -> Batch {
     let mut writer = Writer::default();
     let mut encoder = Encoder::new(&mut writer, table, first);
     let mut starts = Vec::with_capacity(ops.len());
@@ -70,15 +71,16 @@ pub(super) fn batch(table: &str, ops: &[Op], first: u32) -> Batch {
 struct Encoder<'a> {
     writer: &'a mut Writer,
     table: &'a str,
+    family: u8,
     first: u32,
     messages: u32,
 }
 
 impl<'a> Encoder<'a> {
-    fn new(writer: &'a mut Writer, table: &'a str, first: u32) -> Self {
+    fn new(writer: &'a mut Writer, table: Table<'a>, first: u32) -> Self {
         writer.begin(BATCH_BEGIN, 0, first, 0, SUBSYSTEM);
         writer.end();
-        Encoder { writer, table, first, messages: 0 }
+        Encoder { writer, table: table.name, family: table.family, first, messages: 0 }
     }
 
     /// Ends the transaction; the last message before the end asks for an acknowledgement.
@@ -93,7 +95,7 @@ impl<'a> Encoder<'a> {
     fn begin(&mut self, command: Command, flags: u16) {
         self.messages += 1;
         let sequence = self.first.wrapping_add(self.messages);
-        self.writer.begin(command.message_type(), flags, sequence, INET, 0);
+        self.writer.begin(command.message_type(), flags, sequence, self.family, 0);
     }
 
     /// Writes the first of `ops`, with as many of the same kind behind it as fit into one message; returns how
@@ -106,6 +108,7 @@ impl<'a> Encoder<'a> {
             Op::AddChain(name, hook) => self.chain(name, hook.as_ref()),
             Op::SetRules(name, rules) => self.rules(name, rules),
             Op::DeleteChain(name) => self.delete_chain(name),
+            Op::EmptySet(id) => self.empty_set(*id),
             Op::AddElement(element) => return self.elements(Command::NewSetElem, element.id.set, ops),
             Op::DeleteElement(id) => return self.elements(Command::DelSetElem, id.set, ops),
         }
@@ -194,6 +197,13 @@ impl<'a> Encoder<'a> {
             self.writer.attr(7, &comment(&rule.comment()));
             self.writer.end();
         }
+    }
+
+    fn empty_set(&mut self, id: SetId) {
+        self.begin(Command::DelSetElem, 0);
+        self.writer.text(1, self.table);
+        self.writer.text(2, id.name());
+        self.writer.end();
     }
 
     fn elements(&mut self, command: Command, set: SetId, ops: &[Op]) -> usize {
@@ -290,6 +300,7 @@ fn expression(writer: &mut Writer, expr: &Expr) {
     writer.text(1, kernel_name(expr));
     let data = writer.nest(2);
     match expr {
+        Expr::LinkHeader { dreg, offset, len } => payload(writer, *dreg, 0, *offset, *len),
         Expr::NetworkHeader { dreg, offset, len } => payload(writer, *dreg, 1, *offset, *len),
         Expr::TransportHeader { dreg, offset, len } => payload(writer, *dreg, 2, *offset, *len),
         Expr::Meta { dreg, key } => {
@@ -302,7 +313,13 @@ fn expression(writer: &mut Writer, expr: &Expr) {
         }
         Expr::Cmp { sreg, op, data } => {
             writer.u32(1, reg(*sreg));
-            writer.u32(2, if *op == CmpOp::Eq { 0 } else { 1 });
+            let code = match op {
+                CmpOp::Eq => 0,
+                CmpOp::Neq => 1,
+                CmpOp::Lte => 3,
+                CmpOp::Gte => 5,
+            };
+            writer.u32(2, code);
             value(writer, 3, data);
         }
         Expr::Bitwise { sreg, dreg, mask, xor } => {
@@ -331,8 +348,10 @@ fn expression(writer: &mut Writer, expr: &Expr) {
             writer.u32(2, *modulus);
             writer.u32(3, if *kind == NumgenKind::Incremental { 0 } else { 1 });
         }
-        Expr::FibSourceType { dreg } => fib(writer, *dreg, 1),
-        Expr::FibDestinationType { dreg } => fib(writer, *dreg, 2),
+        Expr::FibSourceType { dreg } => fib(writer, *dreg, ADDRESS_TYPE, 1),
+        Expr::FibDestinationType { dreg } => fib(writer, *dreg, ADDRESS_TYPE, 2),
+        // NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF
+        Expr::FibSourceDevice { dreg } => fib(writer, *dreg, DEVICE, 1 | 8),
         Expr::CtState { dreg } => {
             writer.u32(1, reg(*dreg));
             writer.u32(2, 0);
@@ -369,7 +388,7 @@ fn expression(writer: &mut Writer, expr: &Expr) {
 
 fn kernel_name(expr: &Expr) -> &'static str {
     match expr {
-        Expr::NetworkHeader { .. } | Expr::TransportHeader { .. } => "payload",
+        Expr::LinkHeader { .. } | Expr::NetworkHeader { .. } | Expr::TransportHeader { .. } => "payload",
         Expr::Meta { .. } | Expr::SetMark { .. } => "meta",
         Expr::Cmp { .. } => "cmp",
         Expr::Bitwise { .. } => "bitwise",
@@ -377,7 +396,7 @@ fn kernel_name(expr: &Expr) -> &'static str {
         Expr::Lookup { .. } | Expr::LookupData { .. } | Expr::LookupVerdict { .. } => "lookup",
         Expr::Dynset { .. } => "dynset",
         Expr::Numgen { .. } => "numgen",
-        Expr::FibSourceType { .. } | Expr::FibDestinationType { .. } => "fib",
+        Expr::FibSourceType { .. } | Expr::FibDestinationType { .. } | Expr::FibSourceDevice { .. } => "fib",
         Expr::CtState { .. } | Expr::CtStatus { .. } => "ct",
         Expr::Dnat { .. } => "nat",
         Expr::Masquerade => "masq",
@@ -401,11 +420,16 @@ fn lookup(writer: &mut Writer, set: SetId, sreg: Reg, dreg: Option<u32>) {
     }
 }
 
-/// `NFT_FIB_RESULT_ADDRTYPE` of the source (flag 1) or destination (flag 2) address.
-fn fib(writer: &mut Writer, dreg: Reg, flag: u32) {
+/// `NFT_FIB_RESULT_OIF`.
+const DEVICE: u32 = 1;
+/// `NFT_FIB_RESULT_ADDRTYPE`.
+const ADDRESS_TYPE: u32 = 3;
+
+/// What the routing tables say of the source (flag 1) or destination (flag 2) address.
+fn fib(writer: &mut Writer, dreg: Reg, result: u32, flags: u32) {
     writer.u32(1, reg(dreg));
-    writer.u32(2, 3);
-    writer.u32(3, flag);
+    writer.u32(2, result);
+    writer.u32(3, flags);
 }
 
 fn value(writer: &mut Writer, kind: u16, data: &[u8]) {
@@ -416,8 +440,10 @@ fn value(writer: &mut Writer, kind: u16, data: &[u8]) {
 
 fn meta_key(key: MetaKey) -> u32 {
     match key {
+        MetaKey::Protocol => 1,
         MetaKey::Mark => 3,
         MetaKey::IifName => 6,
+        MetaKey::OifName => 7,
         MetaKey::NfProto => 15,
         MetaKey::L4Proto => 16,
         MetaKey::IifKind => 26,

@@ -156,7 +156,7 @@ fn rules(nft: &mut Nft, chains: &mut [ObservedChain]) -> Result<(), NetlinkError
 }
 
 /// The comment among nft's user data: type, length, text.
-fn comment(mut data: &[u8]) -> Option<String> {
+pub(super) fn comment(mut data: &[u8]) -> Option<String> {
     while let [kind, len, rest @ ..] = data {
         let text = rest.get(..usize::from(*len))?;
         if *kind == 0 {

@@ -24,6 +24,8 @@ pub struct PodNetworkSettings {
     pub masquerade: bool,
     /// Networks that are reached with the pods' own addresses, beside the nodes' pod CIDRs.
     pub inside: Vec<IpNet>,
+    /// Whether pods are kept from sending with addresses of others.
+    pub checks_sources: bool,
     /// How pods are wired to their node.
     pub mode: Mode,
     /// The bridge of mode bridge.
@@ -95,6 +97,7 @@ pub(super) fn pod_network(
         mtu,
         masquerade: section.masquerade.unwrap_or(true),
         inside: inside(config, errors),
+        checks_sources: section.check_sources.unwrap_or(true),
         mode: mode(section, errors),
         bridge: section.bridge.clone(),
         cni: cni(section, errors),

@@ -212,6 +212,7 @@ section! {
         /// Whether pods get the node's address when they leave the cluster.
         masquerade: Option<bool>,
         /// Networks that are reached with the pods' own addresses, beside clusterCIDR and the nodes' pod CIDRs.
+        check_sources: Option<bool>,
         #[serde(rename = "nonMasqueradeCIDRs")]
         non_masquerade_cidrs: Option<Vec<String>>,
         cni: Cni,

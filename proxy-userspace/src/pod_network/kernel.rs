@@ -23,6 +23,9 @@ pub(super) const DEVICES: [(Family, &str); 2] =
 /// By which our routes are known (`ip route show proto 92`); no routing daemon of /etc/iproute2/rt_protos has it.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
 
+/// Of routes to nobody: a bridge's own route to the same network counts first.
+const LAST_METRIC: u32 = u32::MAX - 1;
+
 /// The name of the VXLAN device of a family.
 pub fn device_name(family: Family) -> &'static str {
     match family {
@@ -263,6 +266,7 @@ fn route(message: &RouteMessage, devices: &Indices) -> Option<Route> {
     let to = IpNet::new(to?, message.header.destination_prefix_length).ok()?;
     let device = devices.iter().find(|(_, index)| Some(**index) == link);
     let via = match device {
+        _ if message.header.kind == RouteType::Unreachable => Hop::Nobody,
         Some((family, _)) => Hop::Vtep(*family, gateway?),
         None => Hop::Node(gateway?),
     };
@@ -275,7 +279,7 @@ pub(super) async fn take(handle: &Handle, step: &Step, devices: &Indices) -> Res
         Step::AddDevice(device) => add_device(handle, device).await,
         Step::AddRoute(route) => add_route(handle, route, devices, true).await,
         Step::ReplaceRoute(route) => add_route(handle, route, devices, false).await,
-        Step::DeleteRoute(route) => handle.route().del(route_message(route.to)).execute().await,
+        Step::DeleteRoute(route) => handle.route().del(route_message(route)).execute().await,
         Step::DeleteDevice(family)
         | Step::SetDevice(family, _)
         | Step::AddAddress(family, _)
@@ -332,6 +336,7 @@ pub(super) fn describe(step: &Step) -> String {
 fn hop(via: &Hop) -> String {
     match via {
         Hop::Node(ip) => ip.to_string(),
+        Hop::Nobody => "nobody (unreachable)".into(),
         Hop::Vtep(family, ip) => format!("{ip} of {}", device_name(*family)),
     }
 }
@@ -413,12 +418,17 @@ fn host_prefix(ip: &IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-fn route_message(to: IpNet) -> RouteMessage {
+fn route_message(route: &Route) -> RouteMessage {
+    let to = route.to;
     let builder = RouteMessageBuilder::<IpAddr>::new().protocol(PROTOCOL).scope(RouteScope::Universe);
-    let mut message = builder.kind(RouteType::Unicast).build();
+    let kind = if route.via == Hop::Nobody { RouteType::Unreachable } else { RouteType::Unicast };
+    let mut message = builder.kind(kind).build();
     message.header.address_family = to.addr().into();
     message.header.destination_prefix_length = to.prefix_len();
     message.attributes.push(RouteAttribute::Destination(to.network().into()));
+    if route.via == Hop::Nobody {
+        message.attributes.push(RouteAttribute::Priority(LAST_METRIC));
+    }
     message
 }
 
@@ -428,18 +438,19 @@ async fn add_route(
     devices: &Indices,
     is_new: bool,
 ) -> Result<(), rtnetlink::Error> {
-    let mut message = route_message(route.to);
+    let mut message = route_message(route);
     let gateway = match &route.via {
-        Hop::Node(gateway) => *gateway,
+        Hop::Nobody => None,
+        Hop::Node(gateway) => Some(*gateway),
         Hop::Vtep(family, gateway) => {
             let Some(index) = devices.get(family) else { return Ok(()) };
             // The gateway is in no network of the device.
             message.header.flags |= RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Oif(*index));
-            *gateway
+            Some(*gateway)
         }
     };
-    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
     message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
     let request = handle.route().add(message);
     // A route of somebody else is never replaced: it may be the node's own way to its network.

@@ -51,7 +51,7 @@ pub(super) async fn of_pods(
     // Pods have one MTU, to whomever they talk: where some nodes are behind a tunnel, others count as if they were too.
     let direct = wanted.routes.iter().filter_map(|route| match route.via {
         Hop::Node(ip) => Some((ip, most)),
-        Hop::Vtep(..) => None,
+        Hop::Vtep(..) | Hop::Nobody => None,
     });
     let peers: BTreeSet<(IpAddr, u32)> =
         wanted.vteps.iter().map(|vtep| (vtep.node, overhead(Family::of(&vtep.node)))).chain(direct).collect();

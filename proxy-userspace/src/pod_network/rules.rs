@@ -4,18 +4,20 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use sluice_cni::spec::Mode;
 use sluice_cni::store::{self, Contents};
 use sluice_core::model::Node;
 use sluice_core::net::Protocol;
-use sluice_core::pod_network::{HostPort, Own, PodRules, TABLE};
+use sluice_core::pod_network::{HostPort, Own, PodNetwork, PodRules, TABLE, Transport, TunnelGuard};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Notice};
+use sluice_sys::nft::{Nft, Notice, Table};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::PassError;
 use super::host_ports::{self, Refusal};
+use super::ports::{Ports, pod_ports};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 use crate::{conntrack, nft_monitor};
@@ -27,6 +29,10 @@ pub(super) struct Rules {
     notices: Option<mpsc::Sender<Notice>>,
     /// As it was written last, and is still, for all that is known.
     written: Option<PodRules>,
+    /// The table of pods on a bridge.
+    ports: Ports,
+    /// Whether programs at the ports of bridges see packets before its rules do.
+    programs_at_ports: bool,
     /// Those that flows were compared with last.
     host_ports: Vec<HostPort>,
     /// What pods asked for and do not get.
@@ -36,6 +42,11 @@ pub(super) struct Rules {
 }
 
 impl Rules {
+    /// Nothing is known yet.
+    pub(super) fn new(programs_at_ports: bool) -> Self {
+        Rules { programs_at_ports, ..Rules::default() }
+    }
+
     /// Who is told when somebody else changes the table.
     pub(super) fn tell_changes_to(&mut self, notices: mpsc::Sender<Notice>) {
         self.notices = Some(notices);
@@ -44,9 +55,10 @@ impl Rules {
     /// The next pass writes the table anew.
     pub(super) fn distrust(&mut self, notice: Option<Notice>) {
         let knew = self.written.take().is_some();
+        self.ports.distrust();
         match notice.filter(|_| knew) {
-            Some(Notice::Changed) => warn!("somebody else changed table inet {TABLE}: writing it anew"),
-            Some(Notice::Lost) => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
+            Some(Notice::Changed) => warn!("somebody else changed a table {TABLE}: writing it anew"),
+            Some(Notice::Lost) => info!("nf_tables notifications were lost: writing tables {TABLE} anew"),
             None => {}
         }
     }
@@ -56,6 +68,7 @@ impl Rules {
         &mut self,
         settings: &PodNetworkSettings,
         own: &Own,
+        pod_network: &PodNetwork,
         nodes: &[Node],
         network: &Network,
         from_loopback: bool,
@@ -75,10 +88,33 @@ impl Rules {
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
         let own = network.holds_services.then(|| own_networks(&network.addresses));
-        let rules = PodRules { masqueraded, inside, host_ports, own, from_loopback };
+        let tunnel = (settings.between.transport != Transport::Direct).then(|| TunnelGuard {
+            vni: settings.between.vni,
+            port: settings.port,
+            peers: pod_network.peers.clone(),
+        });
+        let checks_sources = settings.checks_sources;
+        let rules = PodRules {
+            masqueraded,
+            inside: inside.clone(),
+            host_ports,
+            own,
+            from_loopback,
+            tunnel,
+            checks_sources,
+        };
         let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
         if !is_there {
-            self.commit(rules, network).map_err(PassError::Rules)?;
+            let done = self.commit(rules, network);
+            // It may not be as we believe.
+            done.inspect_err(|_| self.distrust(None)).map_err(PassError::Rules)?;
+        }
+        // Without the file nobody knows who is behind which port: what is known stays.
+        if let (Some(contents), Some(nft)) = (&contents, &mut self.nft) {
+            let guards = checks_sources && settings.mode == Mode::Bridge;
+            let checked = self.programs_at_ports.then(|| inside.iter().map(IpNet::trunc).collect());
+            let wanted = guards.then(|| pod_ports(contents, &settings.cni.name, checked));
+            self.ports.write(nft, wanted, audits).map_err(PassError::Rules)?;
         }
         unread.map_or(Ok(()), |error| Err(error.into()))
     }
@@ -96,11 +132,15 @@ impl Rules {
     fn commit(&mut self, rules: PodRules, network: &Network) -> Result<(), NetlinkError> {
         match &mut self.nft {
             Some(nft) => {
-                nft.commit_to(TABLE, &rules.replace())?;
+                let ops = match &self.written {
+                    Some(written) => rules.difference(written),
+                    None => rules.replace(),
+                };
+                nft.commit_to(Table::inet(TABLE), &ops)?;
             }
             None => {
                 let mut nft = Nft::open()?;
-                nft.commit_to(TABLE, &rules.replace())?;
+                nft.commit_to(Table::inet(TABLE), &rules.replace())?;
                 if let Some(notices) = &self.notices {
                     nft_monitor::follow(TABLE, nft.port(), notices.clone());
                 }
@@ -116,7 +156,11 @@ impl Rules {
 
     fn lacks_table(&mut self) -> Result<bool, PassError> {
         let Some(nft) = &mut self.nft else { return Ok(false) };
-        nft.has_table(TABLE).map(|is_there| !is_there).map_err(PassError::Rules)
+        let is_there = nft.has_table(Table::inet(TABLE)).map_err(PassError::Rules)?;
+        if !is_there {
+            self.written = None;
+        }
+        Ok(!is_there)
     }
 }
 
