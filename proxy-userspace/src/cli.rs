@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use flags::{Gate, List, Pattern, RunArgs};
 
@@ -26,21 +27,29 @@ const EXIT_CODES: &str =
     "Without a command, or called by the name kube-proxy, flags are those of `sluice run`.
 
 Exit codes:
-  0  done, or ended by SIGTERM or SIGINT (rules stay in force)
-  1  failed while running; the configuration file changed
+  0  done, or ended by SIGTERM or SIGINT (rules stay in force); status: something of Sluice is in the kernel
+  1  failed while running; the configuration file changed; status: a daemon is at work, and nothing is in the kernel
   2  wrong command line or configuration
-  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work";
+  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work
+  4  status: nothing of Sluice is in the kernel, and no daemon is at work
+  6  status: somebody else has changed what is in the kernel";
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
     Run(Box<RunArgs>),
-    /// Show what of Sluice is in the kernel: the backend, maps, counters, programs by interface. No daemon is needed.
+    /// Show what of Sluice is in the kernel. No daemon is needed.
+    ///
+    /// That is the table of Services, virtual servers, eBPF maps with counters and programs, and the pod network. The exit
+    /// code tells nothing (4) from something (0); see sluice --help.
     Status {
         /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
-        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
+        /// How to print it: text may change, of JSON fields only more may come.
+        #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+        output: OutputFormat,
     },
     /// Remove everything of Sluice from the kernel.
     ///
@@ -50,7 +59,7 @@ pub enum Command {
         #[arg(long)]
         kube_proxy: bool,
         /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
-        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
         /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the configuration.
         #[arg(long, value_name = "DIR", default_value = sluice_cni::spec::RUN)]
@@ -59,6 +68,22 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A directory by its whole path: by a part of it, something else would be found where the command runs.
+fn absolute() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path.is_absolute() { Ok(path) } else { Err("give an absolute path, such as /sys/fs/bpf/sluice") }
+    })
 }
 
 /// What was typed.
@@ -215,7 +240,7 @@ mod tests {
 
     fn run(arguments: &[&str]) -> Result<(RunArgs, Invocation), clap::Error> {
         let mut invocation = parse(arguments.iter().map(OsString::from))?;
-        let other = Command::Status { bpffs: PathBuf::new() };
+        let other = Command::Status { bpffs: PathBuf::new(), output: OutputFormat::Text };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
             Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
@@ -254,6 +279,10 @@ mod tests {
         };
         assert_eq!(bpffs(&["sluice", "cleanup"]), Path::new("/sys/fs/bpf/sluice"));
         assert_eq!(bpffs(&["sluice", "cleanup", "--bpffs", "/b"]), Path::new("/b"));
+        for command in ["cleanup", "status"] {
+            let error = parse(["sluice", command, "--bpffs", "b"].map(OsString::from)).unwrap_err();
+            assert!(error.to_string().contains("--bpffs"), "{error}");
+        }
     }
 
     #[test]

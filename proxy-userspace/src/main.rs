@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match result(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             complain(format_args!("sluice: {error}"));
             ExitCode::from(error.exit_code())
@@ -23,20 +23,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn result(arguments: Vec<OsString>) -> Result<(), DaemonError> {
+fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
     // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
     let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
     let invocation = cli::parse(arguments).unwrap_or_else(|error| error.exit());
     match &invocation.command {
-        Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?),
-        Command::Status { bpffs } => status::status(bpffs),
+        Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?)?,
+        Command::Status { bpffs, output } => {
+            return Ok(ExitCode::from(status::status(bpffs, *output)?.exit_code()));
+        }
         Command::Cleanup { kube_proxy, bpffs, run_dir, force } => cleanup::cleanup(&Options {
             kube_proxy: *kube_proxy,
             force: *force,
             bpffs: bpffs.clone(),
             run_dir: run_dir.clone(),
-        }),
+        })?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
