@@ -137,6 +137,14 @@ pub fn is_run(arguments: &[OsString]) -> bool {
     is_kube_proxys(arguments) || arguments.get(1).is_some_and(|command| command == "run")
 }
 
+/// Whether a command line asks for a log in JSON, even if it cannot be understood otherwise.
+pub fn asks_for_json(arguments: &[OsString]) -> bool {
+    let text = |argument: &OsString| argument.to_str().unwrap_or_default().replace('_', "-");
+    let mut texts = arguments.iter().map(text);
+    texts.any(|text| text == "--logging-format=json")
+        || arguments.windows(2).any(|two| text(&two[0]) == "--logging-format" && two[1] == "json")
+}
+
 /// Whether there is no command, which stands for `run`.
 fn is_kube_proxys(arguments: &[OsString]) -> bool {
     let called = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
@@ -269,6 +277,17 @@ mod tests {
         assert!(parse(["kube-proxy".into()]).is_ok());
         assert!(parse(["sluice".into()]).is_err());
         assert!(run(&["kube-proxy", "cleanup"]).is_err());
+    }
+
+    #[test]
+    fn a_log_in_json_is_asked_for_in_two_ways() {
+        let asks = |line: &str| asks_for_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in ["sluice run --logging-format=json --bogus", "kube-proxy --logging_format json"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["sluice run --logging-format=text", "kube-proxy --logging-format", "kube-proxy json"] {
+            assert!(!asks(line), "{line}");
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use sluice::cleanup::Options;
 use sluice::cli::{self, Command, Invocation, RunArgs};
-use sluice::config::{settings, write_effective};
+use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::daemon::{self, DaemonError};
-use sluice::output::{complain, print};
+use sluice::output::print;
 use sluice::signals::EndSignals;
 use sluice::{cleanup, logging, status};
 use tokio::runtime::Runtime;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match result(arguments) {
         Ok(code) => code,
         Err(error) => {
-            complain(format_args!("sluice: {error}"));
+            logging::last_words(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -26,7 +26,16 @@ fn main() -> ExitCode {
 fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
     // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
     let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
-    let invocation = cli::parse(arguments).unwrap_or_else(|error| error.exit());
+    let is_json = process.is_some() && cli::asks_for_json(&arguments);
+    let invocation = match cli::parse(arguments) {
+        Ok(invocation) => invocation,
+        Err(error) if is_json && error.use_stderr() => {
+            logging::as_json();
+            logging::last_words(error.to_string().trim_end());
+            return Ok(ExitCode::from(2));
+        }
+        Err(error) => error.exit(),
+    };
     match &invocation.command {
         Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?)?,
         Command::Status { bpffs, output } => {
@@ -86,7 +95,11 @@ fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), 
         return process.work(|| cleanup::cleanup(&Options::of_kube_proxy()));
     }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let settings = settings(args, invocation, &host_name)?;
+    let settings = settings(args, invocation, &host_name).inspect_err(|_| {
+        if asks_for_json(args) {
+            logging::as_json();
+        }
+    })?;
     logging::start(&settings.effective.logging);
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
