@@ -68,6 +68,27 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Look at a configuration file; nothing is changed.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the version, and whose configuration it takes.
+    Version,
+    /// Print a script for a shell that completes commands and flags.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read a KubeProxyConfiguration, and tell all that is wrong with it, and what has no effect.
+    Check {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// How a command prints what it found.
@@ -126,6 +147,13 @@ pub fn version(value: &str) -> Option<String> {
     }
 }
 
+/// A script that completes commands and flags in a shell.
+pub fn completion(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
 /// The releases of kube-proxy whose configuration this takes.
 pub const SUPPORTS: &str = "1.36 to 1.38";
 
@@ -162,12 +190,16 @@ fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     }
     let command = Cli::command();
     let known = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
-    let flags: Vec<pflag::Flag<'_>> = known.filter_map(flag).collect();
+    let mut flags: Vec<pflag::Flag<'_>> = known.filter_map(flag).collect();
+    // Clap adds it later.
+    flags.push(pflag::Flag { long: "help", short: Some('h'), alone: true });
     let canonical = pflag::canonical(&arguments[2..], &flags)?;
+    // Help is no flag with a value to clap, and the short one leaves out what has no meaning.
+    let is_short = arguments[2..].iter().any(|argument| argument == "-h");
+    let help = if is_short { "-h" } else { "--help" };
     arguments.truncate(2);
-    // Help is no flag with a value to clap.
     arguments
-        .extend(canonical.into_iter().map(|text| if text == "--help=true" { "--help".into() } else { text }));
+        .extend(canonical.into_iter().map(|text| if text == "--help=true" { help.into() } else { text }));
     Ok(arguments)
 }
 
@@ -251,7 +283,7 @@ mod tests {
         let other = Command::Status { bpffs: PathBuf::new(), output: OutputFormat::Text };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
-            Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
+            _ => panic!("{arguments:?} is not run"),
         }
     }
 
@@ -291,10 +323,35 @@ mod tests {
     }
 
     #[test]
+    fn help_names_all_modes_and_the_short_one_only_what_has_a_meaning() {
+        let help = |argument: &str| {
+            let error = parse(["kube-proxy", argument].map(OsString::from)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DisplayHelp);
+            error.to_string()
+        };
+        let (short, long) = (help("-h"), help("--help"));
+        for text in [&short, &long] {
+            assert!(text.contains("nftables, ebpf, ipvs, or auto"), "{text}");
+        }
+        assert!(long.contains("No meaning here") && long.contains("--kube-api-qps"), "{long}");
+        assert!(!short.contains("No meaning here") && !short.contains("--kube-api-qps"), "{short}");
+    }
+
+    #[test]
+    fn shells_can_complete_commands_and_flags() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let script = completion(shell);
+            for word in ["cleanup", "cluster-cidr"] {
+                assert!(script.contains(word), "{word} in {shell}");
+            }
+        }
+    }
+
+    #[test]
     fn cleanup_looks_where_the_configuration_says_unless_told() {
         let bpffs = |arguments: &[&str]| match parse(arguments.iter().map(OsString::from)).unwrap().command {
             Command::Cleanup { bpffs, .. } => bpffs,
-            Command::Run(_) | Command::Status { .. } => panic!("{arguments:?} is not cleanup"),
+            _ => panic!("{arguments:?} is not cleanup"),
         };
         assert_eq!(bpffs(&["sluice", "cleanup"]), Path::new("/sys/fs/bpf/sluice"));
         assert_eq!(bpffs(&["sluice", "cleanup", "--bpffs", "/b"]), Path::new("/b"));

@@ -1,10 +1,11 @@
 //! `sluice`: parse, set up logging, run, exit code.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use sluice::cleanup::Options;
-use sluice::cli::{self, Command, Invocation, RunArgs};
+use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::daemon::{self, DaemonError};
 use sluice::output::print;
@@ -47,8 +48,26 @@ fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
             bpffs: bpffs.clone(),
             run_dir: run_dir.clone(),
         })?,
+        Command::Config(ConfigCommand::Check { file }) => check(file)?,
+        Command::Version => show(format_args!("{}\n", cli::version("raw").unwrap_or_default()))?,
+        Command::Completion { shell } => show(cli::completion(*shell))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(text: impl std::fmt::Display) -> Result<(), DaemonError> {
+    print(text).map_err(failed("write to stdout"))
+}
+
+/// Reads a configuration as the daemon does.
+fn check(file: &Path) -> Result<(), DaemonError> {
+    let line = ["sluice", "run", "--hostname-override=node", "--config"].map(OsString::from);
+    let line = line.into_iter().chain([file.as_os_str().to_owned()]);
+    let invocation = cli::parse(line).unwrap_or_else(|error| error.exit());
+    let Command::Run(args) = &invocation.command else { return Ok(()) };
+    let settings = settings(args, &invocation, "")?;
+    settings.warnings.iter().try_for_each(|warning| show(format_args!("{warning}\n")))?;
+    show(format_args!("{} can be used\n", file.display()))
 }
 
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
@@ -89,7 +108,7 @@ impl Process {
 
 fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), DaemonError> {
     if let Some(version) = args.version.as_deref().and_then(cli::version) {
-        return print(format_args!("{version}\n")).map_err(failed("write to stdout"));
+        return show(format_args!("{version}\n"));
     }
     if args.actions.cleanup == Some(true) {
         return process.work(|| cleanup::cleanup(&Options::of_kube_proxy()));

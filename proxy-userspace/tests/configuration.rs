@@ -376,6 +376,33 @@ fn everything_wrong_in_a_file_is_told_at_once_with_path_and_line() {
 }
 
 #[test]
+fn a_file_can_be_checked_without_a_daemon() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("config.yaml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = Command::new(sluice()).args(["config", "check"]).arg(&file).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = check("mode: nftables\nclusterCIDR: 10.0.0.0/8\nenableProfiling: true\n");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("enableProfiling: has no effect") && text.contains("(line 3)"), "{text}");
+    assert!(text.ends_with("config.yaml can be used\n"), "{text}");
+    let (code, text) = check("mode: nftables\nclusterCIDR: x\n");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("clusterCIDR: \"x\"") && text.contains("(line 2)"), "{text}");
+}
+
+#[test]
+fn the_version_is_a_command_too() {
+    let output = Command::new(sluice()).arg("version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.starts_with("sluice 0."), "{text}");
+    assert!(text.contains("as kube-proxy 1.36 to"), "{text}");
+}
+
+#[test]
 fn errors_name_the_flags_that_were_typed() {
     for (flag, told) in [
         ("--cluster-cidr=foo", "--cluster-cidr (clusterCIDR): \"foo\" is no CIDR"),

@@ -55,7 +55,9 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
         }
         None => from_flags(args),
     };
-    warnings.extend(without_trace(args, &invocation.given));
+    if args.config.is_none() {
+        warnings.extend(without_trace(args, &invocation.given));
+    }
     logging(args, &mut config.logging);
     if let Some(cleanup) = args.own.cleanup_kube_proxy {
         config.sluice.cleanup_kube_proxy = Some(cleanup);
