@@ -5,10 +5,21 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use sluice_cni::spec::STDIN_LIMIT;
+use sluice_cni::spec::{STDIN_LIMIT, Version};
 use sluice_cni::{loopback, plugin};
 
+/// What --version prints, like the plugins of containernetworking.
+fn version() -> String {
+    let (version, protocol) = (env!("CARGO_PKG_VERSION"), Version::list().join(", "));
+    format!("sluice-cni {version}\nCNI protocol versions supported: {protocol}")
+}
+
 fn main() -> ExitCode {
+    // A runtime gives no arguments.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "--version" || first == "-V") {
+        let _gone = writeln!(std::io::stdout(), "{}", version());
+        return ExitCode::SUCCESS;
+    }
     let mut input = Vec::new();
     // One byte more than may be there shows that it is too much.
     let read = std::io::stdin().lock().take(STDIN_LIMIT as u64 + 1).read_to_end(&mut input);

@@ -245,6 +245,11 @@ impl Index {
         self.is_complete() && self.nodes.listed && self.service_cidrs.listed
     }
 
+    /// Whether Nodes have been listed.
+    pub fn has_listed_nodes(&self) -> bool {
+        self.nodes.listed
+    }
+
     /// The addresses of a node's pods whose sockets are to be left alone, sorted. `None`: not known before Pods and
     /// Namespaces have been listed, which nothing else waits for.
     pub fn opted_out(&self, node: &str) -> Option<Vec<IpAddr>> {

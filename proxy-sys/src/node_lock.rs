@@ -89,6 +89,15 @@ impl NodeLock {
     }
 }
 
+/// Which daemon is at work in this network namespace, if there is one. Nothing is taken, so that nobody is kept from
+/// starting.
+pub fn holder() -> io::Result<Option<Holder>> {
+    Ok(match ask(NAME)? {
+        Asked::Daemon(holder) => Some(holder),
+        Asked::Nobody | Asked::Other(_) => None,
+    })
+}
+
 /// Asks who listens by this name. It is asked without waiting, because a queue that is full would hold us up for ever.
 fn ask(name: &str) -> io::Result<Asked> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

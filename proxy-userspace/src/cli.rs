@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use flags::{Gate, List, Pattern, RunArgs};
 
@@ -26,21 +27,29 @@ const EXIT_CODES: &str =
     "Without a command, or called by the name kube-proxy, flags are those of `sluice run`.
 
 Exit codes:
-  0  done, or ended by SIGTERM or SIGINT (rules stay in force)
-  1  failed while running; the configuration file changed
+  0  done, or ended by SIGTERM or SIGINT (rules stay in force); status: something of Sluice is in the kernel
+  1  failed while running; the configuration file changed; status: a daemon is at work, and nothing is in the kernel
   2  wrong command line or configuration
-  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work";
+  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work
+  4  status: nothing of Sluice is in the kernel, and no daemon is at work
+  6  status: somebody else has changed what is in the kernel";
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
     Run(Box<RunArgs>),
-    /// Show what of Sluice is in the kernel: the backend, maps, counters, programs by interface. No daemon is needed.
+    /// Show what of Sluice is in the kernel. No daemon is needed.
+    ///
+    /// That is the table of Services, virtual servers, eBPF maps with counters and programs, and the pod network. The exit
+    /// code tells nothing (4) from something (0); see sluice --help.
     Status {
         /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
-        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
+        /// How to print it: text may change, of JSON fields only more may come.
+        #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+        output: OutputFormat,
     },
     /// Remove everything of Sluice from the kernel.
     ///
@@ -50,7 +59,7 @@ pub enum Command {
         #[arg(long)]
         kube_proxy: bool,
         /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
-        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS)]
+        #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
         /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the configuration.
         #[arg(long, value_name = "DIR", default_value = sluice_cni::spec::RUN)]
@@ -59,6 +68,43 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Look at a configuration file; nothing is changed.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the version, and whose configuration it takes.
+    Version,
+    /// Print a script for a shell that completes commands and flags.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read a KubeProxyConfiguration, and tell all that is wrong with it, and what has no effect.
+    Check {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A directory by its whole path: by a part of it, something else would be found where the command runs.
+fn absolute() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path.is_absolute() { Ok(path) } else { Err("give an absolute path, such as /sys/fs/bpf/sluice") }
+    })
 }
 
 /// What was typed.
@@ -101,6 +147,13 @@ pub fn version(value: &str) -> Option<String> {
     }
 }
 
+/// A script that completes commands and flags in a shell.
+pub fn completion(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
 /// The releases of kube-proxy whose configuration this takes.
 pub const SUPPORTS: &str = "1.36 to 1.38";
 
@@ -110,6 +163,14 @@ pub const KUBE_PROXY: &str = "1.38";
 /// Whether a command line is that of the daemon, before it is read: signals that end the daemon are not to be missed meanwhile.
 pub fn is_run(arguments: &[OsString]) -> bool {
     is_kube_proxys(arguments) || arguments.get(1).is_some_and(|command| command == "run")
+}
+
+/// Whether a command line asks for a log in JSON, even if it cannot be understood otherwise.
+pub fn asks_for_json(arguments: &[OsString]) -> bool {
+    let text = |argument: &OsString| argument.to_str().unwrap_or_default().replace('_', "-");
+    let mut texts = arguments.iter().map(text);
+    texts.any(|text| text == "--logging-format=json")
+        || arguments.windows(2).any(|two| text(&two[0]) == "--logging-format" && two[1] == "json")
 }
 
 /// Whether there is no command, which stands for `run`.
@@ -129,12 +190,16 @@ fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     }
     let command = Cli::command();
     let known = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
-    let flags: Vec<pflag::Flag<'_>> = known.filter_map(flag).collect();
+    let mut flags: Vec<pflag::Flag<'_>> = known.filter_map(flag).collect();
+    // Clap adds it later.
+    flags.push(pflag::Flag { long: "help", short: Some('h'), alone: true });
     let canonical = pflag::canonical(&arguments[2..], &flags)?;
+    // Help is no flag with a value to clap, and the short one leaves out what has no meaning.
+    let is_short = arguments[2..].iter().any(|argument| argument == "-h");
+    let help = if is_short { "-h" } else { "--help" };
     arguments.truncate(2);
-    // Help is no flag with a value to clap.
     arguments
-        .extend(canonical.into_iter().map(|text| if text == "--help=true" { "--help".into() } else { text }));
+        .extend(canonical.into_iter().map(|text| if text == "--help=true" { help.into() } else { text }));
     Ok(arguments)
 }
 
@@ -215,10 +280,10 @@ mod tests {
 
     fn run(arguments: &[&str]) -> Result<(RunArgs, Invocation), clap::Error> {
         let mut invocation = parse(arguments.iter().map(OsString::from))?;
-        let other = Command::Status { bpffs: PathBuf::new() };
+        let other = Command::Status { bpffs: PathBuf::new(), output: OutputFormat::Text };
         match std::mem::replace(&mut invocation.command, other) {
             Command::Run(args) => Ok((*args, invocation)),
-            Command::Cleanup { .. } | Command::Status { .. } => panic!("{arguments:?} is not run"),
+            _ => panic!("{arguments:?} is not run"),
         }
     }
 
@@ -247,13 +312,53 @@ mod tests {
     }
 
     #[test]
+    fn a_log_in_json_is_asked_for_in_two_ways() {
+        let asks = |line: &str| asks_for_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in ["sluice run --logging-format=json --bogus", "kube-proxy --logging_format json"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["sluice run --logging-format=text", "kube-proxy --logging-format", "kube-proxy json"] {
+            assert!(!asks(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_names_all_modes_and_the_short_one_only_what_has_a_meaning() {
+        let help = |argument: &str| {
+            let error = parse(["kube-proxy", argument].map(OsString::from)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DisplayHelp);
+            error.to_string()
+        };
+        let (short, long) = (help("-h"), help("--help"));
+        for text in [&short, &long] {
+            assert!(text.contains("nftables, ebpf, ipvs, or auto"), "{text}");
+        }
+        assert!(long.contains("No meaning here") && long.contains("--kube-api-qps"), "{long}");
+        assert!(!short.contains("No meaning here") && !short.contains("--kube-api-qps"), "{short}");
+    }
+
+    #[test]
+    fn shells_can_complete_commands_and_flags() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let script = completion(shell);
+            for word in ["cleanup", "cluster-cidr"] {
+                assert!(script.contains(word), "{word} in {shell}");
+            }
+        }
+    }
+
+    #[test]
     fn cleanup_looks_where_the_configuration_says_unless_told() {
         let bpffs = |arguments: &[&str]| match parse(arguments.iter().map(OsString::from)).unwrap().command {
             Command::Cleanup { bpffs, .. } => bpffs,
-            Command::Run(_) | Command::Status { .. } => panic!("{arguments:?} is not cleanup"),
+            _ => panic!("{arguments:?} is not cleanup"),
         };
         assert_eq!(bpffs(&["sluice", "cleanup"]), Path::new("/sys/fs/bpf/sluice"));
         assert_eq!(bpffs(&["sluice", "cleanup", "--bpffs", "/b"]), Path::new("/b"));
+        for command in ["cleanup", "status"] {
+            let error = parse(["sluice", command, "--bpffs", "b"].map(OsString::from)).unwrap_err();
+            assert!(error.to_string().contains("--bpffs"), "{error}");
+        }
     }
 
     #[test]

@@ -6,15 +6,17 @@ mod flags;
 mod gates;
 mod ignored;
 mod node_ports;
+mod places;
 mod pod_network;
 pub mod raw;
 mod resolve;
+mod types;
 mod validate;
 mod watch;
 
 pub(crate) use defaults::{BIN_DIR, BPFFS, CONF_DIR};
 pub use duration::GoDuration;
-pub use flags::{settings, write_effective};
+pub use flags::{asks_for_json, settings, write_effective};
 pub use gates::FeatureGates;
 pub use node_ports::NodePortSelection;
 pub use pod_network::{CniSettings, PodNetworkSettings};
@@ -29,7 +31,7 @@ use std::path::Path;
 use raw::KubeProxyConfiguration;
 use serde_json::Value;
 
-use crate::go_yaml::{Document, first_document};
+use crate::go_yaml::{Document, Lines, first_document};
 
 /// A configuration file.
 #[derive(Debug, Default)]
@@ -40,6 +42,10 @@ pub struct Loaded {
     pub config: KubeProxyConfiguration,
     /// What is odd about it: unknown fields, and fields given twice.
     pub odd: Vec<String>,
+    /// What is of a wrong type, and left out; each begins with its path.
+    pub wrong: Vec<String>,
+    /// Where its fields are.
+    pub lines: Lines,
 }
 
 /// Reads a KubeProxyConfiguration from a YAML or JSON file.
@@ -51,19 +57,17 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 }
 
 fn parse(text: &str) -> Result<Loaded, String> {
-    let Document { mut value, twice } = document(text)?;
+    let Document { mut value, twice, lines } = document(text)?;
     if !value.is_object() {
         return Err("there is no KubeProxyConfiguration in the first YAML document".into());
     }
     nulls(&mut value, "");
-    let mut odd: Vec<String> =
-        twice.into_iter().map(|path| format!("{path} is given twice, and the last one counts")).collect();
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let config =
-        serde_ignored::deserialize(tracked, |path| odd.push(format!("unknown field {path} is ignored")))
-            .map_err(|error: serde_json::Error| format!("{}: {error}", track.path()))?;
-    Ok(Loaded { config, odd, ..Loaded::default() })
+    let types::Read { config, wrong, unknown } = types::read(value);
+    let on_line = |path: &str| lines.of(path).map_or_else(String::new, |line| format!(" (line {line})"));
+    let twice =
+        twice.iter().map(|path| format!("{path} is given twice, and the last one counts{}", on_line(path)));
+    let unknown = unknown.iter().map(|path| format!("unknown field {path} is ignored{}", on_line(path)));
+    Ok(Loaded { odd: twice.chain(unknown).collect(), config, wrong, lines, ..Loaded::default() })
 }
 
 /// The first document. As in kube-proxy, a text that begins with `{` is JSON and nothing else.
@@ -73,8 +77,8 @@ fn document(text: &str) -> Result<Document, String> {
     }
     // Fields that are given twice are told by reading the text as YAML, of which JSON is a part.
     let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let twice = first_document(text).map(|document| document.twice).unwrap_or_default();
-    Ok(Document { value, twice })
+    let read = first_document(text).unwrap_or_default();
+    Ok(Document { value, ..read })
 }
 
 /// Durations that are no pointers in kube-proxy, whose decoder wants a text there and takes null for an empty one.
@@ -132,7 +136,10 @@ mod tests {
         let loaded = parse(text).unwrap();
         assert_eq!(
             loaded.odd,
-            ["unknown field frobnicate is ignored", "unknown field nftables.colour is ignored"]
+            [
+                "unknown field frobnicate is ignored (line 6)",
+                "unknown field nftables.colour is ignored (line 4)"
+            ]
         );
         assert_eq!(loaded.config.mode, "nftables");
         assert_eq!(loaded.config.nftables.masquerade_bit, Some(15));
@@ -141,12 +148,13 @@ mod tests {
 
     #[test]
     fn a_wrong_type_is_an_error_that_names_it() {
-        let error = parse("mode: nftables\nnftables: {masqueradeBit: many}").unwrap_err();
-        assert!(error.starts_with("nftables.masqueradeBit: ") && error.contains("many"), "{error}");
+        let wrong = |text| parse(text).unwrap().wrong;
+        let told = wrong("mode: nftables\nnftables: {masqueradeBit: many}");
+        assert_eq!(told, ["nftables.masqueradeBit: \"many\" is no whole number of 32 bits"]);
         for text in
             ["mode: 1", "mode: yes", "oomScoreAdj: '5'", "oomScoreAdj: 1.5", "bindAddressHardFail: 'true'"]
         {
-            assert!(parse(text).is_err(), "{text}");
+            assert_eq!(wrong(text).len(), 1, "{text}");
         }
         assert!(parse("mode: [").is_err());
     }
@@ -174,7 +182,7 @@ mod tests {
             parse("featureGates: {WatchList: null}\nnodePortAddresses: [null]\niptables: null\n").unwrap();
         assert!(!loaded.config.feature_gates["WatchList"]);
         assert_eq!(loaded.config.node_port_addresses.unwrap(), [""]);
-        assert!(parse("configSyncPeriod: null").unwrap_err().starts_with("configSyncPeriod"));
+        assert!(parse("configSyncPeriod: null").unwrap().wrong[0].starts_with("configSyncPeriod: "));
         for text in ["", "---\n---\nmode: nftables\n", "[]", "mode"] {
             assert!(parse(text).unwrap_err().contains("no KubeProxyConfiguration"), "{text:?}");
         }
@@ -195,7 +203,7 @@ mod tests {
         );
         // As in kube-proxy: no number with a fraction, nothing behind, no YAML.
         for text in [r#"{"oomScoreAdj": 14.0}"#, "{\"mode\": \"\"}\n---\n", "{mode: nftables}"] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(parse(text).map_or(true, |loaded| !loaded.wrong.is_empty()), "{text}");
         }
         assert_eq!(parse(r#"{"mode": "a", "mode": "b"}"#).unwrap().odd.len(), 1);
     }

@@ -25,6 +25,7 @@ use crate::node::NodeFacts;
 use crate::pod_network::{self, PodNetworkTask};
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::signals::EndSignals;
+use crate::sysctls::{Left, Setting};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::{Manifests, ManifestsError};
@@ -53,9 +54,12 @@ pub enum DaemonError {
     /// The backend cannot be used.
     #[error(transparent)]
     Backend(BackendError),
-    /// A sysctl cannot be written.
-    #[error(transparent)]
-    Sysctl(proc::ProcError),
+    /// Sysctls cannot be written.
+    #[error(
+        "the node could not be prepared: run this privileged, in a container with securityContext.privileged: true:\n  {}",
+        .0.join("\n  ")
+    )]
+    Sysctls(Vec<String>),
     /// The manifest directory cannot be used.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
@@ -114,7 +118,7 @@ impl DaemonError {
             DaemonError::Capability
             | DaemonError::Kernel(_)
             | DaemonError::Backend(_)
-            | DaemonError::Sysctl(_)
+            | DaemonError::Sysctls(_)
             | DaemonError::Manifests(_)
             | DaemonError::Plugin(_)
             | DaemonError::NotAlone(_)
@@ -219,8 +223,10 @@ pub fn init(settings: &Settings) -> Result<(), DaemonError> {
     if settings.backend == BackendKind::Ipvs {
         ipvs::prepare(settings).map_err(DaemonError::Backend)?;
     }
-    for setting in sysctls::conntrack(&settings.conntrack, sysctls::cpus()) {
-        setting.write().map_err(DaemonError::Sysctl)?;
+    let written = sysctls::conntrack(&settings.conntrack, sysctls::cpus()).into_iter().map(Setting::write);
+    let failed: Vec<String> = written.filter_map(Result::err).map(|error| error.to_string()).collect();
+    if !failed.is_empty() {
+        return Err(DaemonError::Sysctls(failed));
     }
     info!("the node is prepared");
     Ok(())
@@ -259,6 +265,7 @@ async fn start(mut settings: Settings) -> Result<Started, DaemonError> {
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
 pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), DaemonError> {
+    tell_start(&settings);
     let started = tokio::select! {
         biased;
         signal = signals.received() => {
@@ -280,7 +287,6 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
     } = started;
     let files = open_files();
     let health = Health::new(settings.sync_period);
-    info!(node = settings.node_name, source = ?settings.source, "starting");
 
     let (notices, notice_receiver) = mpsc::channel(16);
     let (network_sender, network_receiver) = watch::channel(None);
@@ -376,6 +382,24 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
         _ = &mut source => Err(DaemonError::Ended("source of objects")),
         _ = &mut pod_network => Err(DaemonError::Ended("pod network")),
     }
+}
+
+/// The first line: which program, with which configuration.
+fn tell_start(settings: &Settings) {
+    let listener = |address: Option<std::net::SocketAddr>| {
+        address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    };
+    let config = settings.config_file.as_ref().map(|file| file.path.display().to_string());
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        mode = settings.backend.name(),
+        node = settings.node_name,
+        objects = %settings.source,
+        config = config.as_deref().unwrap_or("flags"),
+        healthz = listener(settings.healthz_bind),
+        metrics = listener(settings.metrics_bind),
+        "sluice starts"
+    );
 }
 
 /// Node ports on loopback, unless programs or the local stack see to them.
@@ -517,16 +541,22 @@ async fn from_ipvs(settings: &Settings) {
 /// Settings of the process and the node's connection tracking (reference 3.6). Failures are told, not fatal:
 /// in a container /proc/sys may be read-only, and the proxy works without them.
 fn prepare_process(settings: &Settings) {
-    let mut tried: Vec<(String, Result<bool, proc::ProcError>)> = Vec::new();
-    let oom = settings.oom_score_adj.to_string();
-    tried.push(("oom_score_adj".into(), proc::write_if_different("/proc/self/oom_score_adj".into(), &oom)));
+    const OOM: &str = "/proc/self/oom_score_adj";
+    let mut left = Left::default();
+    let oom = settings.oom_score_adj;
+    left.note(OOM, oom.into(), proc::write_if_different(OOM.into(), &oom.to_string()));
     for setting in sysctls::conntrack(&settings.conntrack, sysctls::cpus()) {
-        tried.push((setting.path.into(), setting.write()));
+        left.note(setting.path, setting.value, setting.write());
     }
-    for (name, result) in tried {
-        if let Err(error) = result {
-            warn!(%error, "cannot set {name}");
-        }
+    if !left.forbidden.is_empty() {
+        info!(
+            "going on without settings that this process may not write: {}. A privileged container can: see --init-only \
+             (deploy/components/node-sysctls)",
+            left.forbidden.join(", ")
+        );
+    }
+    for error in left.failed {
+        warn!(%error, "cannot write a setting");
     }
 }
 

@@ -1,12 +1,15 @@
 //! YAML as the Go programs of Kubernetes read it: `YAMLToJSON` of sigs.k8s.io/yaml 1.6, which stands on
 //! go.yaml.in/yaml/v2. The syntax is granit-parser's; what a plain scalar stands for is YAML 1.1 as Go resolves it.
 
+mod lines;
 mod scalar;
 
 use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 use serde_json::{Map, Value};
+
+pub use lines::Lines;
 
 /// Nodes that aliases may add to a document; more is an attack, not a file.
 const MOST_ALIASED: usize = 100_000;
@@ -21,6 +24,8 @@ pub struct Document {
     pub value: Value,
     /// The paths of fields that are given twice. The last one counts.
     pub twice: Vec<String>,
+    /// Where its fields are.
+    pub lines: Lines,
 }
 
 /// Why a document cannot be read.
@@ -48,9 +53,10 @@ pub fn first_document(text: &str) -> Result<Document, YamlError> {
         aliased: 0,
         path: Vec::new(),
         twice: Vec::new(),
+        lines: Lines::default(),
     };
     let value = reader.document()?;
-    Ok(Document { value, twice: reader.twice })
+    Ok(Document { value, twice: reader.twice, lines: reader.lines })
 }
 
 struct Reader<'text> {
@@ -62,6 +68,7 @@ struct Reader<'text> {
     /// Where the reader is, for messages.
     path: Vec<String>,
     twice: Vec<String>,
+    lines: Lines,
 }
 
 impl<'text> Reader<'text> {
@@ -129,6 +136,7 @@ impl<'text> Reader<'text> {
                 return Ok(Value::Array(items));
             }
             self.path.push(format!("[{}]", items.len()));
+            self.lines.note(&self.path, span.start.line());
             items.push(self.node(event, span)?);
             self.path.pop();
         }
@@ -153,9 +161,10 @@ impl<'text> Reader<'text> {
             }
             let key = scalar::key(key).map_err(|reason| YamlError { line: span.start.line(), reason })?;
             self.path.push(key.clone());
+            self.lines.note(&self.path, span.start.line());
             let value = self.node(event, value_span)?;
             if fields.insert(key, value).is_some() {
-                self.twice.push(self.path.join(".").replace(".[", "["));
+                self.twice.push(lines::joined(&self.path));
             }
             self.path.pop();
         }

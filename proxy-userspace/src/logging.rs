@@ -1,6 +1,8 @@
 //! Log output: format, streams and verbosity as `logging` of the configuration says.
 
+use std::fmt::Display;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
@@ -11,10 +13,20 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::config::raw::Logging;
+use crate::output::complain;
+
+/// Counts more than the configuration.
+const FILTER: &str = "RUST_LOG";
+
+/// Whether every line is to be a JSON object.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging. The environment variable RUST_LOG counts more than the configuration.
 pub fn start(logging: &Logging) {
     let is_json = logging.format == "json";
+    if is_json {
+        as_json();
+    }
     let options = if is_json { &logging.options.json } else { &logging.options.text };
     let (writer, is_terminal) = if options.split_stream {
         (BoxMakeWriter::new(std::io::stderr.with_max_level(Level::WARN).or_else(std::io::stdout)), false)
@@ -26,14 +38,45 @@ pub fn start(logging: &Logging) {
     let lines = lines.log_internal_errors(false);
     let lines: Box<dyn Layer<Registry> + Send + Sync> =
         if is_json { lines.json().boxed() } else { lines.boxed() };
-    let lines = match EnvFilter::try_from_default_env() {
-        Ok(filter) => lines.with_filter(filter).boxed(),
-        Err(_) => {
+    let filter = std::env::var(FILTER).ok().filter(|text| !text.is_empty());
+    let filter = filter.map(EnvFilter::try_new).transpose();
+    let wrong = filter.as_ref().err().map(ToString::to_string);
+    let lines = match filter {
+        Ok(Some(filter)) => lines.with_filter(filter).boxed(),
+        Ok(None) | Err(_) => {
             let logging = logging.clone();
             lines.with_filter(filter_fn(move |metadata| shows(&logging, metadata))).boxed()
         }
     };
     tracing_subscriber::registry().with(lines).init();
+    if let Some(error) = wrong {
+        tracing::warn!(error, "{FILTER} has no effect: give it a form such as \"sluice=debug\", or unset it");
+    }
+}
+
+/// From now on, all that this process says on stderr is JSON, whether logging has started or not.
+pub fn as_json() {
+    if !JSON.swap(true, Ordering::Relaxed) {
+        std::panic::set_hook(Box::new(|panic| complain(json_line(&panic.to_string()))));
+    }
+}
+
+/// Says why this process ends. No filter of levels keeps that back.
+pub fn last_words(error: impl Display) {
+    if JSON.load(Ordering::Relaxed) {
+        complain(json_line(&error.to_string()));
+    } else {
+        complain(format_args!("sluice: {error}"));
+    }
+}
+
+/// A line like those of the log.
+fn json_line(message: &str) -> String {
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+    serde_json::json!({
+        "timestamp": now, "level": "ERROR", "fields": {"message": message}, "target": "sluice",
+    })
+    .to_string()
 }
 
 fn shows(logging: &Logging, metadata: &Metadata<'_>) -> bool {
@@ -91,6 +134,16 @@ mod tests {
         assert_eq!(verbosity(&logging, Some("src/node.rs")), 2);
         assert_eq!(verbosity(&logging, Some("src/nodes.rs")), 1);
         assert_eq!(verbosity(&logging, None), 1);
+    }
+
+    #[test]
+    fn the_last_line_is_one_json_object_with_the_keys_of_the_others() {
+        let line = json_line("wrong:\n  \"a\"");
+        assert!(!line.contains('\n'), "{line}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((value["level"].as_str(), value["target"].as_str()), (Some("ERROR"), Some("sluice")));
+        assert_eq!(value["fields"]["message"], "wrong:\n  \"a\"");
+        assert!(value["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{line}");
     }
 
     #[test]

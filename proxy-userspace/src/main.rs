@@ -1,13 +1,14 @@
 //! `sluice`: parse, set up logging, run, exit code.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use sluice::cleanup::Options;
-use sluice::cli::{self, Command, Invocation, RunArgs};
-use sluice::config::{settings, write_effective};
+use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
+use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::daemon::{self, DaemonError};
-use sluice::output::{complain, print};
+use sluice::output::print;
 use sluice::signals::EndSignals;
 use sluice::{cleanup, logging, status};
 use tokio::runtime::Runtime;
@@ -15,28 +16,58 @@ use tokio::runtime::Runtime;
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match result(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
-            complain(format_args!("sluice: {error}"));
+            logging::last_words(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn result(arguments: Vec<OsString>) -> Result<(), DaemonError> {
+fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
     // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
     let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
-    let invocation = cli::parse(arguments).unwrap_or_else(|error| error.exit());
+    let is_json = process.is_some() && cli::asks_for_json(&arguments);
+    let invocation = match cli::parse(arguments) {
+        Ok(invocation) => invocation,
+        Err(error) if is_json && error.use_stderr() => {
+            logging::as_json();
+            logging::last_words(error.to_string().trim_end());
+            return Ok(ExitCode::from(2));
+        }
+        Err(error) => error.exit(),
+    };
     match &invocation.command {
-        Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?),
-        Command::Status { bpffs } => status::status(bpffs),
+        Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?)?,
+        Command::Status { bpffs, output } => {
+            return Ok(ExitCode::from(status::status(bpffs, *output)?.exit_code()));
+        }
         Command::Cleanup { kube_proxy, bpffs, run_dir, force } => cleanup::cleanup(&Options {
             kube_proxy: *kube_proxy,
             force: *force,
             bpffs: bpffs.clone(),
             run_dir: run_dir.clone(),
-        }),
+        })?,
+        Command::Config(ConfigCommand::Check { file }) => check(file)?,
+        Command::Version => show(format_args!("{}\n", cli::version("raw").unwrap_or_default()))?,
+        Command::Completion { shell } => show(cli::completion(*shell))?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(text: impl std::fmt::Display) -> Result<(), DaemonError> {
+    print(text).map_err(failed("write to stdout"))
+}
+
+/// Reads a configuration as the daemon does.
+fn check(file: &Path) -> Result<(), DaemonError> {
+    let line = ["sluice", "run", "--hostname-override=node", "--config"].map(OsString::from);
+    let line = line.into_iter().chain([file.as_os_str().to_owned()]);
+    let invocation = cli::parse(line).unwrap_or_else(|error| error.exit());
+    let Command::Run(args) = &invocation.command else { return Ok(()) };
+    let settings = settings(args, &invocation, "")?;
+    settings.warnings.iter().try_for_each(|warning| show(format_args!("{warning}\n")))?;
+    show(format_args!("{} can be used\n", file.display()))
 }
 
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
@@ -77,13 +108,17 @@ impl Process {
 
 fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), DaemonError> {
     if let Some(version) = args.version.as_deref().and_then(cli::version) {
-        return print(format_args!("{version}\n")).map_err(failed("write to stdout"));
+        return show(format_args!("{version}\n"));
     }
     if args.actions.cleanup == Some(true) {
         return process.work(|| cleanup::cleanup(&Options::of_kube_proxy()));
     }
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let settings = settings(args, invocation, &host_name)?;
+    let settings = settings(args, invocation, &host_name).inspect_err(|_| {
+        if asks_for_json(args) {
+            logging::as_json();
+        }
+    })?;
     logging::start(&settings.effective.logging);
     for warning in &settings.warnings {
         tracing::warn!("{warning}");

@@ -65,6 +65,13 @@ fn primary(settings: &Settings, facts: &NodeFacts, family: Family) -> Option<IpA
     bound.or_else(|| facts.node.as_ref()?.address(family))
 }
 
+/// The Node's addresses, for the log.
+pub fn told_addresses(facts: &NodeFacts) -> String {
+    let node = facts.node.iter();
+    let addresses: Vec<String> = node.flat_map(|node| &node.addresses).map(ToString::to_string).collect();
+    addresses.join(",")
+}
+
 /// What decisions depend on.
 pub fn plan_config(settings: &Settings, facts: &NodeFacts) -> PlanConfig {
     let detects = |family| detector(settings, facts, family) != Detector::None;

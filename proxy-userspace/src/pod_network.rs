@@ -29,7 +29,7 @@ use sluice_cni::store::{self, StoreError};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::pod_network::{
-    Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, pod_network, vtep_mac,
+    Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, Tunnel, pod_network, vtep_mac,
 };
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
@@ -40,6 +40,7 @@ use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
+use crate::status;
 
 pub use install::{InstallError, plugin};
 pub use kernel::{KernelError, device_name};
@@ -473,6 +474,36 @@ pub enum RemoveError {
     /// A system call failed.
     #[error("open a route netlink socket: {0}")]
     Open(#[from] std::io::Error),
+}
+
+/// Why it cannot be said what there is.
+#[derive(Debug, thiserror::Error)]
+pub enum SeenError {
+    /// The kernel does not tell.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A system call failed.
+    #[error("open a route netlink socket: {0}")]
+    Open(#[from] std::io::Error),
+}
+
+/// The VXLAN devices, and how many routes there are; no right is needed.
+pub(crate) fn seen() -> Result<(Vec<status::Device>, usize), SeenError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let state = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok::<KernelState, SeenError>(kernel::observe(&handle).await?.state)
+    })?;
+    let device = |(family, tunnel): (&Family, &Tunnel)| status::Device {
+        name: device_name(*family),
+        vni: tunnel.device.vni,
+        port: tunnel.device.port,
+        mtu: tunnel.device.mtu,
+        up: tunnel.up,
+        peers: tunnel.forwarding.len(),
+    };
+    Ok((state.tunnels.iter().map(device).collect(), state.routes.len()))
 }
 
 /// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns whether there was anything.

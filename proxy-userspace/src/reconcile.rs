@@ -4,6 +4,7 @@
 //! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
 //! somebody else changed our table. A full pass on a slow timer finds silent drift.
 
+mod own_node;
 mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,6 +34,7 @@ use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
+use own_node::{OwnNode, Told};
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on them; but
 /// Services must not wait for them for ever.
@@ -128,6 +130,7 @@ pub struct Reconciler {
     backend: Backend,
     facts: NodeFacts,
     phase: Phase,
+    own_node: OwnNode,
     /// The Service that leads to the API servers.
     kubernetes: ObjectName,
     progress: Progress,
@@ -166,6 +169,7 @@ impl Reconciler {
         let planner = Planner::new(node::plan_config(&settings, &facts));
         let (unused, _) = tokio::sync::oneshot::channel();
         let started = Some(std::mem::replace(&mut outputs.started, unused));
+        let own_node = OwnNode::new(&settings.source);
         Reconciler {
             settings,
             index: Index::default(),
@@ -173,6 +177,7 @@ impl Reconciler {
             backend,
             facts,
             phase: Phase::AwaitingLists,
+            own_node,
             kubernetes: ObjectName::new("default", "kubernetes"),
             progress,
             outputs,
@@ -245,6 +250,7 @@ impl Reconciler {
                 [Some(self.audit_at), self.garbage_at, check].into_iter().flatten().min()
             }
         };
+        let due = due.into_iter().chain(self.own_node.due()).min();
         due.unwrap_or_else(|| Instant::now() + AUDIT_PERIOD)
     }
 
@@ -298,6 +304,7 @@ impl Reconciler {
 
     /// Does whatever is due.
     fn step(&mut self) {
+        self.tell_of_own_node();
         if self.phase == Phase::AwaitingLists && self.lists_are_complete() {
             self.phase = Phase::Full("full");
             self.oldest_event = self.lists_complete_at;
@@ -328,6 +335,23 @@ impl Reconciler {
         }
         self.garbage();
         self.check();
+    }
+
+    /// Without its Node much of this node does not work, and nothing else says why.
+    fn tell_of_own_node(&mut self) {
+        let name = self.settings.node_name.as_str();
+        let is_missing = self.index.has_listed_nodes() && self.index.node(name).is_none();
+        match self.own_node.look(is_missing, Instant::now()) {
+            Some(Told::Missing) => warn!(
+                node = name,
+                "there is no Node of this name: no endpoint counts as local, node ports do not answer on the Node's \
+                 addresses, and /healthz says 503. What an earlier one said stays in force. Give the right name with \
+                 --hostname-override (hostnameOverride in the configuration file), or see why the kubelet has not \
+                 registered it"
+            ),
+            Some(Told::There) => info!(node = name, "the Node of this name is there"),
+            None => {}
+        }
     }
 
     fn lists_are_complete(&mut self) -> bool {
@@ -378,7 +402,8 @@ impl Reconciler {
         changes.extend(replanned);
         for change in &changes {
             self.count_no_local(change);
-            if let Some(event) = refusals::newly_refused(change, &self.settings.service_budget) {
+            if let Some(event) = refusals::newly_refused(change, &self.planner, &self.settings.service_budget)
+            {
                 self.outputs.recorder.record(event);
             }
         }
@@ -444,6 +469,8 @@ impl Reconciler {
         if !is_right {
             info!(
                 kind,
+                mode = self.settings.backend.name(),
+                node_addresses = node::told_addresses(&self.facts),
                 services = plans.len(),
                 operations = applied.operations,
                 transactions = applied.transactions,

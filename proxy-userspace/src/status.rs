@@ -1,29 +1,60 @@
 //! `sluice status`: what is in the kernel, read from there; no daemon is needed.
 
+mod read;
+mod show;
+
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
-use sluice_common::counters::Counter;
-use sluice_sys::bpf::{self, BpfError, Directory, Place, Usage, View, counters};
-use sluice_sys::dummy::Link;
-use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use serde::Serialize;
+use sluice_sys::bpf::Usage;
 
-use crate::backend::BackendError;
-use crate::backend::ipvs::LINK;
+use crate::cli::OutputFormat;
 use crate::daemon::DaemonError;
 use crate::output;
 
 /// What there is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Status {
-    nftables: bool,
+    daemon: Daemon,
+    /// Where the eBPF backend was looked for.
+    bpffs: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nftables: Option<Table>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ipvs: Option<Ipvs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ebpf: Option<Ebpf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_network: Option<PodNetwork>,
+    /// What could not be looked at.
+    not_looked_at: Vec<Unseen>,
 }
 
-#[derive(Debug, Default)]
+/// Whether a daemon is at work in this network namespace.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Daemon {
+    at_work: bool,
+    /// Its process, if that can be seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+}
+
+/// The table of Services, by the entries of its maps.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Table {
+    frontends: usize,
+    node_ports: usize,
+    without_endpoints: usize,
+    /// Something is as no daemon of this version writes it.
+    altered: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Ipvs {
     /// Of the link.
     addresses: usize,
@@ -33,136 +64,148 @@ struct Ipvs {
     draining: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Ebpf {
-    directory: String,
-    maps: Vec<(&'static str, Usage)>,
-    counted: Vec<(Counter, u64)>,
+    maps: BTreeMap<&'static str, Entries>,
+    counted: BTreeMap<&'static str, u64>,
     /// Programs by where they are.
-    links: BTreeMap<String, Vec<String>>,
+    programs: BTreeMap<String, Vec<String>>,
+}
+
+/// How full a map is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entries {
+    entries: usize,
+    capacity: usize,
+}
+
+impl From<Usage> for Entries {
+    fn from(usage: Usage) -> Self {
+        Entries { entries: usage.entries, capacity: usage.capacity }
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodNetwork {
+    devices: Vec<Device>,
+    /// To the pods of other nodes.
+    routes: usize,
+    /// Whether its table is there, if that could be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<bool>,
+}
+
+/// A VXLAN device.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Device {
+    pub(crate) name: &'static str,
+    pub(crate) vni: u32,
+    pub(crate) port: u16,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) peers: usize,
+}
+
+/// A part that could not be looked at.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Unseen {
+    part: &'static str,
+    reason: String,
+    /// Whether a right is all that lacks.
+    #[serde(skip)]
+    is_right: bool,
+}
+
+/// What the exit code says, as `sluice --help` lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that was found is as it should be, as far as the kernel tells.
+    Fine,
+    /// A daemon is at work, and nothing of it is in the kernel; or something could not be looked at.
+    Problem,
+    /// A right is missing.
+    Right,
+    /// There is nothing, and no daemon.
+    Nothing,
+    /// The kernel does not hold what a daemon writes.
+    Differs,
+}
+
+impl Verdict {
+    /// The exit code.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Verdict::Fine => 0,
+            Verdict::Problem => 1,
+            Verdict::Right => 3,
+            Verdict::Nothing => 4,
+            Verdict::Differs => 6,
+        }
+    }
+}
+
+impl Status {
+    fn is_empty(&self) -> bool {
+        self.nftables.is_none() && self.ipvs.is_none() && self.ebpf.is_none() && self.pod_network.is_none()
+    }
+
+    fn verdict(&self) -> Verdict {
+        if self.not_looked_at.iter().any(|unseen| unseen.is_right) {
+            return Verdict::Right;
+        }
+        if !self.not_looked_at.is_empty() {
+            return Verdict::Problem;
+        }
+        match (self.is_empty(), self.daemon.at_work) {
+            (true, false) => Verdict::Nothing,
+            (true, true) => Verdict::Problem,
+            _ if self.nftables.as_ref().is_some_and(|table| table.altered) => Verdict::Differs,
+            _ => Verdict::Fine,
+        }
+    }
 }
 
 /// Prints it.
-pub fn status(bpffs: &Path) -> Result<(), DaemonError> {
-    let status = read(bpffs)?;
-    output::print(status).map_err(|source| DaemonError::System { operation: "write to stdout", source })
-}
-
-fn read(bpffs: &Path) -> Result<Status, DaemonError> {
-    // Without nf_tables there is no table.
-    let nftables =
-        Nft::open().and_then(|mut nft| nft.has_table(Table::inet(sluice_core::nft::TABLE))).unwrap_or(false);
-    let ebpf = match read_ebpf(&Directory::new(bpffs)) {
-        Ok(ebpf) => Some(ebpf),
-        Err(BpfError::Absent(_)) => None,
-        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
-        Err(error) => return Err(DaemonError::Backend(BackendError::Bpf(error))),
+pub fn status(bpffs: &Path, format: OutputFormat) -> Result<Verdict, DaemonError> {
+    let status = read::status(bpffs);
+    let printed = match format {
+        OutputFormat::Text => output::print(&status),
+        OutputFormat::Json => output::print(show::Json(&status)),
     };
-    Ok(Status { nftables, ipvs: read_ipvs()?, ebpf })
-}
-
-/// `None` without the link. Without IPVS there are no virtual servers.
-fn read_ipvs() -> Result<Option<Ipvs>, DaemonError> {
-    let failed = |error: NetlinkError| match error.errno() {
-        Some(libc::EPERM) => DaemonError::Capability,
-        _ => DaemonError::Backend(BackendError::Netlink(error)),
-    };
-    let link = Link::find(LINK).map_err(|error| DaemonError::Backend(BackendError::Link(error)))?;
-    let Some(mut link) = link else { return Ok(None) };
-    let addresses = link.addresses().map_err(failed)?.len();
-    let servers = match sluice_sys::ipvs::Ipvs::find().map_err(failed)? {
-        Some(mut ipvs) => ipvs.dump().map_err(failed)?,
-        None => Vec::new(),
-    };
-    let destinations = || servers.iter().flat_map(|server| &server.destinations);
-    let draining = destinations().filter(|held| held.destination.weight == 0).count();
-    Ok(Some(Ipvs { addresses, servers: servers.len(), destinations: destinations().count(), draining }))
-}
-
-fn read_ebpf(directory: &Directory) -> Result<Ebpf, BpfError> {
-    let view = View::open(directory)?;
-    let mut ebpf = Ebpf { directory: directory.path().display().to_string(), ..Ebpf::default() };
-    for map in view.maps.all() {
-        // Of arrays all entries are always there.
-        if map.spec().grows() || map.spec().is_lru {
-            ebpf.maps.push((map.name(), map.usage()?));
-        }
-    }
-    ebpf.counted = counters(&view.maps)?;
-    for link in view.links {
-        let place = match link.place {
-            Place::Cgroup(number) => format!("cgroup {number}"),
-            Place::Interface(index) => {
-                bpf::interface_name(index).unwrap_or_else(|| format!("interface {index}"))
-            }
-            Place::Nowhere => "nowhere (detached, or its interface is gone)".into(),
-        };
-        ebpf.links.entry(place).or_default().push(link.program);
-    }
-    Ok(ebpf)
-}
-
-impl Display for Status {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if !self.nftables && self.ipvs.is_none() && self.ebpf.is_none() {
-            return writeln!(f, "nothing of sluice is in the kernel");
-        }
-        if self.nftables {
-            writeln!(f, "nftables: table inet sluice (nft list table inet sluice)")?;
-        }
-        if let Some(Ipvs { addresses, servers, destinations, draining }) = &self.ipvs {
-            writeln!(f, "ipvs: link {LINK} with {addresses} addresses (ipvsadm -Ln)")?;
-            writeln!(
-                f,
-                "  virtual servers: {servers}, destinations: {destinations}, of which {draining} get no new connections"
-            )?;
-        }
-        let Some(ebpf) = &self.ebpf else { return Ok(()) };
-        writeln!(f, "ebpf: {}", ebpf.directory)?;
-        writeln!(f, "  entries of maps:")?;
-        for (name, Usage { entries, capacity }) in &ebpf.maps {
-            writeln!(f, "    {name:<12} {entries:>9} of {capacity}")?;
-        }
-        writeln!(f, "  counted since the maps exist:")?;
-        for (counter, count) in &ebpf.counted {
-            writeln!(f, "    {:<26} {count:>12}", counter.name())?;
-        }
-        writeln!(f, "  programs:")?;
-        for (place, programs) in &ebpf.links {
-            writeln!(f, "    {place}: {}", programs.join(" "))?;
-        }
-        if ebpf.links.is_empty() {
-            writeln!(f, "    none is attached")?;
-        }
-        Ok(())
-    }
+    printed.map_err(|source| DaemonError::System { operation: "write to stdout", source })?;
+    Ok(status.verdict())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn unseen(is_right: bool) -> Vec<Unseen> {
+        vec![Unseen { part: "ebpf", reason: "for a reason".into(), is_right }]
+    }
+
     #[test]
-    fn all_backends_are_shown_or_that_there_is_none() {
-        assert_eq!(Status::default().to_string(), "nothing of sluice is in the kernel\n");
-        let ebpf = Ebpf {
-            directory: "/b".into(),
-            maps: vec![("FLOWS", Usage { entries: 3, capacity: 10 })],
-            counted: vec![(Counter::Rejected, 7)],
-            links: BTreeMap::from([("eth0".into(), vec!["egress".into(), "ingress".into()])]),
-        };
-        let ipvs = Ipvs { addresses: 2, servers: 3, destinations: 9, draining: 1 };
-        let text = Status { nftables: true, ipvs: Some(ipvs), ebpf: Some(ebpf) }.to_string();
-        for line in [
-            "nftables: table inet sluice",
-            "sluice-ipvs0 with 2 addresses",
-            "servers: 3, destinations: 9, of which 1 get no new",
-            "ebpf: /b",
-            "3 of 10",
-            "rejected",
-            "    eth0: egress ingress\n",
+    fn nothing_is_told_from_fine_and_from_what_cannot_be_seen() {
+        let something = || Status { pod_network: Some(PodNetwork::default()), ..Status::default() };
+        let daemon = || Daemon { at_work: true, pid: None };
+        let table = |altered| Some(Table { altered, ..Table::default() });
+        for (status, verdict) in [
+            (Status::default(), Verdict::Nothing),
+            (Status { daemon: daemon(), ..Status::default() }, Verdict::Problem),
+            (something(), Verdict::Fine),
+            (Status { daemon: daemon(), ..something() }, Verdict::Fine),
+            (Status { nftables: table(false), ..Status::default() }, Verdict::Fine),
+            (Status { nftables: table(true), ..something() }, Verdict::Differs),
+            (Status { not_looked_at: unseen(true), ..Status::default() }, Verdict::Right),
+            (Status { not_looked_at: unseen(true), ..something() }, Verdict::Right),
+            (Status { not_looked_at: unseen(false), ..something() }, Verdict::Problem),
         ] {
-            assert!(text.contains(line), "{line} in {text}");
+            assert_eq!(status.verdict(), verdict, "{status:?}");
         }
     }
 }

@@ -36,6 +36,33 @@ pub(crate) fn cpus() -> i64 {
     i64::try_from(proc::online_cpus().unwrap_or_else(fallback)).unwrap_or(1)
 }
 
+/// What became of the settings that could not be written.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Those that this process may not write, with what they should be and what they are.
+    pub(crate) forbidden: Vec<String>,
+    /// Those that failed in another way.
+    pub(crate) failed: Vec<ProcError>,
+}
+
+impl Left {
+    /// Takes note of an attempt.
+    pub(crate) fn note(&mut self, path: &str, value: i64, result: Result<bool, ProcError>) {
+        let Err(error) = result else { return };
+        // Read-only for lack of privilege, as /proc/sys in a container; or not of this container's namespaces.
+        let is_forbidden =
+            matches!(error.source.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM));
+        if is_forbidden {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            let now = std::fs::read_to_string(path)
+                .map_or_else(|_| "unknown".into(), |text| text.trim().to_owned());
+            self.forbidden.push(format!("{name}={value} (now {now})"));
+        } else {
+            self.failed.push(error);
+        }
+    }
+}
+
 /// What to write.
 pub(crate) fn conntrack(conntrack: &Conntrack, cpus: i64) -> Vec<Setting> {
     let at_least = |path, value| Setting { path, value, at_least: true };
@@ -84,6 +111,27 @@ mod tests {
         };
         let name = |path: &str| path.rsplit('/').next().unwrap().to_owned();
         conntrack(&config, cpus).into_iter().map(|s| (name(s.path), s.value, s.at_least)).collect()
+    }
+
+    #[test]
+    fn what_may_not_be_written_is_told_with_its_values_and_other_failures_apart() {
+        let file = std::env::temp_dir().join(format!("sluice-left-{}", std::process::id()));
+        std::fs::write(&file, "7\n").unwrap();
+        let path = file.to_str().unwrap();
+        let error = |errno| ProcError {
+            operation: "write",
+            path: path.into(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        let mut left = Left::default();
+        left.note(path, 5, Ok(true));
+        for errno in [libc::EROFS, libc::EACCES, libc::EPERM, libc::EINVAL] {
+            left.note(path, 5, Err(error(errno)));
+        }
+        std::fs::remove_file(&file).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert_eq!(left.forbidden, vec![format!("{name}=5 (now 7)"); 3]);
+        assert_eq!(left.failed.len(), 1);
     }
 
     #[test]

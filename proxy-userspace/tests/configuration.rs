@@ -331,7 +331,7 @@ const REFUSED: &[(&[&str], Option<&str>, &[&str])] = &[
         ],
     ),
     (&[], Some("oomScoreAdj: x"), &["x"]),
-    (&[], Some("conntrack: {udpTimeout: 5}"), &["integer `5`"]),
+    (&[], Some("conntrack: {udpTimeout: 5}"), &["conntrack.udpTimeout: 5 is no duration"]),
     (&[], Some("logging: {verbosity: -1}"), &["-1"]),
     (&[], Some("kind: Foo\napiVersion: v1"), &["kind", "apiVersion"]),
 ];
@@ -351,6 +351,92 @@ fn what_kube_proxy_refuses_is_refused_at_once_with_the_fields() {
             assert!(effective(oracle, flags, *file).is_err(), "kube-proxy takes {flags:?} {file:?}");
         }
     }
+}
+
+#[test]
+fn everything_wrong_in_a_file_is_told_at_once_with_path_and_line() {
+    let file = "oomScoreAdj: 2000\nconntrack:\n  min: many\n  maxPerCore: 1\nmode: nftables\nclusterCIDR: x\n\
+                sluice:\n  podNetwork:\n    backend: ipip\n    vni: -1\n  ebpf: [1]\n";
+    let refused = effective(&sluice(), &["--scheduler=wrr"], Some(file)).unwrap_err();
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+    // The head takes two lines.
+    for line in [
+        "oomScoreAdj: 2000 is not between -1000 and 1000 (line 3)",
+        "conntrack.min: \"many\" is no whole number of 32 bits (line 5)",
+        "clusterCIDR: \"x\" is no CIDR such as 10.244.0.0/16 (line 8)",
+        "sluice.podNetwork.vni: -1 is not between 0 and 16777215 (line 12)",
+        "sluice.ebpf: [1] is no section (line 13)",
+        "--scheduler (sluice.scheduler): \"wrr\"",
+    ] {
+        assert!(text.contains(line), "{line} is missing: {text}");
+    }
+    assert!(text.contains("sluice.podNetwork.backend: \"ipip\"") && text.contains("(line 11)"), "{text}");
+    assert!(text.contains("config.yaml"), "{text}");
+}
+
+#[test]
+fn a_file_can_be_checked_without_a_daemon() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("config.yaml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = Command::new(sluice()).args(["config", "check"]).arg(&file).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = check("mode: nftables\nclusterCIDR: 10.0.0.0/8\nenableProfiling: true\n");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("enableProfiling: has no effect") && text.contains("(line 3)"), "{text}");
+    assert!(text.ends_with("config.yaml can be used\n"), "{text}");
+    let (code, text) = check("mode: nftables\nclusterCIDR: x\n");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("clusterCIDR: \"x\"") && text.contains("(line 2)"), "{text}");
+}
+
+#[test]
+fn the_version_is_a_command_too() {
+    let output = Command::new(sluice()).arg("version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.starts_with("sluice 0."), "{text}");
+    assert!(text.contains("as kube-proxy 1.36 to"), "{text}");
+}
+
+#[test]
+fn errors_name_the_flags_that_were_typed() {
+    for (flag, told) in [
+        ("--cluster-cidr=foo", "--cluster-cidr (clusterCIDR): \"foo\" is no CIDR"),
+        ("--proxy-mode=foo", "--proxy-mode (mode): \"foo\" is unknown"),
+        ("--iptables-sync-period=-1s", "--iptables-sync-period (iptables.syncPeriod): must not be negative"),
+        (
+            "--detect-local-mode=BridgeInterface",
+            "--pod-bridge-interface (detectLocal.bridgeInterface): must be set",
+        ),
+    ] {
+        let refused = effective(&sluice(), &[flag], None).unwrap_err();
+        let text = String::from_utf8(refused.stderr).unwrap();
+        assert!(text.contains(told), "{told} is missing: {text}");
+    }
+}
+
+#[test]
+fn a_log_in_json_is_json_to_the_last_line() {
+    let json = |command: &mut Command| {
+        let output = command.env_remove("RUST_LOG").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let last = lines.last().unwrap_or_else(|| panic!("{text}"));
+        assert_eq!(last["level"], "ERROR", "{text}");
+        last["fields"]["message"].as_str().unwrap().to_owned()
+    };
+    let run = |flags: &[&str]| json(Command::new(sluice()).arg("run").args(flags));
+    assert!(run(&["--logging-format=json", "--bogus"]).contains("--bogus"));
+    assert!(run(&["--logging-format=json", "--cluster-cidr=x"]).contains("--cluster-cidr"));
+    let scratch = Scratch::new();
+    let config = scratch.0.join("config.yaml");
+    std::fs::write(&config, "mode: nftables\nlogging: {format: json}\noomScoreAdj: x\n").unwrap();
+    assert!(json(Command::new(sluice()).arg("run").arg("--config").arg(&config)).contains("oomScoreAdj"));
 }
 
 #[test]
@@ -524,7 +610,7 @@ fn what_has_no_meaning_here_is_told() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     for told in [
-        "mode: \"iptables\" runs as nftables",
+        "--proxy-mode (mode): \"iptables\" runs as nftables",
         "clientConnection.qps",
         "enableProfiling",
         "ipvs",

@@ -69,7 +69,7 @@ fn parsed(container: &Container) -> Box<sluice::cli::RunArgs> {
     let arguments = container.args.clone().unwrap();
     match Cli::try_parse_from(std::iter::once("sluice".to_owned()).chain(arguments)).unwrap().command {
         Command::Run(run) => run,
-        Command::Cleanup { .. } | Command::Status { .. } => unreachable!("the DaemonSet runs the proxy"),
+        _ => unreachable!("the DaemonSet runs the proxy"),
     }
 }
 
@@ -243,7 +243,10 @@ fn the_component_for_the_pod_network_has_the_nodes_directories_at_their_own_plac
     arguments.push("--cni".to_owned());
     assert_eq!(container.args.as_ref(), Some(&arguments));
     assert_eq!(parsed(&container).own.cni, Some(true));
-    let settings = settings("pod-network", "mode: nftables\nsluice: {podNetwork: {backend: vxlan}}");
+    let settings = settings(
+        "pod-network",
+        "mode: nftables\nclusterCIDR: 10.244.0.0/16\nsluice: {podNetwork: {backend: vxlan}}",
+    );
     let cni = settings.pod_network.unwrap().cni;
     let wanted = [cni.bin_dir, cni.conf_dir, cni.data_dir, cni.run_dir];
     let volumes: Vec<Volume> = serde_json::from_value(spec["volumes"].clone()).unwrap();

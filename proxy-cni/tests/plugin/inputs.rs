@@ -29,3 +29,14 @@ fn starts_and_stops(node: &Node, pod: &str, config: &str) {
     node.call("DEL", pod, netns.to_str().unwrap(), config).ok();
     assert_eq!((node.links(), node.leases()), (0, 0));
 }
+
+#[test]
+fn people_are_told_the_version_and_the_protocols() {
+    for argument in ["--version", "-V"] {
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_sluice-cni")).arg(argument).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.starts_with("sluice-cni 0."), "{text}");
+        assert!(text.contains("CNI protocol versions supported: ") && text.contains("1.1.0"), "{text}");
+    }
+}

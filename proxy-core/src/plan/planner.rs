@@ -78,6 +78,11 @@ impl Planner {
         self.plans.values()
     }
 
+    /// The Service that has a frontend which may be contested.
+    pub fn owner(&self, capture: &Capture) -> Option<&ObjectName> {
+        self.claims.owner(capture)
+    }
+
     /// Puts a new configuration in force and plans everything anew; returns what changed by it.
     pub fn reconfigure(&mut self, config: PlanConfig, index: &Index) -> Vec<PlanChange> {
         if config == self.config {

@@ -58,6 +58,7 @@ impl Kernel {
                 }
                 self.chains.remove(name).ok_or("there is no such chain")?;
             }
+            Op::EmptySet(id) => self.elements.retain(|element, _| element.set != *id),
             Op::AddElement(element) => {
                 self.check_element(&element.id, &element.value)?;
                 if self.elements.insert(element.id, element.value).is_some() {

@@ -23,7 +23,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL|raw", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = version_value)]
     pub version: Option<String>,
-    /// Log more: 2 and above log each sync, 4 and above each object.
+    /// Log more: 2 and above log each sync, 4 and above objects of the API and what libraries do.
     #[arg(short, long = "v", value_name = "LEVEL", value_parser = go_level)]
     pub v: Option<u32>,
     /// What to do instead of running.
@@ -86,7 +86,7 @@ pub struct OwnArgs {
     /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub manifests: Option<PathBuf>,
-    /// How endpoints are picked: random, rr or, in mode ebpf, maglev; wins over the file.
+    /// How endpoints are picked: random, rr or, in modes ebpf and ipvs, maglev; wins over the file.
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
     /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
@@ -108,16 +108,16 @@ pub struct ClientArgs {
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
     /// No meaning here: objects are always read as JSON.
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, hide_short_help = true, value_name = "TYPE")]
     pub kube_api_content_type: Option<String>,
     /// No meaning here: there is one list and one watch of each kind.
-    #[arg(long, value_name = "NUMBER", value_parser = go_float)]
+    #[arg(long, hide_short_help = true, value_name = "NUMBER", value_parser = go_float)]
     pub kube_api_qps: Option<f32>,
     /// No meaning here, as --kube-api-qps.
-    #[arg(long, value_name = "NUMBER", value_parser = go_int)]
+    #[arg(long, hide_short_help = true, value_name = "NUMBER", value_parser = go_int)]
     pub kube_api_burst: Option<i32>,
     /// No meaning here: state is compared with the kernel, not delivered again.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub config_sync_period: Option<GoDuration>,
 }
 
@@ -147,10 +147,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "PORT", value_parser = go_int)]
     pub metrics_port: Option<i32>,
     /// No meaning here: there are no Go profiles.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    #[arg(long, hide_short_help = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub profiling: Option<bool>,
     /// No meaning here: no metric is hidden.
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long, hide_short_help = true, value_name = "VERSION")]
     pub show_hidden_metrics_for_version: Option<String>,
     /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md says which have a meaning here.
     #[arg(long, value_name = "GATE=BOOL", value_delimiter = ',')]
@@ -159,10 +159,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub oom_score_adj: Option<i32>,
     /// No meaning here.
-    #[arg(long, value_name = "FILES")]
+    #[arg(long, hide_short_help = true, value_name = "FILES")]
     pub boot_id_file: Option<String>,
     /// No meaning here.
-    #[arg(long, value_name = "FILES")]
+    #[arg(long, hide_short_help = true, value_name = "FILES")]
     pub machine_id_file: Option<String>,
 }
 
@@ -170,7 +170,7 @@ pub struct NodeArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Dataplane")]
 pub struct DataplaneArgs {
-    /// Dataplane: nftables, ebpf, or auto, which takes eBPF where the kernel can; iptables runs as nftables.
+    /// Dataplane: nftables, ebpf, ipvs, or auto, which takes eBPF where the kernel can; iptables runs as nftables.
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
     /// Masquerade all traffic to ClusterIPs.
@@ -188,43 +188,43 @@ pub struct DataplaneArgs {
     /// The prefix for InterfaceNamePrefix.
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
-    /// Networks of the node addresses that node ports answer on, comma-separated, or "primary".
+    /// Networks of the node addresses that node ports answer on, comma-separated; or "primary", "localhost", "all".
     #[arg(long, value_name = "CIDRS")]
     pub nodeport_addresses: Option<Vec<List>>,
     /// Bit of the packet mark that asks for masquerading, in --proxy-mode iptables.
     #[arg(long, value_name = "BIT", value_parser = go_int)]
     pub iptables_masquerade_bit: Option<i32>,
-    /// No meaning here: node ports do not answer on loopback.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    /// No meaning here: --nodeport-addresses says whether node ports answer on loopback.
+    #[arg(long, hide_short_help = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub iptables_localhost_nodeports: Option<bool>,
     /// A failed change is retried after this time at the latest [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<GoDuration>,
     /// No meaning here: changes go to the kernel at once.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub iptables_min_sync_period: Option<GoDuration>,
-    /// For mode ipvs.
+    /// Mode ipvs: a failed change is retried after this time at the latest [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub ipvs_sync_period: Option<GoDuration>,
-    /// For mode ipvs.
-    #[arg(long, value_name = "DURATION")]
+    /// No meaning here: changes go to the kernel at once.
+    #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub ipvs_min_sync_period: Option<GoDuration>,
-    /// For mode ipvs.
+    /// Mode ipvs: how virtual servers pick an endpoint, such as rr, lc or mh [default: rr].
     #[arg(long, value_name = "NAME")]
     pub ipvs_scheduler: Option<String>,
-    /// For mode ipvs.
+    /// Mode ipvs: virtual servers in these networks are left alone.
     #[arg(long, value_name = "CIDRS")]
     pub ipvs_exclude_cidrs: Option<Vec<List>>,
-    /// For mode ipvs.
+    /// Mode ipvs: answer ARP for addresses of the interface asked only.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub ipvs_strict_arp: Option<bool>,
-    /// For mode ipvs.
+    /// Mode ipvs: timeout of idle TCP connections; 0 leaves the kernel's.
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcp_timeout: Option<GoDuration>,
-    /// For mode ipvs.
+    /// Mode ipvs: timeout of TCP connections after a FIN; 0 leaves the kernel's.
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcpfin_timeout: Option<GoDuration>,
-    /// For mode ipvs.
+    /// Mode ipvs: timeout of UDP flows; 0 leaves the kernel's.
     #[arg(long, value_name = "DURATION")]
     pub ipvs_udp_timeout: Option<GoDuration>,
 }
@@ -267,19 +267,19 @@ pub struct LogArgs {
     #[arg(long, value_name = "PATTERN=LEVEL", value_delimiter = ',')]
     pub vmodule: Option<Vec<Pattern>>,
     /// No meaning here: every line is written at once.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub log_flush_frequency: Option<GoDuration>,
     /// Text format: warnings and errors to stderr, the rest to stdout.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_text_split_stream: Option<bool>,
     /// No meaning here: every line is written at once.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, hide_short_help = true, value_name = "SIZE")]
     pub log_text_info_buffer_size: Option<String>,
     /// JSON format: warnings and errors to stderr, the rest to stdout.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_json_split_stream: Option<bool>,
     /// No meaning here: every line is written at once.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, hide_short_help = true, value_name = "SIZE")]
     pub log_json_info_buffer_size: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A duration written as in Go: `30s`, `1h30m`, `1m0.5s`, `0`. Negative ones are kept apart, because
@@ -122,8 +123,22 @@ impl std::str::FromStr for GoDuration {
 
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(GoDurationText)
+    }
+}
+
+/// Reads a duration as text.
+struct GoDurationText;
+
+impl Visitor<'_> for GoDurationText {
+    type Value = GoDuration;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a duration such as 30s or 1h30m")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<GoDuration, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::places::{self, Places};
 use super::raw::{KubeProxyConfiguration, Logging, VModule};
 use super::resolve::{ConfigError, ConfigFile, Flags, Settings, resolve};
 use super::{GoDuration, gates, load};
 use crate::cli::{Invocation, List, RunArgs};
+use crate::go_yaml::Lines;
 
 /// Flags that have a say beside a configuration file.
 const BESIDE_FILE: &[&str] = &[
@@ -33,7 +35,7 @@ const BESIDE_FILE: &[&str] = &[
 
 /// Settings from flags and file. `host_name` is what the system calls this machine.
 pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Result<Settings, ConfigError> {
-    let (mut warnings, mut config_file) = (Vec::new(), None);
+    let (mut warnings, mut config_file, mut wrong, mut lines) = (Vec::new(), None, Vec::new(), None);
     let mut config = match &args.config {
         Some(path) => {
             let loaded = load(path)?;
@@ -46,13 +48,16 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
                 ));
             }
             config_file = Some(ConfigFile { path: path.clone(), text: loaded.text });
+            (wrong, lines) = (loaded.wrong, Some(loaded.lines));
             let mut config = loaded.config;
             warnings.extend(split_streams(&mut config));
             config
         }
         None => from_flags(args),
     };
-    warnings.extend(without_trace(args, &invocation.given));
+    if args.config.is_none() {
+        warnings.extend(without_trace(args, &invocation.given));
+    }
     logging(args, &mut config.logging);
     if let Some(cleanup) = args.own.cleanup_kube_proxy {
         config.sluice.cleanup_kube_proxy = Some(cleanup);
@@ -74,11 +79,54 @@ pub fn settings(args: &RunArgs, invocation: &Invocation, host_name: &str) -> Res
         no_health: off(&node.healthz_bind_address, node.healthz_port),
         no_metrics: off(&node.metrics_bind_address, node.metrics_port),
     };
-    let mut settings = resolve(config, &flags, host_name)?;
+    let places = places(&invocation.given, lines.as_ref());
+    let resolved = without_more(wrong, resolve(config, &flags, host_name));
+    let mut settings = resolved.map_err(|error| placed(error, &places, args.config.as_deref()))?;
+    settings.warnings = settings.warnings.into_iter().map(|warning| places.placed(warning)).collect();
     settings.warnings.extend(warnings);
     settings.config_file = config_file;
     settings.flags.clone_from(&invocation.flags);
     Ok(settings)
+}
+
+/// Whether the log is to be JSON, as far as a configuration that is wrong says so.
+pub fn asks_for_json(args: &RunArgs) -> bool {
+    let of_file = || Some(load(args.config.as_deref()?).ok()?.config.logging.format);
+    args.log.logging_format.clone().or_else(of_file).is_some_and(|format| format == "json")
+}
+
+fn places<'a>(given: &'a [String], lines: Option<&'a Lines>) -> Places<'a> {
+    let given = given.iter().map(String::as_str);
+    Places { lines, typed: given.filter(|flag| lines.is_none() || BESIDE_FILE.contains(flag)).collect() }
+}
+
+/// Adds what is of a wrong type to all else that is wrong. What is told of the same field is told of nothing, which stands in
+/// its place.
+fn without_more(
+    mut wrong: Vec<String>,
+    resolved: Result<Settings, ConfigError>,
+) -> Result<Settings, ConfigError> {
+    match resolved {
+        Ok(settings) if wrong.is_empty() => Ok(settings),
+        Ok(_) => Err(ConfigError::Invalid(wrong)),
+        Err(ConfigError::Invalid(more)) => {
+            let is_told = |error: &String| wrong.iter().any(|told| places::path(told) == places::path(error));
+            let more: Vec<String> = more.into_iter().filter(|error| !is_told(error)).collect();
+            wrong.extend(more);
+            Err(ConfigError::Invalid(wrong))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the wrong values were written.
+fn placed(error: ConfigError, places: &Places<'_>, file: Option<&Path>) -> ConfigError {
+    let ConfigError::Invalid(errors) = error else { return error };
+    let errors = errors.into_iter().map(|error| places.placed(error)).collect();
+    match file {
+        Some(path) => ConfigError::InvalidFile { path: path.to_owned(), errors },
+        None => ConfigError::Invalid(errors),
+    }
 }
 
 /// Writes the configuration in force as YAML, its fields in the order of their names.

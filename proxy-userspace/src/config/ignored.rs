@@ -52,6 +52,13 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
         "configSyncPeriod",
         "state is compared with the kernel, not delivered again from memory",
     );
+    let pods = &config.sluice.pod_network;
+    let is_bridge = matches!(pods.bridge.as_str(), "" | sluice_cni::spec::BRIDGE);
+    told.no_effect(
+        !is_bridge && matches!(pods.mode.as_str(), "" | "routed"),
+        "sluice.podNetwork.bridge",
+        "for mode bridge of the pod network only",
+    );
     for gate in config.feature_gates.keys().filter(|gate| !super::gates::has_effect(gate)) {
         told.no_effect(true, &format!("featureGates.{gate}"), "no behaviour depends on it");
     }

@@ -130,7 +130,8 @@ mod tests {
         of(serde_json::json!({"mode": "nftables", "nodePortAddresses": list}))
     }
 
-    fn of(config: serde_json::Value) -> Result<Settings, String> {
+    fn of(mut config: serde_json::Value) -> Result<Settings, String> {
+        config["clusterCIDR"] = "10.0.0.0/8,fd00::/8".into();
         let flags = Flags { manifests: Some("/m".into()), ..Flags::default() };
         let resolved = resolve(serde_json::from_value(config).unwrap(), &flags, "n");
         resolved.map_err(|error| error.to_string())

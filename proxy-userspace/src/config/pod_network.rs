@@ -78,7 +78,8 @@ pub(super) fn pod_network(
             errors.check(false, || {
                 format!("sluice.podNetwork.backend: {other:?} is unknown; use \"vxlan\", \"direct\" or \"cross-subnet\"")
             });
-            return None;
+            // What else is wrong is told all the same.
+            Transport::Vxlan
         }
     };
     let mut number = |field: &str, value: Option<i64>, least: i64, most: i64| {
@@ -120,11 +121,11 @@ fn underlay(section: &PodNetwork, errors: &mut Errors) -> Option<Family> {
 
 fn inside(config: &KubeProxyConfiguration, errors: &mut Errors) -> Vec<IpNet> {
     let mut found: Vec<IpNet> = config.cluster_cidr.split(',').filter_map(parse_cidr).collect();
-    for text in config.sluice.pod_network.non_masquerade_cidrs.iter().flatten() {
+    for (i, text) in config.sluice.pod_network.non_masquerade_cidrs.iter().flatten().enumerate() {
         match parse_cidr(text) {
             Some(net) => found.push(net),
             None => errors.check(false, || {
-                format!("sluice.podNetwork.nonMasqueradeCIDRs: {text:?} is no CIDR such as 10.0.0.0/8")
+                format!("sluice.podNetwork.nonMasqueradeCIDRs[{i}]: {text:?} is no CIDR such as 10.0.0.0/8")
             }),
         }
     }
@@ -236,18 +237,14 @@ mod tests {
             "port: 0",
             "mtu: 68",
             "bridge: ",
-            "nonMasqueradeCIDRs: \"nonsense\"",
+            "nonMasqueradeCIDRs[0]: \"nonsense\"",
             "cni.name: \"../z\"",
             "cni.binDir: \"bin\"",
             "cni.chain[0]",
         ] {
             assert!(told.contains(part), "{part} in {told}");
         }
-        assert!(
-            read("sluice: {podNetwork: {backend: ipip}}")
-                .unwrap_err()
-                .to_string()
-                .contains("\"ipip\" is unknown")
-        );
+        let told = read("sluice: {podNetwork: {backend: ipip, port: 0}}").unwrap_err().to_string();
+        assert!(told.contains("\"ipip\" is unknown") && told.contains("port: 0"), "{told}");
     }
 }

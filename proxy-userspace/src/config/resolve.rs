@@ -52,6 +52,14 @@ pub enum ConfigError {
     /// Values are wrong.
     #[error("invalid configuration:\n  {}", .0.join("\n  "))]
     Invalid(Vec<String>),
+    /// Values in a file, or of flags beside it, are wrong.
+    #[error("invalid configuration in {}:\n  {}", path.display(), errors.join("\n  "))]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        errors: Vec<String>,
+    },
 }
 
 /// Flags that have a say beside the file.
@@ -83,6 +91,21 @@ pub enum Source {
         /// The API server's URL, if it is not that of the kubeconfig.
         master: Option<String>,
     },
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Manifests(directory) => write!(f, "files in {}", directory.display()),
+            Source::Kubernetes { kubeconfig, master } => {
+                match kubeconfig {
+                    Some(file) => write!(f, "the API by {}", file.display())?,
+                    None => f.write_str("the API as a pod")?,
+                }
+                master.iter().try_for_each(|master| write!(f, " at {master}"))
+            }
+        }
+    }
 }
 
 /// How pods are told from others (reference 3.4).
@@ -254,6 +277,8 @@ pub fn resolve(
     };
     let health = listen("healthzBindAddress", &config.healthz_bind_address, &mut errors);
     let metrics = listen("metricsBindAddress", &config.metrics_bind_address, &mut errors);
+    let detect_local = detect_local(&config, &mut errors);
+    warnings.extend(undetected(&detect_local));
     let settings = Settings {
         node_name,
         source: source(&config, flags),
@@ -262,7 +287,7 @@ pub fn resolve(
         ipvs: ipvs(&config, &mut errors),
         masquerade_bit: masquerade_bit.and_then(|bit| u8::try_from(bit).ok()).unwrap_or(14),
         masquerade_all,
-        detect_local: detect_local(&config, &mut errors),
+        detect_local,
         node_port_addresses: node_ports::selection(&config, &mut errors, &mut warnings),
         scheduler: scheduler(&config, &mut errors),
         sync_period: sync_period.unwrap_or_default().value,
@@ -433,6 +458,16 @@ fn detect_local(config: &KubeProxyConfiguration, errors: &mut Errors) -> DetectL
     }
 }
 
+/// Without a network there is no pod, as far as the proxy can tell.
+fn undetected(detect_local: &DetectLocal) -> Option<String> {
+    (*detect_local == DetectLocal::ClusterCidr(Vec::new())).then(|| {
+        "clusterCIDR: is not set, and detectLocalMode is \"ClusterCIDR\": no client counts as a pod, so that connections \
+         from outside to ClusterIPs keep their source address (but with masqueradeAll), and pods have no way past traffic \
+         policy Local. Set it to the pods' networks, or detectLocalMode to \"NodeCIDR\""
+            .into()
+    })
+}
+
 fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
     let mut found: Vec<IpNet> = Vec::new();
     for part in text.split(',').filter(|_| !text.is_empty()) {
@@ -443,7 +478,7 @@ fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
     }
     let of = |family| found.iter().filter(|net| Family::of_net(net) == family).count();
     errors.check(of(Family::V4) <= 1 && of(Family::V6) <= 1, || {
-        "clusterCIDR: give at most one CIDR for each IP family".into()
+        format!("clusterCIDR: {text:?} has more than one CIDR of an IP family; give at most one of each")
     });
     found
 }
@@ -451,7 +486,7 @@ fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
 fn listen(field: &str, text: &str, errors: &mut Errors) -> Option<SocketAddr> {
     let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     errors.check(address.is_some(), || {
-        format!("{field}: {text:?} is neither an IP address nor IP:port with a port from 1")
+        format!("{field}: {text:?} is neither an IP address nor IP:port with a port from 1 to 65535")
     });
     address
 }
@@ -510,7 +545,8 @@ mod tests {
     #[test]
     fn the_section_of_ebpf_has_defaults_and_limits() {
         let of = |section: serde_json::Value| {
-            settings(serde_json::json!({"mode": "ebpf", "sluice": {"ebpf": section}}))
+            let (mode, networks) = ("ebpf", "10.244.0.0/16");
+            settings(serde_json::json!({"mode": mode, "clusterCIDR": networks, "sluice": {"ebpf": section}}))
         };
         let preset = of(serde_json::json!({})).unwrap();
         let expected = EbpfSettings {
@@ -542,8 +578,9 @@ mod tests {
         let told = settings(elsewhere).unwrap().warnings;
         assert!(told[0].starts_with("sluice.ebpf, except bpffs: has no effect"), "{told:?}");
         // Where programs of an earlier mode are.
-        let place =
-            serde_json::json!({"mode": "nftables", "sluice": {"ebpf": {"bpffs": "/b", "flows": 131_072}}});
+        let place = serde_json::json!({
+            "mode": "nftables", "detectLocalMode": "NodeCIDR", "sluice": {"ebpf": {"bpffs": "/b", "flows": 131_072}},
+        });
         assert_eq!(settings(place).unwrap().warnings, Vec::<String>::new());
     }
 
@@ -568,7 +605,7 @@ mod tests {
         .to_string();
         for field in [
             "clusterCIDR: \"x\"",
-            "clusterCIDR: give",
+            "clusterCIDR: \"10.0.0.0/8,10.1.0.0/16,x\" has more than one",
             "nodePortAddresses[1]",
             "nodePortAddresses[2]",
             "nftables.masqueradeBit",
@@ -582,10 +619,39 @@ mod tests {
     }
 
     #[test]
+    fn that_pods_cannot_be_told_from_others_is_told_once_with_what_to_do() {
+        let told = |config| {
+            let warnings = settings(config).unwrap().warnings;
+            warnings.into_iter().filter(|told| told.starts_with("clusterCIDR: ")).collect::<Vec<_>>()
+        };
+        for config in [serde_json::json!({}), serde_json::json!({"detectLocalMode": "ClusterCIDR"})] {
+            let told = told(config);
+            assert!(told.len() == 1 && told[0].contains("NodeCIDR"), "{told:?}");
+        }
+        for config in [
+            serde_json::json!({"clusterCIDR": "fd00::/8"}),
+            serde_json::json!({"detectLocalMode": "NodeCIDR"}),
+        ] {
+            assert_eq!(told(config), Vec::<String>::new());
+        }
+    }
+
+    #[test]
     fn the_flag_wins_over_the_files_node_name() {
         let flags = Flags { hostname_override: Some(" Node-A ".into()), ..Flags::default() };
         let config = KubeProxyConfiguration { hostname_override: "b".into(), ..Default::default() };
         assert_eq!(resolve(config, &flags, "c").unwrap().node_name, "node-a");
+    }
+
+    #[test]
+    fn where_objects_come_from_is_said_without_rust() {
+        let api = |kubeconfig: Option<&str>, master: Option<&str>| {
+            let (kubeconfig, master) = (kubeconfig.map(PathBuf::from), master.map(str::to_owned));
+            Source::Kubernetes { kubeconfig, master }.to_string()
+        };
+        assert_eq!(Source::Manifests("/m".into()).to_string(), "files in /m");
+        assert_eq!(api(None, None), "the API as a pod");
+        assert_eq!(api(Some("/k"), Some("https://x:6443")), "the API by /k at https://x:6443");
     }
 
     #[test]

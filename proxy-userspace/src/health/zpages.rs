@@ -17,7 +17,7 @@ pub(super) struct Page {
     fields: Map<String, Value>,
 }
 
-const PATHS: [&str; 5] = ["/configz", "/flagz", "/healthz", "/metrics", "/proxyMode"];
+const PATHS: [&str; 6] = ["/configz", "/debug/syncs", "/flagz", "/healthz", "/metrics", "/proxyMode"];
 
 /// What runs, and since when.
 pub(super) fn statusz(started: SystemTime, now: SystemTime) -> Page {

@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 
 /// A directory cannot be used as a source from the start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch manifest directory {}: {source}. Create it, or name another with --manifests", path.display())]
+#[error("cannot watch manifest directory {}: {source}. Name a directory with --manifests", path.display())]
 pub struct ManifestsError {
     /// The directory.
     pub path: PathBuf,

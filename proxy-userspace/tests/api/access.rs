@@ -176,6 +176,23 @@ fn a_token_for_a_server_that_nobody_checks_is_warned_about() {
     });
 }
 
+#[test]
+fn a_watch_that_fails_names_the_server_and_what_answers_there() {
+    in_namespace(|| async {
+        let api = cluster().await;
+        let nobody = "https://127.0.0.1:9".to_owned();
+        let plain = api.url().replace("http://", "https://");
+        for (server, words) in [(nobody, "connect"), (plain, "does not speak TLS")] {
+            let sluice = Proxy::sluice_at(&server, &[]);
+            wait_for("a failure", &sluice, || sluice.log().contains("watch failed")).await;
+            let log = sluice.log();
+            let line = log.lines().find(|line| line.contains("watch failed")).unwrap();
+            assert!(line.contains(&format!("server=\"{server}\"")) && line.contains(words), "{line}");
+            assert!(!line.contains("hidden"), "{line}");
+        }
+    });
+}
+
 #[tokio::test]
 async fn a_kubeconfig_that_is_refused_is_named_with_its_field() {
     let origin = kubeconfig(&json!({"server": "https://h", "proxy-url": "ftp://u:secret@p"}));

@@ -37,6 +37,8 @@ pub(super) struct Current {
     pub(super) authorization: Arc<Authorization>,
     /// The server, as metrics name it.
     pub(super) host: Arc<str>,
+    /// Its URL, for the log.
+    pub(super) server: String,
     /// Whom it connects to: the server, or the proxy before it. Host and port.
     pub(super) peer: (String, u16),
     /// How often the client has been made anew.
@@ -151,6 +153,13 @@ fn in_cluster(directory: &Path, get: impl Fn(&str) -> Option<String>) -> Result<
     Ok(Chosen { roots: Some(roots), authorization, ..nobody(server) })
 }
 
+/// The server's URL without a user's name and password.
+fn told(server: &Uri) -> String {
+    let authority = server.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{}://{host}{}", server.scheme_str().unwrap_or_default(), server.path().trim_end_matches('/'))
+}
+
 fn client(chosen: Chosen) -> Result<Current, String> {
     let secure = chosen.server.scheme_str() == Some("https");
     let proxy = match chosen.proxy {
@@ -159,6 +168,7 @@ fn client(chosen: Chosen) -> Result<Current, String> {
             .proxy_for(&chosen.server)
             .map_err(|unusable| format!("{} {}", unusable.source, unusable.reason))?,
     };
+    let server = told(&chosen.server);
     let host = chosen.server.authority().map_or_else(String::new, ToString::to_string);
     let peer = peer::place(proxy.as_ref().map_or(&chosen.server, |proxy| &proxy.uri));
     if let Some(proxy) = &proxy {
@@ -195,6 +205,7 @@ fn client(chosen: Chosen) -> Result<Current, String> {
         client,
         authorization: Arc::new(chosen.authorization),
         host: host.into(),
+        server,
         peer,
         generation: 0,
     })

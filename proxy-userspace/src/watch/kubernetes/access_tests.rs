@@ -56,3 +56,14 @@ fn a_service_account_gives_address_authority_and_token() {
     assert!(in_cluster(&directory, |_| None).err().unwrap().contains("KUBERNETES_SERVICE_HOST"));
     std::fs::remove_dir_all(directory).unwrap();
 }
+
+#[test]
+fn the_server_is_told_without_who_asks() {
+    for (url, expected) in [
+        ("https://u:secret@10.0.0.1:6443", "https://10.0.0.1:6443"),
+        ("https://api.example/k8s/", "https://api.example/k8s"),
+        ("http://[fd00::1]:80", "http://[fd00::1]:80"),
+    ] {
+        assert_eq!(told(&url.parse().unwrap()), expected);
+    }
+}

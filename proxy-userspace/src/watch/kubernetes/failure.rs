@@ -81,7 +81,12 @@ impl Failure {
             (Some(ErrorKind::TimedOut), false) => Reason::Timeout,
             _ => Reason::Reset,
         };
-        Failure::new(reason, without_secrets(error))
+        let mut message = without_secrets(error);
+        // What rustls makes of an answer that is no TLS.
+        if reason == Reason::Tls && message.contains("InvalidContentType") {
+            message += "; the server does not speak TLS: is it plain HTTP, or another port?";
+        }
+        Failure::new(reason, message)
     }
 
     /// A body that broke off.
@@ -104,7 +109,11 @@ impl Failure {
             _ => Reason::ServerError,
         };
         let seconds = header_seconds.or(status.details.retry_after_seconds);
-        let message = format!("{code} {} {}", status.reason, status.message);
+        let message = if status.reason == status.message {
+            format!("{code} {}", status.reason)
+        } else {
+            format!("{code} {} {}", status.reason, status.message)
+        };
         Failure { reason, message, retry_after: seconds.map(Duration::from_secs) }
     }
 
@@ -205,6 +214,13 @@ mod tests {
         assert_eq!(Failure::refused(429, Some(7), b"").retry_after, Some(Duration::from_secs(7)));
         let body = br#"{"details":{"retryAfterSeconds":3}}"#;
         assert_eq!(Failure::refused(429, None, body).retry_after, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn words_that_say_the_same_are_said_once() {
+        let told = |body: &[u8]| Failure::refused(401, None, body).message;
+        assert_eq!(told(br#"{"reason":"Unauthorized","message":"Unauthorized"}"#), "401 Unauthorized");
+        assert_eq!(told(br#"{"reason":"Unauthorized","message":"no token"}"#), "401 Unauthorized no token");
     }
 
     #[test]

@@ -209,7 +209,12 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         self.failing = true;
         let (kind, reason, error) = (self.kind.name, failure.reason.label(), &failure.message);
         if let Some(hidden) = self.failures.allow(Instant::now()) {
-            warn!(kind, reason, error, hidden, "watch failed; what is known stays in force, trying again");
+            let hidden = Some(hidden).filter(|hidden| *hidden > 0);
+            let server = self.shared.requests.server();
+            warn!(
+                kind,
+                reason, error, server, hidden, "watch failed; what is known stays in force, trying again"
+            );
         }
     }
 
@@ -380,6 +385,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
     fn problem(&mut self, name: &ObjectName, version: &str, problem: &str) {
         self.shared.metrics.object_problems.inc();
         if let Some(hidden) = self.problems.allow(Instant::now()) {
+            let hidden = Some(hidden).filter(|hidden| *hidden > 0);
             warn!(kind = self.kind.name, object = %name, version, hidden, "{problem}");
         }
     }

@@ -53,6 +53,11 @@ impl Requests {
         Requests { access, metrics, answer }
     }
 
+    /// The server, for the log.
+    pub(super) fn server(&self) -> String {
+        self.access.current().server
+    }
+
     /// Gets a resource.
     pub(super) async fn get(&self, path_and_query: &str) -> Result<Answer, Failure> {
         self.send(Method::GET, path_and_query, None).await
