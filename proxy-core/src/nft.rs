@@ -16,6 +16,7 @@ mod ledger;
 mod lower;
 mod object;
 mod skeleton;
+mod strangers;
 
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};
@@ -31,6 +32,7 @@ pub(crate) use skeleton::{
     CT_DNAT, DNAT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
 };
 pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
+pub use strangers::{Deed, Strangers, Subject};
 
 pub use crate::group::{GroupId, Member, SlotOrder};
 pub use crate::plan::Scheduler;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use sluice_cni::store::{self, Contents};
@@ -12,12 +13,13 @@ use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::PassError;
 use super::host_ports::{self, Refusal};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
+use crate::repairs::{Repairs, Tally};
 use crate::{conntrack, nft_monitor};
 
 /// What is known of the table.
@@ -33,6 +35,8 @@ pub(super) struct Rules {
     refusals: BTreeSet<Refusal>,
     /// Links of pods with ports on loopback.
     on_loopback: BTreeSet<String>,
+    /// What others do to the table.
+    repairs: Repairs,
 }
 
 impl Rules {
@@ -42,13 +46,18 @@ impl Rules {
     }
 
     /// The next pass writes the table anew.
-    pub(super) fn distrust(&mut self, notice: Option<Notice>) {
-        let knew = self.written.take().is_some();
-        match notice.filter(|_| knew) {
-            Some(Notice::Changed) => warn!("somebody else changed table inet {TABLE}: writing it anew"),
-            Some(Notice::Lost) => info!("nf_tables notifications were lost: writing table inet {TABLE} anew"),
-            None => {}
-        }
+    pub(super) fn distrust(&mut self) {
+        self.written = None;
+    }
+
+    /// Somebody else may have changed the table.
+    pub(super) fn noticed(&mut self, notice: Notice) {
+        self.repairs.noticed(notice.may_harm(), Instant::now());
+    }
+
+    /// When a pass has to follow for that.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.repairs.due()
     }
 
     /// Makes the table as it should be. `from_loopback`: as the table has it. With `audits` also looks whether it has gone without a notice.
@@ -76,9 +85,17 @@ impl Rules {
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
         let own = network.holds_services.then(|| own_networks(&network.addresses));
         let rules = PodRules { masqueraded, inside, host_ports, own, from_loopback };
+        let begun = Instant::now();
+        if self.repairs.is_due(begun) {
+            self.distrust();
+        }
         let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
         if !is_there {
             self.commit(rules, network).map_err(PassError::Rules)?;
+            self.repairs.done(begun, Instant::now(), 1);
+        }
+        if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
+            warn!(changes, repairs = looks, "somebody else changed table inet {TABLE}: written anew");
         }
         unread.map_or(Ok(()), |error| Err(error.into()))
     }
