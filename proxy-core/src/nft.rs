@@ -17,6 +17,7 @@ mod lower;
 mod object;
 mod skeleton;
 mod strangers;
+mod timeouts;
 
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};

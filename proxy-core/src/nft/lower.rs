@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::classes::{ClassChain, IdTable, MasqueradeRule, Pick, round_robin_chain, round_robin_name};
 use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
 use super::skeleton::Refusal;
+use super::timeouts::rounded;
 use super::{Balancer, NftConfig};
 use crate::group::{GroupId, LOCAL_BIT, SlotOrder};
 use crate::ipvs::{Marks, Others};
@@ -259,7 +260,8 @@ impl Lowering<'_> {
             Scheduler::RoundRobin => Pick::ByGroup,
             // nf_tables has no Maglev; settings that ask for it are refused long before.
             Scheduler::Random | Scheduler::Maglev => {
-                Pick::Random { size: self.port.targets(group).len() as u32, affinity: self.port.affinity }
+                let affinity = self.port.affinity.map(rounded);
+                Pick::Random { size: self.port.targets(group).len() as u32, affinity }
             }
         };
         let class = ClassChain { family: self.family(), table, short, masquerade, pick };
