@@ -25,6 +25,7 @@ mod tests {
     use super::super::lower::{Lowered, Shared, lower};
     use super::super::{ClassChain, NftConfig};
     use super::*;
+    use crate::group::Part;
     use crate::ipvs::{Marks, Others};
     use crate::model::{ObjectName, ServicePortName};
     use crate::net::{Family, Protocol};
@@ -58,9 +59,9 @@ mod tests {
             lacks_local_external: false,
         };
         let plan = ServicePlan { ports: [port].into(), ..ServicePlan::nothing(name) };
-        let slots = |_, targets: &[Target]| targets.iter().map(|t| (t.address, t.port)).collect();
         let config = NftConfig::default();
-        let Lowered { shared, .. } = lower(&plan, &config, &Others::default(), &slots, &Marks::default());
+        let Lowered { shared, .. } =
+            lower(&plan, &config, &Others::default(), &|_, _| Part::default(), &Marks::default());
         let classes = shared.into_iter().filter_map(|shared| match shared {
             Shared::Chain(class) => Some(class),
             _ => None,
