@@ -1,5 +1,6 @@
 //! Endpoint groups as backends hold them: an identity that needs no memory, and which slot each endpoint has.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,6 +54,18 @@ pub type Member = (IpAddr, u16);
 /// Gives the members of a group in the order of their slots.
 pub type SlotOrder<'a> = dyn Fn(GroupId, &[Target]) -> Vec<Member> + 'a;
 
+/// What of a group is lowered: all of it, or what a change touches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Slots with their members.
+    pub slots: Vec<(u32, Member)>,
+    /// Endpoints on this node.
+    pub local: Vec<Target>,
+}
+
+/// Gives what is to be lowered of a group.
+pub type Parts<'a> = dyn Fn(GroupId, &[Target]) -> Part + 'a;
+
 /// Which slots the endpoints of all groups have. Only orders that are not the sorted one take memory.
 #[derive(Default)]
 pub(crate) struct Slots {
@@ -66,6 +79,24 @@ impl Slots {
             Some(slots) => slots.to_vec(),
             None => members(targets),
         }
+    }
+
+    /// All of a group.
+    pub(crate) fn whole(&self, id: GroupId, targets: &[Target]) -> Part {
+        let slots = (0..).zip(self.of(id, targets)).collect();
+        Part { slots, local: on_this_node(targets) }
+    }
+
+    /// What a change of plans touches of the groups that are there before and after it.
+    pub(crate) fn edits(&self, change: &PlanChange) -> FxHashMap<GroupId, Edit> {
+        let (before, mut after) = (used_groups(change.old.as_ref()), used_groups(change.new.as_ref()));
+        let both = before.into_iter().filter_map(|(id, old)| Some((id, old, after.remove(&id)?)));
+        // Who is lowered more or less often than before has to be lowered as a whole.
+        both.filter(|(_, old, new)| old.users == new.users)
+            .map(|(id, old, new)| {
+                (id, Edit::between(old.targets, new.targets, self.unsorted.get(&id).map(AsRef::as_ref)))
+            })
+            .collect()
     }
 
     /// Forgets everything.
@@ -90,28 +121,143 @@ impl Slots {
 
     /// Keeps surviving endpoints in their slots.
     pub(crate) fn renew(&mut self, change: &PlanChange) {
+        self.renew_by(change, &self.edits(change));
+    }
+
+    /// The same, with what [`Slots::edits`] has told of the change.
+    pub(crate) fn renew_by(&mut self, change: &PlanChange, edits: &FxHashMap<GroupId, Edit>) {
         let before = groups(change.old.as_ref());
         let after = groups(change.new.as_ref());
-        let mut renewed = Vec::new();
-        for (id, targets) in &after {
-            let previous = match before.get(id) {
-                Some(old) => self.of(*id, old),
-                None => self.unsorted.get(id).map(|s| s.to_vec()).unwrap_or_default(),
-            };
-            let sorted = members(targets);
-            let slots = arrange(&previous, &sorted);
-            renewed.push((*id, (slots != sorted).then_some(slots)));
-        }
-        for id in before.keys() {
+        for id in before.keys().filter(|id| !after.contains_key(id)) {
             self.unsorted.remove(id);
         }
-        for (id, slots) in renewed {
-            match slots {
-                Some(slots) => self.unsorted.insert(id, slots.into()),
-                None => self.unsorted.remove(&id),
+        for (id, targets) in after {
+            let previous = self.unsorted.remove(&id);
+            let slots = match (edits.get(&id), before.get(&id)) {
+                (Some(edit), Some(old)) => {
+                    edit.apply(previous.map_or_else(|| members(old), <[Member]>::into_vec))
+                }
+                (None, Some(old)) => {
+                    arrange(&previous.map_or_else(|| members(old), <[Member]>::into_vec), &members(targets))
+                }
+                (_, None) => arrange(&previous.unwrap_or_default(), &members(targets)),
             };
+            if !slots.iter().copied().eq(targets.iter().map(member)) {
+                self.unsorted.insert(id, slots.into());
+            }
         }
     }
+}
+
+/// What a change of its endpoints does to a group.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Edit {
+    /// What it touches, before and after.
+    pub(crate) before: Part,
+    pub(crate) after: Part,
+    /// How many endpoints there are afterwards.
+    len: usize,
+}
+
+impl Edit {
+    /// Between two lists, each sorted. `order`: of the old one, where it is not the sorted one. The result is that of
+    /// [`arrange`].
+    fn between(old: &[Target], new: &[Target], order: Option<&[Member]>) -> Edit {
+        let (gone, came) = difference(old, new);
+        let (left, arrived) = (without(&gone, &came), without(&came, &gone));
+        let at = |slot: usize| match order {
+            Some(order) => order[slot],
+            None => member(&old[slot]),
+        };
+        let leaves = |member: &Member| left.binary_search(member).is_ok();
+        let holes: Vec<usize> = match order {
+            Some(order) => {
+                (0..order.len()).filter(|slot| !left.is_empty() && leaves(&order[*slot])).collect()
+            }
+            None => left.iter().filter_map(|m| old.binary_search_by_key(m, member).ok()).collect(),
+        };
+        let beyond = (new.len()..old.len()).map(at);
+        let fill = beyond.clone().filter(|member| !leaves(member)).chain(arrived);
+        let free = holes.iter().copied().filter(|slot| *slot < new.len()).chain(old.len()..new.len());
+        let touched = holes.iter().copied().filter(|slot| *slot < new.len()).map(|slot| (slot, at(slot)));
+        let numbered = |(slot, member): (usize, Member)| (slot as u32, member);
+        Edit {
+            after: Part { slots: free.zip(fill).map(numbered).collect(), local: on_this_node(&came) },
+            before: Part {
+                slots: touched.chain((new.len()..).zip(beyond)).map(numbered).collect(),
+                local: on_this_node(&gone),
+            },
+            len: new.len(),
+        }
+    }
+
+    /// The order of slots after it.
+    fn apply(&self, mut order: Vec<Member>) -> Vec<Member> {
+        order.truncate(self.len);
+        for (slot, member) in &self.after.slots {
+            match order.get_mut(*slot as usize) {
+                Some(place) => *place = *member,
+                None => order.push(*member),
+            }
+        }
+        order
+    }
+}
+
+/// What is only in the one and only in the other of two sorted lists.
+fn difference(old: &[Target], new: &[Target]) -> (Vec<Target>, Vec<Target>) {
+    // Most lists differ in one place, and comparing is much faster than merging.
+    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let (old, new) = (&old[start..], &new[start..]);
+    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
+    let (mut old, mut new) = (&old[..old.len() - end], &new[..new.len() - end]);
+    let (mut gone, mut came) = (Vec::new(), Vec::new());
+    while let ([first, old_rest @ ..], [other, new_rest @ ..]) = (old, new) {
+        match first.cmp(other) {
+            Ordering::Less => {
+                gone.push(*first);
+                old = old_rest;
+            }
+            Ordering::Greater => {
+                came.push(*other);
+                new = new_rest;
+            }
+            Ordering::Equal => (old, new) = (old_rest, new_rest),
+        }
+    }
+    gone.extend_from_slice(old);
+    came.extend_from_slice(new);
+    (gone, came)
+}
+
+/// The members of a list that are not in another one, sorted.
+fn without(list: &[Target], other: &[Target]) -> Vec<Member> {
+    let list = list.iter().map(member);
+    list.filter(|member| other.binary_search_by_key(member, self::member).is_err()).collect()
+}
+
+fn on_this_node(targets: &[Target]) -> Vec<Target> {
+    targets.iter().filter(|target| target.local).copied().collect()
+}
+
+/// A group of a plan, and how many of its service ports lead there.
+struct Used<'a> {
+    targets: &'a [Target],
+    users: usize,
+}
+
+fn used_groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, Used<'_>> {
+    let mut found: FxHashMap<GroupId, Used<'_>> = FxHashMap::default();
+    for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
+        for group in [Group::Cluster, Group::Local] {
+            if !port.targets(group).is_empty() {
+                let id = GroupId::new(&port.id, port.affinity, group);
+                let used = found.entry(id).or_insert(Used { targets: port.targets(group), users: 0 });
+                used.users += usize::from(port.uses(group));
+            }
+        }
+    }
+    found
 }
 
 /// The groups of a plan that have endpoints.
@@ -129,5 +275,71 @@ pub(crate) fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, &[Ta
 }
 
 fn members(targets: &[Target]) -> Vec<Member> {
-    targets.iter().map(|t| (t.address, t.port)).collect()
+    targets.iter().map(member).collect()
+}
+
+fn member(target: &Target) -> Member {
+    (target.address, target.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn targets(numbers: impl IntoIterator<Item = (u8, bool)>) -> Vec<Target> {
+        let target = |(n, local)| Target { address: IpAddr::from([10, 0, 0, n]), port: 80, local };
+        numbers.into_iter().map(target).collect()
+    }
+
+    fn list() -> impl Strategy<Value = Vec<Target>> {
+        proptest::collection::btree_map(0_u8..30, any::<bool>(), 0..20).prop_map(targets)
+    }
+
+    #[test]
+    fn one_endpoint_of_many_touches_a_slot_or_two() {
+        let target = |n: u32| Target { address: IpAddr::from(n.to_be_bytes()), port: 80, local: false };
+        let all: Vec<Target> = (0..10_000).map(target).collect();
+        let mut less = all.clone();
+        less.remove(17);
+        let mut order: Vec<Member> = members(&all);
+        order.reverse();
+        for order in [None, Some(&order[..])] {
+            let edit = Edit::between(&all, &less, order);
+            assert_eq!((edit.before.slots.len(), edit.after.slots.len()), (2, 1));
+        }
+        let edit = Edit::between(&less, &all, None);
+        assert_eq!((edit.before.slots.len(), edit.after.slots.len()), (0, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn an_edit_leads_to_the_order_that_all_members_would(lists in proptest::collection::vec(list(), 2..6)) {
+            let mut order: Option<Box<[Member]>> = None;
+            for two in lists.windows(2) {
+                let (old, new) = (&two[0], &two[1]);
+                let edit = Edit::between(old, new, order.as_deref());
+                let before = order.take().map_or_else(|| members(old), <[Member]>::into_vec);
+                let after = arrange(&before, &members(new));
+                prop_assert_eq!(&edit.apply(before.clone()), &after);
+                // What it does not touch is the same before and after.
+                let touched = |part: &Part, slot| part.slots.iter().any(|(touched, _)| *touched == slot);
+                for (slot, member) in (0..).zip(&before) {
+                    let kept = after.get(slot as usize) == Some(member);
+                    prop_assert!(kept || edit.before.slots.contains(&(slot, *member)));
+                }
+                for (slot, member) in (0..).zip(&after) {
+                    let kept = before.get(slot as usize) == Some(member);
+                    prop_assert!(kept && !touched(&edit.before, slot) || edit.after.slots.contains(&(slot, *member)));
+                }
+                let local = |gone: &[Target], from: &[Target]| {
+                    let mut all = on_this_node(from);
+                    all.retain(|target| !gone.contains(target));
+                    all
+                };
+                prop_assert_eq!(local(&edit.before.local, old), local(&edit.after.local, new));
+                order = (after != members(new)).then(|| after.into());
+            }
+        }
+    }
 }

@@ -162,7 +162,7 @@ mod tests {
             cluster: [1, 2].map(target).into(),
             local: [target(1)].into(),
             frontends: [cluster_ip, node_port].into(),
-            serving: Box::default(),
+            serving: [].into(),
             lacks_local_internal: false,
             lacks_local_external: false,
         };

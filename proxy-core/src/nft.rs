@@ -16,6 +16,8 @@ mod ledger;
 mod lower;
 mod object;
 mod skeleton;
+mod strangers;
+mod timeouts;
 
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};
@@ -32,6 +34,7 @@ pub(crate) use skeleton::{
     prefix_mask, spec,
 };
 pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
+pub use strangers::{Deed, Strangers, Subject};
 
 pub use crate::group::{GroupId, Member, SlotOrder};
 pub use crate::plan::Scheduler;

@@ -132,8 +132,8 @@ pub struct PortPlan {
     pub local: Box<[Target]>,
     /// The frontends that this service port won (reference 1.5, conflicts).
     pub frontends: Box<[Frontend]>,
-    /// UDP only: all serving endpoints, whatever their readiness or place; flows to others are stale.
-    pub serving: Box<[(IpAddr, u16)]>,
+    /// UDP only: all serving endpoints, whatever their readiness or place, sorted; flows to others are stale.
+    pub serving: Arc<[(IpAddr, u16)]>,
     /// iTP=Local with endpoints somewhere but none here.
     pub lacks_local_internal: bool,
     /// eTP=Local with endpoints somewhere but none here.
@@ -147,6 +147,12 @@ impl PortPlan {
             Group::Cluster => &self.cluster,
             Group::Local => &self.local,
         }
+    }
+
+    /// Whether some frontend leads to a group that has endpoints.
+    pub fn uses(&self, group: Group) -> bool {
+        !self.targets(group).is_empty()
+            && self.frontends.iter().any(|frontend| frontend.actions.lead_to(group))
     }
 }
 

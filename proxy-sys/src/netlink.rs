@@ -196,6 +196,11 @@ impl<'a> Attr<'a> {
         Some(u32::from_be_bytes(self.value.try_into().ok()?))
     }
 
+    /// The value as a long number in network order.
+    pub fn u64(&self) -> Option<u64> {
+        Some(u64::from_be_bytes(self.value.try_into().ok()?))
+    }
+
     /// The value as a number in the byte order of this machine, as generic netlink and rtnetlink write them.
     pub fn host_u32(&self) -> Option<u32> {
         Some(u32::from_ne_bytes(self.value.try_into().ok()?))

@@ -91,10 +91,7 @@ fn frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Served> {
     let mut found = Vec::new();
     for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
         if port.id.protocol == Protocol::Udp {
-            let mut serving: Vec<_> = port.serving.to_vec();
-            serving.sort_unstable();
-            let serving: Serving = serving.into();
-            found.extend(port.frontends.iter().map(|f| (f.capture, serving.clone())));
+            found.extend(port.frontends.iter().map(|f| (f.capture, port.serving.clone())));
         }
     }
     found
@@ -225,7 +222,7 @@ mod tests {
             cluster: Box::default(),
             local: Box::default(),
             frontends: Box::new([frontend]),
-            serving: Box::default(),
+            serving: [].into(),
             lacks_local_internal: false,
             lacks_local_external: false,
         };

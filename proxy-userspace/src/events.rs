@@ -92,6 +92,16 @@ impl Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }
     }
 
+    /// Others change what is ours. Always the same words, so that it is posted once however often they do.
+    pub fn changed_by_others(what: &str) -> Event {
+        let note = format!(
+            "another program changes {what}. What is ours is put back, see sluice_foreign_changes_total and \
+             sluice_repairs_total; find out who it is (nft monitor), and end it"
+        );
+        let (reason, action) = ("ChangedByOthers", "RepairRules");
+        Event { regarding: Regarding::Node, warning: true, reason, action, note }
+    }
+
     fn of_node(warning: bool, reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning, reason, action: "StartKubeProxy", note }
     }

@@ -32,6 +32,7 @@ mod passes;
 pub mod pod_network;
 mod random;
 pub mod reconcile;
+mod repairs;
 pub mod signals;
 pub mod status;
 mod sysctls;

@@ -140,6 +140,8 @@ metrics! {
     repairs: Counter = Counter::default(), "sluice_repairs", "Full passes after others changed our table";
     repaired_objects: Counter = Counter::default(),
         "sluice_repaired_operations", "Operations that such passes needed";
+    foreign_changes: Labelled<1, Counter> = Labelled::default(),
+        "sluice_foreign_changes", "Notices of changes that others made to our table";
     manifest_errors: Counter = Counter::default(), "sluice_manifest_errors", "Reports about manifest files";
     object_problems: Counter = Counter::default(),
         "sluice_object_problems", "Parts of API objects that were left out";

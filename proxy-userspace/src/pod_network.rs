@@ -216,12 +216,12 @@ impl PodNetworkTask {
                     }
                 }
             }
-            let wait = tokio::time::sleep(retry.unwrap_or(AUDIT));
+            let wait = tokio::time::sleep(retry.unwrap_or_else(|| self.until_repair()));
             tokio::pin!(wait);
             tokio::select! {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
                 changed = inputs.network.changed() => if changed.is_err() { return Ok(()) },
-                Some(notice) = rule_notices.recv() => self.rules.distrust(Some(notice)),
+                Some(notice) = rule_notices.recv() => self.rules.noticed(notice),
                 there = notices::until_of_interest(&mut messages, &self.devices, &self.awaited) => if !there { return Ok(()) },
                 Some(_) = written.next() => {}
                 () = &mut wait => {}
@@ -231,9 +231,15 @@ impl PodNetworkTask {
             while let Some(Some(_)) = messages.next().now_or_never() {}
             // Also what came while something else was waited for.
             while let Ok(notice) = rule_notices.try_recv() {
-                self.rules.distrust(Some(notice));
+                self.rules.noticed(notice);
             }
         }
+    }
+
+    /// How long to rest when nothing is noticed: until the table has to be written anew for what was, or until the next audit.
+    fn until_repair(&self) -> Duration {
+        let due = self.rules.due().map(|due| due.saturating_duration_since(Instant::now()));
+        due.map_or(AUDIT, |due| due.clamp(FIRST_RETRY, AUDIT))
     }
 
     /// Tells of an error once, however often it comes again.
@@ -247,7 +253,7 @@ impl PodNetworkTask {
         self.recorder.record(Event::pod_network("PodNetworkFailed", text.clone()));
         self.metrics.pod_network_failures.inc();
         if matches!(error, PassError::Rules(_)) {
-            self.rules.distrust(None);
+            self.rules.distrust();
         }
         self.last_error = Some(text);
     }

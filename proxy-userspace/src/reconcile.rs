@@ -4,15 +4,16 @@
 //! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
 //! somebody else changed our table. A full pass on a slow timer finds silent drift.
 
+mod no_local;
 mod own_node;
 mod refusals;
+mod sync_log;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::loopback;
@@ -23,15 +24,19 @@ use sluice_sys::proc;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
+use no_local::NoLocal;
+pub use sync_log::{SyncLog, SyncRecord};
+
 use crate::addresses::Network;
 use crate::backend::{Applied, Backend, BackendError, Checked};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
-use crate::events::Recorder;
+use crate::events::{Event as ApiEvent, Recorder};
 use crate::health::{Health, Progress};
 use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
+use crate::repairs::{Repairs, Tally};
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
 use own_node::{OwnNode, Told};
@@ -48,31 +53,6 @@ const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Events taken together.
 const BATCH: usize = 4096;
-/// Steps remembered for /debug/syncs.
-const REMEMBERED: usize = 4096;
-
-/// One pass, as shown by /debug/syncs.
-#[derive(Clone, Debug, Serialize)]
-pub struct SyncRecord {
-    /// `full`, `incremental`, `repair` or `audit`.
-    pub kind: &'static str,
-    /// Unix time of its end.
-    pub at: f64,
-    /// Services whose plan changed.
-    pub services: usize,
-    /// Operations committed to the kernel.
-    pub operations: usize,
-    /// Transactions committed.
-    pub transactions: usize,
-    /// From the first event that it applied (for the first pass: from the last object of the initial lists)
-    /// to the kernel's acknowledgement.
-    pub seconds_from_event: f64,
-    /// Of this, the time of planning, lowering and committing.
-    pub seconds: f64,
-}
-
-/// The last passes.
-pub type SyncLog = Arc<Mutex<VecDeque<SyncRecord>>>;
 
 /// What the loop listens to.
 pub struct Inputs {
@@ -143,7 +123,7 @@ pub struct Reconciler {
     /// Listeners on loopback that changed since then.
     listeners: Vec<loopback::Change>,
     triggers: Vec<i128>,
-    no_local: [(i64, i64); 2],
+    no_local: NoLocal,
     oldest_event: Option<Instant>,
     lists_complete_at: Option<Instant>,
     /// By which addresses this process reaches the API.
@@ -152,6 +132,8 @@ pub struct Reconciler {
     node_dirty: bool,
     /// The node's interfaces and addresses have been listed.
     network_known: bool,
+    /// What others do to what is ours.
+    repairs: Repairs,
     retry_at: Option<Instant>,
     retry_delay: Duration,
     garbage_at: Option<Instant>,
@@ -186,12 +168,13 @@ impl Reconciler {
             answering: BTreeSet::new(),
             listeners: Vec::new(),
             triggers: Vec::new(),
-            no_local: [(0, 0); 2],
+            no_local: NoLocal::default(),
             oldest_event: None,
             lists_complete_at: None,
             api_peers: Peers::new(),
             node_dirty: false,
             network_known: false,
+            repairs: Repairs::default(),
             retry_at: None,
             retry_delay: FIRST_RETRY,
             garbage_at: None,
@@ -247,7 +230,9 @@ impl Reconciler {
             Phase::Incremental if self.retry_at.is_some() => self.retry_at,
             Phase::Incremental => {
                 let check = self.backend.wants_checks().then_some(self.check_at);
-                [Some(self.audit_at), self.garbage_at, check].into_iter().flatten().min()
+                let repairs = [self.repairs.due(), self.repairs.line_due()];
+                let due = [Some(self.audit_at), self.garbage_at, check];
+                due.into_iter().chain(repairs).flatten().min()
             }
         };
         let due = due.into_iter().chain(self.own_node.due()).min();
@@ -290,16 +275,21 @@ impl Reconciler {
     }
 
     fn noticed(&mut self, first: Notice, more: &mut mpsc::Receiver<Notice>) {
-        while more.try_recv().is_ok() {}
-        if matches!(self.phase, Phase::Incremental) {
-            match first {
-                Notice::Changed => {
-                    warn!("somebody else changed table inet sluice: checking and repairing it")
-                }
-                Notice::Lost => info!("nf_tables notifications were lost: checking table inet sluice"),
-            }
-            self.phase = Phase::Full("repair");
+        let mut next = Some(first);
+        while let Some(notice) = next {
+            self.others_did(notice);
+            next = more.try_recv().ok();
         }
+    }
+
+    fn others_did(&mut self, notice: Notice) {
+        let kind = match notice {
+            Notice::Changed => "changed",
+            Notice::Added => "added",
+            Notice::Lost => "lost",
+        };
+        self.outputs.metrics.foreign_changes.get_or_create(&[("kind", kind.to_owned())]).inc();
+        self.repairs.noticed(notice.may_harm(), Instant::now());
     }
 
     /// Does whatever is due.
@@ -314,6 +304,9 @@ impl Reconciler {
         }
         if Instant::now() >= self.audit_at && self.phase == Phase::Incremental {
             self.phase = Phase::Full("audit");
+        }
+        if self.repairs.is_due(Instant::now()) && self.phase == Phase::Incremental {
+            self.phase = Phase::Full("repair");
         }
         self.retry_at = None;
         let begun = Instant::now();
@@ -335,6 +328,9 @@ impl Reconciler {
         }
         self.garbage();
         self.check();
+        if let Some(tally) = self.repairs.line(Instant::now()) {
+            self.tell_of_others(tally);
+        }
     }
 
     /// Without its Node much of this node does not work, and nothing else says why.
@@ -401,9 +397,8 @@ impl Reconciler {
         let replanned = self.planner.replan(&self.index, dirty.services);
         changes.extend(replanned);
         for change in &changes {
-            self.count_no_local(change);
-            if let Some(event) = refusals::newly_refused(change, &self.planner, &self.settings.service_budget)
-            {
+mod no_local;
+mod own_node;
                 self.outputs.recorder.record(event);
             }
         }
@@ -464,9 +459,10 @@ impl Reconciler {
         plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let begun = Instant::now();
         let applied = self.backend.full(&self.settings, &self.facts, &plans)?;
+        self.repairs.done(begun, Instant::now(), applied.operations);
         // Not worth a line each time.
         let is_right = kind == "audit" && applied.operations == 0;
-        if !is_right {
+        if !is_right && kind != "repair" && !self.repairs.is_disturbed(begun) {
             info!(
                 kind,
                 mode = self.settings.backend.name(),
@@ -526,26 +522,25 @@ impl Reconciler {
         debug!(kind, services, operations = applied.operations, seconds, "synced");
         self.publish_flows();
         self.publish_listeners();
-        let record = SyncRecord {
-            kind,
-            at: now,
-            services,
-            operations: applied.operations,
-            transactions: applied.transactions,
-            seconds_from_event: from_event,
-            seconds,
-        };
-        if let Ok(mut log) = self.outputs.log.lock() {
-            if log.len() >= REMEMBERED {
-                log.pop_front();
-            }
-            log.push_back(record);
-        }
+        sync_log::remember(
+            &self.outputs.log,
+            SyncRecord {
+                kind,
+                at: now,
+                services,
+                operations: applied.operations,
+                transactions: applied.transactions,
+                seconds_from_event: from_event,
+                seconds,
+            },
+        );
     }
 
     fn failed(&mut self, error: &BackendError, begun: Instant) {
-        error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
-            "the kernel refused a change; old rules stay in force, a full pass follows");
+        if !self.repairs.refused(error, begun) {
+            error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
+                "the kernel refused a change; old rules stay in force, a full pass follows");
+        }
         let metrics = &self.outputs.metrics;
         let pending = self.flows.len().max(1) as i64;
         metrics.endpoint_changes_pending.set(pending);
@@ -557,7 +552,7 @@ impl Reconciler {
         });
         self.outputs.health.queued();
         self.phase = Phase::Full("full");
-        self.retry_at = Some(Instant::now() + self.retry_delay);
+        self.retry_at = Some(Instant::now() + self.repairs.retry(self.retry_delay, begun));
         self.retry_delay = (self.retry_delay * 2).min(self.settings.sync_period);
     }
 
@@ -572,7 +567,9 @@ impl Reconciler {
         }
         self.garbage_at = None;
         if let Err(error) = self.backend.collect_garbage() {
-            warn!(%error, "cannot delete what nobody needs any more; a full pass follows");
+            if !self.repairs.refused(&error, Instant::now()) {
+                warn!(%error, "cannot delete what nobody needs any more; a full pass follows");
+            }
             let metrics = &self.outputs.metrics;
             Metrics::for_families(|family| {
                 metrics.cleanup_failures.get_or_create(family).inc();
@@ -591,13 +588,7 @@ impl Reconciler {
         self.check_at = Instant::now() + CHECK_PERIOD;
         match self.backend.check() {
             Ok(Checked::Repaired(0)) => {}
-            Ok(Checked::Differs) => {
-                warn!(
-                    "somebody else changed virtual servers or their addresses: checking and repairing them"
-                );
-                self.phase = Phase::Full("repair");
-                self.retry_at = Some(Instant::now());
-            }
+            Ok(Checked::Differs) => self.others_did(Notice::Changed),
             Ok(Checked::Repaired(repaired)) => {
                 warn!(repaired, "somebody else detached programs, or changed settings of lo: put right");
                 self.outputs.metrics.repairs.inc();
@@ -607,23 +598,21 @@ impl Reconciler {
         }
     }
 
-    fn count_no_local(&mut self, change: &PlanChange) {
-        let counts = |plan: &Option<Arc<ServicePlan>>, sign: i64, totals: &mut [(i64, i64); 2]| {
-            for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
-                let total = &mut totals[port.id.family as usize];
-                total.0 += sign * i64::from(port.lacks_local_internal);
-                total.1 += sign * i64::from(port.lacks_local_external);
-            }
+    fn tell_of_others(&self, tally: Tally) {
+        let what = match self.settings.backend {
+            BackendKind::Ipvs => "table inet sluice, virtual servers or their addresses",
+            _ => "table inet sluice",
         };
-        counts(&change.old, -1, &mut self.no_local);
-        counts(&change.new, 1, &mut self.no_local);
-        for family in sluice_core::net::Family::BOTH {
-            let (internal, external) = self.no_local[family as usize];
-            for (policy, value) in [("internal", internal), ("external", external)] {
-                let labels = [("traffic_policy", policy.to_owned()), ("ip_family", family.name().to_owned())];
-                self.outputs.metrics.no_local_endpoints.get_or_create(&labels).set(value);
-            }
-        }
+        let Tally { changes, looks, operations, refused, refusal } = tally;
+        warn!(
+            changes,
+            repairs = looks,
+            operations,
+            refused,
+            refusal,
+            "somebody else changed {what}: repaired"
+        );
+        self.outputs.recorder.record(ApiEvent::changed_by_others(what));
     }
 
     /// Flows are looked at when what they may do is in the kernel.

@@ -52,7 +52,7 @@ struct Lowering<'a> {
 impl Lowering<'_> {
     fn run(&mut self, slots: &SlotOrder<'_>) {
         for group in [plan::Group::Cluster, plan::Group::Local] {
-            if self.uses(group) {
+            if self.port.uses(group) {
                 let id = GroupId::new(&self.port.id, self.port.affinity, group);
                 let targets = self.port.targets(group);
                 self.group(group_number(&id, group), &slots(id, targets));
@@ -65,15 +65,6 @@ impl Lowering<'_> {
         for frontend in &port.frontends {
             self.frontend(identity, frontend);
         }
-    }
-
-    fn uses(&self, group: plan::Group) -> bool {
-        !self.port.targets(group).is_empty()
-            && self.port.frontends.iter().any(|f| {
-                [f.actions.pod, f.actions.host, f.actions.other]
-                    .iter()
-                    .any(|action| matches!(action, Action::Forward { group: g, .. } if *g == group))
-            })
     }
 
     fn group(&mut self, group: u64, members: &[Member]) {

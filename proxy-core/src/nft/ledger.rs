@@ -13,7 +13,7 @@ use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKi
 use super::skeleton::{NodeView, chains, sets, static_elements};
 use super::{Balancer, NftConfig};
 use crate::diff::{Delta, diff};
-use crate::group::{GroupId, Member, Slots};
+use crate::group::{Edit, GroupId, Member, Part, Parts, Slots};
 use crate::ipvs::Marks;
 use crate::net::Family;
 use crate::plan::{PlanChange, ServicePlan};
@@ -41,6 +41,9 @@ pub struct Observed {
     /// Something is as we never write it: an element, a chain's name or policy, a switched-off table.
     pub altered: bool,
 }
+
+/// What a change does to groups that are there before and after it.
+type Edits = FxHashMap<GroupId, Edit>;
 
 /// The slots of one group as read back, in any order.
 type ReadSlots = Vec<(u32, Member)>;
@@ -132,25 +135,45 @@ impl Ledger {
     /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
         let changes = PlanChange::merged(changes);
-        let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
-        for change in &changes {
-            self.renew(change);
+        // What a change leaves alone in a large group is not lowered at all.
+        let edits: Vec<Edits> = changes.iter().map(|change| self.edits(change)).collect();
+        let each = || changes.iter().zip(&edits);
+        let old = each().filter_map(|(change, edits)| Some((change.old.as_deref()?, edits)));
+        let old = self.lower_all(old, |edit| &edit.before);
+        for (change, edits) in each() {
+            self.renew(change, edits);
         }
-        let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
+        let new = each().filter_map(|(change, edits)| Some((change.new.as_deref()?, edits)));
+        let new = self.lower_all(new, |edit| &edit.after);
         self.transition(old, new)
     }
 
-    fn renew(&mut self, change: &PlanChange) {
+    fn edits(&self, change: &PlanChange) -> Edits {
         match self.config.balancer {
-            Balancer::Ruleset => self.slots.renew(change),
+            Balancer::Ruleset => self.slots.edits(change),
+            Balancer::Ipvs => Edits::default(),
+        }
+    }
+
+    fn renew(&mut self, change: &PlanChange, edits: &Edits) {
+        match self.config.balancer {
+            Balancer::Ruleset => self.slots.renew_by(change, edits),
             Balancer::Ipvs => self.marks.renew(change),
         }
     }
 
-    fn lower_all<'a>(&self, plans: impl Iterator<Item = &'a ServicePlan>) -> Lowered {
+    fn lower_all<'a>(
+        &self,
+        plans: impl Iterator<Item = (&'a ServicePlan, &'a Edits)>,
+        side: impl Fn(&Edit) -> &Part,
+    ) -> Lowered {
         let mut all = Lowered::default();
-        for plan in plans {
-            let Lowered { elements, chains, shared } = self.lower(plan);
+        for (plan, edits) in plans {
+            let part = |id, targets: &_| match edits.get(&id) {
+                Some(edit) => side(edit).clone(),
+                None => self.slots.whole(id, targets),
+            };
+            let Lowered { elements, chains, shared } = self.lower(plan, &part);
             all.elements.extend(elements);
             all.chains.extend(chains);
             all.shared.extend(shared);
@@ -159,9 +182,8 @@ impl Ledger {
         all
     }
 
-    fn lower(&self, plan: &ServicePlan) -> Lowered {
-        let slots = |id, targets: &_| self.slots.of(id, targets);
-        lower(plan, &self.config, &self.node.others, &slots, &self.marks)
+    fn lower(&self, plan: &ServicePlan, parts: &Parts<'_>) -> Lowered {
+        lower(plan, &self.config, &self.node.others, parts, &self.marks)
     }
 
     fn transition(&mut self, old: Lowered, new: Lowered) -> Vec<Op> {
@@ -345,8 +367,8 @@ impl Ledger {
         self.slots.retain(plans);
         for plan in plans {
             let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) };
-            self.renew(&change);
-            let lowered = self.lower(plan);
+            self.renew(&change, &Edits::default());
+            let lowered = self.lower(plan, &|id, targets| self.slots.whole(id, targets));
             for shared in &lowered.shared {
                 *self.shared.entry(*shared).or_default() += 1;
             }

@@ -7,11 +7,12 @@ use ipnet::IpNet;
 use super::classes::{ClassChain, IdTable, MasqueradeRule, Pick, round_robin_chain, round_robin_name};
 use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
 use super::skeleton::Refusal;
+use super::timeouts::rounded;
 use super::{Balancer, NftConfig};
-use crate::group::{GroupId, LOCAL_BIT, SlotOrder};
+use crate::group::{GroupId, LOCAL_BIT, Member, Parts};
 use crate::ipvs::{Marks, Others};
 use crate::net::{Family, Protocol};
-use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan};
+use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan, Target};
 
 impl GroupId {
     /// As in registers: two 32-bit words in host order, the one with the Local bit first.
@@ -69,12 +70,12 @@ pub struct Lowered {
     pub shared: Vec<Shared>,
 }
 
-/// Lowers the plan of a Service. `slots` gives the members of a group in the order of their slots.
+/// Lowers the plan of a Service. `parts` gives what is to be lowered of the endpoints of a group.
 pub fn lower(
     plan: &ServicePlan,
     config: &NftConfig,
     others: &Others,
-    slots: &SlotOrder<'_>,
+    parts: &Parts<'_>,
     marks: &Marks,
 ) -> Lowered {
     let mut out = Lowered::default();
@@ -90,7 +91,7 @@ pub fn lower(
         }
     }
     for port in &plan.ports {
-        Lowering { port, config, marks, out: &mut out }.run(slots);
+        Lowering { port, config, marks, out: &mut out }.run(parts);
         // With IPVS all these addresses are the node's own, so their other ports must be closed like those of ClusterIPs; but
         // not before it is known that they are no other node's.
         if config.balancer == Balancer::Ipvs && others.listed {
@@ -117,12 +118,13 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn run(&mut self, slots: &SlotOrder<'_>) {
+    fn run(&mut self, parts: &Parts<'_>) {
         for group in [Group::Cluster, Group::Local] {
-            if self.uses(group) {
-                self.hairpin(group);
+            if self.port.uses(group) {
+                let part = parts(self.group_id(group), self.port.targets(group));
+                self.hairpin(&part.local);
                 if self.config.balancer == Balancer::Ruleset {
-                    self.group(group, &slots(self.group_id(group), self.port.targets(group)));
+                    self.group(group, &part.slots);
                 }
             }
         }
@@ -140,23 +142,14 @@ impl Lowering<'_> {
         GroupId::new(&self.port.id, self.port.affinity, group)
     }
 
-    fn uses(&self, group: Group) -> bool {
-        !self.port.targets(group).is_empty()
-            && self.port.frontends.iter().any(|f| {
-                [f.actions.pod, f.actions.host, f.actions.other]
-                    .iter()
-                    .any(|action| matches!(action, Action::Forward { group: g, .. } if *g == group))
-            })
-    }
-
     fn own(&mut self, kind: SetKind, key: Key, value: Value) {
         self.out.elements.push(element(SetId::new(kind, self.port.id.family), key, value));
     }
 
-    fn group(&mut self, group: Group, slots: &[(IpAddr, u16)]) {
+    fn group(&mut self, group: Group, slots: &[(u32, Member)]) {
         let id = self.group_id(group);
-        for (slot, (ip, port)) in slots.iter().enumerate() {
-            let key = Key::new(&id.bytes()).with(&(slot as u32).to_ne_bytes());
+        for (slot, (ip, port)) in slots {
+            let key = Key::new(&id.bytes()).with(&slot.to_ne_bytes());
             self.own(SetKind::Endpoints, key, endpoint_value(ip, *port));
             if self.port.affinity.is_some() {
                 let key = Key::new(&id.bytes()).with(&ip_bytes(ip)).with(&port_bytes(*port));
@@ -165,16 +158,16 @@ impl Lowering<'_> {
             }
         }
         if self.config.scheduler == Scheduler::RoundRobin {
-            let family = self.family();
-            self.out.chains.push(round_robin_chain(id, family, slots.len() as u32, self.port.affinity));
+            let (family, size) = (self.family(), self.port.targets(group).len() as u32);
+            self.out.chains.push(round_robin_chain(id, family, size, self.port.affinity));
             let goto = Verdict::Goto(round_robin_name(id, family));
             self.own(SetKind::Groups, Key::new(&id.bytes()), Value::Verdict(goto));
         }
     }
 
-    fn hairpin(&mut self, group: Group) {
+    fn hairpin(&mut self, local: &[Target]) {
         let protocol = self.port.id.protocol;
-        for target in self.port.targets(group).iter().filter(|t| t.local) {
+        for target in local {
             let ip = ip_bytes(&target.address);
             let key = Key::new(&ip).with(&ip).with(&protocol_bytes(protocol)).with(&port_bytes(target.port));
             let set = SetId::new(SetKind::Hairpin, self.family());
@@ -259,7 +252,8 @@ impl Lowering<'_> {
             Scheduler::RoundRobin => Pick::ByGroup,
             // nf_tables has no Maglev; settings that ask for it are refused long before.
             Scheduler::Random | Scheduler::Maglev => {
-                Pick::Random { size: self.port.targets(group).len() as u32, affinity: self.port.affinity }
+                let affinity = self.port.affinity.map(rounded);
+                Pick::Random { size: self.port.targets(group).len() as u32, affinity }
             }
         };
         let class = ClassChain { family: self.family(), table, short, masquerade, pick };

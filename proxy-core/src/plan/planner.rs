@@ -347,7 +347,7 @@ fn captures(service: &Service, config: &PlanConfig) -> Wanted {
     all
 }
 
-fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> Box<[(IpAddr, u16)]> {
+fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> Arc<[(IpAddr, u16)]> {
     let udp = endpoints.iter().filter(|_| protocol == Protocol::Udp);
     udp.filter(|e| e.conditions.serving).map(|e| (e.address, e.port)).collect()
 }

@@ -20,6 +20,12 @@ impl Actions {
         Actions { pod: action, host: action, other: action }
     }
 
+    /// Whether anybody gets to an endpoint of a group.
+    pub fn lead_to(&self, wanted: Group) -> bool {
+        let leads = |action: &Action| matches!(action, Action::Forward { group, .. } if *group == wanted);
+        [self.pod, self.host, self.other].iter().any(leads)
+    }
+
     /// Whether anybody gets to an endpoint.
     pub fn forwards(&self) -> bool {
         [self.pod, self.host, self.other].iter().any(|action| matches!(action, Action::Forward { .. }))

@@ -1,18 +1,31 @@
 //! Notice of changes that others make to a table of ours.
 
-use super::SUBSYSTEM;
-use crate::netlink::{NetfilterSocket, NetlinkError, find};
+use sluice_core::nft::{Deed, Strangers, Subject};
+
+use super::{Command, INET, Nft, SUBSYSTEM};
+use crate::netlink::{Message, NetfilterSocket, NetlinkError, attrs, find};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
+/// Objects and flowtables come and go by these messages; a table of ours has none.
+const ALIENS: std::ops::RangeInclusive<u16> = 18..=24;
 
 /// Something happened to the table that we did not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Somebody else changed it.
+    /// Somebody else changed it, and perhaps what is ours.
     Changed,
+    /// Somebody else added something, or changed what others had added before.
+    Added,
     /// Notifications were lost: it may have been changed.
     Lost,
+}
+
+impl Notice {
+    /// Whether something of ours may have been changed.
+    pub fn may_harm(self) -> bool {
+        self != Notice::Added
+    }
 }
 
 /// Listens for nf_tables notifications.
@@ -21,6 +34,7 @@ pub struct Monitor {
     table: &'static str,
     /// The port id whose changes are our own.
     own: u32,
+    strangers: Strangers,
 }
 
 impl Monitor {
@@ -28,24 +42,129 @@ impl Monitor {
     pub fn open(table: &'static str, own: u32) -> Result<Self, NetlinkError> {
         let mut socket = NetfilterSocket::open()?;
         socket.join(GROUP)?;
-        Ok(Monitor { socket, table, own })
+        Ok(Monitor { socket, table, own, strangers: Strangers::new(newest_handle(table)?) })
     }
 
     /// Waits for the next notice.
     pub fn wait(&mut self) -> Result<Notice, NetlinkError> {
         loop {
-            let (mut foreign, own, name) = (false, self.own, self.table);
+            let mut notice = None;
+            let (strangers, table, own) = (&mut self.strangers, self.table, self.own);
             let received = self.socket.receive(true, |message| {
-                let ours = message.kind >> 8 == SUBSYSTEM
-                    && find(message.attributes(), 1).is_some_and(|table| table.text() == name);
-                foreign |= ours && message.port != own;
+                let harm = judge(strangers, table, own, &message);
+                if let Some(harm) = harm {
+                    let changed = harm || notice == Some(Notice::Changed);
+                    notice = Some(if changed { Notice::Changed } else { Notice::Added });
+                }
             });
-            match received {
-                Ok(_) if foreign => return Ok(Notice::Changed),
-                Ok(_) => {}
-                Err(NetlinkError::Lost { .. }) => return Ok(Notice::Lost),
-                Err(error) => return Err(error),
+            match (received, notice) {
+                (Ok(_), Some(notice)) => return Ok(notice),
+                (Ok(_), None) => {}
+                (Err(NetlinkError::Lost { .. }), _) => {
+                    self.strangers = Strangers::new(newest_handle(self.table)?);
+                    return Ok(Notice::Lost);
+                }
+                (Err(error), _) => return Err(error),
             }
         }
     }
+}
+
+/// Whether a message tells of harm; `None` when nobody else did anything to the table.
+fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &Message<'_>) -> Option<bool> {
+    const NEW_GENERATION: u16 = 15;
+    let command = message.kind & 0xff;
+    let attributes = message.attributes();
+    let is_ours = message.kind >> 8 == SUBSYSTEM
+        && command != NEW_GENERATION
+        && find(attributes, 1).is_some_and(|name| name.text() == table);
+    if !is_ours {
+        return None;
+    }
+    let is_own = message.port == own;
+    let mut harm = false;
+    let known = read(command, attributes, |deed, subject| {
+        if is_own {
+            strangers.we_did(subject);
+        } else {
+            harm |= strangers.others_did(deed, subject);
+        }
+    });
+    (!is_own).then_some(harm || !known)
+}
+
+/// Gives what a message is about to `each`. Returns whether the message is understood.
+fn read(command: u16, attributes: &[u8], mut each: impl FnMut(Deed, Subject<'_>)) -> bool {
+    let is = |which: &[Command]| which.iter().any(|known| *known as u16 == command);
+    let deed = if is(&[Command::NewTable, Command::NewChain, Command::NewRule, Command::NewSet])
+        || is(&[Command::NewSetElem])
+    {
+        Deed::Put
+    } else {
+        Deed::Removed
+    };
+    let handle = |kind| find(attributes, kind).and_then(|handle| handle.u64()).unwrap_or(0);
+    if is(&[Command::NewSetElem, Command::DelSetElem]) {
+        return elements(attributes, |set, key| each(deed, Subject::Element { set, key }));
+    }
+    let subject = if is(&[Command::NewTable, Command::DelTable]) {
+        Subject::Table
+    } else if is(&[Command::NewChain, Command::DelChain]) {
+        let Some(name) = find(attributes, 3) else { return false };
+        Subject::Chain { name: name.text(), handle: handle(2), is_base: find(attributes, 4).is_some() }
+    } else if is(&[Command::NewRule, Command::DelRule]) {
+        let Some(chain) = find(attributes, 2) else { return false };
+        Subject::Rule { chain: chain.text() }
+    } else if is(&[Command::NewSet, Command::DelSet]) {
+        let Some(name) = find(attributes, 2) else { return false };
+        Subject::Set { name: name.text(), handle: handle(16) }
+    } else if ALIENS.contains(&command) {
+        Subject::Alien
+    } else {
+        return false;
+    };
+    each(deed, subject);
+    true
+}
+
+/// The keys of a message about elements.
+fn elements(attributes: &[u8], mut each: impl FnMut(&str, &[u8])) -> bool {
+    let (Some(set), Some(list)) = (find(attributes, 2), find(attributes, 3)) else { return false };
+    let mut understood = false;
+    for item in attrs(list.value) {
+        let key = find(item.value, 1).and_then(|key| find(key.value, 1));
+        let Some(key) = key else { return false };
+        understood = true;
+        each(set.text(), key.value);
+    }
+    understood
+}
+
+/// The greatest handle of a chain or set of a table, or of a table of that name; 0 without any.
+fn newest_handle(table: &str) -> Result<u64, NetlinkError> {
+    let mut nft = Nft::open()?;
+    let mut newest = 0;
+    for (operation, command, kind) in
+        [("list chains", Command::GetChain, 2), ("list sets", Command::GetSet, 16)]
+    {
+        let dumped = nft.socket.dump(
+            operation,
+            command.message_type(),
+            INET,
+            |writer| writer.text(1, table),
+            |message| {
+                let attributes = message.attributes();
+                if find(attributes, 1).is_some_and(|name| name.text() == table) {
+                    let handle = find(attributes, kind).and_then(|handle| handle.u64());
+                    newest = newest.max(handle.unwrap_or(0));
+                }
+            },
+        );
+        match dumped {
+            // The table changes all the time: what was listed has to do.
+            Err(error) if !matches!(error.errno(), Some(libc::EINTR | libc::ENOENT)) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(newest)
 }

@@ -16,25 +16,21 @@ const ATTEMPTS: u32 = 5;
 ///
 /// Elements that the packet path adds (affinity) are left out: they are state, not configuration.
 pub fn observe(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
-    let mut attempt = 1;
-    loop {
-        match read(nft) {
-            // The ruleset changed while it was read.
-            Err(error) if error.errno() == Some(libc::EINTR) && attempt < ATTEMPTS => attempt += 1,
-            Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(None),
-            other => return other,
-        }
+    match read(nft) {
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+        other => other,
     }
 }
 
 fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
-    let mut observed = Observed { altered: is_dormant(nft)?, ..Observed::default() };
-    chains(nft, &mut observed)?;
-    observed.sets = sets(nft)?;
-    if observed.chains.is_empty() && observed.sets.is_empty() {
+    let altered = uninterrupted(|| is_dormant(nft))?;
+    let (chains, misnamed) = uninterrupted(|| chains(nft))?;
+    let sets = uninterrupted(|| sets(nft))?;
+    if chains.is_empty() && sets.is_empty() {
         return Ok(None);
     }
-    rules(nft, &mut observed.chains)?;
+    let mut observed = Observed { sets, altered: altered || misnamed, ..Observed::default() };
+    observed.chains = uninterrupted(|| rules(nft, chains.clone()))?;
     for (name, ..) in observed.sets.clone() {
         if let Some(set) = SetId::by_name(&name)
             && set.kind != SetKind::Affinity
@@ -43,6 +39,18 @@ fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
         }
     }
     Ok(Some(observed))
+}
+
+/// Reads one kind of object, anew when any table changed meanwhile. What is read at different times may not fit together; the
+/// kernel tells of changes, and another pass follows.
+fn uninterrupted<T>(mut read: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
+    let mut attempt = 1;
+    loop {
+        match read() {
+            Err(error) if error.errno() == Some(libc::EINTR) && attempt < ATTEMPTS => attempt += 1,
+            other => return other,
+        }
+    }
 }
 
 /// Takes additions of elements that are there already out of a full pass's operations.
@@ -121,8 +129,10 @@ fn is_dormant(nft: &mut Nft) -> Result<bool, NetlinkError> {
     Ok(dormant)
 }
 
-fn chains(nft: &mut Nft, observed: &mut Observed) -> Result<(), NetlinkError> {
+/// The chains without their rules, and whether one is as we never make it.
+fn chains(nft: &mut Nft) -> Result<(Vec<ObservedChain>, bool), NetlinkError> {
     const ACCEPT: u32 = 1;
+    let (mut chains, mut altered) = (Vec::new(), false);
     let kind = Command::GetChain.message_type();
     nft.socket.dump("list chains", kind, INET, our_table(1), |message| {
         if !is_ours(&message) {
@@ -136,12 +146,14 @@ fn chains(nft: &mut Nft, observed: &mut Observed) -> Result<(), NetlinkError> {
         });
         let name = ChainName::new(text);
         let policy = find(attributes, 5).and_then(|policy| policy.u32());
-        observed.altered |= name.as_str() != text || policy.is_some_and(|policy| policy != ACCEPT);
-        observed.chains.push(ObservedChain { name, hook, rules: Vec::new() });
-    })
+        altered |= name.as_str() != text || policy.is_some_and(|policy| policy != ACCEPT);
+        chains.push(ObservedChain { name, hook, rules: Vec::new() });
+    })?;
+    Ok((chains, altered))
 }
 
-fn rules(nft: &mut Nft, chains: &mut [ObservedChain]) -> Result<(), NetlinkError> {
+/// The same chains with their rules.
+fn rules(nft: &mut Nft, mut chains: Vec<ObservedChain>) -> Result<Vec<ObservedChain>, NetlinkError> {
     let kind = Command::GetRule.message_type();
     let at: std::collections::HashMap<ChainName, usize> =
         chains.iter().enumerate().map(|(i, chain)| (chain.name, i)).collect();
@@ -152,7 +164,8 @@ fn rules(nft: &mut Nft, chains: &mut [ObservedChain]) -> Result<(), NetlinkError
             let comment = find(attributes, 7).and_then(|data| comment(data.value));
             chains[*at].rules.push(comment.unwrap_or_default());
         }
-    })
+    })?;
+    Ok(chains)
 }
 
 /// The comment among nft's user data: type, length, text.
@@ -187,9 +200,12 @@ fn sets(nft: &mut Nft) -> Result<Vec<(String, u32, u32)>, NetlinkError> {
 fn elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(), NetlinkError> {
     for _ in 0..ATTEMPTS {
         let before = observed.elements.len();
-        dump_elements(nft, set, observed)?;
-        if observed.elements.len() == before {
-            break;
+        match dump_elements(nft, set, observed) {
+            // Whoever changes a large set all the time would let no dump be whole.
+            Err(error) if error.errno() == Some(libc::EINTR) => {}
+            Err(error) => return Err(error),
+            Ok(()) if observed.elements.len() == before => break,
+            Ok(()) => {}
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use sluice_cni::spec::Mode;
@@ -13,13 +14,14 @@ use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::PassError;
 use super::host_ports::{self, Refusal};
 use super::ports::{Ports, pod_ports};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
+use crate::repairs::{Repairs, Tally};
 use crate::{conntrack, nft_monitor};
 
 /// What is known of the table.
@@ -39,6 +41,8 @@ pub(super) struct Rules {
     refusals: BTreeSet<Refusal>,
     /// Links of pods with ports on loopback.
     on_loopback: BTreeSet<String>,
+    /// What others do to the table.
+    repairs: Repairs,
 }
 
 impl Rules {
@@ -53,14 +57,19 @@ impl Rules {
     }
 
     /// The next pass writes the table anew.
-    pub(super) fn distrust(&mut self, notice: Option<Notice>) {
-        let knew = self.written.take().is_some();
+    pub(super) fn distrust(&mut self) {
+        self.written = None;
         self.ports.distrust();
-        match notice.filter(|_| knew) {
-            Some(Notice::Changed) => warn!("somebody else changed a table {TABLE}: writing it anew"),
-            Some(Notice::Lost) => info!("nf_tables notifications were lost: writing tables {TABLE} anew"),
-            None => {}
-        }
+    }
+
+    /// Somebody else may have changed the table.
+    pub(super) fn noticed(&mut self, notice: Notice) {
+        self.repairs.noticed(notice.may_harm(), Instant::now());
+    }
+
+    /// When a pass has to follow for that.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.repairs.due()
     }
 
     /// Makes the table as it should be. `from_loopback`: as the table has it. With `audits` also looks whether it has gone without a notice.
@@ -103,11 +112,16 @@ impl Rules {
             tunnel,
             checks_sources,
         };
+        let begun = Instant::now();
+        if self.repairs.is_due(begun) {
+            self.distrust();
+        }
         let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
         if !is_there {
             let done = self.commit(rules, network);
             // It may not be as we believe.
-            done.inspect_err(|_| self.distrust(None)).map_err(PassError::Rules)?;
+            done.inspect_err(|_| self.distrust()).map_err(PassError::Rules)?;
+            self.repairs.done(begun, Instant::now(), 1);
         }
         // Without the file nobody knows who is behind which port: what is known stays.
         if let (Some(contents), Some(nft)) = (&contents, &mut self.nft) {
@@ -115,6 +129,9 @@ impl Rules {
             let checked = self.programs_at_ports.then(|| inside.iter().map(IpNet::trunc).collect());
             let wanted = guards.then(|| pod_ports(contents, &settings.cni.name, checked));
             self.ports.write(nft, wanted, audits).map_err(PassError::Rules)?;
+        }
+        if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
+            warn!(changes, repairs = looks, "somebody else changed a table {TABLE}: written anew");
         }
         unread.map_or(Ok(()), |error| Err(error.into()))
     }
