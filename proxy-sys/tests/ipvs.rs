@@ -16,23 +16,19 @@ use sluice_core::ipvs::{
     Destination, DestinationKey, ObservedServer, Op, SchedulerName, Server, ServerFlags, ServerKey,
 };
 use sluice_core::net::{Family, Protocol};
+use sluice_skips::{in_namespaces, skip};
 use sluice_sys::dummy::{Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, Timeouts, sysctls};
 use sluice_sys::netlink::BatchError;
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
+    in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, || {
         // Where there is no address at all, no destination is one of a host (EINVAL).
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
         assert!(up.success());
         test();
     });
-    thread.join().unwrap();
 }
 
 /// One test after another: the kernel's lists of servers count those of all network namespaces, so that what one adds and
@@ -44,7 +40,7 @@ fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     in_netns(|| match Ipvs::open() {
         Ok(ipvs) => test(ipvs),
-        Err(IpvsError::Missing(error)) => println!("skip: {error}"),
+        Err(IpvsError::Missing(error)) => skip("ipvs", error),
         Err(error) => panic!("{error}"),
     });
 }
@@ -53,7 +49,7 @@ fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
 fn with_link(test: impl FnOnce(Link) + Send + 'static) {
     in_netns(|| match Link::open("sluice-test0") {
         Ok(link) => test(link),
-        Err(LinkError::Missing(error)) => println!("skip: {error}"),
+        Err(LinkError::Missing(error)) => skip("dummy", error),
         Err(error) => panic!("{error}"),
     });
 }
@@ -509,7 +505,7 @@ fn schedulers_by_hash_need_a_fallback_for_what_is_being_drained() {
         sysctls::apply(false).unwrap();
         for name in ["mh", "sh"] {
             if !ipvs.has_scheduler(scheduler(name)).unwrap() {
-                println!("skip: the kernel has no scheduler {name}");
+                skip(&format!("ipvs-{name}"), "the kernel has no such scheduler");
                 continue;
             }
             let answers = |ipvs: &mut Ipvs, flags| {

@@ -35,8 +35,7 @@ fn pod(addresses: &'static [&str]) -> Option<Pod> {
     let (tell, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make namespaces ({error})");
-            tell.send(None).unwrap();
+            tell.send(Err(error)).unwrap();
             return;
         }
         ip("link set lo up");
@@ -46,10 +45,15 @@ fn pod(addresses: &'static [&str]) -> Option<Pod> {
             ip(&format!("address add {address} dev eth0"));
         }
         let process = Command::new("sleep").arg("60").spawn().unwrap();
-        tell.send(Some((netns_cookie().unwrap(), process))).unwrap();
+        tell.send(Ok((netns_cookie().unwrap(), process))).unwrap();
     });
-    let (cookie, process) = told.recv().unwrap()?;
-    Some(Pod { cookie, process, thread: Some(thread) })
+    match told.recv().unwrap() {
+        Ok((cookie, process)) => Some(Pod { cookie, process, thread: Some(thread) }),
+        Err(error) => {
+            sluice_skips::skip("root", format_args!("namespaces cannot be made ({error})"));
+            None
+        }
+    }
 }
 
 #[test]

@@ -20,14 +20,7 @@ use sluice_sys::nft::{Nft, Table, loopback_refusals, observe, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
-        test();
-    });
-    thread.join().unwrap();
+    sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, test);
 }
 
 fn name(i: usize) -> ObjectName {
@@ -381,7 +374,7 @@ fn what_others_did_to_table_and_chains_is_undone() {
             world.nft.delete_table().unwrap();
             world.load(3, 2);
             let Ok(status) = std::process::Command::new("nft").args(&damage).status() else {
-                println!("skip: there is no nft program");
+                sluice_skips::skip("nft", "the program is not installed");
                 return;
             };
             assert!(status.success(), "{damage:?}");

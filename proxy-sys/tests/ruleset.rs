@@ -19,11 +19,7 @@ struct Listed {
 
 /// Loads the skeleton in a fresh network namespace and lists it; `None`, with the reason, where that cannot be.
 fn listed(balancer: Balancer) -> Option<Listed> {
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return None;
-        }
+    let text = sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {
         let node = NodeView {
             node_port_addresses: vec!["192.168.77.11".parse().unwrap()],
             service_networks: vec!["10.96.0.0/16".parse().unwrap()],
@@ -35,13 +31,12 @@ fn listed(balancer: Balancer) -> Option<Listed> {
         nft.commit(&ledger.finish_load()).unwrap();
         let output = Command::new("nft").args(["-j", "list", "table", "inet", "sluice"]).output();
         let Ok(output) = output else {
-            println!("skip: there is no nft program");
+            sluice_skips::skip("nft", "the program is not installed");
             return None;
         };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Some(output.stdout)
-    });
-    let text = thread.join().unwrap()?;
+    })??;
     let all: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let mut listed = Listed { objects: Vec::new(), maps: BTreeMap::new() };
     for object in all["nftables"].as_array().unwrap() {

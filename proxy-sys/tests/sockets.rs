@@ -8,6 +8,7 @@ use std::sync::mpsc;
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::getsockopt;
+use sluice_skips::skip;
 use sluice_sys::sockets::{Connected, destroy_udp};
 
 /// A socket in a network namespace of its own, connected to some place there; told with its cookie.
@@ -17,9 +18,8 @@ fn elsewhere(
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let made = nix::sched::unshare(CloneFlags::CLONE_NEWNET);
-        sender.send(made.is_ok()).unwrap();
-        if let Err(error) = made {
-            println!("skip: needs root to make a network namespace ({error})");
+        sender.send(made).unwrap();
+        if made.is_err() {
             return;
         }
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
@@ -29,7 +29,13 @@ fn elsewhere(
         let cookie = cookie(&socket);
         work(socket, Connected { cookie, remote: ("127.0.0.1".parse().unwrap(), 53) });
     });
-    receiver.recv().unwrap().then_some(thread)
+    match receiver.recv().unwrap() {
+        Ok(()) => Some(thread),
+        Err(error) => {
+            skip("root", format_args!("namespaces cannot be made ({error})"));
+            None
+        }
+    }
 }
 
 fn cookie(socket: &UdpSocket) -> u64 {
@@ -56,7 +62,7 @@ fn only_the_socket_that_is_meant_ends() {
         assert!(destroy_udp(&BTreeSet::from(wrong)).unwrap().ended.is_empty());
         let done = destroy_udp(&BTreeSet::from([connected])).unwrap();
         if done.is_unsupported {
-            println!("skip: the kernel has no CONFIG_INET_DIAG_DESTROY");
+            skip("inet-diag-destroy", "the kernel has no CONFIG_INET_DIAG_DESTROY");
             return;
         }
         assert_eq!(done.ended, BTreeSet::from([connected]));

@@ -25,11 +25,7 @@ fn led(steering: &mut Steering) -> BTreeSet<ServerKey> {
 
 #[test]
 fn packets_for_one_port_of_another_s_address_are_led_here_and_no_others() {
-    let test = std::thread::spawn(|| {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
+    sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, || {
         for arguments in [
             "link set lo up",
             "link add up0 type veth peer name up1",
@@ -75,5 +71,4 @@ fn packets_for_one_port_of_another_s_address_are_led_here_and_no_others() {
         assert!(way("192.168.77.11 ipproto tcp dport 80").contains("dev up0"));
         assert!(ip("rule").contains("100:"), "somebody else's rule");
     });
-    test.join().unwrap();
 }

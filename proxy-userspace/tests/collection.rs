@@ -239,7 +239,7 @@ fn the_collection_is_judged_as_by_kube_proxy() {
 fn kube_proxies() -> Vec<(&'static str, PathBuf)> {
     let newer = std::env::var_os("SLUICE_KUBE_PROXY_1_37").map(PathBuf::from);
     if newer.is_none() {
-        eprintln!("skip: no kube-proxy 1.37; name one with SLUICE_KUBE_PROXY_1_37");
+        sluice_skips::skip("kube-proxy-1.37", "name one with SLUICE_KUBE_PROXY_1_37");
     }
     let found = RELEASES.into_iter().zip([kube_proxy::kube_proxy(), newer]);
     found.filter_map(|(release, program)| Some((release, program?))).collect()

@@ -16,7 +16,7 @@ use daemon::{CONFIG, Daemon, configured, in_netns, kube_proxy, shell};
 fn has(program: &str) -> bool {
     let found = ["/usr/sbin", "/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
     if !found {
-        eprintln!("skip: there is no program {program}, so this part is not tested");
+        sluice_skips::skip(program, "the program is not installed, so this part is not tested");
     }
     found
 }
@@ -55,7 +55,10 @@ table ip others { chain KUBE-SERVICES {
 /// What kube-proxy leaves in its modes; returns the variants of iptables that are there.
 fn leave_behind() -> Vec<&'static str> {
     shell("nft -f -", NFTABLES);
-    shell("ip link add kube-ipvs0 type dummy || echo 'skip: the kernel has no dummy links' >&2", "");
+    shell("ip link add kube-ipvs0 type dummy || true", "");
+    if !has_link() {
+        sluice_skips::skip("dummy", "the kernel has no such links, so this part is not tested");
+    }
     let nat6 = IPTABLES_NAT.replace("10.96.0.9/32", "fd00::9/128").replace("10.244.0.5:80", "[fd00::5]:80");
     let mut variants = Vec::new();
     for variant in ["iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft"] {

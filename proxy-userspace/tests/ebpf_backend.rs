@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +31,7 @@ use sluice_core::model::{
 };
 use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Planner, ServicePlan};
+use sluice_skips::{in_namespaces, skip};
 use sluice_sys::bpf::{Directory, Layer, Maps};
 use sluice_sys::proc::monotonic_nanos;
 use sluice_tests::lab::cgroup;
@@ -49,26 +51,25 @@ struct World {
 fn in_a_place(scheduler: &'static str, test: impl FnOnce(&mut World) + Send + 'static) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let Some(cgroups) = cgroup::root() else {
-        println!("skip: there is no cgroup2 filesystem that can be written");
+        skip("cgroup2", "no such filesystem can be written");
         return;
     };
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("sluice-backend-{}-{number}", std::process::id());
     let (cgroup, bpffs) = (cgroups.join(&name), std::env::temp_dir().join(&name));
     let (inside, mounted) = (cgroup.clone(), bpffs.clone());
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
-            println!("skip: needs root to make namespaces ({error})");
-            return;
-        }
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        std::fs::create_dir(&mounted).unwrap();
-        mount(Some("bpf"), &mounted, Some("bpf"), MsFlags::empty(), none).unwrap();
-        std::fs::create_dir(&inside).unwrap();
-        test(&mut World::new(settings(scheduler, &inside, mounted.join("sluice"))));
-    });
-    let result = thread.join();
+    let kinds = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+    let run = || {
+        in_namespaces(kinds, move || {
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            std::fs::create_dir(&mounted).unwrap();
+            mount(Some("bpf"), &mounted, Some("bpf"), MsFlags::empty(), none).unwrap();
+            std::fs::create_dir(&inside).unwrap();
+            test(&mut World::new(settings(scheduler, &inside, mounted.join("sluice"))));
+        })
+    };
+    let result = catch_unwind(AssertUnwindSafe(run));
     let _ = umount2(&bpffs, MntFlags::MNT_DETACH);
     let _ = std::fs::remove_dir(&bpffs);
     cgroup::remove(&cgroup);

@@ -47,7 +47,7 @@ fn text(output: &Output) -> String {
 #[cfg(feature = "ebpf")]
 fn with_ebpf(name: &'static str, test: impl FnOnce(&Path, &Path) + Send + 'static) {
     let Some(cgroups) = cgroup::root() else {
-        eprintln!("skip: there is no cgroup2 filesystem that can be written");
+        sluice_skips::skip("cgroup2", "no such filesystem can be written");
         return;
     };
     let cgroup = cgroups.join(format!("sluice-{name}-{}", std::process::id()));
@@ -189,7 +189,7 @@ fn after_a_cleanup_the_plugin_starts_no_pods_and_what_is_left_is_named() {
         let status = || {
             let plugin = Path::new(SLUICE).with_file_name("sluice-cni");
             if !plugin.exists() {
-                eprintln!("skip: there is no plugin beside sluice, so its STATUS is not asked for");
+                sluice_skips::skip("sluice-cni", "it is not beside sluice, so its STATUS is not asked for");
                 return None;
             }
             let input = directory.join("input");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::Spanned;
+use sluice_skips::Why;
 
 use crate::topology::Topology;
 use crate::{needs, objects};
@@ -153,17 +154,17 @@ impl Case {
     }
 
     /// Why this case is not for a proxy, by all of its names, on this machine; `None` when it is.
-    pub fn skip_reason(&self, names: &[String]) -> anyhow::Result<Option<String>> {
+    pub fn skip_reason(&self, names: &[String]) -> anyhow::Result<Option<Why>> {
         if let Some((name, reason)) = names.iter().find_map(|name| self.except.get_key_value(name)) {
-            return Ok(Some(format!("not for {name}: {reason}")));
+            return Ok(Some(Why::choice(format!("not for {name}: {reason}"))));
         }
         let is_kube_proxy = names.iter().any(|name| name.starts_with("kube-proxy"));
         if let (Some(beyond), true) = (&self.beyond, is_kube_proxy) {
-            return Ok(Some(format!("beyond {beyond}")));
+            return Ok(Some(Why::choice(format!("beyond {beyond}"))));
         }
         for need in &self.needs {
-            if let Some(reason) = needs::missing(need)? {
-                return Ok(Some(reason));
+            if let Some(lack) = needs::missing(need)? {
+                return Ok(Some(lack));
             }
         }
         Ok(None)
@@ -251,7 +252,7 @@ mod tests {
             |head: &str| Case::parse(&format!("{head}\n{HEAD}- wait: 1s\n"), Path::new("x.yaml")).unwrap();
         let reason = |case: &Case, names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            case.skip_reason(&names).unwrap()
+            case.skip_reason(&names).unwrap().map(|why| why.to_string())
         };
         let beyond = case("beyond: kube-proxy, why\nexcept: {ipvs: cannot}");
         assert_eq!(reason(&beyond, &["nftables"]), None);

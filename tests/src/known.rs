@@ -3,6 +3,7 @@
 
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
+use sluice_skips::Why;
 
 /// The list that the project keeps.
 pub const OF_THE_PROJECT: &str = include_str!("../known-case-errors.yaml");
@@ -19,12 +20,12 @@ struct KnownError {
     /// The proxies that it is skipped for
     proxies: Vec<String>,
     #[serde(flatten)]
-    why: Why,
+    fault: Fault,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Why {
+enum Fault {
     /// What the real kube-proxy does, and how that was seen
     Evidence(String),
     /// What the proxy does not do, and where that is documented
@@ -41,15 +42,15 @@ impl KnownErrors {
 
     /// Why a case is not run with a proxy.
     #[must_use]
-    pub fn skip_reason(&self, case: &str, proxy: &str) -> Option<String> {
+    pub fn skip_reason(&self, case: &str, proxy: &str) -> Option<Why> {
         let listed =
             |error: &&KnownError| error.case == case && error.proxies.iter().any(|name| name == proxy);
         let error = self.0.iter().find(listed)?;
         let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        Some(match &error.why {
-            Why::Evidence(evidence) => format!("the case is wrong: {}", one_line(evidence)),
-            Why::Limit(limit) => format!("not for {proxy}: {}", one_line(limit)),
-        })
+        Some(Why::choice(match &error.fault {
+            Fault::Evidence(evidence) => format!("the case is wrong: {}", one_line(evidence)),
+            Fault::Limit(limit) => format!("not for {proxy}: {}", one_line(limit)),
+        }))
     }
 }
 
@@ -61,10 +62,11 @@ mod tests {
     fn only_listed_pairs_are_skipped() {
         let text = "- case: a\n  proxies: [kube-proxy-nftables]\n  evidence: |\n    it does\n    not\n";
         let known = KnownErrors::parse(text).unwrap();
-        assert_eq!(known.skip_reason("a", "kube-proxy-nftables").unwrap(), "the case is wrong: it does not");
+        let wrong = Why::choice("the case is wrong: it does not");
+        assert_eq!(known.skip_reason("a", "kube-proxy-nftables"), Some(wrong));
         assert_eq!(known.skip_reason("a", "nftables"), None);
         let limit = KnownErrors::parse("- {case: a, proxies: [ebpf], limit: no such packets}").unwrap();
-        assert_eq!(limit.skip_reason("a", "ebpf").unwrap(), "not for ebpf: no such packets");
+        assert_eq!(limit.skip_reason("a", "ebpf"), Some(Why::choice("not for ebpf: no such packets")));
         assert_eq!(known.skip_reason("b", "kube-proxy-nftables"), None);
         assert!(KnownErrors::parse("- case: a\n").is_err());
         assert!(KnownErrors::parse("# nothing\n").is_ok());

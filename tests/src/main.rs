@@ -248,7 +248,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     // A control plane for each job takes memory and, at its start, most of a core.
     let default_jobs = if options.tools.is_some() { cpus() } else { cpus() * 2 };
     runner::run_all(&files, &options, arguments.jobs.unwrap_or(default_jobs), &report);
-    report.finish();
+    report.finish()?;
     if let Some(file) = &arguments.json {
         report.write_json(file, &proxy, &source)?;
     }
@@ -262,7 +262,7 @@ fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
     let lab = prepare(ProxyProgram::sluice(&arguments.sluice, "nftables")?)?;
     let report = Report::default();
     scenarios::run_all(&selected, &scenarios::Options { lab, tools, long: arguments.long }, &report);
-    report.finish();
+    report.finish()?;
     if let Some(file) = &arguments.json {
         report.write_json(file, "nftables", "api")?;
     }

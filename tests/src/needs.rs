@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use sluice_skips::{Why, skip};
 
 use crate::agent::dial::stream_socket;
 use crate::lab::cgroup;
@@ -18,12 +19,12 @@ pub const MANIFESTS: &str = "manifests";
 pub const LAB_LINKS: &str = "lab-links";
 
 /// Why `need` is missing on this machine; `None` when it is there. An unknown name is an error.
-pub fn missing(need: &str) -> Result<Option<String>> {
+pub fn missing(need: &str) -> Result<Option<Why>> {
     let (there, what) = match need {
         // The source of objects, and who wires pods, decide, not the machine.
         MANIFESTS | LAB_LINKS => (true, ""),
         "sctp" => (stream_socket(Proto::Sctp, false).is_ok(), "the kernel has no SCTP"),
-        "ipv6" => (has_ipv6(), "the kernel has no IPv6"),
+        "ipv6" => (speaks_ipv6(), "the kernel has none"),
         "conntrack" | "tcpdump" | "nft" => (in_path(need), "the program is not installed"),
         "cgroup2" => (cgroup::root().is_some(), "no writable cgroup2 mount"),
         "iptables-legacy" => {
@@ -34,7 +35,7 @@ pub fn missing(need: &str) -> Result<Option<String>> {
         "dummy" => (has_dummy(), "the kernel has no dummy links"),
         other => bail!("needs: unknown feature {other:?}"),
     };
-    Ok((!there).then(|| format!("needs {need}: {what}")))
+    Ok((!there).then(|| Why::lack(need, what)))
 }
 
 /// Refuses names of features that nobody knows.
@@ -79,9 +80,18 @@ fn runs_containers() -> bool {
     runs
 }
 
-/// Whether the kernel speaks IPv6.
+/// Whether the kernel speaks IPv6; else what would use it is skipped.
 #[must_use]
+#[track_caller]
 pub fn has_ipv6() -> bool {
+    let there = speaks_ipv6();
+    if !there {
+        skip("ipv6", "the kernel has none, so that is tested with IPv4 only");
+    }
+    there
+}
+
+fn speaks_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists()
 }
 

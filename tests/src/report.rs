@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use sluice_skips::{Skip, Why};
 
 use crate::agent::lock;
 
@@ -34,10 +35,7 @@ pub enum Ending {
     /// One was not
     Failed(Box<Failure>),
     /// It was not executed
-    Skipped {
-        /// Why
-        reason: String,
-    },
+    Skipped(Why),
 }
 
 /// Why a case failed.
@@ -94,7 +92,7 @@ impl CaseReport {
         match &self.ending {
             Ending::Passed => format!("ok   {} ({:.1}s)\n", self.name, self.seconds),
             Ending::Failed(failure) => format!("FAIL {}\n{}", self.name, failure.text(&self.file)),
-            Ending::Skipped { reason } => format!("skip {}: {reason}\n", self.name),
+            Ending::Skipped(why) => format!("skip {}: {why}\n", self.name),
         }
     }
 }
@@ -132,14 +130,21 @@ impl Report {
         Counts {
             passed: count(|ending| matches!(ending, Ending::Passed)),
             failed: count(|ending| matches!(ending, Ending::Failed(_))),
-            skipped: count(|ending| matches!(ending, Ending::Skipped { .. })),
+            skipped: count(|ending| matches!(ending, Ending::Skipped(_))),
         }
     }
 
-    /// Prints the last line.
-    pub fn finish(&self) {
+    /// Writes the skips to the ledger of all tests, and prints the last line.
+    pub fn finish(&self) -> Result<()> {
+        for case in lock(&self.cases).iter() {
+            if let Ending::Skipped(why) = &case.ending {
+                let skip = Skip { test: case.name.clone(), why: why.clone() };
+                sluice_skips::note(&skip).context("the ledger of skips")?;
+            }
+        }
         let Counts { passed, failed, skipped } = self.counts();
         print(&format!("{passed} passed, {failed} failed, {skipped} skipped\n"));
+        Ok(())
     }
 
     /// Writes everything as JSON.
@@ -181,7 +186,7 @@ mod tests {
         let report = Report::default();
         let case = |ending| CaseReport { name: "x".into(), file: "x.yaml".into(), seconds: 2.34, ending };
         assert_eq!(case(Ending::Passed).text(), "ok   x (2.3s)\n");
-        assert_eq!(case(Ending::Skipped { reason: "no".into() }).text(), "skip x: no\n");
+        assert_eq!(case(Ending::Skipped(Why::choice("no"))).text(), "skip x: no\n");
         let failure = Failure { line: Some(7), expected: Some("a".into()), ..Failure::default() };
         let failed = case(Ending::Failed(Box::new(failure)));
         assert_eq!(failed.text(), "FAIL x\n    x.yaml:7\n    expected: a\n");

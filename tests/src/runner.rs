@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::Value;
+use sluice_skips::Why;
 
 use crate::capture::Capture;
 use crate::case::{Case, Step};
@@ -90,19 +91,20 @@ fn failed(failure: Failure) -> Ending {
 /// Executes a case unless it is to be skipped. `cluster` is this worker's API server, started when first needed.
 fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Cluster>>) -> Ending {
     let names = options.lab.proxy.names();
-    if let Some(reason) = names.iter().find_map(|name| options.known.skip_reason(&case.name, name)) {
-        return Ending::Skipped { reason };
+    if let Some(why) = names.iter().find_map(|name| options.known.skip_reason(&case.name, name)) {
+        return Ending::Skipped(why);
     }
     if options.tools.is_some() && case.needs.iter().any(|need| need == needs::MANIFESTS) {
-        return Ending::Skipped { reason: "needs manifests: an API server refuses its objects".to_owned() };
+        return Ending::Skipped(Why::choice("needs manifests: an API server refuses its objects"));
     }
     if options.lab.pod_network.is_sluice() && case.needs.iter().any(|need| need == needs::LAB_LINKS) {
-        let reason = "needs lab-links: sluice's plugin gives pods' links other names".to_owned();
-        return Ending::Skipped { reason };
+        return Ending::Skipped(Why::choice(
+            "needs lab-links: sluice's plugin gives pods' links other names",
+        ));
     }
     match case.skip_reason(&names) {
         Ok(None) => {}
-        Ok(Some(reason)) => return Ending::Skipped { reason },
+        Ok(Some(why)) => return Ending::Skipped(why),
         Err(error) => return broken(&error),
     }
     if let (Some(tools), None) = (&options.tools, &cluster) {

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use sluice_skips::Why;
 
 use crate::cluster::Cluster;
 use crate::cluster::tools::Tools;
@@ -124,12 +125,12 @@ pub fn run_all(scenarios: &[Scenario], options: &Options, report: &Report) {
 
 fn run_selected(scenario: &Scenario, options: &Options, cluster: &mut Option<Rc<Cluster>>) -> Ending {
     if scenario.long && !options.long {
-        return Ending::Skipped { reason: "it takes minutes: --long".to_owned() };
+        return Ending::Skipped(Why::choice("it takes minutes: --long"));
     }
     for need in scenario.needs {
         match needs::missing(need) {
             Ok(None) => {}
-            Ok(Some(reason)) => return Ending::Skipped { reason },
+            Ok(Some(lack)) => return Ending::Skipped(lack),
             Err(error) => return failed(&error),
         }
     }

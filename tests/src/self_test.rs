@@ -48,7 +48,7 @@ impl Pair {
         match run_case(&case, options, None) {
             Ending::Passed => Ok(()),
             Ending::Failed(failure) => Err(format!("the right case failed:\n{}", failure.text(&case.file))),
-            Ending::Skipped { reason } => Err(format!("the right case was skipped: {reason}")),
+            Ending::Skipped(reason) => Err(format!("the right case was skipped: {reason}")),
         }
     }
 
@@ -64,7 +64,7 @@ impl Pair {
             Ending::Failed(failure) if failure.step == Some(case.steps.len()) => Ok(()),
             Ending::Failed(failure) => Err(format!("it failed elsewhere:\n{}", failure.text(&case.file))),
             Ending::Passed => Err("a wrong expectation passed".to_owned()),
-            Ending::Skipped { reason } => Err(format!("it was skipped: {reason}")),
+            Ending::Skipped(reason) => Err(format!("it was skipped: {reason}")),
         }
     }
 

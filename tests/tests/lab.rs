@@ -26,7 +26,7 @@ hosts: {client: [tcp/9000, udp/9000], node-b: [udp/7000]}
 
 fn lab() -> Option<Lab> {
     if !nix::unistd::geteuid().is_root() {
-        println!("skip: labs need root");
+        sluice_skips::skip("root", "labs are network namespaces");
         return None;
     }
     let proxy = ProxyProgram::sluice(Path::new("/bin/true"), "nftables").unwrap();
@@ -53,7 +53,7 @@ fn answer(lab: &Lab, from: &str, to: &str) -> Answer {
 #[test]
 fn a_capture_misses_nothing_while_tcpdump_has_no_processor() {
     if let Some(lack) = needs::missing("tcpdump").unwrap() {
-        return println!("skip: {lack}");
+        return sluice_skips::skip_for(lack);
     }
     let Some(lab) = lab() else { return };
     let node: From = "host/node-a".parse().unwrap();

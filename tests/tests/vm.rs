@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn kernel() -> Option<Kernel> {
     let Some(directory) = std::env::var_os("SLUICE_VM_KERNEL") else {
-        println!("skip: no SLUICE_VM_KERNEL");
+        sluice_skips::skip("vm-kernel", "SLUICE_VM_KERNEL names none");
         return None;
     };
     Some(Kernel::open(Path::new(&directory)).unwrap())

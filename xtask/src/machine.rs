@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use sluice_skips::LEDGER;
 
 use crate::build_ebpf;
+use crate::skips;
 
 /// Programs that labs and tests use, and Debian's packages that have them.
 const PROGRAMS: [(&str, &str); 7] = [
@@ -69,8 +71,11 @@ pub(crate) fn has(program: &str) -> bool {
     std::env::split_paths(&path).chain(extra).any(|directory| directory.join(program).is_file())
 }
 
-/// Runs a command to its end; failure is an error that names it.
+/// Runs a command to its end; failure is an error that names it. What it skips is counted.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
+    if let Some(ledger) = skips::ledger() {
+        command.env(LEDGER, ledger);
+    }
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     if !status.success() {
         bail!("{command:?} failed: {status}");

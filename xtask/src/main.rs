@@ -11,6 +11,7 @@ mod image;
 mod machine;
 mod passes;
 mod scenarios;
+mod skips;
 mod suites;
 mod test;
 mod torture;

@@ -4,6 +4,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use sluice_skips::{Skip, Why};
+
+use crate::skips;
 
 /// How suites ended, in their order.
 #[derive(Debug, Default)]
@@ -20,7 +23,7 @@ struct Suite {
 enum Ending {
     Passed,
     Failed(String),
-    Skipped(String),
+    Skipped(Why),
 }
 
 impl Suites {
@@ -40,9 +43,13 @@ impl Suites {
     }
 
     /// Notes a suite that this machine cannot run.
-    pub(crate) fn skip(&mut self, name: &str, reason: &str) {
-        println!("skip {name}: {reason}");
-        let ending = Ending::Skipped(reason.to_owned());
+    pub(crate) fn skip(&mut self, name: &str, why: Why) {
+        println!("skip {name}: {why}");
+        let skip = Skip { test: name.to_owned(), why };
+        let ending = match skips::note(&skip) {
+            Ok(()) => Ending::Skipped(skip.why),
+            Err(error) => Ending::Failed(format!("{error:#}")),
+        };
         self.0.push(Suite { name: name.to_owned(), time: Duration::ZERO, ending });
     }
 
@@ -86,7 +93,7 @@ mod tests {
             ran = true;
             Ok(())
         });
-        suites.skip("three", "no Go");
+        suites.skip("three", Why::lack("go", "nothing is built"));
         assert!(ran);
         let summary = suites.summary();
         let lines: Vec<&str> = summary.lines().collect();
@@ -95,7 +102,7 @@ mod tests {
             [
                 "FAIL one (0 s): broken",
                 "ok   two (0 s)",
-                "skip three: no Go",
+                "skip three: needs go: nothing is built",
                 "1 passed, 1 failed, 1 skipped"
             ]
         );

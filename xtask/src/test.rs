@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
+use sluice_skips::Why;
 
 use crate::build_ebpf;
 use crate::bursts;
@@ -14,6 +15,7 @@ use crate::cni_suite;
 use crate::conformance;
 use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
+use crate::skips;
 use crate::suites::Suites;
 use crate::torture;
 
@@ -30,6 +32,8 @@ pub(crate) struct Arguments {
 
 /// Runs everything that this machine can run, or everything in VMs: all of it, whatever fails meanwhile.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let required = skips::Required::of_environment()?;
+    skips::begin()?;
     machine::prepare()?;
     let programs = machine::build()?;
     let mut suites = Suites::default();
@@ -38,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         of_this_machine(&mut suites, &programs);
     }
+    suites.run("what was skipped", || skips::account(required));
     Ok(suites.finish())
 }
 
@@ -58,7 +63,8 @@ fn of_this_machine(suites: &mut Suites, programs: &Programs) {
     suites.run("bursts of connections, by ports that come again", || bursts::some(programs));
     in_vms::smoke(suites, programs);
     if tools.is_none() {
-        return suites.skip("cases with a real API server, scenarios, CNI tests", "no Go has built them");
+        let lack = Why::lack("go", "it builds Kubernetes and etcd");
+        return suites.skip("cases with a real API server, scenarios, CNI tests", lack);
     }
     for proxy in ["nftables", "ebpf", "kube-proxy-nftables"] {
         run_cases(suites, proxy, "api", "lab");

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
+use sluice_skips::in_namespaces;
 
 /// A node, and the files of its test.
 struct Node {
@@ -54,11 +55,7 @@ impl Answer {
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
     let directory = std::env::temp_dir().join(format!("sluice-cni-test-{name}-{}", std::process::id()));
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
+    in_namespaces(CloneFlags::CLONE_NEWNET, move || {
         std::fs::create_dir_all(&directory).unwrap();
         let node = Node { directory };
         // The node's own addresses, wherever they are.
@@ -70,7 +67,6 @@ fn on_a_node(name: &str, test: impl FnOnce(&Node) + Send + 'static) {
         }
         test(&node);
     });
-    thread.join().unwrap();
 }
 
 impl Node {

@@ -1,6 +1,7 @@
 //! Namespaces, a bpf filesystem and a cgroup for tests of eBPF.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
+use sluice_skips::{in_namespaces, skip};
 use sluice_sys::bpf::Directory;
 
 /// The eBPF programs as they were built last; `None`, with the reason, where there are none.
@@ -18,10 +20,8 @@ pub(crate) fn object() -> Option<&'static [u8]> {
     match std::fs::read(&path) {
         Ok(bytes) => Some(bytes.leak()),
         Err(error) => {
-            println!(
-                "skip: no eBPF programs ({}: {error}); cargo xtask build-ebpf makes them",
-                path.display()
-            );
+            let why = format!("{}: {error}; cargo xtask build-ebpf makes it", path.display());
+            skip("ebpf-object", why);
             None
         }
     }
@@ -45,30 +45,31 @@ impl Lab {
             .into_iter()
             .find(|path| path.join("cgroup.procs").exists())
         else {
-            println!("skip: there is no cgroup2 filesystem");
+            skip("cgroup2", "there is no such filesystem");
             return;
         };
         let name = format!("sluice-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let place = Lab { object, cgroup: cgroups.join(&name), bpffs: std::env::temp_dir().join(&name) };
         let inside = place.clone();
-        let thread = std::thread::spawn(move || {
-            if let Err(error) = nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
-                println!("skip: needs root to make namespaces ({error})");
-                return;
-            }
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            std::fs::create_dir(&inside.bpffs).unwrap();
-            mount(Some("bpf"), &inside.bpffs, Some("bpf"), MsFlags::empty(), none).unwrap();
-            std::fs::create_dir(&inside.cgroup).unwrap();
-            test(&inside);
-        });
-        let result = thread.join();
+        let kinds = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+        let run = || {
+            in_namespaces(kinds, move || {
+                let none: Option<&str> = None;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                std::fs::create_dir(&inside.bpffs).unwrap();
+                mount(Some("bpf"), &inside.bpffs, Some("bpf"), MsFlags::empty(), none).unwrap();
+                std::fs::create_dir(&inside.cgroup).unwrap();
+                test(&inside);
+            })
+        };
+        let result = catch_unwind(AssertUnwindSafe(run));
         let _ = umount2(&place.bpffs, MntFlags::MNT_DETACH);
         let _ = std::fs::remove_dir(&place.bpffs);
         // Processes that just ended leave it a moment later.
         wait(|| !place.cgroup.exists() || std::fs::remove_dir(&place.cgroup).is_ok());
-        result.unwrap();
+        if let Err(panic) = result {
+            resume_unwind(panic);
+        }
     }
 
     pub(crate) fn directory(&self) -> Directory {

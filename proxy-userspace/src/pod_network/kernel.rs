@@ -550,10 +550,6 @@ mod tests {
         for (zero, node) in [(true, Some(node6)), (true, None), (false, Some(node6))] {
             for state in states.clone() {
                 let test = move || {
-                    if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-                        println!("skip: needs root to make a network namespace ({error})");
-                        return;
-                    }
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
                         let (connection, handle, _) = rtnetlink::new_connection().unwrap();
@@ -574,7 +570,7 @@ mod tests {
                         assert_eq!(now, state);
                     });
                 };
-                std::thread::spawn(test).join().unwrap();
+                sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, test);
             }
         }
     }

@@ -18,11 +18,7 @@ const NODE: &str = "192.0.2.1";
 
 /// Runs a test in a thread with a network namespace of its own. Without root: a skip that says so.
 pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
+    sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {
         for arguments in [&["link", "set", "lo", "up"][..], &["address", "add", NODE, "dev", "lo"]] {
             assert!(Command::new("ip").args(arguments).status().unwrap().success());
         }
@@ -30,7 +26,6 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.unwrap().block_on(test());
     });
-    thread.join().unwrap();
 }
 
 /// A proxy that runs until this is dropped.

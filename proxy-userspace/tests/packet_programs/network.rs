@@ -199,10 +199,8 @@ fn commands() -> String {
     lines.join("\n")
 }
 
-/// Makes the calling thread's network namespace a new one with all this in it; an error says why that is not possible.
-pub(crate) fn enter() -> Result<(), String> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-        .map_err(|error| format!("needs root to make a network namespace ({error})"))?;
+/// Makes all this in the calling thread's network namespace, which is new.
+pub(crate) fn furnish() {
     for (path, value) in [
         ("ipv4/ip_forward", "1"),
         ("ipv4/conf/all/rp_filter", "0"),
@@ -210,14 +208,11 @@ pub(crate) fn enter() -> Result<(), String> {
         ("ipv6/conf/all/forwarding", "1"),
         ("ipv6/conf/default/accept_dad", "0"),
     ] {
-        std::fs::write(format!("/proc/sys/net/{path}"), value).map_err(|error| format!("{path}: {error}"))?;
-    }
-    if let Err(error) = Command::new("ip").arg("-V").output() {
-        return Err(format!("needs the program ip of iproute2 ({error})"));
+        std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
     }
     ip_batch(&commands());
     // As the daemon does.
-    lo::opening(lo::Before::default()).and_then(|change| change.make()).map_err(|error| error.to_string())?;
+    lo::opening(lo::Before::default()).and_then(|change| change.make()).unwrap();
     // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are plugged in.
     let IpAddr::V6(own) = Family::V6.node() else { unreachable!("IPv6") };
     let own = format!("{:032x} 80 ", u128::from(own));
@@ -226,7 +221,6 @@ pub(crate) fn enter() -> Result<(), String> {
         assert!(begin.elapsed() < Duration::from_secs(10), "no route to {}", Family::V6.node());
         std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
 }
 
 /// Runs commands of ip(8) in the calling thread's network namespace.

@@ -118,7 +118,7 @@ impl Family {
 pub(crate) fn with_wires(test: fn(&mut World, &mut Wire, &mut Wire, Family)) {
     on_a_node(move |world| {
         let (Some(mut a), Some(mut b)) = (Wire::new("wire-a"), Wire::new("wire-b")) else {
-            println!("skip: needs /dev/net/tun");
+            sluice_skips::skip("tun", "there is no /dev/net/tun");
             return;
         };
         let mut lines = vec!["link set wire-a up".to_owned(), "link set wire-b up".to_owned()];

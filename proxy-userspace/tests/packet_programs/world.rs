@@ -18,6 +18,7 @@ use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
     SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
 };
+use sluice_skips::{in_namespaces, skip};
 
 use crate::network::{self, FAMILIES, Family, INTERFACES, index, mac};
 use crate::packets::{Body, Message, Packet};
@@ -64,7 +65,7 @@ pub(crate) fn may_load() -> bool {
     match load() {
         Ok(_) => true,
         Err(error) if error.contains("PermissionDenied") => {
-            println!("skip: needs CAP_BPF and CAP_NET_ADMIN ({error})");
+            skip("bpf", format_args!("CAP_BPF and CAP_NET_ADMIN ({error})"));
             false
         }
         Err(error) => panic!("{error}"),
@@ -78,11 +79,8 @@ pub(crate) struct World {
 
 /// Runs a test on a fresh node. Without root: a skip that says so.
 pub(crate) fn on_a_node(test: impl FnOnce(&mut World) + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = network::enter() {
-            println!("skip: {error}");
-            return;
-        }
+    in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {
+        network::furnish();
         let held = LOADED.lock().unwrap().pop();
         let ebpf = match held {
             Some(ebpf) => ebpf,
@@ -102,9 +100,6 @@ pub(crate) fn on_a_node(test: impl FnOnce(&mut World) + Send + 'static) {
         test(&mut world);
         LOADED.lock().unwrap().extend(world.ebpf.take());
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 /// An address as maps have it.

@@ -8,17 +8,12 @@ use std::time::{Duration, Instant};
 /// Runs a test in a fresh network namespace with a directory of its own. Without root: a skip that says so.
 pub(crate) fn in_netns(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
     let directory = std::env::temp_dir().join(format!("sluice-daemon-{name}-{}", std::process::id()));
-    let thread = std::thread::spawn(move || {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            eprintln!("skip: needs root to make a network namespace ({error})");
-            return;
-        }
+    sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {
         std::fs::create_dir_all(directory.join("manifests")).unwrap();
         shell("ip link set lo up", "");
         test(&directory);
         std::fs::remove_dir_all(&directory).unwrap();
     });
-    thread.join().unwrap();
 }
 
 /// Runs a command line with some input; it has to succeed.

@@ -13,6 +13,6 @@ pub(crate) fn kube_proxy() -> Option<PathBuf> {
     if built.is_file() {
         return Some(built);
     }
-    eprintln!("skip: no kube-proxy; run `cargo xtask cluster-tools`, or name one with SLUICE_KUBE_PROXY");
+    sluice_skips::skip("kube-proxy", "cargo xtask cluster-tools builds one, SLUICE_KUBE_PROXY names another");
     None
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use sluice_skips::skip_for;
 
 use super::Scenario;
 use super::stage::{Stage, met};
@@ -90,7 +91,9 @@ fn rules(stage: &Stage) -> Result<Vec<String>> {
         }
         lines.push(format!("{table} {line}"));
     }
-    if needs::missing("iptables-legacy")?.is_none() {
+    if let Some(lack) = needs::missing("iptables-legacy")? {
+        skip_for(lack);
+    } else {
         for program in ["iptables-save", "ip6tables-save"] {
             let saved = stage.run(NODE, &["xtables-legacy-multi", program])?;
             ensure!(saved.status.success(), "{program}: {}", saved.stderr);

@@ -63,7 +63,10 @@ impl Cluster {
     pub(crate) fn start(mode: &'static str, wiring: Wiring) -> Option<Self> {
         let variable = |name| std::env::var_os(name).map(PathBuf::from);
         let (Some(kernel), Some(sluice)) = (variable("SLUICE_VM_KERNEL"), variable("SLUICE_BINARY")) else {
-            println!("skip: no SLUICE_VM_KERNEL and SLUICE_BINARY (cargo xtask test sets them)");
+            sluice_skips::skip(
+                "vm-nodes",
+                "SLUICE_VM_KERNEL and SLUICE_BINARY name no kernel and daemon for them",
+            );
             return None;
         };
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

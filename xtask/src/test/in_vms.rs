@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use sluice_skips::Why;
 
 use crate::cluster_tools;
 use crate::conformance;
@@ -13,7 +14,7 @@ use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
 use crate::suites::Suites;
 use crate::vm::kernels::{self, Series};
-use crate::vm::{options, runner};
+use crate::vm::runner;
 
 /// Names the kernel for the tests of the VMs themselves.
 pub(super) const KERNEL_VARIABLE: &str = "SLUICE_VM_KERNEL";
@@ -91,7 +92,8 @@ fn obstacle() -> Option<&'static str> {
 /// The directory of the kernel for tests of VMs, unless there can be none.
 pub(super) fn kernel_of_tests() -> Result<Option<PathBuf>> {
     if let Some(obstacle) = obstacle() {
-        println!("skip: all tests in VMs: {obstacle}");
+        // Its tests are skipped one by one.
+        println!("no tests in VMs: {obstacle}");
         return Ok(None);
     }
     kernels::get(OLDEST, false)?;
@@ -101,7 +103,7 @@ pub(super) fn kernel_of_tests() -> Result<Option<PathBuf>> {
 /// Runs the tests of every time: IPVS, which this machine may lack, and cases of each backend.
 pub(super) fn smoke(suites: &mut Suites, programs: &Programs) {
     if let Some(obstacle) = obstacle() {
-        return suites.skip("tests in VMs", obstacle);
+        return suites.skip("tests in VMs", Why::lack("vm", obstacle));
     }
     suites.run("kernel tests of IPVS in a VM", || kernel_tests(OLDEST));
     for name in ["nodes_with_ipvs", "nodes_with_the_pod_network"] {
@@ -133,7 +135,7 @@ pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
         if cluster_tools::has_go() {
             suites.run(&name("scenarios"), || run_scenarios(series));
         } else {
-            suites.skip(&name("scenarios"), "Go, which builds the real API server, is missing");
+            suites.skip(&name("scenarios"), Why::lack("go", "it builds the real API server"));
         }
     }
     Ok(())
@@ -146,7 +148,7 @@ fn kernel_tests(series: Series) -> Result<()> {
     let output = build.output().context("starting cargo")?;
     ensure!(output.status.success(), "the tests of sluice-sys cannot be built");
     let test = executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no test")?;
-    runner::program(series, &options(None)?, &["ipvs"], vec![test], TESTS_LIMIT)
+    runner::run_alone(series, &["ipvs"], vec![test], TESTS_LIMIT)
 }
 
 /// The executable that cargo's messages name.

@@ -5,17 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use sluice_skips::LEDGER;
 use sluice_tests::vm::{Command, Vm, VmOptions, modules};
 use sluice_tests::{interrupt, lab::prune};
 
 use super::kernels::{self, Series};
 use super::{options, stream};
 use crate::machine::target_directory;
+use crate::skips;
 
 /// How many times longer than usual an expectation may take to be met. Emulation makes a machine ten times slower.
 pub(crate) const PATIENCE: u32 = 10;
 /// What a run may take beside what it runs.
 const LIMIT: Duration = Duration::from_secs(300);
+/// The ledger in a VM's output.
+const SKIPS: &str = "skips.jsonl";
 
 /// What the runner is to do.
 pub(crate) struct Job<'a> {
@@ -37,8 +41,18 @@ pub(crate) struct Job<'a> {
 
 /// Runs it; fails unless the runner succeeds.
 pub(crate) fn run(job: Job<'_>) -> Result<()> {
+    with_output(|output| run_and_report(job, output))
+}
+
+/// Runs a program that is no runner; fails unless it succeeds.
+pub(crate) fn run_alone(series: Series, proxies: &[&str], argv: Vec<String>, limit: Duration) -> Result<()> {
+    with_output(|output| program(series, &options(Some(output))?, proxies, argv, limit))
+}
+
+/// Lets something use a directory for what a VM writes.
+fn with_output(work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let output = target_directory().join(format!("vm/report-{}", std::process::id()));
-    let done = run_and_report(job, &output);
+    let done = work(&output);
     drop(fs::remove_dir_all(output));
     done
 }
@@ -57,7 +71,8 @@ fn run_and_report(job: Job<'_>, output: &Path) -> Result<()> {
     done
 }
 
-/// Runs a program in a VM that has loaded what some backends need; fails unless it succeeds.
+/// Runs a program in a VM that has loaded what some backends need; fails unless it succeeds. What it skips is counted
+/// where the VM has an output.
 pub(crate) fn program(
     series: Series,
     options: &VmOptions,
@@ -72,7 +87,15 @@ pub(crate) fn program(
     println!("in a VM: Linux {}", kernel.release);
     vm.load(&modules_of(proxies))?;
     let name = argv.first().cloned().unwrap_or_default();
-    match stream(&mut vm, &Command::new(argv), limit)? {
+    let mut command = Command::new(argv);
+    if options.output.is_some() {
+        command = command.variable(LEDGER, &format!("/out/{SKIPS}"));
+    }
+    let status = stream(&mut vm, &command, limit)?;
+    if let Some(output) = &options.output {
+        skips::gather(&output.join(SKIPS))?;
+    }
+    match status {
         Some(0) => Ok(()),
         Some(status) => bail!("{name} in the VM ended with status {status}"),
         None if interrupt::requested() => bail!("interrupted"),
