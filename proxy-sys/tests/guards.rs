@@ -31,7 +31,7 @@ impl World {
         let of = |what: &str| format!("sluice-{name}-{}-{what}", std::process::id());
         let world = World { node: of("node"), neighbour: of("wire"), pods: [of("p1"), of("p2")] };
         if !sh(&format!("ip netns add {} 2>/dev/null", world.node)) {
-            println!("skip: needs root to make namespaces");
+            sluice_skips::skip("root", "network namespaces cannot be made");
             return None;
         }
         for other in [&world.neighbour].into_iter().chain(&world.pods) {

@@ -397,8 +397,9 @@ impl Reconciler {
         let replanned = self.planner.replan(&self.index, dirty.services);
         changes.extend(replanned);
         for change in &changes {
-mod no_local;
-mod own_node;
+            self.no_local.count(change, &self.outputs.metrics);
+            if let Some(event) = refusals::newly_refused(change, &self.planner, &self.settings.service_budget)
+            {
                 self.outputs.recorder.record(event);
             }
         }
