@@ -286,7 +286,7 @@ fn reachable(
 /// The ways to one node.
 fn reach(network: &mut PodNetwork, between: Between, own: &Own, node: &Node, cidrs: &[IpNet]) {
     let mut wrapped = Vec::new();
-    if between.transport != Transport::Direct {
+    if between.transport != Transport::Direct && !cidrs.is_empty() {
         // Also of those that are reached without: they may see their subnet otherwise.
         let addresses = Family::BOTH.into_iter().filter_map(|family| node.address(family));
         // A node answers pods that have asked it by its own address without a tunnel.

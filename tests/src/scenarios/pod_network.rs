@@ -3,6 +3,7 @@
 
 mod churn;
 mod loopback;
+mod neighbours;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(super) const ALL: &[Scenario] = &[
         pod_network: PodNetwork::SluiceDirect,
         ..TEMPLATE
     },
+    Scenario { name: "neighbours-cannot-be-pods", body: neighbours::cannot_be_others, ..TEMPLATE },
     Scenario { name: "host-ports-lead-to-pods", body: host_ports, ..TEMPLATE },
     Scenario { name: "host-ports-answer-on-loopback", body: loopback::answers, ..TEMPLATE },
     Scenario {
@@ -86,7 +88,7 @@ impl Stage {
         self.shell(
             "ip route show proto 92; ip -6 route show proto 92; ip -br address show dev sluice-vxlan0; \
              bridge fdb show dev sluice-vxlan0; ip neigh show dev sluice-vxlan0 nud permanent; \
-             nft list table inet sluice-pods; true",
+             nft -s list table inet sluice-pods; true",
         )
     }
 
