@@ -286,6 +286,16 @@ fn flows_end_in_time_in_both_tables() {
 }
 
 #[test]
+fn the_programs_know_how_many_flows_may_have_only_begun() {
+    in_a_place("random", |world| {
+        world.full();
+        let maps = world.backend.maps();
+        let config: Config = maps.get("CONFIG").unwrap().get_value(&0u32).unwrap().unwrap();
+        assert_eq!((config.newest, maps.get("NEWEST").unwrap().max_entries()), (1_024, 1_025));
+    });
+}
+
+#[test]
 fn interfaces_come_and_go_and_links_are_repaired() {
     in_a_place("random", |world| {
         world.full();

@@ -342,7 +342,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// CPUs that there could ever be, for each of which a per-CPU map has a value.
-fn possible_cpus() -> usize {
+pub(super) fn possible_cpus() -> usize {
     static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *CPUS.get_or_init(|| {
         let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
