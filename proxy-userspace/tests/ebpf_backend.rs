@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
+use sluice::affinity::Told;
 use sluice::backend::Applied;
 use sluice::backend::ebpf::{self, Backend};
 use sluice::config::{Flags, Settings, resolve};
-use sluice::metrics::Metrics;
 use sluice::node::{Device, NodeFacts};
 use sluice::{conntrack, flows, handover};
 use sluice_common::Address;
@@ -426,7 +426,7 @@ fn sockets_that_are_gone_are_forgotten() {
         conntrack::requests(&changes, &mut requests);
         assert!(!requests.is_empty());
         requests.into_iter().for_each(|request| drop(sender.send(request)));
-        let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Metrics::default());
+        let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Told::default());
         let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
         drop(sender);
         assert_eq!(maps.get("PEERS").unwrap().usage().unwrap().entries, 0);

@@ -42,6 +42,12 @@ impl Usage {
     pub fn is_high(&self) -> bool {
         self.entries * 5 > self.capacity * 4
     }
+
+    /// Whether less than 70 % are taken.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.entries * 10 < self.capacity * 7
+    }
 }
 
 impl Map {
