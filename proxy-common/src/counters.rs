@@ -54,6 +54,8 @@ counters! {
     DropNoRoute = "drop_no_route",
     /// Dropped: the packet cannot be read or rewritten
     DropMalformed = "drop_malformed",
+    /// Flows that only had begun, and gave way to newer ones
+    FlowsGaveWay = "flows_gave_way",
 }
 
 /// Number of counters.

@@ -92,6 +92,19 @@ impl Flow {
     }
 }
 
+/// Value of the map `NEWEST`: a flow that began.
+///
+/// Slot 0 has in `used` the number of the flow that begins next. The others are a ring: the slot of a number holds the flow that
+/// began so many flows ago, which ends now if its client's entry is as it was entered: `used` is still what it is here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Begun {
+    /// Its first packet, as it came in.
+    pub key: FlowKey,
+    /// [`Flow::used`] of both its entries when they were entered.
+    pub used: u64,
+}
+
 /// What the program `end_flow` is told, [`ORDER_AT`] bytes into its packet: a flow to remove, if nobody has used it since.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,7 +145,7 @@ pub mod seen {
     pub const FIN: u16 = 2;
     /// A TCP RST.
     pub const RST: u16 = 4;
-    /// A TCP segment after the handshake's first.
+    /// A TCP segment after the handshake's first; of a UDP client, a datagram after the first.
     pub const ESTABLISHED: u16 = 8;
 }
 
@@ -169,4 +182,4 @@ impl Fragment {
     pub const CUT: u32 = 1 << 31;
 }
 
-sizes!(FlowKey = 40, Flow = 56, Order = 96, FragmentKey = 40, Fragment = 8);
+sizes!(FlowKey = 40, Flow = 56, Begun = 48, Order = 96, FragmentKey = 40, Fragment = 8);

@@ -15,7 +15,8 @@ pub mod socket;
 /// Version of all layouts together. Maps of another version are never reused: the pins of a version have a directory of
 /// their own. Words that were zero may get a meaning without a new version where older programs and daemons do no harm with it: after a
 /// return to one that does not know [`flow::flag::PASSES`] or [`flow::flag::STRAIGHT`], such flows may have to begin anew, and what `lo`
-/// had before ([`node::Config::lo_before`]) is not given back.
+/// had before ([`node::Config::lo_before`]) is not given back. Nor does a map more, or one of another size: what connections of before
+/// are in would be left behind with the version.
 pub const LAYOUT: u32 = 1;
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), in network order.
@@ -102,6 +103,7 @@ sizes!(Address = 16);
 /// | `MAGLEV` | hash (scheduler maglev) | group id with list, `u64` | [`service::MaglevTable`] | daemon |
 /// | `AFFINITY` | LRU hash | [`service::AffinityKey`] | [`service::Affinity`] | programs |
 /// | `FLOWS`, `OLD_FLOWS` | LRU hash | [`flow::FlowKey`] | [`flow::Flow`] | programs |
+/// | `NEWEST` | array | 0, then slots | [`flow::Begun`] | programs |
 /// | `FRAGMENTS` | LRU hash | [`flow::FragmentKey`] | [`flow::Fragment`] | programs |
 /// | `PEERS` (UDP), `TCP_PEERS` | LRU hash | [`socket::SocketKey`] | [`socket::Peer`] | programs |
 /// | `PICKS` | LRU hash | [`socket::SocketKey`] | [`socket::Pick`] | programs |
@@ -113,7 +115,7 @@ sizes!(Address = 16);
 /// | `COUNTERS` | per-CPU array | [`counters::Counter`] as `u32` | `u64` | programs |
 pub mod maps {
     /// All names.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 21] = [
         "FRONTENDS",
         "GROUPS",
         "ENDPOINTS",
@@ -124,6 +126,7 @@ pub mod maps {
         "AFFINITY",
         "FLOWS",
         "OLD_FLOWS",
+        "NEWEST",
         "FRAGMENTS",
         "PEERS",
         "TCP_PEERS",

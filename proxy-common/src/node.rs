@@ -34,8 +34,8 @@ pub struct Config {
     pub tcp_established_timeout: u32,
     /// What the daemon keeps for itself: settings of `lo` before it changed them. Zero: none.
     pub lo_before: u32,
-    /// Zero.
-    pub reserved2: u32,
+    /// Slots of the ring of `NEWEST`; 0: there is none.
+    pub newest: u32,
 }
 
 /// Options of [`Config`].

@@ -20,7 +20,8 @@ use explore::{Verdict, World, explore};
 use table::Wrong;
 
 /// Packets one after the other on one processor, while the daemon looks for silent flows.
-const ONE: World = World { processors: 1, ports: 1, daemon: true, full: false, straight: false };
+const ONE: World =
+    World { processors: 1, ports: 1, daemon: true, full: false, straight: false, flood: false };
 
 #[test]
 fn the_protocol_of_before_removed_flows_that_lived() {
@@ -39,9 +40,9 @@ fn with_half_a_flow_of_before_no_connection_got_through_any_more() {
 /// Looks at a world, and at the same when removing fails now and then.
 #[track_caller]
 fn is_right(world: World) {
-    let World { ports, full, .. } = world;
+    let World { ports, full, flood, .. } = world;
     let begun = std::time::Instant::now();
-    let found = explore(&Claims { ports, busy: true, full }, world);
+    let found = explore(&Claims { ports, busy: true, full, flood, notes_more: true }, world);
     println!("{world:?}: {found:?} in {:?}", begun.elapsed());
     assert!(matches!(found, Verdict::Right(_)), "{found:?}");
 }
@@ -67,6 +68,22 @@ fn what_gives_way_to_connections_straight_to_the_endpoint_does_no_harm() {
     is_right(World { straight: true, full: true, ..ONE });
 }
 
+/// One processor's packets, while flows give way on another.
+const FLOOD: World = World { daemon: false, flood: true, ..ONE };
+
+#[test]
+fn a_flood_ends_no_connection_and_every_client_gets_through() {
+    is_right(FLOOD);
+    is_right(World { full: true, ..FLOOD });
+}
+
+#[test]
+fn a_connection_that_says_too_late_that_it_is_one_would_give_way() {
+    let late = Claims { ports: 1, busy: true, full: false, flood: true, notes_more: false };
+    let found = explore(&late, FLOOD);
+    assert!(matches!(found, Verdict::Wrong(Wrong::ConnectionGaveWay, _)), "{found:?}");
+}
+
 #[test]
 #[ignore = "minutes and gigabytes: with --release (docs/testing.md)"]
 fn all_at_once_and_with_more_ports() {
@@ -74,4 +91,6 @@ fn all_at_once_and_with_more_ports() {
     is_right(World { ports: 2, full: true, ..ONE });
     is_right(World { processors: 2, ..ONE });
     is_right(World { processors: 2, daemon: false, straight: true, ..ONE });
+    is_right(World { daemon: true, ..FLOOD });
+    is_right(World { processors: 2, ..FLOOD });
 }

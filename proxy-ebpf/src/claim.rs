@@ -22,6 +22,21 @@ use crate::packet::load;
 const NOT_ENDED: i32 = 0;
 const ENOENT: i32 = 2;
 
+/// Adds one to a number, in one step; returns what it was.
+#[inline(always)]
+pub fn next(number: *mut u64) -> u64 {
+    let was: u64;
+    // SAFETY: `number` is an aligned field of a map's value.
+    unsafe {
+        asm!(
+            "{was} = atomic_fetch_add((u64 *)({number} + 0), {was})",
+            number = in(reg) number,
+            was = inout(reg) 1_u64 => was,
+        );
+    }
+    was
+}
+
 /// Puts `new` in the place of `expected`, in one step; returns what was there.
 #[inline(always)]
 fn exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
@@ -95,21 +110,28 @@ pub fn obey(skb: *mut __sk_buff) -> i32 {
     if !load(skb, ORDER_AT, (&raw mut order).cast(), size_of::<Order>() as u32) {
         return NOT_ENDED;
     }
-    let Some(flow) = FLOWS.get_ptr_mut(&order.key) else { return NOT_ENDED };
-    if !claim(&order.key, flow, order.used) {
-        return NOT_ENDED;
+    let Order { key, other, used, other_used } = &order;
+    if end(key, *used, other, *other_used) { ENDED as i32 } else { NOT_ENDED }
+}
+
+/// Removes both entries of a flow, if neither was used since the times were read; 0: there is no other one. Returns whether they
+/// are removed.
+#[inline(always)]
+pub fn end(key: &FlowKey, used: u64, other_key: &FlowKey, other_used: u64) -> bool {
+    let Some(flow) = FLOWS.get_ptr_mut(key) else { return false };
+    if !claim(key, flow, used) {
+        return false;
     }
-    if order.other_used == 0 {
-        return if remove(&order.key, flow, order.used) { ENDED as i32 } else { NOT_ENDED };
+    if other_used == 0 {
+        return remove(key, flow, used);
     }
-    let Some(other) = FLOWS.get_ptr_mut(&order.other) else {
-        release(flow, order.used);
-        return NOT_ENDED;
+    let Some(other) = FLOWS.get_ptr_mut(other_key) else {
+        release(flow, used);
+        return false;
     };
-    if !claim(&order.other, other, order.other_used) {
-        release(flow, order.used);
-        return NOT_ENDED;
+    if !claim(other_key, other, other_used) {
+        release(flow, used);
+        return false;
     }
-    let both = [remove(&order.other, other, order.other_used), remove(&order.key, flow, order.used)];
-    if both == [true, true] { ENDED as i32 } else { NOT_ENDED }
+    [remove(other_key, other, other_used), remove(key, flow, used)] == [true, true]
 }

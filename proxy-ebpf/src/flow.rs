@@ -96,9 +96,11 @@ pub fn follow(
     if !goes_on(flow, used, packet, other_key, config, now) {
         return end(flow, used, packet, other_key);
     }
-    note_seen(flow, packet);
-    // Once a second, because all CPUs share the entry. A claim is only made on what was silent for longer, or must end at once.
-    if now.wrapping_sub(used) <= SECOND && !packet.is_syn_ack() {
+    let is_more = note_seen(flow, packet);
+    // Once a second, because all CPUs share the entry. A claim is only made on what was silent for longer, or must end at once, or
+    // has not gone on since it began: what goes on says so here, and a first segment that comes again does not.
+    let is_due = now.wrapping_sub(used) > SECOND || packet.is_syn_ack() || is_more;
+    if !is_due || packet.is_syn() {
         return Follow::GoesOn;
     }
     if !is_whole(flow, packet, other_key, spare, now) {
@@ -241,10 +243,16 @@ fn end_other(other_key: &FlowKey, key: &FlowKey) -> bool {
     claim::claim(other_key, other, used) && claim::remove(other_key, other, used)
 }
 
-/// Notes what a packet shows. Writes only what changes, because all CPUs share the entry.
+/// Notes what a packet shows. Writes only what changes, because all CPUs share the entry. Returns whether it is the first that
+/// shows more than a beginning.
 #[inline(always)]
-fn note_seen(flow: &mut Flow, packet: &Packet) {
-    let new = seen_in(packet);
+fn note_seen(flow: &mut Flow, packet: &Packet) -> bool {
+    let mut new = seen_in(packet);
+    let is_clients = flow.flags & flag::REPLY == 0 && !packet.is(is::LATER_FRAGMENT);
+    if packet.key.protocol == protocol::UDP && is_clients {
+        new |= seen::ESTABLISHED;
+    }
+    let is_more = new & !flow.seen & seen::ESTABLISHED != 0;
     // A connection that goes on was not ended by the RST before, whoever sent that.
     let old =
         if new & seen::ESTABLISHED != 0 && new & seen::RST == 0 { flow.seen & !seen::RST } else { flow.seen };
@@ -252,6 +260,7 @@ fn note_seen(flow: &mut Flow, packet: &Packet) {
     if seen != flow.seen {
         flow.seen = seen;
     }
+    is_more
 }
 
 /// What a packet adds to what its direction has seen.

@@ -13,6 +13,7 @@ mod flow;
 mod icmp;
 mod maps;
 mod nat;
+mod newest;
 mod packet;
 mod rewrite;
 mod route;

@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_common::Address;
 use sluice_common::counters::{COUNT, Counter};
-use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use sluice_common::flow::{Begun, Flow, FlowKey, Fragment, FragmentKey};
 use sluice_common::node::{Config, Interface};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
@@ -38,6 +38,8 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_en
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
 #[map]
 pub static OLD_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static NEWEST: Array<Begun> = Array::with_max_entries(1, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(8_192, 0);
 #[map]

@@ -13,6 +13,7 @@ use crate::debug::{tell, tell_flow};
 use crate::flow::{self, Entered, Follow};
 use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
+use crate::newest;
 use crate::packet::{
     ETH_IPV4, ETH_IPV6, Packet, Scratch, forget_fragment, is, load, parse, protocol, remember_fragment,
     scratch,
@@ -328,6 +329,7 @@ fn forward<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, masquera
         scratch.flow.source = own;
         scratch.flow.flags = flag::MASQUERADED;
     }
+    newest::remember(&scratch.packet.key, scratch.flow.used, context.config.newest, &mut scratch.key);
     let entered = flow::enter(
         context.skb,
         &scratch.packet.key,

@@ -5,11 +5,13 @@ mod encode;
 mod foreign;
 mod monitor;
 mod observe;
+mod remembered;
 
 pub use counters::{dropped, loopback_refusals};
 pub use foreign::{FAMILIES, ForeignChain, ForeignJump, Removal};
 pub use monitor::{Monitor, Notice};
 pub use observe::{observe, without_present};
+pub use remembered::{read_and_count, remembered};
 
 use std::io;
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use aya::maps::{PerCpuArray, PerCpuValues};
 use lab::{Lab, ip, object};
 use sluice_common::Address;
 use sluice_common::counters::Counter;
@@ -18,12 +19,16 @@ use sluice_common::service::{
 };
 use sluice_sys::bpf::{
     BpfError, Cgroup, Device, Directory, Instance, Layer, Map, Place, Plain, Sizes, View, counters,
-    leave_alone, netns_cookie, probe,
+    leave_alone, netns_cookie, probe, spec,
 };
 
-/// Connections; each has two entries.
+/// Connections.
 const FLOWS: u32 = 512;
-const FLOW_ENTRIES: u32 = 2 * FLOWS;
+
+/// Entries of the flow table for so many.
+fn flow_entries(flows: u32) -> u32 {
+    spec("FLOWS", Sizes { flows }).unwrap().entries
+}
 
 fn open(here: &Lab) -> Result<Instance, BpfError> {
     open_with(here, FLOWS, true)
@@ -278,9 +283,11 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         let instance = open(here).unwrap();
         instance.maps().get("FLOWS").unwrap().put_value(&key(1), &flow(1)).unwrap();
         drop(instance);
-        let instance = open_with(here, 2048, true).unwrap();
+        let instance = open_with(here, 20_480, true).unwrap();
         let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
-        assert_eq!((flows.max_entries(), old.max_entries()), (4096, FLOW_ENTRIES));
+        assert_eq!((flows.max_entries(), old.max_entries()), (flow_entries(20_480), flow_entries(FLOWS)));
+        // Of those that began, too: how many there may be goes by the size.
+        assert_eq!(instance.maps().get("NEWEST").unwrap().max_entries(), 20_480 / 4 + 1);
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), None);
         assert_eq!(old.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
         flows.put_value(&key(2), &flow(2)).unwrap();
@@ -288,7 +295,7 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         // Smaller again, before the first has ended: both are kept.
         let instance = open_with(here, 1024, true).unwrap();
         let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
-        assert_eq!((flows.max_entries(), old.max_entries()), (2048, 4096));
+        assert_eq!((flows.max_entries(), old.max_entries()), (flow_entries(1024), flow_entries(20_480)));
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
         assert_eq!(old.get_value::<FlowKey, Flow>(&key(2)).unwrap(), Some(flow(2)));
         old.clear().unwrap();
@@ -296,6 +303,36 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         // Nothing is left in it: its memory is given back.
         let instance = open_with(here, 1024, true).unwrap();
         assert_eq!(instance.maps().get("OLD_FLOWS").unwrap().max_entries(), 64);
+    });
+}
+
+#[test]
+fn what_an_earlier_version_left_goes_on_with_maps_that_it_did_not_have() {
+    Lab::run(|here| {
+        let key = FlowKey { source_port: 1, protocol: 6, ..FlowKey::default() };
+        let flow = Flow { group: 1, ..Flow::default() };
+        let instance = open(here).unwrap();
+        instance.maps().get("FLOWS").unwrap().put_value(&key, &flow).unwrap();
+        drop(instance);
+        let maps = here.directory().path().join(format!("v{}/maps", sluice_common::LAYOUT));
+        for name in ["NEWEST", "COUNTERS"] {
+            std::fs::remove_file(maps.join(name)).unwrap();
+        }
+        // One counter less.
+        let few = Counter::ALL.len() as u32 - 1;
+        let mut earlier = aya::EbpfLoader::new().map_max_entries("COUNTERS", few).load(here.object).unwrap();
+        let counters: &mut PerCpuArray<_, u64> =
+            &mut earlier.map_mut("COUNTERS").unwrap().try_into().unwrap();
+        let each = PerCpuValues::try_from(vec![7; aya::util::nr_cpus().unwrap()]).unwrap();
+        counters.set(Counter::Rejected as u32, each, 0).unwrap();
+        earlier.map_mut("COUNTERS").unwrap().pin(maps.join("COUNTERS")).unwrap();
+        drop(earlier);
+        let instance = open(here).unwrap();
+        let found = instance.maps().get("FLOWS").unwrap().get_value::<FlowKey, Flow>(&key).unwrap();
+        assert_eq!(found, Some(flow));
+        assert!(instance.maps().get("NEWEST").unwrap().max_entries() > 1);
+        assert_eq!(instance.maps().get("COUNTERS").unwrap().max_entries(), few + 1);
+        assert_eq!(count(&instance, Counter::Rejected), 7 * aya::util::nr_cpus().unwrap() as u64);
     });
 }
 
@@ -327,7 +364,7 @@ fn a_pin_of_another_kind_is_replaced() {
         std::fs::rename(maps.join("FLOWS"), maps.join("GROUPS")).unwrap();
         let instance = open(here).unwrap();
         instance.maps().get("GROUPS").unwrap().put_value(&4u64, &Group::default()).unwrap();
-        assert_eq!(instance.maps().get("FLOWS").unwrap().max_entries(), FLOW_ENTRIES);
+        assert_eq!(instance.maps().get("FLOWS").unwrap().max_entries(), flow_entries(FLOWS));
     });
 }
 

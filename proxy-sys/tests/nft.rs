@@ -12,11 +12,13 @@ use sluice_core::model::{
 };
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{
-    ChainName, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind,
+    Bytes, ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind,
+    Value,
 };
 use sluice_core::plan::{Detector, PlanConfig, Planner};
 use sluice_core::pod_network::{HostPort, PodRules, TABLE};
-use sluice_sys::nft::{Nft, Table, loopback_refusals, observe, without_present};
+use sluice_sys::bpf::Usage;
+use sluice_sys::nft::{Nft, Table, loopback_refusals, observe, read_and_count, remembered, without_present};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -225,6 +227,30 @@ fn a_failed_transaction_changes_nothing_and_says_why() {
         world.nft.commit(&ops).unwrap();
         world.collect();
         assert_eq!(world.drift(), []);
+    });
+}
+
+#[test]
+fn clients_that_are_remembered_are_counted_in_both_ways() {
+    in_netns(|| {
+        let mut nft = Nft::open().unwrap();
+        assert_eq!(remembered(&mut nft, Family::V4).unwrap(), None);
+        let mut world = World::new(Scheduler::Random);
+        let skeleton = world.ledger.create_skeleton();
+        world.nft.commit(&skeleton).unwrap();
+        let clients: u32 = 3_000;
+        let set = SetId::new(SetKind::Affinity, Family::V6);
+        let client = |number: u32| {
+            let key = Key::new(&[&[1; 8][..], &[0; 12], &number.to_be_bytes()].concat());
+            Op::AddElement(Element { id: ElementId { set, key }, value: Value::Data(Bytes::new(&[7; 20])) })
+        };
+        world.nft.commit(&(0..clients).map(client).collect::<Vec<_>>()).unwrap();
+        for (family, entries) in [(Family::V4, 0), (Family::V6, clients as usize)] {
+            let usage = Usage { entries, capacity: 1 << 20 };
+            assert_eq!(remembered(&mut world.nft, family).unwrap(), Some(usage));
+            // What kernels need that do not tell.
+            assert_eq!(read_and_count(&mut world.nft, family).unwrap(), entries);
+        }
     });
 }
 

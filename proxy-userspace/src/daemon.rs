@@ -15,6 +15,7 @@ use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use crate::affinity::Told;
 use crate::backend::{Backend, BackendError, ebpf, ipvs};
 use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
@@ -30,7 +31,8 @@ use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::{Manifests, ManifestsError};
 use crate::{
-    addresses, alone, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout, sysctls,
+    addresses, affinity, alone, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout,
+    sysctls,
 };
 
 /// Why the daemon ended or could not start.
@@ -339,14 +341,18 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
         }
     });
     tokio::spawn(addresses::follow(network_sender));
+    let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
     match maps.zip(ender) {
         Some((maps, ender)) => {
             metrics.follow(maps.clone());
-            tokio::spawn(flows::run(conntrack_receiver, maps, ender, metrics.clone()));
+            tokio::spawn(flows::run(conntrack_receiver, maps, ender, told));
         }
         None => {
             let own = (settings.clone(), facts_receiver.clone());
             tokio::spawn(conntrack::run(conntrack_receiver, own, metrics.clone()));
+            if settings.backend == BackendKind::Nftables {
+                tokio::spawn(affinity::follow(told));
+            }
         }
     }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());

@@ -87,6 +87,12 @@ impl Event {
         Event { regarding, warning: true, reason: "ServiceTooLarge", action: "ServeAddress", note }
     }
 
+    /// The table of clients that are remembered gets full.
+    pub fn many_clients(note: String) -> Event {
+        let regarding = Regarding::Node;
+        Event { regarding, warning: true, reason: "AffinityTableNearlyFull", action: "RememberClients", note }
+    }
+
     /// Something is wrong with the network between pods.
     pub fn pod_network(reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }

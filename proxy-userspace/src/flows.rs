@@ -27,6 +27,7 @@ use sluice_sys::sockets::{Connected, destroy_udp};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::affinity::{Alarm, Told};
 use crate::conntrack::Request;
 use crate::metrics::{Metrics, family_label};
 use crate::passes::{Passes, sleep_until};
@@ -39,8 +40,10 @@ const PERIOD: Duration = Duration::from_secs(30);
 const FLOWS: &str = "FLOWS";
 /// Both tables, while the flow table gets another size. To the old one nobody adds anything, so that it can be deleted from.
 const TABLES: [&str; 2] = [FLOWS, "OLD_FLOWS"];
+/// Clients that are remembered.
+const AFFINITY: &str = "AFFINITY";
 /// Maps that the programs fill, and that evict by themselves; and one that does not grow.
-const OTHERS: [&str; 6] = ["AFFINITY", "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES"];
+const OTHERS: [&str; 6] = [AFFINITY, "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES"];
 
 /// Why flows could not be looked through.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +57,8 @@ pub enum FlowError {
 }
 
 /// Serves requests, and ends flows in time, until nobody sends any more.
-pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, ender: Ender, metrics: Metrics) {
-    let mut keeper = Keeper::new(maps, ender, metrics);
+pub async fn run(mut requests: mpsc::UnboundedReceiver<Request>, maps: Maps, ender: Ender, told: Told) {
+    let mut keeper = Keeper::new(maps, ender, told);
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut passes = Passes::default();
@@ -98,16 +101,17 @@ struct Keeper {
     maps: Maps,
     ender: Ender,
     metrics: Metrics,
+    told: Told,
     told_unsupported: bool,
     told_unread: bool,
-    /// Maps whose fullness has been told.
-    told_full: BTreeSet<&'static str>,
+    /// Of maps that become full.
+    alarm: Alarm,
 }
 
 impl Keeper {
-    fn new(maps: Maps, ender: Ender, metrics: Metrics) -> Self {
-        let told_full = BTreeSet::new();
-        Keeper { maps, ender, metrics, told_unsupported: false, told_unread: false, told_full }
+    fn new(maps: Maps, ender: Ender, told: Told) -> Self {
+        let (metrics, alarm) = (told.metrics.clone(), Alarm::default());
+        Keeper { maps, ender, metrics, told, told_unsupported: false, told_unread: false, alarm }
     }
 
     /// One pass over the UDP flows and sockets.
@@ -236,30 +240,27 @@ impl Keeper {
 
     fn count(&mut self, map: &'static str, usage: Usage) {
         self.metrics.map_usage(map, usage);
-        if let Some(consequence) = alarm(&mut self.told_full, map, usage) {
+        let Some(consequence) = when_full(map) else { return };
+        if map == AFFINITY {
+            self.told.counted(&mut self.alarm, map, usage, consequence);
+        } else if self.alarm.rises(map, usage) {
             let Usage { entries, capacity } = usage;
             warn!(map, entries, capacity, "a map is more than 80 % full; when it is full, {consequence}");
         }
     }
 }
 
-/// What to tell of a map that has become too full: once, until it has been less full again. Maps that only the driver
-/// fills grow before that; the old flow table only becomes emptier.
-fn alarm(told: &mut BTreeSet<&'static str>, map: &'static str, usage: Usage) -> Option<&'static str> {
-    if !usage.is_high() {
-        told.remove(map);
-        return None;
-    }
-    let consequence = match map {
+/// What follows when a map is full. Maps that only the driver fills grow before that; the old flow table only becomes emptier.
+fn when_full(map: &str) -> Option<&'static str> {
+    Some(match map {
         "FLOWS" => "flows that were silent longest are forgotten (sluice.ebpf.flows)",
-        "AFFINITY" => "clients that were silent longest lose their session affinity",
+        AFFINITY => "those that were silent longest are forgotten (sluice.ebpf.flows)",
         "FRAGMENTS" => "fragments of the datagrams that began first are dropped",
         "PEERS" => "sockets that were connected first see their endpoint and not the Service",
         "PICKS" => "UDP sockets that were silent longest may get another endpoint",
         "NAMESPACES" => "further pods cannot leave the socket path",
         _ => return None,
-    };
-    told.insert(map).then_some(consequence)
+    })
 }
 
 /// Ends all UDP sockets that are connected to an endpoint; returns how many there were.
@@ -378,15 +379,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_map_is_told_once_and_again_when_it_had_room() {
-        let mut told = BTreeSet::new();
-        let mut alarms = |map, entries| alarm(&mut told, map, Usage { entries, capacity: 100 }).is_some();
-        assert!(!alarms("PEERS", 80));
-        assert!(alarms("PEERS", 81) && !alarms("PEERS", 90));
-        assert!(alarms("FLOWS", 99), "each map for itself");
-        assert!(!alarms("PEERS", 80) && alarms("PEERS", 81));
-        assert!(!alarms("OLD_FLOWS", 100));
-        let each: [&str; 5] = ["AFFINITY", "PICKS", "FRAGMENTS", "NAMESPACES", "AFFINITY"];
-        assert_eq!(each.map(|map| alarms(map, 100)), [true, true, true, true, false]);
+    fn of_each_map_that_programs_fill_it_is_known_what_follows_when_it_is_full() {
+        let known = OTHERS.iter().filter(|map| **map != "TCP_PEERS");
+        assert!(known.chain(&[FLOWS]).all(|map| when_full(map).is_some()));
+        assert_eq!(when_full("OLD_FLOWS"), None);
     }
 }

@@ -5,6 +5,7 @@
 //! [`loopback`], [`health`] and [`metrics`].
 
 pub mod addresses;
+pub mod affinity;
 mod alone;
 pub mod backend;
 pub mod cleanup;

@@ -155,6 +155,10 @@ metrics! {
     map_entries: Labelled<1, Gauge> = Labelled::default(), "sluice_ebpf_map_entries", "Entries of an eBPF map";
     map_capacity: Labelled<1, Gauge> = Labelled::default(),
         "sluice_ebpf_map_capacity", "Entries that an eBPF map has room for";
+    affinity_entries: Labelled<1, Gauge> = Labelled::default(),
+        "sluice_affinity_entries", "Clients that are remembered for ClientIP affinity, of all Services together";
+    affinity_capacity: Labelled<1, Gauge> = Labelled::default(),
+        "sluice_affinity_capacity", "Clients that can be remembered for ClientIP affinity";
     flows_expired: Counter = Counter::default(),
         "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
     sockets_ended: Counter = Counter::default(),
@@ -214,6 +218,13 @@ impl Metrics {
         let label = [("map", map.to_owned())];
         self.map_entries.get_or_create(&label).set(usage.entries as i64);
         self.map_capacity.get_or_create(&label).set(usage.capacity as i64);
+    }
+
+    /// How full a table of clients is.
+    pub fn affinity_usage(&self, table: &str, usage: Usage) {
+        let label = [("table", table.to_owned())];
+        self.affinity_entries.get_or_create(&label).set(usage.entries as i64);
+        self.affinity_capacity.get_or_create(&label).set(usage.capacity as i64);
     }
 
     fn read_loopback_refusals(&self) {

@@ -256,6 +256,8 @@ pub struct MachineFacts {
     pub local_ports: RangeInclusive<u16>,
     /// What settings of `lo` were before they were changed.
     pub lo_before: sluice_sys::lo::Before,
+    /// Slots of the map `NEWEST`.
+    pub newest: u32,
 }
 
 /// What the maps of the eBPF backend say of the node.
@@ -273,6 +275,7 @@ pub fn ebpf_view(settings: &Settings, facts: &NodeFacts, machine: &MachineFacts)
         scheduler: ebpf_scheduler(settings),
         loopback: Family::BOTH.map(|family| loopback(settings, family)),
         lo_before: machine.lo_before.0,
+        newest: machine.newest,
     }
 }
 

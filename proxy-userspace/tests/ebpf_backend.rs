@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
+use sluice::affinity::Told;
 use sluice::backend::Applied;
 use sluice::backend::ebpf::{self, Backend};
 use sluice::config::{Flags, Settings, resolve};
-use sluice::metrics::Metrics;
 use sluice::node::{Device, NodeFacts};
 use sluice::{conntrack, flows, handover};
 use sluice_common::Address;
@@ -287,6 +287,16 @@ fn flows_end_in_time_in_both_tables() {
 }
 
 #[test]
+fn the_programs_know_how_many_flows_may_have_only_begun() {
+    in_a_place("random", |world| {
+        world.full();
+        let maps = world.backend.maps();
+        let config: Config = maps.get("CONFIG").unwrap().get_value(&0u32).unwrap().unwrap();
+        assert_eq!((config.newest, maps.get("NEWEST").unwrap().max_entries()), (1_024, 1_025));
+    });
+}
+
+#[test]
 fn interfaces_come_and_go_and_links_are_repaired() {
     in_a_place("random", |world| {
         world.full();
@@ -417,7 +427,7 @@ fn sockets_that_are_gone_are_forgotten() {
         conntrack::requests(&changes, &mut requests);
         assert!(!requests.is_empty());
         requests.into_iter().for_each(|request| drop(sender.send(request)));
-        let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Metrics::default());
+        let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Told::default());
         let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
         drop(sender);
         assert_eq!(maps.get("PEERS").unwrap().usage().unwrap().entries, 0);

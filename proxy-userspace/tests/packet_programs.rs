@@ -12,6 +12,8 @@
 mod cuts;
 #[path = "packet_programs/errors.rs"]
 mod errors;
+#[path = "packet_programs/floods.rs"]
+mod floods;
 #[path = "packet_programs/flows.rs"]
 mod flows;
 #[path = "packet_programs/fragments.rs"]

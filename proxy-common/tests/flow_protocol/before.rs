@@ -135,8 +135,8 @@ impl Protocol for Before {
         })
     }
 
-    fn begin(&self) -> (u8, u8) {
-        (1, 1)
+    fn begin(&self) -> (u8, u8, u8) {
+        (1, 1, 1)
     }
 
     fn is_program(&self, _: u8) -> bool {

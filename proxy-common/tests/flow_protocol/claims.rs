@@ -66,6 +66,8 @@ mod daemon {
     pub(crate) const REMOVE_OTHER: u8 = 5;
     /// ...and the suspect
     pub(crate) const REMOVE: u8 = 6;
+    /// `newest::end`: looks the other entry up of one that was written down; goes on as above
+    pub(crate) const GIVES_WAY: u8 = 7;
 }
 
 const OWN: usize = 0;
@@ -82,9 +84,27 @@ pub(crate) struct Claims {
     pub(crate) busy: bool,
     /// A full table may have dropped an entry that was claimed, so that another one is removed in its place.
     pub(crate) full: bool,
+    /// Flows that only have begun give way.
+    pub(crate) flood: bool,
+    /// The first segment after a beginning is noted by its time, too.
+    pub(crate) notes_more: bool,
 }
 
 impl Claims {
+    /// A packet has gone by an entry that it was in time for.
+    fn goes_by(&self, state: &mut State, who: usize) {
+        let Actor { key, packet, memos, .. } = state.actors[who];
+        if let Some(entry) = state.behind(memos[OWN]) {
+            entry.up |= self.flood && !is_reply(key) && packet == Packet::Later;
+        }
+    }
+
+    /// Whether a connection gives way.
+    fn harms(&self, state: &State) -> bool {
+        let Actor { key, displaces, .. } = state.actors[DAEMON];
+        displaces && state.get(key).is_some_and(|entry| entry.claimed == Some(DAEMON as u8) && entry.up)
+    }
+
     /// `claim::remove`, of a claimed entry.
     fn remove(&self, state: &State, who: usize, key: u8, memo: usize) -> Result<Vec<(State, bool)>, Wrong> {
         if !self.full && !state.is_own(key, who) {
@@ -216,13 +236,21 @@ impl Protocol for Claims {
             }
             at::NOTE => {
                 let is_old = s.behind(own).is_some_and(|entry| entry.old);
+                let is_fresh = s.behind(own).is_some_and(|entry| entry.fresh);
                 if let Some(entry) = s.behind(own) {
                     entry.over = packet == Packet::Last || entry.over && packet != Packet::Later;
                 }
                 let whole = next(s, who, at::WHOLE);
-                let must = is_old || packet == Packet::First && is_reply(key);
+                if packet == Packet::First && !is_reply(key) {
+                    return Ok(vec![done(s, who)]);
+                }
+                let is_more = self.notes_more && is_fresh && packet == Packet::Later;
+                if is_old || packet == Packet::First || is_more {
+                    return Ok(vec![whole]);
+                }
                 // Only once a second.
-                if must { vec![whole] } else { vec![whole, done(s, who)] }
+                self.goes_by(&mut s, who);
+                vec![whole, done(s, who)]
             }
             at::WHOLE => match s.get(other) {
                 None => vec![next(s, who, at::RESTORE)],
@@ -234,7 +262,9 @@ impl Protocol for Claims {
                 vec![next(s, who, at::TOUCH)]
             }
             at::TOUCH => {
-                if !s.touch(own) {
+                if s.touch(own) {
+                    self.goes_by(&mut s, who);
+                } else {
                     s.actors[who].out = None;
                 }
                 vec![done(s, who)]
@@ -302,6 +332,13 @@ impl Protocol for Claims {
                 }
                 None => vec![next(s, DAEMON, daemon::CLAIM)],
             },
+            daemon::GIVES_WAY => {
+                if s.get(other).is_some_and(|other| other.is_other_of(key)) {
+                    s.actors[DAEMON].memos[OTHER] = State::memo(other);
+                }
+                vec![next(s, DAEMON, daemon::CLAIM)]
+            }
+            daemon::REMOVE_OTHER | daemon::REMOVE if self.harms(&s) => return Err(Wrong::ConnectionGaveWay),
             daemon::CLAIM => {
                 let claimed = s.claim(memos[OWN], DAEMON);
                 let then = if memos[OTHER].is_some() { daemon::CLAIM_OTHER } else { daemon::REMOVE };
@@ -320,8 +357,8 @@ impl Protocol for Claims {
         })
     }
 
-    fn begin(&self) -> (u8, u8) {
-        (at::FIND, daemon::OTHER)
+    fn begin(&self) -> (u8, u8, u8) {
+        (at::FIND, daemon::OTHER, daemon::GIVES_WAY)
     }
 
     fn is_program(&self, daemon_at: u8) -> bool {
@@ -393,7 +430,7 @@ impl Claims {
                 vec![again(s, who)]
             }
             _ => {
-                s.add(key, Entry::new(number(other)));
+                s.add(key, Entry { fresh: self.flood, ..Entry::new(number(other)) });
                 // Its own, or that of who was faster.
                 s.actors[who].out = s.get(key).map(|entry| entry.to);
                 vec![done(s, who)]

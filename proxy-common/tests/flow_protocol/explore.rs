@@ -19,8 +19,8 @@ pub(crate) trait Protocol {
     fn run(&self, state: &State, who: usize) -> Outcome;
     /// One step of the daemon.
     fn expire(&self, state: &State) -> Outcome;
-    /// The first steps of both.
-    fn begin(&self) -> (u8, u8);
+    /// The first steps of both, and of a program that a flow gives way to.
+    fn begin(&self) -> (u8, u8, u8);
     /// Whether the daemon is in a program in the kernel, which takes no time that counts.
     fn is_program(&self, daemon_at: u8) -> bool;
 }
@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) full: bool,
     /// Clients have connections straight to the endpoint.
     pub(crate) straight: bool,
+    /// So many flows begin that those which only have begun give way.
+    pub(crate) flood: bool,
 }
 
 /// What was found.
@@ -140,12 +142,15 @@ fn steps(protocol: &impl Protocol, world: World, state: &State) -> Outcome {
             }
         }
     }
-    if !world.daemon {
-        // Nothing more.
-    } else if state.actors[DAEMON].at == IDLE {
-        found.extend((0..KEYS).filter_map(|key| suspect(protocol, state, key)));
-    } else {
+    if state.actors[DAEMON].at != IDLE {
         found.extend(protocol.expire(state)?);
+    } else {
+        if world.daemon {
+            found.extend((0..KEYS).filter_map(|key| suspect(protocol, state, key)));
+        }
+        if world.flood {
+            found.extend((0..EACH).filter_map(|key| displaced(protocol, state, key)));
+        }
     }
     let is_still = state.actors[..DAEMON].iter().all(|actor| actor.at == IDLE);
     for key in 0..KEYS {
@@ -179,6 +184,15 @@ fn suspect(protocol: &impl Protocol, state: &State, key: u8) -> Option<State> {
     let memos = [State::memo(key), None, None];
     let other = entry.other(key);
     state.actors[DAEMON] = Actor { at: protocol.begin().1, key, other, memos, ..Actor::IDLE };
+    Some(state)
+}
+
+/// A ring of flows has begun since the one of this key, and its slot says when it was entered.
+fn displaced(protocol: &impl Protocol, state: &State, key: u8) -> Option<State> {
+    let entry = state.get(key).filter(|entry| entry.fresh && entry.claimed.is_none())?;
+    let mut state = *state;
+    let (at, other, memos) = (protocol.begin().2, entry.other(key), [State::memo(key), None, None]);
+    state.actors[DAEMON] = Actor { at, key, other, displaces: true, memos, ..Actor::IDLE };
     Some(state)
 }
 

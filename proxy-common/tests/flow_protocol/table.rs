@@ -33,12 +33,16 @@ pub(crate) struct Entry {
     pub(crate) claimed: Option<u8>,
     /// Of an entry of replies: they pass (`flag::PASSES`); only the new protocol has that.
     pub(crate) passes: bool,
+    /// Of a client's entry, in a flood: its time is that of its first packet.
+    pub(crate) fresh: bool,
+    /// Of a client's entry, in a flood: a later packet has gone by it.
+    pub(crate) up: bool,
 }
 
 impl Entry {
     /// A new one.
     pub(crate) fn new(to: u8) -> Self {
-        Entry { to, old: false, over: false, claimed: None, passes: false }
+        Entry { to, old: false, over: false, claimed: None, passes: false, fresh: false, up: false }
     }
 
     /// The key of the other entry of its flow (`FlowKey::other`).
@@ -76,6 +80,8 @@ pub(crate) struct Actor {
     pub(crate) other: u8,
     /// What the entry at `key` said when it was found.
     pub(crate) over: bool,
+    /// Of the daemon's place: it is a program that a flow gives way to.
+    pub(crate) displaces: bool,
     /// Ports tried.
     pub(crate) tried: u8,
     /// Where the packet goes: a port, or a client.
@@ -95,6 +101,7 @@ impl Actor {
         key: 0,
         other: 0,
         over: false,
+        displaces: false,
         tried: 0,
         out: None,
         memos: [None; 3],
@@ -119,6 +126,8 @@ pub(crate) enum Packet {
 pub(crate) enum Wrong {
     /// Expiry removed an entry that was used a moment ago.
     LiveFlowExpired,
+    /// A connection gave way to a flow that begins.
+    ConnectionGaveWay,
     /// An entry was removed or replaced that another one had, or nobody had claimed.
     NotOnesOwn,
 }
@@ -135,7 +144,7 @@ pub(crate) struct State {
     pub(crate) actors: [Actor; 3],
 }
 
-/// The daemon.
+/// The daemon; in a flood, another program that a flow gives way to.
 pub(crate) const DAEMON: usize = 2;
 
 impl State {
@@ -213,7 +222,7 @@ impl State {
         if entry.claimed.is_some() {
             return false;
         }
-        entry.old = false;
+        (entry.old, entry.fresh) = (false, false);
         if let Some(memo) = memo {
             self.forget(memo.key, true);
         }

@@ -61,6 +61,8 @@ pub struct NodeView {
     pub loopback: [Loopback; 2],
     /// What settings of `lo` were before they were changed, for those who come later.
     pub lo_before: u32,
+    /// Slots of the ring of flows that began last.
+    pub newest: u32,
 }
 
 /// Nothing is known, no client is a pod.
@@ -79,6 +81,7 @@ impl Default for NodeView {
             scheduler: Scheduler::Random,
             loopback: [Loopback::LocalStack; 2],
             lo_before: 0,
+            newest: 0,
         }
     }
 }
@@ -124,7 +127,7 @@ impl NodeView {
             udp_stream_timeout: self.timeouts.udp_stream,
             tcp_established_timeout: self.timeouts.tcp_established,
             lo_before: self.lo_before,
-            reserved2: 0,
+            newest: self.newest,
         }
     }
 

@@ -8,7 +8,7 @@ use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 
 use super::directory::{Directory, Lock, list};
 use super::ender::Ender;
-use super::layout::{Sizes, specs};
+use super::layout::{OtherSize, Sizes, specs};
 use super::links::{self, Done, Target};
 use super::load::{self, Programs};
 use super::map::Map;
@@ -128,14 +128,16 @@ impl Instance {
         let maps = Maps::default();
         let mut staged = Staged::default();
         for spec in specs(options.sizes) {
-            match Map::open(spec, &options.directory.map(spec.name))? {
-                Some(map) if is_of_another_size(&map) => {
+            let found = Map::open(spec, &options.directory.map(spec.name))?;
+            let becomes = found.as_ref().map(|map| spec.of_another_size(map.max_entries()));
+            match (found, becomes) {
+                (Some(map), Some(OtherSize::Kept)) => maps.insert(map),
+                (Some(map), Some(OtherSize::Copied)) => {
                     let resized = Map::create(spec, spec.entries)?;
                     copy(&map, &resized)?;
                     staged.0.push(resized);
                 }
-                Some(map) => maps.insert(map),
-                None => staged.0.push(Map::create(spec, spec.entries)?),
+                _ => staged.0.push(Map::create(spec, spec.entries)?),
             }
         }
         let mut instance =
@@ -330,12 +332,6 @@ impl Instance {
         self.options.directory.remove()?;
         Ok(())
     }
-}
-
-/// Whether a map that evicts by itself has not the size that it shall have. The flow table has a way of its own.
-fn is_of_another_size(map: &Map) -> bool {
-    let spec = map.spec();
-    spec.is_lru && map.max_entries() != spec.entries && !matches!(spec.name, "FLOWS" | "OLD_FLOWS")
 }
 
 /// The name of an interface's link.

@@ -42,6 +42,12 @@ impl Usage {
     pub fn is_high(&self) -> bool {
         self.entries * 5 > self.capacity * 4
     }
+
+    /// Whether less than 70 % are taken.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.entries * 10 < self.capacity * 7
+    }
 }
 
 impl Map {
@@ -342,7 +348,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// CPUs that there could ever be, for each of which a per-CPU map has a value.
-fn possible_cpus() -> usize {
+pub(super) fn possible_cpus() -> usize {
     static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *CPUS.get_or_init(|| {
         let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();

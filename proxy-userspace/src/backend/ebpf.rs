@@ -68,10 +68,11 @@ fn cgroup_root(settings: &Settings) -> std::path::PathBuf {
 impl Backend {
     /// A backend that has written no map yet. Programs of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
-        let machine = MachineFacts {
+        let mut machine = MachineFacts {
             netns: netns_cookie()?,
             local_ports: proc::local_port_range(),
             lo_before: lo::Before::default(),
+            newest: 0,
         };
         if !leaves_ports(&machine.local_ports) {
             warn!(
@@ -92,6 +93,8 @@ impl Backend {
             tcx: true,
             messages: settings.ebpf.debug,
         })?;
+        // One element is no slot.
+        machine.newest = instance.maps().get("NEWEST")?.max_entries().saturating_sub(1);
         info!(
             bpffs = %settings.ebpf.bpffs.display(),
             interfaces_by = if instance.has_tcx() { "tcx" } else { "clsact" },

@@ -4,12 +4,14 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::Value;
+use sluice::affinity::{Alarm, Told};
 use sluice::events::{Event, Recorder, Reporter};
 use sluice::metrics::Metrics;
 use sluice::watch::kubernetes::{Access, Origin};
 use sluice_core::model::ObjectName;
+use sluice_sys::bpf::Usage;
 
-use crate::daemons::{Proxy, cluster, in_namespace};
+use crate::daemons::{Proxy, cluster, in_namespace, page};
 use crate::fake_api::{FakeApi, ObjectWriter, Options};
 use crate::observer::{scratch_directory, service, write_kubeconfig};
 
@@ -42,6 +44,40 @@ async fn events_are_posted_in_order_and_the_same_one_once() {
     let page = metrics.page();
     assert!(page.contains("sluice_events_total{result=\"sent\"} 3"), "{page}");
     assert!(page.contains("sluice_events_total{result=\"dropped\"} 2"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_clients_that_gets_full_is_told_of_the_node_once() {
+    let api = FakeApi::start(Options::default()).await;
+    let metrics = Metrics::default();
+    let told = Told { recorder: recorder(api.url(), &metrics).await, metrics };
+    let mut alarm = Alarm::default();
+    for entries in [10, 80, 81, 99, 75, 85] {
+        told.counted(&mut alarm, "affinity6", Usage { entries, capacity: 100 }, "new ones are not");
+    }
+    told.recorder.flush(Duration::from_secs(10)).await;
+    assert_eq!(reasons(&api), ["AffinityTableNearlyFull"]);
+    let event: Value = api.events()[0].clone();
+    assert_eq!((&event["regarding"]["kind"], &event["type"]), (&"Node".into(), &"Warning".into()));
+    let note = event["note"].as_str().unwrap();
+    assert!(note.contains("81 clients") && note.contains("of 100") && note.contains("affinity6"), "{note}");
+}
+
+#[test]
+fn a_daemons_page_tells_how_many_clients_it_remembers() {
+    in_namespace(|| async {
+        let api = cluster().await;
+        let _sluice = Proxy::sluice(&[], &api);
+        let samples = ["entries{table=\"affinity4\"} 0", "capacity{table=\"affinity6\"} 1048576"];
+        for _ in 0..500 {
+            let page = page("127.0.0.1:10249", "/metrics").await.unwrap_or_default();
+            if samples.iter().all(|sample| page.contains(&format!("sluice_affinity_{sample}"))) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not there in ten seconds");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,7 @@ use sluice_common::service::{
     SOURCE_PREFIX, SourceKey, flag as frontend_flag, kind, list,
 };
 use sluice_skips::{in_namespaces, skip};
+use sluice_sys::bpf::{Sizes, spec};
 
 use crate::network::{self, FAMILIES, Family, INTERFACES, index, mac};
 use crate::packets::{Body, Message, Packet};
@@ -41,8 +42,7 @@ pub(crate) const REDIRECT: i32 = 7;
 static LOADED: Mutex<Vec<Ebpf>> = Mutex::new(vec![]);
 
 /// Sizes of the maps, which are allocated in full.
-const SMALL: [(&str, u32); 7] = [
-    ("FLOWS", 16_384),
+const SMALL: [(&str, u32); 6] = [
     ("OLD_FLOWS", 1_024),
     ("AFFINITY", 1_024),
     ("FRAGMENTS", 1_024),
@@ -51,11 +51,22 @@ const SMALL: [(&str, u32); 7] = [
     ("PICKS", 64),
 ];
 
+/// Connections that the flow table is made for.
+pub(crate) const CONNECTIONS: u32 = 1_024;
+
+/// Entries of a map that is made for so many.
+pub(crate) fn entries_of(name: &str) -> u32 {
+    spec(name, Sizes { flows: CONNECTIONS }).unwrap().entries
+}
+
 /// Loads the object.
 pub(crate) fn load() -> Result<Ebpf, String> {
     let mut loader = EbpfLoader::new();
     for (name, entries) in SMALL {
         loader.map_max_entries(name, entries);
+    }
+    for name in ["FLOWS", "NEWEST"] {
+        loader.map_max_entries(name, entries_of(name));
     }
     loader.load(OBJECT).map_err(|error| format!("{error:?}"))
 }
@@ -418,6 +429,7 @@ impl World {
             udp_timeout: 30,
             udp_stream_timeout: 180,
             tcp_established_timeout: 86_400,
+            newest: entries_of("NEWEST") - 1,
             ..Config::default()
         };
         change(&mut config);
