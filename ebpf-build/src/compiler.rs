@@ -24,6 +24,8 @@ pub struct Compiler {
     /// Its `rustc`
     pub rustc: PathBuf,
     pub(crate) sysroot: PathBuf,
+    /// Which release it is, of which commit, with which LLVM; empty until it was asked
+    pub version: String,
 }
 
 impl Compiler {
@@ -41,7 +43,7 @@ pub(crate) fn find(told: &mut Vec<String>) -> Option<Compiler> {
         match candidate.and_then(|compiler| Ok((check(&compiler)?, compiler))) {
             Ok((version, compiler)) => {
                 told.push(format!("{name}: {version}, {}", compiler.rustc.display()));
-                return Some(compiler);
+                return Some(Compiler { version, ..compiler });
             }
             Err(why) => told.push(format!("{name}: {why}")),
         }
@@ -56,7 +58,12 @@ fn nightly() -> Result<Compiler, String> {
     // Looking must not install.
     command.args(["run", "nightly", "rustc", "--print", "sysroot"]).env("RUSTUP_AUTO_INSTALL", "0");
     let sysroot = PathBuf::from(output(&mut command).ok_or_else(missing)?.trim());
-    Ok(Compiler { cargo: sysroot.join("bin/cargo"), rustc: sysroot.join("bin/rustc"), sysroot })
+    Ok(Compiler {
+        cargo: sysroot.join("bin/cargo"),
+        rustc: sysroot.join("bin/rustc"),
+        sysroot,
+        version: String::new(),
+    })
 }
 
 fn debians() -> Result<Compiler, String> {
@@ -64,7 +71,7 @@ fn debians() -> Result<Compiler, String> {
     if !cargo.is_file() || !rustc.is_file() {
         return Err(format!("not installed (apt-get install {})", DEBIANS_COMPILER.join(" ")));
     }
-    Ok(Compiler { cargo, rustc, sysroot: "/usr".into() })
+    Ok(Compiler { cargo, rustc, sysroot: "/usr".into(), version: String::new() })
 }
 
 /// Its version, or why it cannot be used.
@@ -89,7 +96,9 @@ fn suits(text: &str) -> Result<String, String> {
     if number(llvm, 0).is_none_or(|major| major > MOST_LLVM) {
         return Err(format!("its LLVM is {llvm}; bpf-linker reads bitcode of LLVM {MOST_LLVM} and earlier"));
     }
-    Ok(format!("{release} with LLVM {llvm}"))
+    // Releases of a nightly compiler differ by their commits only.
+    let commit = field("commit-hash:").get(..9).map(|hash| format!(" ({hash})")).unwrap_or_default();
+    Ok(format!("{release}{commit} with LLVM {llvm}"))
 }
 
 /// The programs of a name in PATH and in other directories.
@@ -109,6 +118,8 @@ mod tests {
             suits(&format!("rustc {release}\nbinary: rustc\nrelease: {release}\nLLVM version: {llvm}\n"))
         };
         assert_eq!(of("1.96.0", "22.1.8").unwrap(), "1.96.0 with LLVM 22.1.8");
+        let whole = suits("release: 1.97.0-nightly\ncommit-hash: ac68faa20c58cbcc\nLLVM version: 22.1.4\n");
+        assert_eq!(whole.unwrap(), "1.97.0-nightly (ac68faa20) with LLVM 22.1.4");
         assert!(of("1.97.0-nightly", "22.1.4").is_ok());
         assert!(of("1.63.0", "14.0.6").unwrap_err().contains("1.95"));
         assert!(of("1.99.0-nightly", "23.0.0").unwrap_err().contains("LLVM 22"));

@@ -86,6 +86,13 @@ impl Search {
         Self { compiler, linker, told }
     }
 
+    /// The versions of compiler and linker, on which the bytes depend that they make.
+    #[must_use]
+    pub fn toolchain(&self) -> Option<String> {
+        let (compiler, _linker) = (self.compiler.as_ref()?, self.linker.as_ref()?);
+        Some(format!("rustc {}, bpf-linker {LINKER_VERSION}", compiler.version))
+    }
+
     /// Whether nothing is missing.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -165,7 +172,8 @@ fn run(command: &mut Command) -> Result<(), Error> {
     }
 }
 
-/// Without the debugging information that BTF was made of, which is most of the file and which nothing here reads.
+/// Without the debugging information that BTF was made of, which is most of the file and which nothing here reads; and with
+/// plain names of functions: mangled ones have a hash of the directory that was built in.
 fn stripped(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
     let mut file = Builder::read(object)?;
     for section in &mut file.sections {
@@ -174,6 +182,9 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
     }
     // Symbols of sections that are gone.
     file.delete_orphans();
+    for symbol in &mut file.symbols {
+        symbol.name = plain(symbol.name.as_slice()).into_bytes().into();
+    }
     // LLVM keeps names of symbols and of sections in one section, which the writer cannot.
     let names = file.sections.add();
     names.name = b".shstrtab"[..].into();
@@ -183,6 +194,11 @@ fn stripped(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
     let mut bytes = Vec::new();
     file.write(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The name of a function without the hash of its crate.
+fn plain(name: &[u8]) -> String {
+    format!("{:#}", rustc_demangle::demangle(&String::from_utf8_lossy(name)))
 }
 
 /// Puts a file in its place at once, and only when it differs: others may be reading it, or look at its time.
@@ -213,6 +229,17 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "two");
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
         std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn names_do_not_tell_where_something_was_built() {
+        let names = [
+            "_RNvNtCsjCC1UZDsP50_11sluice_ebpf4flow10end_client",
+            "_RNvNtCs6CTgENhiRuN_11sluice_ebpf4flow10end_client",
+        ];
+        assert_eq!(names.map(|name| plain(name.as_bytes())), ["sluice_ebpf::flow::end_client"; 2]);
+        assert_eq!(plain(b"ingress"), "ingress");
+        assert_eq!(plain(b""), "");
     }
 
     #[test]

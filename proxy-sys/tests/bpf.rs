@@ -35,9 +35,13 @@ fn open(here: &Lab) -> Result<Instance, BpfError> {
 }
 
 fn open_with(here: &Lab, flows: u32, tcx: bool) -> Result<Instance, BpfError> {
+    open_at(here, here.directory(), flows, tcx)
+}
+
+fn open_at(here: &Lab, directory: Directory, flows: u32, tcx: bool) -> Result<Instance, BpfError> {
     Instance::open(sluice_sys::bpf::Options {
         object: here.object,
-        directory: here.directory(),
+        directory,
         cgroup: Cgroup::open(&here.cgroup)?,
         sizes: Sizes { flows },
         tcx,
@@ -434,15 +438,7 @@ fn what_others_have_in_the_directory_stays() {
         std::fs::create_dir_all(&foreign).unwrap();
         assert!(!root.exists());
         assert!(!root.remove().unwrap());
-        let opened = Instance::open(sluice_sys::bpf::Options {
-            object: here.object,
-            directory: root.clone(),
-            cgroup: Cgroup::open(&here.cgroup).unwrap(),
-            sizes: Sizes { flows: FLOWS },
-            tcx: true,
-            messages: false,
-        });
-        let mut instance = opened.unwrap();
+        let mut instance = open_at(here, root.clone(), FLOWS, true).unwrap();
         std::fs::create_dir_all(here.bpffs.join("v0/links")).unwrap();
         let done = instance.attach(vec![]).unwrap();
         assert_eq!((done.attached, done.removed), (8, 1));
@@ -450,6 +446,32 @@ fn what_others_have_in_the_directory_stays() {
         instance.remove().unwrap();
         assert!(!root.exists() && foreign.exists());
         assert!(!root.remove().unwrap());
+    });
+}
+
+/// As in a container that sees nothing else of the filesystem.
+#[test]
+fn a_directory_that_is_mounted_elsewhere_by_itself_is_enough() {
+    Lab::run(|here| {
+        let (own, seen) = (here.bpffs.join("sluice"), here.bpffs.with_extension("seen"));
+        let foreign = here.bpffs.join("cilium");
+        for directory in [&own, &seen, &foreign] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let (none, bind) = (None::<&str>, nix::mount::MsFlags::MS_BIND);
+        nix::mount::mount(Some(&own), &seen, none, bind, none).unwrap();
+        let directory = Directory::new(&seen);
+        let mut instance = open_at(here, directory.clone(), FLOWS, true).unwrap();
+        instance.attach(devices(&[])).unwrap();
+        assert!(directory.exists() && here.directory().exists());
+        // What the container's successor finds, grows and takes over.
+        drop(instance);
+        open_at(here, directory.clone(), FLOWS, true).unwrap().attach(devices(&[])).unwrap();
+        assert!(directory.remove().unwrap());
+        assert!(!directory.exists() && !here.directory().exists() && foreign.exists());
+        assert!(seen.exists(), "a place of a mount cannot be removed");
+        nix::mount::umount2(&seen, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        std::fs::remove_dir(&seen).unwrap();
     });
 }
 

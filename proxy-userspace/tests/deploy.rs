@@ -44,6 +44,8 @@ fn object<T: DeserializeOwned + Serialize>(file: &str, kind: &str) -> T {
     typed
 }
 
+const RBAC_OF_EBPF: &str = "components/ebpf/rbac.yaml";
+
 fn pod() -> PodSpec {
     object::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap()
 }
@@ -87,6 +89,13 @@ fn the_account_that_the_pods_use_is_the_one_with_the_role() {
         ("ServiceAccount", account.metadata.name.as_ref())
     );
     assert_eq!(subjects[0].namespace, account.metadata.namespace);
+    // What a component adds is for the same account.
+    let role: ClusterRole = object(RBAC_OF_EBPF, "ClusterRole");
+    let binding: ClusterRoleBinding = object(RBAC_OF_EBPF, "ClusterRoleBinding");
+    assert_eq!(Some(binding.role_ref.name), role.metadata.name);
+    assert_eq!(binding.subjects.unwrap(), subjects);
+    let component: Value = serde_saphyr::from_str(&text("components/ebpf/kustomization.yaml")).unwrap();
+    assert_eq!(component["resources"], json!(["rbac.yaml"]));
     assert_eq!(pod().service_account_name, account.metadata.name);
     for namespace in [daemon_set.metadata.namespace, config_map().metadata.namespace] {
         assert_eq!(namespace, account.metadata.namespace);
@@ -204,7 +213,10 @@ fn the_component_for_mode_ebpf_has_what_the_mode_needs_where_its_configuration_s
         let place = Path::new(&volume.host_path.as_ref().unwrap().path).join(inside);
         (place, mount.mount_propagation.as_deref() == Some("HostToContainer"))
     };
-    assert_eq!(on_the_node(&settings.ebpf.bpffs), (PathBuf::from("/sys/fs/bpf/sluice"), true));
+    // This directory and no other: beside it are the pins of others.
+    let bpffs = mounts.iter().find(|mount| Path::new(&mount.mount_path) == settings.ebpf.bpffs).unwrap();
+    let bpffs = volumes.iter().find(|volume| volume.name == bpffs.name).unwrap().host_path.clone().unwrap();
+    assert_eq!((&*bpffs.path, bpffs.type_.as_deref()), ("/sys/fs/bpf/sluice", Some("DirectoryOrCreate")));
     let cgroup = settings.ebpf.cgroup_root.unwrap();
     assert_eq!(on_the_node(&cgroup).0, Path::new("/sys/fs/cgroup"));
     assert_eq!(on_the_node(Path::new("/run/netns")), (PathBuf::from("/run/netns"), true));
@@ -285,21 +297,10 @@ async fn serve(State(seen): State<Arc<Mutex<BTreeSet<Request>>>>, uri: Uri) -> R
         .into_response()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
-    let seen = Arc::<Mutex<BTreeSet<Request>>>::default();
-    let router = Router::new().fallback(serve).with_state(seen.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
-    let (sender, _events) = mpsc::channel(256);
-    // As in mode ebpf; the others read less.
-    let scope = Scope { node_name: "node-a".into(), pods: true, all_nodes: false };
-    tokio::spawn(kubernetes::run(access, scope, sender, Metrics::default(), Timing::default()));
-
+/// What a file's role grants, but for events.
+fn granted(file: &str) -> BTreeSet<Request> {
     let mut granted = BTreeSet::new();
-    for rule in object::<ClusterRole>("rbac.yaml", "ClusterRole").rules.unwrap() {
+    for rule in object::<ClusterRole>(file, "ClusterRole").rules.unwrap() {
         for group in rule.api_groups.unwrap().iter().filter(|group| *group != "events.k8s.io") {
             for resource in rule.resources.iter().flatten() {
                 for verb in &rule.verbs {
@@ -308,8 +309,32 @@ async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
             }
         }
     }
+    granted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_grant_reading_of_exactly_what_the_daemon_reads() {
+    let base = granted("rbac.yaml");
+    reads_exactly(false, &base).await;
+    let more = granted(RBAC_OF_EBPF);
+    assert!(base.is_disjoint(&more));
+    reads_exactly(true, &base.union(&more).cloned().collect()).await;
+}
+
+/// Fails unless a daemon asks for all of this and nothing else: in mode ebpf, which asks for pods, or in another one.
+async fn reads_exactly(pods: bool, granted: &BTreeSet<Request>) {
+    let seen = Arc::<Mutex<BTreeSet<Request>>>::default();
+    let router = Router::new().fallback(serve).with_state(seen.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
+    let (sender, _events) = mpsc::channel(256);
+    let scope = Scope { node_name: "node-a".into(), pods, all_nodes: false };
+    tokio::spawn(kubernetes::run(access, scope, sender, Metrics::default(), Timing::default()));
+
     let end = Instant::now() + Duration::from_secs(20);
-    while *seen.lock().unwrap() != granted && Instant::now() < end {
+    while *seen.lock().unwrap() != *granted && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     // A request that is not granted would come right after the lists.
@@ -320,5 +345,5 @@ async fn the_role_grants_reading_of_exactly_what_the_daemon_reads() {
             map
         })
     };
-    assert_eq!(by_resource(&seen.lock().unwrap()), by_resource(&granted));
+    assert_eq!(by_resource(&seen.lock().unwrap()), by_resource(granted));
 }

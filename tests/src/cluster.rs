@@ -32,8 +32,10 @@ pub const ADDRESSES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 168, 77, 2)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2))];
 /// The port of the API server.
 pub const PORT: u16 = 6443;
-/// The account of the proxy under test, with the rights of the manifest that users install.
-const RBAC: &str = include_str!("../../deploy/rbac.yaml");
+/// The account of the proxy under test, with the rights of the manifests that users install; one control plane serves
+/// labs of all modes.
+const RBAC: [&str; 2] =
+    [include_str!("../../deploy/rbac.yaml"), include_str!("../../deploy/components/ebpf/rbac.yaml")];
 /// How long a control plane may take to start: two cores are often shared by several.
 const START_LIMIT: Duration = Duration::from_secs(180);
 
@@ -148,8 +150,10 @@ impl Cluster {
         let mut cluster =
             Self { api, processes, tools: tools.clone(), credentials, sluice_token: String::new(), place };
         cluster.wait_ready()?;
-        for (key, object) in crate::objects::parse(RBAC)? {
-            cluster.api.put(&key, &object)?;
+        for manifest in RBAC {
+            for (key, object) in crate::objects::parse(manifest)? {
+                cluster.api.put(&key, &object)?;
+            }
         }
         cluster.sluice_token = cluster.api.token_of("kube-system", "sluice")?;
         Ok(cluster)

@@ -2,21 +2,51 @@
 //!
 //! The build script of sluice builds them too, but installs nothing. So all commands here that build sluice prepare first.
 
+mod record;
+
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use sluice_ebpf_build as ebpf;
 
 use crate::machine::{self, cargo, root, run as run_command};
+use record::Record;
+
+/// Arguments of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Fail unless the result has the recorded digest
+    #[arg(long)]
+    check: bool,
+    /// Record its digest, and the versions of compiler and linker
+    #[arg(long, conflicts_with = "check")]
+    record: bool,
+}
 
 /// Builds the programs, telling with what.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let built = build()?;
+    if arguments.record {
+        record::write(&built)?;
+    }
+    if arguments.check { record::compare(&record::read()?, &built) } else { Ok(()) }
+}
+
+/// Builds the programs, and fails unless they are the recorded ones.
+pub(crate) fn check() -> Result<()> {
+    record::compare(&record::read()?, &build()?)
+}
+
+fn build() -> Result<Record> {
     prepare()?;
     let search = ebpf::Search::new(&root());
     for line in &search.told {
         println!("{line}");
     }
     let object = ebpf::build(&root(), &search)?;
-    println!("{}", object.display());
-    Ok(())
+    let bytes = std::fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
+    let sha256 = Sha256::digest(&bytes).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    println!("{} sha256:{sha256}", object.display());
+    Ok(Record { toolchain: search.toolchain().context("no toolchain")?, sha256 })
 }
 
 /// Installs what is missing, saying what, or says how.

@@ -13,6 +13,7 @@ mod passes;
 mod scenarios;
 mod skips;
 mod suites;
+mod supply_chain;
 mod test;
 mod torture;
 mod vm;
@@ -48,12 +49,14 @@ enum Command {
     /// Measure Sluice against kube-proxy, or alone.
     Bench(bench::Arguments),
     /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
-    BuildEbpf,
+    BuildEbpf(build_ebpf::Arguments),
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
     ClusterTools(cluster_tools::Arguments),
     /// Build the container image: an OCI archive with the static binary, without a container engine.
     Image(image::Arguments),
-    /// Check formatting and lints, warnings denied.
+    /// Check where all code comes from: licences, sources, advisories, the digests of what is built; and write an SBOM.
+    SupplyChain(supply_chain::Arguments),
+    /// Check formatting and lints, warnings denied, and the licences and sources of dependencies.
     Lint,
 }
 
@@ -67,11 +70,12 @@ fn main() -> Result<ExitCode> {
         Command::Torture(arguments) => torture::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments)?,
-        Command::BuildEbpf => build_ebpf::run()?,
+        Command::BuildEbpf(arguments) => build_ebpf::run(&arguments)?,
         Command::ClusterTools(arguments) => {
             println!("{}", cluster_tools::build(arguments.kubernetes)?.display());
         }
         Command::Image(arguments) => image::run(&arguments)?,
+        Command::SupplyChain(arguments) => supply_chain::run(&arguments)?,
         Command::Lint => test::lint()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,7 @@ use crate::machine::{self, Programs, cargo, run as run_command};
 use crate::scenarios;
 use crate::skips;
 use crate::suites::Suites;
+use crate::supply_chain;
 use crate::torture;
 
 /// A test says whether something comes to be, not how fast: it may share its cores with others.
@@ -49,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn of_this_machine(suites: &mut Suites, programs: &Programs) {
     let tools = with_go(suites);
     suites.run("unit, property and kernel tests", || cargo_tests(tools.as_deref()));
+    suites.run("the eBPF programs are those that are recorded", build_ebpf::check);
     suites.run("self-test of the conformance runner", || {
         run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))
     });
@@ -124,12 +126,13 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
     }
 }
 
-/// Checks formatting and lints.
+/// Checks formatting, lints, and dependencies.
 pub(crate) fn lint() -> Result<()> {
     run_command(&mut cargo(&["fmt", "--all", "--check"]))?;
     run_command(&mut cargo(&["fmt", "--manifest-path", "proxy-ebpf/Cargo.toml", "--check"]))?;
     build_ebpf::prepare()?;
     run_command(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
     // Nothing else builds this.
-    run_command(&mut cargo(&["check", "--package", "sluice", "--no-default-features", "--quiet"]))
+    run_command(&mut cargo(&["check", "--package", "sluice", "--no-default-features", "--quiet"]))?;
+    supply_chain::dependencies()
 }
