@@ -1,5 +1,6 @@
 //! Neighbours, on the wire and on the node, that would be somebody else; and addresses that nobody has.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -74,6 +75,10 @@ pub(super) fn cannot_be_others(stage: &mut Stage) -> Result<()> {
     stage.one_more_is_dropped(before, "pod_source")?;
     stage.send("pod/user", "fd00:10:244:2::77", "fd00:77::12", 9, "00")?;
     stage.one_more_is_dropped(before + 1, "pod_source")?;
+    stage.shell_in(
+        "pod/user",
+        "ip address del 10.244.2.77/32 dev eth0; ip address del fd00:10:244:2::77/128 dev eth0",
+    )?;
     stage.step("honest pods are reached, and nothing of theirs was dropped")?;
     stage.reaches_other_node()?;
     ensure!(stage.dropped("pod_source")? == before + 2, "an honest packet was dropped");
@@ -101,7 +106,8 @@ fn nobody_has_them(stage: &mut Stage) -> Result<()> {
         };
         let file = stage.shell("mktemp")?.trim().to_owned();
         let mut capture = stage.lab.namespace(&From::Host(super::NODE.to_owned())).command("tcpdump")?;
-        let mut running = capture.args(["-i", "eth0", "-w", &file, "-U", "tcp port 8080"]).spawn()?;
+        capture.args(["-i", "eth0", "-w", &file, "-U", "tcp port 8080"]).stderr(Stdio::null());
+        let mut running = capture.spawn()?;
         std::thread::sleep(Duration::from_millis(700));
         let begun = Instant::now();
         let attempts = stage.lab.probe(&From::Pod("user".to_owned()), request, None)?;
