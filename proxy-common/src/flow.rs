@@ -65,7 +65,8 @@ impl FlowKey {
 }
 
 impl Flow {
-    /// Whether the other entry of this flow has that key. If not, another flow has the key of its other entry.
+    /// Whether this is an entry of a flow whose other entry has that key. If not, another flow has the key of its other entry; or
+    /// this one lets pass what is for nobody's flow, and has none.
     #[inline(always)]
     #[must_use]
     pub fn is_other_of(&self, key: &FlowKey) -> bool {
@@ -73,6 +74,7 @@ impl Flow {
             && self.destination == key.source
             && self.source_port == key.destination_port
             && self.destination_port == key.source_port
+            && self.flags & flag::PASSES == 0
     }
 
     /// What the other entry of the flow of this key says, before it has seen a packet.

@@ -68,6 +68,12 @@ fn what_gives_way_to_connections_straight_to_the_endpoint_does_no_harm() {
     is_right(World { straight: true, full: true, ..ONE });
 }
 
+/// Two processors: a client's flow begins while an answer of its ends is found to be another connection's.
+#[test]
+fn a_flow_that_begins_beside_one_that_gives_way_does_not_go_on_by_half() {
+    is_right(World { processors: 2, daemon: false, straight: true, ..ONE });
+}
+
 /// One processor's packets, while flows give way on another.
 const FLOOD: World = World { daemon: false, flood: true, ..ONE };
 

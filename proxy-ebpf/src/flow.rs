@@ -360,7 +360,7 @@ fn takes_over(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) ->
     let used = claim::used(held);
     // SAFETY: what is reused meanwhile cannot be claimed with the time that was read before.
     let flow = unsafe { &*held };
-    let same = flow.is_other_of(key) && flow.flags & flag::PASSES == 0;
+    let same = flow.is_other_of(key);
     if !same && !gives_way(flow, reply_key, closed) {
         return false;
     }

@@ -388,7 +388,7 @@ impl Claims {
                     vec![next(s, who, at::ADD)]
                 }
                 Some(held)
-                    if held.claimed.is_none() && (held.is_other_of(key) && !held.passes || held.over) =>
+                    if held.claimed.is_none() && (held.is_other_of(key) || held.over) =>
                 {
                     s.actors[who].memos[OTHER] = State::memo(other);
                     vec![next(s, who, at::HELD_CLAIM)]

@@ -52,7 +52,7 @@ impl Entry {
 
     /// Whether the other entry of its flow has that key (`Flow::is_other_of`).
     pub(crate) fn is_other_of(&self, key: u8) -> bool {
-        self.to == number(key)
+        self.to == number(key) && !self.passes
     }
 }
 
