@@ -19,7 +19,7 @@ use crate::net::Family;
 pub use guard::{Dropped, TunnelGuard};
 pub use kernel::{Device, KernelState, Step, Tunnel};
 pub use ports::{PodPorts, Port};
-pub use rules::{HostPort, PodRules, TABLE};
+pub use rules::{HostPort, PodRules, Sources, TABLE};
 
 /// How names of the host's ends of pods' links begin.
 pub const POD_LINK_PREFIX: &str = "sl";
@@ -166,7 +166,7 @@ pub struct PodNetwork {
     /// Addresses of other nodes, from which packets out of these networks may come in VXLAN: those of their pods, and of the nodes
     /// themselves.
     pub peers: BTreeSet<(IpAddr, IpNet)>,
-    /// Networks of this node's pods, in which no other address is anybody's.
+    /// Networks of this node's pods in which no other address is anybody's.
     pub own: BTreeSet<IpNet>,
     /// Who cannot be reached.
     pub problems: BTreeSet<Problem>,
@@ -228,8 +228,7 @@ pub fn pod_network<'a>(
     if own.node.addresses.is_empty() || own.node.pod_cidrs.is_empty() {
         return None;
     }
-    let mut network =
-        PodNetwork { own: own.node.pod_cidrs.iter().map(IpNet::trunc).collect(), ..PodNetwork::default() };
+    let mut network = PodNetwork::default();
     if between.transport != Transport::Direct {
         network.addresses = own.node.pod_cidrs.iter().map(vtep_address).collect();
     }
@@ -241,6 +240,8 @@ pub fn pod_network<'a>(
         if let Some(other) = underlay_networks.iter().find(|other| overlap(other, &cidr)) {
             let node = own.node.name.clone();
             network.problems.insert(Problem::Underlay { node, cidr, network: *other });
+        } else {
+            network.own.insert(cidr);
         }
     }
     let mut taken: Vec<(IpNet, &ObjectName)> =

@@ -69,7 +69,7 @@ pub enum BpfError {
     },
     /// The directory is not on a bpf filesystem.
     #[error(
-        "{} is not on a bpf filesystem: mount one (mount -t bpf bpf /sys/fs/bpf; in a container, a hostPath volume of /sys/fs/bpf/sluice)",
+        "{} is not on a bpf filesystem: mount one (mount -t bpf bpf /sys/fs/bpf; in a container, a hostPath volume of /sys/fs/bpf/sluice, mounted outside of /sys and named by sluice.ebpf.bpffs)",
         .0.display()
     )]
     NoBpffs(PathBuf),

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use sluice_core::pod_network::{Dropped, PodPorts, PodRules, Port, TABLE, TunnelGuard};
+use sluice_core::pod_network::{Dropped, PodPorts, PodRules, Port, Sources, TABLE, TunnelGuard};
 use sluice_sys::nft::{Nft, Table, dropped};
 
 /// A node with its uplink, a neighbour on the wire, and two pods.
@@ -148,8 +148,9 @@ fn write(node: &str, rules: PodRules) {
 
 fn rules(peers: &[(&str, &str)]) -> PodRules {
     let read = |(node, pods): &(&str, &str)| (node.parse().unwrap(), pods.parse().unwrap());
-    let tunnel = TunnelGuard { vni: 1, port: 4789, peers: peers.iter().map(read).collect() };
-    PodRules { tunnel: Some(tunnel), checks_sources: true, ..PodRules::default() }
+    let tunnel =
+        TunnelGuard { vni: 1, port: 4789, peers: peers.iter().map(read).collect(), checks_inner: true };
+    PodRules { tunnel: Some(tunnel), sources: Sources::Own, ..PodRules::default() }
 }
 
 #[test]
@@ -195,6 +196,10 @@ fn nothing_comes_out_of_the_tunnel_but_pods_of_the_node_that_sent_it() {
     inside(node, move || Nft::open().unwrap().commit_to(Table::inet(TABLE), &difference).map(drop)).unwrap();
     assert!(arrives(&stranger, &vxlan(1, [10, 244, 4, 1]), to, &inner));
     assert_eq!(world.drops(Dropped::TunnelSource), 4);
+    // What this node forwards for other nodes is theirs; without checks of sources a node may send anything, and nobody else.
+    let any = TunnelGuard { checks_inner: false, ..now.tunnel.clone().unwrap() };
+    write(node, PodRules { tunnel: Some(any), ..now.clone() });
+    assert!(arrives(&peer, &of_another, to, &inner) && !arrives(&pod, &own, to, &inner));
     // Without a tunnel none of its rules is left.
     write(node, PodRules { tunnel: None, ..now });
     assert!(arrives(&stranger, &own, to, &inner));
@@ -221,8 +226,12 @@ fn a_routed_pod_sends_with_its_own_address_only() {
     write(node, rules(&[]));
     all([true, false, false, false, false]);
     assert_eq!(world.drops(Dropped::PodSource), 4);
-    write(node, PodRules { checks_sources: false, ..rules(&[]) });
+    write(node, PodRules { sources: Sources::Any, ..rules(&[]) });
     all([true; 5]);
+    // Where programs have turned answers back, whose sources are those of Services.
+    let pods = ["10.244.0.0/16", "fd00:1::/64"].map(|net| net.parse().unwrap());
+    write(node, PodRules { sources: Sources::OwnOf(pods.into()), ..rules(&[]) });
+    all([true, false, false, true, true]);
 }
 
 fn ports() -> PodPorts {

@@ -216,7 +216,8 @@ impl PodNetworkTask {
                     }
                 }
             }
-            let wait = tokio::time::sleep(retry.unwrap_or_else(|| self.until_repair()));
+            let wait =
+                tokio::time::sleep(retry.map_or(self.until_repair(), |retry| retry.min(self.until_repair())));
             tokio::pin!(wait);
             tokio::select! {
                 changed = inputs.nodes.changed() => if changed.is_err() { return Ok(()) },
@@ -271,7 +272,9 @@ impl PodNetworkTask {
 
     /// Makes everything as it should be.
     async fn pass(&mut self, handle: &Handle, nodes: &[Node], network: &Network) -> Result<(), PassError> {
-        let Some((own, wanted)) = self.decide(nodes, network) else { return Ok(()) };
+        let Some((own, wanted)) = self.decide(nodes, network) else {
+            return tokio::task::block_in_place(|| self.rules.restore(network));
+        };
         // What is wrong with one thing keeps no other from being done; the first error is told in the end.
         let prepared = node::prepare(&families(&own), self.settings.mode).map_err(PassError::from);
         let (mtu, small) = mtu::of_pods(handle, &self.settings, &own, &wanted, network).await?;

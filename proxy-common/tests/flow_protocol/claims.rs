@@ -387,9 +387,7 @@ impl Claims {
                     s.add(other, Entry::new(key));
                     vec![next(s, who, at::ADD)]
                 }
-                Some(held)
-                    if held.claimed.is_none() && (held.is_other_of(key) || held.over) =>
-                {
+                Some(held) if held.claimed.is_none() && (held.is_other_of(key) || held.over) => {
                     s.actors[who].memos[OTHER] = State::memo(other);
                     vec![next(s, who, at::HELD_CLAIM)]
                 }

@@ -20,8 +20,8 @@ pub enum MetaKey {
     IifKind,
     /// The output interface's name, 16 bytes.
     OifName,
-    /// The Ethernet type, two bytes.
-    Protocol,
+    /// The kind of the output interface (`veth`), 16 bytes; ends the rule where an interface has none.
+    OifKind,
     // What is new comes last: fingerprints of rules have the place of a key in this list in them.
 }
 

@@ -47,7 +47,7 @@ const INNER_SOURCE6: u32 = 8 + 8 + 14 + 8;
 pub enum Dropped {
     /// VXLAN that comes from no node, or with a source that is not of that node's pods.
     TunnelSource,
-    /// VXLAN that somebody behind this node sends to a node.
+    /// VXLAN that a pod sends to a node.
     TunnelForwarded,
     /// A pod that sends with an address that is not its own.
     PodSource,
@@ -71,7 +71,7 @@ impl Dropped {
     pub fn about(self) -> &'static str {
         match self {
             Dropped::TunnelSource => "VXLAN from others than nodes and their pods",
-            Dropped::TunnelForwarded => "VXLAN from behind this node",
+            Dropped::TunnelForwarded => "VXLAN from pods",
             Dropped::PodSource => "pods with addresses of others",
             Dropped::PodClaim => "pods that claim to be others",
             Dropped::Redirect => "redirects to pods",
@@ -104,6 +104,8 @@ pub struct TunnelGuard {
     pub port: u16,
     /// Addresses of other nodes, each with a network of its pods.
     pub peers: BTreeSet<(IpAddr, IpNet)>,
+    /// Whether sources of inner packets are held against these networks; else any packet of a node's passes.
+    pub checks_inner: bool,
 }
 
 impl TunnelGuard {
@@ -128,23 +130,27 @@ impl TunnelGuard {
     }
 
     /// Where packets to this node's device come in, and where packets to those of others pass.
-    pub(super) fn chains(&self) -> Vec<Chain> {
+    pub(super) fn chains(&self, bridge: Option<&str>) -> Vec<Chain> {
         let filter = |number| Some(Hook { chain_type: "filter", number, priority: RAW });
         let mut from = self.from_nodes();
         from.push(Dropped::TunnelSource.rule(self.is_ours()));
-        let forwarded = Family::BOTH.map(|family| {
-            let mut exprs = of_family(family);
-            exprs.extend(self.is_ours());
-            exprs.push(load_destination(family, 0));
-            exprs.push(Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 });
-            Dropped::TunnelForwarded.rule(exprs)
+        // What this node forwards for other nodes is theirs.
+        let forwarded = Family::BOTH.into_iter().flat_map(|family| {
+            of_pods(Side::In, bridge).into_iter().map(move |from| {
+                let mut exprs = of_family(family);
+                exprs.extend(from);
+                exprs.extend(self.is_ours());
+                exprs.push(load_destination(family, 0));
+                exprs.push(Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 });
+                Dropped::TunnelForwarded.rule(exprs)
+            })
         });
         vec![
             Chain { name: ChainName::new("tunnel-guard"), hook: filter(INPUT), rules: from },
             Chain {
                 name: ChainName::new("tunnel-forward-guard"),
                 hook: filter(FORWARD),
-                rules: forwarded.into(),
+                rules: forwarded.collect(),
             },
         ]
     }
@@ -165,6 +171,17 @@ impl TunnelGuard {
     /// A rule for each family of outer and inner packets, and each length of pod CIDRs, of which clusters have one or two: a
     /// look-up in a hash table, however many nodes there are.
     fn from_nodes(&self) -> Vec<Rule> {
+        if !self.checks_inner {
+            let rules = Family::BOTH.map(|family| {
+                let mut exprs = of_family(family);
+                exprs.extend(self.is_ours());
+                exprs.push(load_source(family, 0));
+                exprs.push(Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 });
+                exprs.push(Expr::Verdict(Verdict::Accept));
+                rule("VXLAN from nodes", exprs)
+            });
+            return rules.into();
+        }
         let shapes: BTreeSet<(Family, Family, u8)> = self
             .peers
             .iter()
@@ -211,9 +228,13 @@ pub(super) fn plain(id: ElementId) -> Element {
     Element { id, value: Value::None }
 }
 
-/// Whether an interface is the host's end of a pod's link. Its name says so: the prefix and hexadecimal digits. Other devices of
-/// ours (`sluice0`) come behind them in the order of names.
-pub(super) fn is_pod_link(key: MetaKey) -> [Expr; 3] {
+/// Whether an interface is the host's end of a pod's link. It is a veth device, and its name says so: the prefix and hexadecimal
+/// digits. Other devices of ours (`sluice0`) come behind them in the order of names.
+fn is_pod_link(side: Side) -> [Expr; 5] {
+    let (key, kind) = match side {
+        Side::In => (MetaKey::IifName, MetaKey::IifKind),
+        Side::Out => (MetaKey::OifName, MetaKey::OifKind),
+    };
     let name = |digit| {
         let mut name = POD_LINK_PREFIX.as_bytes().to_vec();
         name.resize(POD_LINK_LENGTH, digit);
@@ -224,15 +245,48 @@ pub(super) fn is_pod_link(key: MetaKey) -> [Expr; 3] {
         Expr::Meta { dreg: 0, key },
         Expr::Cmp { sreg: 0, op: CmpOp::Gte, data: name(b'0') },
         Expr::Cmp { sreg: 0, op: CmpOp::Lte, data: name(b'f') },
+        Expr::Meta { dreg: 0, key: kind },
+        is_name("veth"),
     ]
 }
 
-/// Packets that come in by a pod's link with a source that is not behind it.
-pub(super) fn source_guard() -> Chain {
+/// Which interface of a packet.
+#[derive(Clone, Copy)]
+enum Side {
+    In,
+    Out,
+}
+
+/// Compares the name of an interface, or of a kind of them.
+fn is_name(name: &str) -> Expr {
+    let mut data = name.as_bytes().to_vec();
+    data.resize(16, 0);
+    Expr::Cmp { sreg: 0, op: CmpOp::Eq, data }
+}
+
+/// Ways that lead to pods, each by its own condition: links of pods, and the bridge of ours.
+fn of_pods(side: Side, bridge: Option<&str>) -> Vec<Vec<Expr>> {
+    let key = match side {
+        Side::In => MetaKey::IifName,
+        Side::Out => MetaKey::OifName,
+    };
+    let bridge = bridge.map(|name| vec![Expr::Meta { dreg: 0, key }, is_name(name)]);
+    std::iter::once(is_pod_link(side).to_vec()).chain(bridge).collect()
+}
+
+/// Packets that come in by a pod's link with a source that is not behind it. `checked`: only sources in these networks, because
+/// programs at the links (mode ebpf) have turned answers back, which have Services' addresses then.
+pub(super) fn source_guard(checked: Option<&BTreeSet<IpNet>>) -> Chain {
     let link_local = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
-    let rules = Family::BOTH.map(|family| {
+    let everything = Family::BOTH.map(|family| (family, None));
+    let networks = |nets: &BTreeSet<IpNet>| -> Vec<(Family, Option<IpNet>)> {
+        nets.iter().map(|net| (Family::of_net(net), Some(*net))).collect()
+    };
+    let sources = checked.map_or(everything.into(), networks);
+    let rules = sources.into_iter().map(|(family, net)| {
         let mut exprs = of_family(family);
-        exprs.extend(is_pod_link(MetaKey::IifName));
+        exprs.extend(is_pod_link(Side::In));
+        exprs.extend(net.iter().flat_map(|net| in_network(load_source(family, 0), net, CmpOp::Eq)));
         // Neighbour discovery (RFC 4861) goes from link-local addresses and from none. They lead no further than this link.
         if family == Family::V6 {
             exprs.extend(in_network(load_source(family, 0), &link_local, CmpOp::Neq));
@@ -244,20 +298,22 @@ pub(super) fn source_guard() -> Chain {
         Dropped::PodSource.rule(exprs)
     });
     let hook = Some(Hook { chain_type: "filter", number: PREROUTING, priority: RAW });
-    Chain { name: ChainName::new("source-guard"), hook, rules: rules.into() }
+    Chain { name: ChainName::new("source-guard"), hook, rules: rules.collect() }
 }
 
 /// Redirects to pods: the sysctl of a link does not keep them back where that of `all` asks for them.
-pub(super) fn redirect_guard() -> Chain {
-    let rules =
-        [(Family::V4, ICMP, REDIRECT), (Family::V6, ICMP6, REDIRECT6)].map(|(family, protocol, kind)| {
+pub(super) fn redirect_guard(bridge: Option<&str>) -> Chain {
+    let redirects = [(Family::V4, ICMP, REDIRECT), (Family::V6, ICMP6, REDIRECT6)];
+    let rules = redirects.into_iter().flat_map(|(family, protocol, kind)| {
+        of_pods(Side::Out, bridge).into_iter().map(move |out| {
             let mut exprs = of_family(family);
-            exprs.extend(is_pod_link(MetaKey::OifName));
+            exprs.extend(out);
             exprs.extend(has_icmp_type(protocol, kind));
             Dropped::Redirect.rule(exprs)
-        });
+        })
+    });
     let hook = Some(Hook { chain_type: "filter", number: OUTPUT, priority: RAW });
-    Chain { name: ChainName::new("redirect-guard"), hook, rules: rules.into() }
+    Chain { name: ChainName::new("redirect-guard"), hook, rules: rules.collect() }
 }
 
 pub(super) fn has_icmp_type(protocol: u8, kind: u8) -> [Expr; 4] {
@@ -276,7 +332,7 @@ mod tests {
 
     fn guard(peers: &[(&str, &str)]) -> TunnelGuard {
         let read = |(node, pods): &(&str, &str)| (node.parse().unwrap(), pods.parse().unwrap());
-        TunnelGuard { vni: 1, port: 4789, peers: peers.iter().map(read).collect() }
+        TunnelGuard { vni: 1, port: 4789, peers: peers.iter().map(read).collect(), checks_inner: true }
     }
 
     #[test]
@@ -288,7 +344,7 @@ mod tests {
             })
             .collect();
         let guard = TunnelGuard { peers: many, ..guard(&[]) };
-        assert_eq!(guard.chains()[0].rules.len(), 3, "two lengths, and the rest is dropped");
+        assert_eq!(guard.chains(None)[0].rules.len(), 3, "two lengths, and the rest is dropped");
         assert_eq!(guard.elements().len(), 200 + 2 * 200);
     }
 
@@ -304,14 +360,14 @@ mod tests {
 
     #[test]
     fn without_any_peer_everything_is_dropped() {
-        let chains = guard(&[]).chains();
+        let chains = guard(&[]).chains(None);
         assert_eq!(chains[0].rules.len(), 1);
         assert_eq!(chains[0].rules[0].exprs.last(), Some(&Expr::Verdict(Verdict::Drop)));
     }
 
     #[test]
     fn only_names_as_the_plugin_makes_them_are_those_of_pods_links() {
-        let [_, Expr::Cmp { data: least, .. }, Expr::Cmp { data: most, .. }] = is_pod_link(MetaKey::IifName)
+        let [_, Expr::Cmp { data: least, .. }, Expr::Cmp { data: most, .. }, ..] = is_pod_link(Side::In)
         else {
             panic!("other expressions");
         };

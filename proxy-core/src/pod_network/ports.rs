@@ -138,7 +138,8 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
     };
     let of_type = |data: [u8; 2]| {
         vec![
-            Expr::Meta { dreg: 0, key: MetaKey::Protocol },
+            // Of the frame itself: the kernel's own idea of it is behind a tag.
+            Expr::LinkHeader { dreg: 0, offset: 12, len: 2 },
             Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: data.to_vec() },
         ]
     };
@@ -163,16 +164,11 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
     // whether an address is taken says that it has none (RFC 5227).
     let arp = own(Expr::NetworkHeader { dreg: 4, offset: 8, len: 6 }, header(14, 4), Family::V4);
     let arp_by_frame = own(frame(), header(14, 4), Family::V4);
-    let probe = vec![
-        Expr::NetworkHeader { dreg: 0, offset: 14, len: 4 },
-        Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![0; 4] },
-    ];
     // A pod's hardware address, whatever the address is.
     let own_frame = || own(frame(), Expr::Immediate { dreg: 6, data: NOBODY.to_vec() }, Family::V4);
     let mut rules = vec![
         accept("own address", with(of_type(ETH_P_IP), own(frame(), header(12, 4), Family::V4).into())),
         accept("own ARP", with(of_type(ETH_P_ARP), [arp, arp_by_frame].concat())),
-        accept("ARP of nobody", with(of_type(ETH_P_ARP), probe)),
         accept("own neighbour advertisement", with(icmp6(NEIGHBOUR_ADVERTISEMENT), target().into())),
         Dropped::PodClaim.rule(icmp6(NEIGHBOUR_ADVERTISEMENT)),
         Dropped::PodClaim.rule(icmp6(ROUTER_ADVERTISEMENT)),
@@ -181,7 +177,7 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
             "duplicate address detection",
             [icmp6(NEIGHBOUR_SOLICITATION), nobody(), target().into()].concat(),
         ),
-        accept("reports of listeners", [icmp6(LISTENER_REPORT), nobody()].concat()),
+        accept("reports of listeners", [icmp6(LISTENER_REPORT), nobody(), own_frame().into()].concat()),
         accept("own address", with(of_type(ETH_P_IPV6), own(frame(), header(8, 16), Family::V6).into())),
     ];
     if let Some(networks) = networks {

@@ -63,7 +63,21 @@ pub struct PodRules {
     /// What may come out of the tunnel; `None`: there is none of ours.
     pub tunnel: Option<TunnelGuard>,
     /// Whether pods are kept from sending with addresses of others.
-    pub checks_sources: bool,
+    pub sources: Sources,
+    /// The bridge of pods, if there is one of ours.
+    pub bridge: Option<String>,
+}
+
+/// Which sources pods may send with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sources {
+    /// Any.
+    #[default]
+    Any,
+    /// Their own only.
+    Own,
+    /// Of these networks their own only, and any that is in none of them.
+    OwnOf(BTreeSet<IpNet>),
 }
 
 impl PodRules {
@@ -109,11 +123,16 @@ impl PodRules {
         let at_nat = |number, priority| Some(Hook { chain_type: "nat", number, priority });
         let empty = |chain: Chain| Chain { rules: Vec::new(), ..chain };
         // Chains are always the same, so that one that is not needed any more is emptied.
-        let pods = [source_guard(), redirect_guard()];
-        let pods = pods.map(|chain| if self.checks_sources { chain } else { empty(chain) });
+        let bridge = self.bridge.as_deref();
+        let sources = match &self.sources {
+            Sources::Any => empty(source_guard(None)),
+            Sources::Own => source_guard(None),
+            Sources::OwnOf(networks) => source_guard(Some(networks)),
+        };
+        let pods = [sources, redirect_guard(bridge)];
         let tunnel = match &self.tunnel {
-            Some(tunnel) => tunnel.chains(),
-            None => TunnelGuard::default().chains().into_iter().map(empty).collect(),
+            Some(tunnel) => tunnel.chains(bridge),
+            None => TunnelGuard::default().chains(bridge).into_iter().map(empty).collect(),
         };
         let nat = vec![
             Chain {

@@ -440,12 +440,12 @@ fn value(writer: &mut Writer, kind: u16, data: &[u8]) {
 
 fn meta_key(key: MetaKey) -> u32 {
     match key {
-        MetaKey::Protocol => 1,
         MetaKey::Mark => 3,
         MetaKey::IifName => 6,
         MetaKey::OifName => 7,
         MetaKey::NfProto => 15,
         MetaKey::L4Proto => 16,
         MetaKey::IifKind => 26,
+        MetaKey::OifKind => 27,
     }
 }

@@ -9,7 +9,7 @@ use sluice_cni::spec::Mode;
 use sluice_cni::store::{self, Contents};
 use sluice_core::model::Node;
 use sluice_core::net::Protocol;
-use sluice_core::pod_network::{HostPort, Own, PodNetwork, PodRules, TABLE, Transport, TunnelGuard};
+use sluice_core::pod_network::{HostPort, Own, PodNetwork, PodRules, Sources, TABLE, Transport, TunnelGuard};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
@@ -31,6 +31,8 @@ pub(super) struct Rules {
     notices: Option<mpsc::Sender<Notice>>,
     /// As it was written last, and is still, for all that is known.
     written: Option<PodRules>,
+    /// The last that was.
+    known: Option<PodRules>,
     /// The table of pods on a bridge.
     ports: Ports,
     /// Whether programs at the ports of bridges see packets before its rules do.
@@ -96,21 +98,29 @@ impl Rules {
         let mut inside = settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
+        let own_node = own;
         let own = network.holds_services.then(|| own_networks(&network.addresses));
         let tunnel = (settings.between.transport != Transport::Direct).then(|| TunnelGuard {
             vni: settings.between.vni,
             port: settings.port,
             peers: pod_network.peers.clone(),
+            checks_inner: settings.checks_sources,
         });
-        let checks_sources = settings.checks_sources;
+        let sources = match (settings.checks_sources, self.programs_at_ports) {
+            (false, _) => Sources::Any,
+            (true, false) => Sources::Own,
+            (true, true) => Sources::OwnOf(pods_of_all(nodes, own_node, contents.as_ref())),
+        };
+        let bridge = (settings.mode == Mode::Bridge).then(|| settings.bridge.clone());
         let rules = PodRules {
             masqueraded,
-            inside: inside.clone(),
+            inside,
             host_ports,
             own,
             from_loopback,
             tunnel,
-            checks_sources,
+            sources: sources.clone(),
+            bridge,
         };
         let begun = Instant::now();
         if self.repairs.is_due(begun) {
@@ -125,9 +135,13 @@ impl Rules {
         }
         // Without the file nobody knows who is behind which port: what is known stays.
         if let (Some(contents), Some(nft)) = (&contents, &mut self.nft) {
-            let guards = checks_sources && settings.mode == Mode::Bridge;
-            let checked = self.programs_at_ports.then(|| inside.iter().map(IpNet::trunc).collect());
-            let wanted = guards.then(|| pod_ports(contents, &settings.cni.name, checked));
+            let checked = match sources {
+                Sources::Any => None,
+                Sources::Own => Some(None),
+                Sources::OwnOf(networks) => Some(Some(networks)),
+            };
+            let checked = checked.filter(|_| settings.mode == Mode::Bridge);
+            let wanted = checked.map(|checked| pod_ports(contents, &settings.cni.name, checked));
             self.ports.write(nft, wanted, audits).map_err(PassError::Rules)?;
         }
         if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
@@ -167,8 +181,22 @@ impl Rules {
         let changed = host_ports::Changed::between(&self.host_ports, &rules.host_ports);
         end_flows(&changed, network)?;
         self.host_ports.clone_from(&rules.host_ports);
+        self.known = Some(rules.clone());
         self.written = Some(rules);
         Ok(())
+    }
+
+    /// While this node does not know enough of itself to say what there should be: what there was stays, and comes back.
+    pub(super) fn restore(&mut self, network: &Network) -> Result<(), PassError> {
+        let begun = Instant::now();
+        if !self.repairs.is_due(begun) {
+            return Ok(());
+        }
+        let known = self.known.clone();
+        self.written = None;
+        let done = known.map_or(Ok(()), |rules| self.commit(rules, network));
+        self.repairs.done(begun, Instant::now(), 1);
+        done.map_err(PassError::Rules)
     }
 
     fn lacks_table(&mut self) -> Result<bool, PassError> {
@@ -187,6 +215,12 @@ fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
     let held = contents.into_iter().flat_map(|contents| contents.leases.held.keys());
     let before = held.filter(|ip| !cidrs.iter().any(|cidr| cidr.contains(*ip))).map(|ip| IpNet::from(*ip));
     cidrs.iter().copied().chain(before).collect()
+}
+
+/// Networks of pods, of all nodes, out of which no other address is a pod's.
+fn pods_of_all(nodes: &[Node], own: &Own, contents: Option<&Contents>) -> BTreeSet<IpNet> {
+    let others = nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied());
+    others.chain(pods_of(own, contents)).map(|net| net.trunc()).collect()
 }
 
 /// Networks of which every address is the node's own, but for those of Services that a link holds. Addresses of links come and
