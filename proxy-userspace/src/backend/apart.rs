@@ -40,6 +40,13 @@ impl From<Applied> for Done {
     }
 }
 
+/// Whether the kernel refuses what was asked for, and not because the table is another one than was read: then somebody has
+/// changed it since, and it has to be read again.
+pub(super) fn is_refusal(error: &NetlinkError) -> bool {
+    let is_of_another_table = matches!(error.errno(), Some(libc::ENOENT | libc::EEXIST));
+    matches!(error, NetlinkError::Refused { .. }) && !is_of_another_table
+}
+
 /// Commits operations that the ledger's reconciliation gave. Those that are refused of single Services are left out.
 pub(super) fn commit_apart(
     nft: &mut Nft,
@@ -49,13 +56,17 @@ pub(super) fn commit_apart(
     known: &Known,
     progress: &Progress,
 ) -> Result<Done, NetlinkError> {
-    let mut applied = Applied::default();
+    // What is refused makes other things missing.
+    let (mut applied, mut lacks) = (Applied::default(), false);
     let parted = ledger.part(ops, plans, &known.before);
     let outcome = parted.commit(&known.suspects, |ops| {
         let answer = super::nftables::commit(nft, ops, progress);
-        applied += answer.map_err(|error| match error {
-            NetlinkError::Refused { .. } => Failure::Refused(error),
-            _ => Failure::Unknown(error),
+        applied += answer.map_err(|error| {
+            lacks |= is_refusal(&error);
+            match error {
+                NetlinkError::Refused { .. } if lacks => Failure::Refused(error),
+                _ => Failure::Unknown(error),
+            }
         })?;
         Ok(())
     })?;
@@ -66,5 +77,22 @@ pub(super) fn commit_apart(
     match outcome {
         Outcome::Done(refused) => Ok(Done { applied, refused: refused.into_iter().map(told).collect() }),
         Outcome::GaveUp(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_another_table_reads_it_again() {
+        let refused = |errno| NetlinkError::Refused {
+            operation: String::new(),
+            source: std::io::Error::from_raw_os_error(errno),
+            detail: None,
+        };
+        assert!([libc::ENOMEM, libc::EINVAL, libc::ENFILE, libc::ENOSPC].map(refused).iter().all(is_refusal));
+        assert!(![libc::ENOENT, libc::EEXIST].map(refused).iter().any(is_refusal));
+        assert!(!is_refusal(&NetlinkError::Lost { operation: "" }));
     }
 }

@@ -16,7 +16,7 @@ use sluice_sys::nft::{Nft, observe, without_present};
 use sluice_sys::steering::Steering;
 use tracing::{debug, info, warn};
 
-use super::apart::commit_apart;
+use super::apart::{commit_apart, is_refusal};
 use super::nftables::commit;
 use super::{Applied, BackendError, Done, Known, Refused};
 use crate::config::Settings;
@@ -216,7 +216,7 @@ impl Backend {
         if is_one && (at_once || known.suspects.is_empty()) {
             match self.nft.commit(&ops) {
                 Ok(_) => return Ok(Applied { operations: ops.len(), transactions: 1 }.into()),
-                Err(NetlinkError::Refused { .. }) => {}
+                Err(error) if is_refusal(&error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -7,7 +7,7 @@ use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
-use super::apart::commit_apart;
+use super::apart::{commit_apart, is_refusal};
 use super::{Applied, Done, Known};
 use crate::health::Progress;
 
@@ -51,7 +51,7 @@ impl Backend {
         let Some(ops) = self.difference(&config, &node, plans)? else { return Ok(self.load(plans)?.into()) };
         if known.suspects.is_empty() {
             match self.commit(&ops) {
-                Err(NetlinkError::Refused { .. }) => {}
+                Err(error) if is_refusal(&error) => {}
                 other => return Ok(other?.into()),
             }
         }
