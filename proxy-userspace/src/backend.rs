@@ -184,6 +184,14 @@ impl Backend {
         matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
     }
 
+    /// Whether the kernel does with packets what is written, as far as is known: programs may be detached, rules cannot.
+    pub fn is_attached(&self) -> bool {
+        match self {
+            Backend::Nftables(_) | Backend::Ipvs(_) => true,
+            Backend::Ebpf(backend) => backend.is_attached(),
+        }
+    }
+
     /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of changes of destinations.
     pub fn audit_period(&self, settings: &Settings) -> Option<Duration> {
         matches!(self, Backend::Ipvs(_)).then_some(settings.sync_period)

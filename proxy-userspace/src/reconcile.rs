@@ -56,6 +56,13 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// What follows when the kernel refuses something of one Service.
 const KEPT: &str = "what it had stays in force where that is possible, all other Services are served, and it is tried \
                     again";
+/// What is told of a change that was refused.
+const REFUSED: &str = "the kernel refused a change; old rules stay in force, a full pass follows";
+/// What is told of a failed full pass where nobody can say what is in force.
+const UNSURE: &str = "the kernel refused what a full pass needs: what is in force may not be what should be; the next one follows";
+/// What is told where it cannot be seen whether others did anything.
+const UNSEEN: &str = "what others may have done could not be looked for or put right: what is in force may not be what should be; \
+                      a full pass follows";
 /// Events taken together.
 const BATCH: usize = 4096;
 
@@ -342,10 +349,12 @@ impl Reconciler {
                 self.triggers.clear();
                 self.outputs.health.updated();
             }
-            Err(error) => self.failed(&error, begun),
+            Err(error) if self.backend.is_attached() => self.failed(&error, begun, REFUSED),
+            Err(error) => self.failed(&error, begun, UNSURE),
         }
         self.garbage();
         self.check();
+        self.outputs.health.set_attached(self.backend.is_attached());
         if let Some(tally) = self.repairs.line(Instant::now()) {
             self.tell_of_others(tally);
         }
@@ -467,7 +476,7 @@ impl Reconciler {
             match self.backend.set_node(&self.settings, &self.facts) {
                 Ok(Some(_)) => self.publish_flows(),
                 Ok(None) => self.phase = Phase::Full("full"),
-                Err(error) => self.failed(&error, Instant::now()),
+                Err(error) => self.failed(&error, Instant::now(), REFUSED),
             }
         }
         self.planner.reconfigure(node::plan_config(&self.settings, &self.facts), &self.index)
@@ -572,10 +581,9 @@ impl Reconciler {
         );
     }
 
-    fn failed(&mut self, error: &BackendError, begun: Instant) {
+    fn failed(&mut self, error: &BackendError, begun: Instant, words: &str) {
         if !self.repairs.refused(error, begun) {
-            error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
-                "the kernel refused a change; old rules stay in force, a full pass follows");
+            error!(%error, retry_ms = self.retry_delay.as_millis() as u64, "{words}");
         }
         let metrics = &self.outputs.metrics;
         let pending = self.flows.len().max(1) as i64;
@@ -631,11 +639,14 @@ impl Reconciler {
             Ok(Checked::Repaired(0)) => {}
             Ok(Checked::Differs) => self.others_did(Notice::Changed),
             Ok(Checked::Repaired(repaired)) => {
-                warn!(repaired, "somebody else detached programs, or changed settings of lo: put right");
+                warn!(
+                    repaired,
+                    "somebody else removed pins, detached programs, or changed settings of lo: put right"
+                );
                 self.outputs.metrics.repairs.inc();
                 self.outputs.metrics.repaired_objects.inc_by(repaired as u64);
             }
-            Err(error) => self.failed(&error, Instant::now()),
+            Err(error) => self.failed(&error, Instant::now(), UNSEEN),
         }
     }
 
