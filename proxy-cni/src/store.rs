@@ -2,7 +2,8 @@
 //!
 //! Whoever holds a [`Store`] holds its lock, so several plugins at once take turns. A file is written beside the old one,
 //! synced, and renamed over it: a plugin that is killed at any point leaves the old file or the new one. Addresses of before
-//! the last boot are nobody's, because no container survives that. Fields that another version has added are passed over.
+//! the last boot are nobody's, because no container survives that. Fields that another version has added are not understood,
+//! but kept: at the top for good, and those of a lease, of ports or of a hardware address for as long as its holder has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::ipam::{Family, Leases};
 use crate::spec::{Attachment, PortMapping};
@@ -27,8 +29,10 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The layout of the file.
 const LAYOUT: u32 = 1;
 const FILE: &str = "leases.json";
-/// Where a damaged file goes.
+/// Where a damaged file goes; the next ones get a number behind.
 const DAMAGED: &str = "leases.json.damaged";
+/// So many damaged files are kept, which is a bound for who damages one again and again.
+const KEPT_DAMAGED: usize = 16;
 
 /// Why addresses cannot be read or written down.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,9 @@ impl StoreError {
     }
 }
 
+/// Fields that this version does not know.
+type Unknown = Map<String, Value>;
+
 #[derive(Default, Serialize, Deserialize)]
 struct Written {
     layout: u32,
@@ -80,6 +87,8 @@ struct Written {
     host_ports: Vec<WrittenPorts>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     macs: Vec<WrittenMac>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,6 +96,8 @@ struct WrittenMac {
     container: String,
     interface: String,
     mac: String,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -94,6 +105,8 @@ struct WrittenLease {
     address: IpAddr,
     container: String,
     interface: String,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,6 +115,17 @@ struct WrittenPorts {
     interface: String,
     addresses: Vec<IpAddr>,
     mappings: Vec<PortMapping>,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// What another version has written besides what is understood here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Foreign {
+    top: Unknown,
+    leases: BTreeMap<(IpAddr, Attachment), Unknown>,
+    host_ports: BTreeMap<Attachment, Unknown>,
+    macs: BTreeMap<Attachment, Unknown>,
 }
 
 /// Ports of the node that lead to a pod. Who watches the file sees to it that they do.
@@ -140,6 +164,7 @@ pub struct Store {
     directory: PathBuf,
     boot: String,
     contents: Contents,
+    foreign: Foreign,
     _lock: Flock<File>,
 }
 
@@ -171,14 +196,14 @@ impl Store {
         fs::create_dir_all(&directory).map_err(failed("make the directory", &directory))?;
         let lock = lock(&directory.join("lock"))?;
         let path = directory.join(FILE);
-        let contents = match read(&path, boot) {
+        let (contents, foreign) = match read(&path, boot) {
             Err(StoreError::Damaged { .. }) if is_unused() => {
-                fs::rename(&path, directory.join(DAMAGED)).map_err(failed("set aside", &path))?;
-                Contents::default()
+                fs::rename(&path, free_place(&directory)).map_err(failed("set aside", &path))?;
+                Default::default()
             }
             other => other?,
         };
-        Ok(Store { directory, boot: boot.to_owned(), contents, _lock: lock })
+        Ok(Store { directory, boot: boot.to_owned(), contents, foreign, _lock: lock })
     }
 
     /// Everything that is written down.
@@ -209,7 +234,11 @@ impl Store {
         contents.host_ports.extend(ports);
         contents.macs.remove(whose);
         contents.macs.extend(mac.map(|mac| (whose.clone(), mac)));
-        self.replace(contents)
+        // What was said of its ports and its hardware address before says nothing of these.
+        let mut foreign = self.foreign.clone();
+        foreign.host_ports.remove(whose);
+        foreign.macs.remove(whose);
+        self.replace(contents, foreign)
     }
 
     /// Writes down that somebody has none any more, and returns those that he had.
@@ -226,45 +255,71 @@ impl Store {
         contents.host_ports.retain(|ports| is_kept(&ports.holder));
         contents.macs.retain(|holder, _| is_kept(holder));
         if contents != self.contents {
-            self.replace(contents)?;
+            self.replace(contents, self.foreign.clone())?;
         }
         Ok(gone)
     }
 
-    fn replace(&mut self, contents: Contents) -> Result<(), StoreError> {
-        let held = contents.leases.held.iter().map(|(address, holder)| WrittenLease {
-            address: *address,
-            container: holder.container.clone(),
-            interface: holder.interface.clone(),
-        });
-        let ports = contents.host_ports.iter().cloned().map(|ports| WrittenPorts {
-            container: ports.holder.container,
-            interface: ports.holder.interface,
-            addresses: ports.addresses,
-            mappings: ports.mappings,
-        });
-        let macs = contents.macs.iter().map(|(holder, mac)| WrittenMac {
-            container: holder.container.clone(),
-            interface: holder.interface.clone(),
-            mac: mac_text(mac),
-        });
-        let written = Written {
-            layout: LAYOUT,
-            boot: self.boot.clone(),
-            leases: held.collect(),
-            last: contents.leases.last.values().copied().collect(),
-            host_ports: ports.collect(),
-            macs: macs.collect(),
-        };
+    fn replace(&mut self, contents: Contents, mut foreign: Foreign) -> Result<(), StoreError> {
+        foreign.forget_all_but(&contents);
+        let written = written(&self.boot, &contents, &foreign);
         let (new, path) = (self.directory.join("leases.new"), self.directory.join(FILE));
         let text = serde_json::to_vec(&written).map_err(io::Error::other).map_err(failed("write", &new))?;
         let mut file = File::create(&new).map_err(failed("write", &new))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", &new))?;
         // Its directory is not synced: after a crash the old file would count for nothing either, because the boot is another.
         fs::rename(&new, &path).map_err(failed("replace", &path))?;
-        self.contents = contents;
+        (self.contents, self.foreign) = (contents, foreign);
         Ok(())
     }
+}
+
+impl Foreign {
+    fn forget_all_but(&mut self, contents: &Contents) {
+        self.leases.retain(|(address, holder), _| contents.leases.held.get(address) == Some(holder));
+        self.host_ports.retain(|holder, _| contents.host_ports.iter().any(|ports| ports.holder == *holder));
+        self.macs.retain(|holder, _| contents.macs.contains_key(holder));
+    }
+}
+
+fn written(boot: &str, contents: &Contents, foreign: &Foreign) -> Written {
+    let of = |all: &BTreeMap<Attachment, Unknown>, holder| all.get(holder).cloned().unwrap_or_default();
+    let held = contents.leases.held.iter().map(|(address, holder)| WrittenLease {
+        address: *address,
+        container: holder.container.clone(),
+        interface: holder.interface.clone(),
+        unknown: foreign.leases.get(&(*address, holder.clone())).cloned().unwrap_or_default(),
+    });
+    let ports = contents.host_ports.iter().map(|ports| WrittenPorts {
+        container: ports.holder.container.clone(),
+        interface: ports.holder.interface.clone(),
+        addresses: ports.addresses.clone(),
+        mappings: ports.mappings.clone(),
+        unknown: of(&foreign.host_ports, &ports.holder),
+    });
+    let macs = contents.macs.iter().map(|(holder, mac)| WrittenMac {
+        container: holder.container.clone(),
+        interface: holder.interface.clone(),
+        mac: mac_text(mac),
+        unknown: of(&foreign.macs, holder),
+    });
+    Written {
+        layout: LAYOUT,
+        boot: boot.to_owned(),
+        leases: held.collect(),
+        last: contents.leases.last.values().copied().collect(),
+        host_ports: ports.collect(),
+        macs: macs.collect(),
+        unknown: foreign.top.clone(),
+    }
+}
+
+/// Where a damaged file can go without taking the place of another. When all places are taken, the last one is given again.
+fn free_place(directory: &Path) -> PathBuf {
+    let numbered = (2..=KEPT_DAMAGED).map(|number| format!("{DAMAGED}.{number}"));
+    let mut places = std::iter::once(DAMAGED.to_owned()).chain(numbered).map(|name| directory.join(name));
+    let is_free = |place: &PathBuf| fs::symlink_metadata(place).is_err();
+    places.find(is_free).unwrap_or_else(|| directory.join(format!("{DAMAGED}.{KEPT_DAMAGED}")))
 }
 
 /// The file of a network.
@@ -274,7 +329,7 @@ pub fn file(directory: &Path, network: &str) -> PathBuf {
 
 /// What is written down at the moment, for who only looks: no lock is taken, and a network that has nothing yet has nothing.
 pub fn look(directory: &Path, network: &str) -> Result<Contents, StoreError> {
-    read(&file(directory, network), &boot_id()?)
+    read(&file(directory, network), &boot_id()?).map(|(contents, _)| contents)
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
@@ -295,10 +350,10 @@ fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-fn read(path: &Path, boot: &str) -> Result<Contents, StoreError> {
+fn read(path: &Path, boot: &str) -> Result<(Contents, Foreign), StoreError> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
         Err(error) => return Err(failed("read", path)(error)),
     };
     let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
@@ -309,31 +364,40 @@ fn read(path: &Path, boot: &str) -> Result<Contents, StoreError> {
             written.layout
         )));
     }
+    Ok(understood(written, boot))
+}
+
+fn understood(written: Written, boot: &str) -> (Contents, Foreign) {
     let last = written.last.into_iter().map(|address| (Family::of(&address), address)).collect();
     let mut contents = Contents { leases: Leases { last, ..Leases::default() }, ..Contents::default() };
-    if written.boot == boot {
-        let held = written.leases.into_iter().map(|lease| {
-            (lease.address, Attachment { container: lease.container, interface: lease.interface })
-        });
-        contents.leases.held = held.collect();
-        let ports = written.host_ports.into_iter().map(|ports| HostPorts {
-            holder: Attachment { container: ports.container, interface: ports.interface },
-            addresses: ports.addresses,
-            mappings: ports.mappings,
-        });
-        contents.host_ports = ports.collect();
-        let macs = written.macs.into_iter().filter_map(|written| {
-            let holder = Attachment { container: written.container, interface: written.interface };
-            Some((holder, parse_mac(&written.mac)?))
-        });
-        contents.macs = macs.collect();
+    let mut foreign = Foreign { top: written.unknown, ..Foreign::default() };
+    if written.boot != boot {
+        return (contents, foreign);
     }
-    Ok(contents)
+    for lease in written.leases {
+        let holder = Attachment { container: lease.container, interface: lease.interface };
+        foreign.leases.insert((lease.address, holder.clone()), lease.unknown);
+        contents.leases.held.insert(lease.address, holder);
+    }
+    for ports in written.host_ports {
+        let holder = Attachment { container: ports.container, interface: ports.interface };
+        foreign.host_ports.insert(holder.clone(), ports.unknown);
+        contents.host_ports.push(HostPorts { holder, addresses: ports.addresses, mappings: ports.mappings });
+    }
+    for written in written.macs {
+        let holder = Attachment { container: written.container, interface: written.interface };
+        if let Some(mac) = parse_mac(&written.mac) {
+            foreign.macs.insert(holder.clone(), written.unknown);
+            contents.macs.insert(holder, mac);
+        }
+    }
+    (contents, foreign)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     struct Scratch(PathBuf);
 
@@ -399,7 +463,7 @@ mod tests {
             store.give(&pod(name), &[], Some(ports(name)), None).unwrap();
         }
         drop(store);
-        let read = |boot| read(&file(&scratch.0, "pods"), boot).unwrap().host_ports;
+        let read = |boot| read(&file(&scratch.0, "pods"), boot).unwrap().0.host_ports;
         assert_eq!(read("b"), [ports("a"), ports("b")]);
         assert_eq!(read("c"), []);
         scratch.open("b").take_back(&pod("a")).unwrap();
@@ -439,6 +503,59 @@ mod tests {
             assert!(error.to_string().contains("leases.json"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn damaged_files_do_not_take_each_others_place() {
+        let scratch = Scratch::new("aside");
+        fs::create_dir_all(scratch.0.join("pods")).unwrap();
+        let path = scratch.0.join("pods").join(FILE);
+        for text in 1..=KEPT_DAMAGED + 1 {
+            fs::write(&path, text.to_string()).unwrap();
+            drop(Store::open_or_begin(&scratch.0, "pods", "b", || true).unwrap());
+            assert!(!path.exists());
+        }
+        let read = |end: &str| fs::read_to_string(scratch.0.join(format!("pods/{DAMAGED}{end}"))).unwrap();
+        assert_eq!((read(""), read(".2"), read(".15")), ("1".into(), "2".into(), "15".into()));
+        assert_eq!(fs::read_dir(scratch.0.join("pods")).unwrap().count(), KEPT_DAMAGED + 1);
+    }
+
+    #[test]
+    fn fields_of_a_newer_version_stay_with_what_they_are_about() {
+        let scratch = Scratch::new("newer");
+        fs::create_dir_all(scratch.0.join("pods")).unwrap();
+        let path = scratch.0.join("pods").join(FILE);
+        let lease = |name: &str, address: &str| json!({"address": address, "container": name, "interface": "eth0", "zone": name});
+        let of = |name: &str, more: Value| {
+            let mut all = json!({"container": name, "interface": "eth0", "rate": name});
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            all
+        };
+        let ports = |name| of(name, json!({"addresses": ["10.0.0.2"], "mappings": []}));
+        let mac = |name| of(name, json!({"mac": "02:00:00:00:00:01"}));
+        let newer = json!({
+            "layout": 1, "boot": "b", "last": [], "epoch": {"of": 7},
+            "leases": [lease("a", "10.0.0.2"), lease("c", "10.0.0.3")],
+            "host_ports": [ports("a"), ports("c")], "macs": [mac("a"), mac("c")],
+        });
+        fs::write(&path, newer.to_string()).unwrap();
+        let read = || serde_json::from_slice::<Value>(&fs::read(&path).unwrap()).unwrap();
+        scratch.open("b").give(&pod("d"), &[ip("10.0.0.4")], None, None).unwrap();
+        let now = read();
+        assert_eq!(now["epoch"], newer["epoch"]);
+        assert_eq!((&now["host_ports"], &now["macs"]), (&newer["host_ports"], &newer["macs"]));
+        let plain = json!({"address": "10.0.0.4", "container": "d", "interface": "eth0"});
+        assert_eq!(now["leases"], json!([lease("a", "10.0.0.2"), lease("c", "10.0.0.3"), plain]));
+        // Who comes after another has nothing of it.
+        scratch.open("b").take_back(&pod("a")).unwrap();
+        scratch.open("b").give(&pod("e"), &[ip("10.0.0.2")], None, None).unwrap();
+        let now = read();
+        assert_eq!((&now["host_ports"], &now["macs"]), (&json!([ports("c")]), &json!([mac("c")])));
+        assert_eq!(now["leases"][0], json!({"address": "10.0.0.2", "container": "e", "interface": "eth0"}));
+        // A boot ends what was said of pods.
+        scratch.open("next").give(&pod("f"), &[ip("10.0.0.2")], None, None).unwrap();
+        let now = read();
+        assert_eq!((&now["epoch"], &now["leases"][0].get("zone")), (&newer["epoch"], &None));
     }
 
     #[test]

@@ -15,11 +15,13 @@
 //!
 //! The kernel's words (virtual server, destination, scheduler) live here and in `sluice-sys`, nowhere else.
 
+mod concerned;
 mod ledger;
 mod lower;
 mod marks;
 mod object;
 
+pub use concerned::concerned;
 pub use ledger::{Ledger, Observed, Steps};
 pub use lower::{IpvsConfig, NodeView, Others};
 pub use marks::Marks;

@@ -15,6 +15,7 @@ mod expr;
 mod ledger;
 mod lower;
 mod object;
+pub mod quarantine;
 mod skeleton;
 mod strangers;
 mod timeouts;

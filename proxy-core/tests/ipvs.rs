@@ -20,7 +20,7 @@ use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::ipvs::{
     Destination, DestinationKey, IpvsConfig, Ledger, Load, NodeView, Observed, ObservedDestination,
-    ObservedServer, Op, Others, SchedulerName, Server, ServerFlags, ServerKey, Steps,
+    ObservedServer, Op, Others, SchedulerName, Server, ServerFlags, ServerKey, Steps, concerned,
 };
 use sluice_core::model::{ServiceType, TrafficPolicy};
 use sluice_core::net::Family;
@@ -229,7 +229,22 @@ impl Run {
         };
         let (view, of_ruleset) = self.view.clone();
         let steps = self.ledger.reconcile(&self.plans(), observed, view, of_ruleset);
+        for op in steps.before.iter().chain(&steps.after) {
+            self.check_whose(op);
+        }
         self.apply(&steps);
+    }
+
+    /// Whoever would be refused can be named.
+    fn check_whose(&self, op: &Op) {
+        let services = concerned(op, &self.plans(), self.ledger.ruleset().marks());
+        match op {
+            Op::AddServer(_) | Op::AddDestination(..) => {
+                assert_eq!(services.len(), 1, "{op}");
+            }
+            Op::BindAddress(_) => assert!(!services.is_empty(), "{op}"),
+            _ => {}
+        }
     }
 
     fn events(&mut self, events: &[Event]) {

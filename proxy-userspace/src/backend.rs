@@ -1,5 +1,6 @@
 //! Backends: each drives one kernel container from plans, and touches nothing outside of it.
 
+mod apart;
 pub mod ebpf;
 pub mod ipvs;
 pub mod nftables;
@@ -15,6 +16,8 @@ use sluice_sys::ipvs::IpvsError;
 use sluice_sys::lo::LoError;
 use sluice_sys::netlink::{BatchError, NetlinkError};
 use sluice_sys::proc::ProcError;
+
+pub use apart::{Done, Known, Refused};
 
 use crate::config::{BackendKind, Settings};
 use crate::health::Progress;
@@ -116,19 +119,22 @@ impl Backend {
         }
     }
 
-    /// Makes the kernel hold what the plans say, whatever it holds.
+    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single Services is told, and keeps
+    /// nothing else from being done.
     pub fn full(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
-    ) -> Result<Applied, BackendError> {
+        known: &Known,
+    ) -> Result<Done, BackendError> {
         Ok(match self {
             Backend::Nftables(backend) => {
-                backend.full(node::nft_config(settings, facts), node::node_view(settings, facts), plans)?
+                let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
+                backend.full(config, view, plans, known)?
             }
-            Backend::Ebpf(backend) => backend.full(settings, facts, plans)?,
-            Backend::Ipvs(backend) => backend.full(settings, facts, plans)?,
+            Backend::Ebpf(backend) => backend.full(settings, facts, plans)?.into(),
+            Backend::Ipvs(backend) => backend.full(settings, facts, plans, known)?,
         })
     }
 
@@ -176,6 +182,14 @@ impl Backend {
     /// Whether [`Backend::check`] finds anything that nobody else tells.
     pub fn wants_checks(&self) -> bool {
         matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
+    }
+
+    /// Whether the kernel does with packets what is written, as far as is known: programs may be detached, rules cannot.
+    pub fn is_attached(&self) -> bool {
+        match self {
+            Backend::Nftables(_) | Backend::Ipvs(_) => true,
+            Backend::Ebpf(backend) => backend.is_attached(),
+        }
     }
 
     /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of changes of destinations.

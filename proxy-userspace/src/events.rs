@@ -93,6 +93,12 @@ impl Event {
         Event { regarding, warning: true, reason: "AffinityTableNearlyFull", action: "RememberClients", note }
     }
 
+    /// The kernel refuses what a Service needs.
+    pub fn kernel_refused(service: ObjectName, note: String) -> Event {
+        let regarding = Regarding::Service(service);
+        Event { regarding, warning: true, reason: "KernelRefused", action: "ServeAddress", note }
+    }
+
     /// Something is wrong with the network between pods.
     pub fn pod_network(reason: &'static str, note: String) -> Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }

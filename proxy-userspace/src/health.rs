@@ -63,6 +63,7 @@ struct State {
     oldest_pending: Option<Instant>,
     node_seen: bool,
     node_eligible: bool,
+    is_detached: bool,
 }
 
 /// What is asked for.
@@ -125,6 +126,11 @@ impl Health {
         state.oldest_pending = None;
     }
 
+    /// Whether the kernel does with packets what is written there.
+    pub fn set_attached(&self, is_attached: bool) {
+        self.state().is_detached = !is_attached;
+    }
+
     /// The own Node is this; a deleted Node counts as last seen.
     pub fn set_node(&self, node: Option<&Node>) {
         if let Some(node) = node {
@@ -140,7 +146,9 @@ impl Health {
     }
 
     fn healthy_at(&self, now: Instant) -> bool {
-        self.state().oldest_pending.is_none_or(|since| now.saturating_duration_since(since) < self.timeout)
+        let state = self.state();
+        let keeps_up = |since| now.saturating_duration_since(since) < self.timeout;
+        !state.is_detached && state.oldest_pending.is_none_or(keeps_up)
     }
 
     /// The answer to a question.
@@ -231,6 +239,18 @@ mod tests {
         assert_eq!(report.body["status"]["IPv4"]["healthy"], false);
         health.updated();
         assert!(health.report_at(in_seconds(61), Question::Serves).ok);
+    }
+
+    #[test]
+    fn programs_that_are_detached_turn_health_red_at_once_but_call_for_no_restart() {
+        let health = health();
+        health.set_node(Some(&node(true)));
+        health.updated();
+        for is_attached in [false, true] {
+            health.set_attached(is_attached);
+            assert_eq!(health.report(Question::Serves).ok, is_attached);
+            assert!(health.report(Question::Lives).ok);
+        }
     }
 
     #[test]

@@ -137,6 +137,8 @@ metrics! {
     endpoint_slices: Gauge = Gauge::default(), "sluice_endpoint_slices", "EndpointSlices in the index";
     operations: Counter = Counter::default(),
         "sluice_kernel_operations", "Operations committed to the kernel";
+    quarantined: Gauge = Gauge::default(),
+        "sluice_refused_services", "Services of which the kernel refuses something; all others are served";
     repairs: Counter = Counter::default(), "sluice_repairs", "Full passes after others changed our table";
     repaired_objects: Counter = Counter::default(),
         "sluice_repaired_operations", "Operations that such passes needed";

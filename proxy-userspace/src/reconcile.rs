@@ -6,6 +6,7 @@
 
 mod no_local;
 mod own_node;
+mod quarantine;
 mod refusals;
 mod sync_log;
 
@@ -28,7 +29,7 @@ use no_local::NoLocal;
 pub use sync_log::{SyncLog, SyncRecord};
 
 use crate::addresses::Network;
-use crate::backend::{Applied, Backend, BackendError, Checked};
+use crate::backend::{Applied, Backend, BackendError, Checked, Done};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
 use crate::events::{Event as ApiEvent, Recorder};
@@ -40,6 +41,7 @@ use crate::repairs::{Repairs, Tally};
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
 use own_node::{OwnNode, Told};
+use quarantine::{News, Quarantine};
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on them; but
 /// Services must not wait for them for ever.
@@ -51,6 +53,16 @@ const AUDIT_PERIOD: Duration = Duration::from_secs(3600);
 /// Where nobody tells that others detached our programs, we look so often.
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// What follows when the kernel refuses something of one Service.
+const KEPT: &str = "what it had stays in force where that is possible, all other Services are served, and it is tried \
+                    again";
+/// What is told of a change that was refused.
+const REFUSED: &str = "the kernel refused a change; old rules stay in force, a full pass follows";
+/// What is told of a failed full pass where nobody can say what is in force.
+const UNSURE: &str = "the kernel refused what a full pass needs: what is in force may not be what should be; the next one follows";
+/// What is told where it cannot be seen whether others did anything.
+const UNSEEN: &str = "what others may have done could not be looked for or put right: what is in force may not be what should be; \
+                      a full pass follows";
 /// Events taken together.
 const BATCH: usize = 4096;
 
@@ -134,6 +146,8 @@ pub struct Reconciler {
     network_known: bool,
     /// What others do to what is ours.
     repairs: Repairs,
+    /// Services of which the kernel refuses something.
+    quarantine: Quarantine,
     retry_at: Option<Instant>,
     retry_delay: Duration,
     garbage_at: Option<Instant>,
@@ -175,6 +189,7 @@ impl Reconciler {
             node_dirty: false,
             network_known: false,
             repairs: Repairs::default(),
+            quarantine: Quarantine::default(),
             retry_at: None,
             retry_delay: FIRST_RETRY,
             garbage_at: None,
@@ -231,7 +246,7 @@ impl Reconciler {
             Phase::Incremental => {
                 let check = self.backend.wants_checks().then_some(self.check_at);
                 let repairs = [self.repairs.due(), self.repairs.line_due()];
-                let due = [Some(self.audit_at), self.garbage_at, check];
+                let due = [Some(self.audit_at), self.garbage_at, check, self.quarantine.due()];
                 due.into_iter().chain(repairs).flatten().min()
             }
         };
@@ -308,9 +323,18 @@ impl Reconciler {
         if self.repairs.is_due(Instant::now()) && self.phase == Phase::Incremental {
             self.phase = Phase::Full("repair");
         }
+        if self.quarantine.due().is_some_and(|due| due <= Instant::now()) && self.phase == Phase::Incremental
+        {
+            self.phase = Phase::Full("retry");
+        }
         self.retry_at = None;
         let begun = Instant::now();
         let changes = self.plan();
+        self.quarantine.planned(&changes);
+        let changes = match self.phase {
+            Phase::Incremental => self.quarantine.without(changes),
+            _ => changes,
+        };
         self.progress.made();
         let applied = match self.phase {
             Phase::Full(kind) => self.full(kind).map(|applied| Some((kind, applied))),
@@ -320,14 +344,17 @@ impl Reconciler {
         match applied {
             Ok(Some((kind, applied))) => self.succeeded(kind, applied, changes.len(), begun),
             Ok(None) => {
+                self.quarantine.done();
                 self.oldest_event = None;
                 self.triggers.clear();
                 self.outputs.health.updated();
             }
-            Err(error) => self.failed(&error, begun),
+            Err(error) if self.backend.is_attached() => self.failed(&error, begun, REFUSED),
+            Err(error) => self.failed(&error, begun, UNSURE),
         }
         self.garbage();
         self.check();
+        self.outputs.health.set_attached(self.backend.is_attached());
         if let Some(tally) = self.repairs.line(Instant::now()) {
             self.tell_of_others(tally);
         }
@@ -449,7 +476,7 @@ impl Reconciler {
             match self.backend.set_node(&self.settings, &self.facts) {
                 Ok(Some(_)) => self.publish_flows(),
                 Ok(None) => self.phase = Phase::Full("full"),
-                Err(error) => self.failed(&error, Instant::now()),
+                Err(error) => self.failed(&error, Instant::now(), REFUSED),
             }
         }
         self.planner.reconfigure(node::plan_config(&self.settings, &self.facts), &self.index)
@@ -459,22 +486,26 @@ impl Reconciler {
         let mut plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
         plans.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let begun = Instant::now();
-        let applied = self.backend.full(&self.settings, &self.facts, &plans)?;
+        let Done { applied, refused } =
+            self.backend.full(&self.settings, &self.facts, &plans, &self.quarantine.known())?;
+        let news = self.quarantine.full(refused, Instant::now(), self.settings.sync_period);
         self.repairs.done(begun, Instant::now(), applied.operations);
         // Not worth a line each time.
-        let is_right = kind == "audit" && applied.operations == 0;
+        let is_right = (kind == "audit" && applied.operations == 0) || kind == "retry";
         if !is_right && kind != "repair" && !self.repairs.is_disturbed(begun) {
             info!(
                 kind,
                 mode = self.settings.backend.name(),
                 node_addresses = node::told_addresses(&self.facts),
                 services = plans.len(),
+                refused = self.quarantine.len(),
                 operations = applied.operations,
                 transactions = applied.transactions,
                 seconds = begun.elapsed().as_secs_f64(),
                 "ruleset in place"
             );
         }
+        self.tell_of_refusals(news);
         if kind != "full" && !is_right {
             self.outputs.metrics.repairs.inc();
             self.outputs.metrics.repaired_objects.inc_by(applied.operations as u64);
@@ -490,12 +521,25 @@ impl Reconciler {
         Ok(applied)
     }
 
+    /// Each Service is told once, and that it is served after all.
+    fn tell_of_refusals(&self, news: News) {
+        self.outputs.metrics.quarantined.set(self.quarantine.len() as i64);
+        for (service, error) in news.refused {
+            warn!(%service, error, "the kernel refuses what this Service needs: {KEPT}");
+            self.outputs.recorder.record(ApiEvent::kernel_refused(service, format!("{error}: {KEPT}")));
+        }
+        for service in news.taken {
+            info!(%service, "the kernel refuses nothing of this Service any more");
+        }
+    }
+
     fn succeeded(&mut self, kind: &'static str, applied: Applied, services: usize, begun: Instant) {
         let (seconds, now) = (begun.elapsed().as_secs_f64(), unix_now());
         let from_event = self.oldest_event.take().map_or(seconds, |at| at.elapsed().as_secs_f64());
         let metrics = &self.outputs.metrics;
         self.retry_delay = FIRST_RETRY;
         self.retry_at = None;
+        self.quarantine.done();
         metrics.operations.inc_by(applied.operations as u64);
         metrics.endpoint_changes_pending.set(0);
         metrics.service_changes_pending.set(0);
@@ -537,10 +581,9 @@ impl Reconciler {
         );
     }
 
-    fn failed(&mut self, error: &BackendError, begun: Instant) {
+    fn failed(&mut self, error: &BackendError, begun: Instant, words: &str) {
         if !self.repairs.refused(error, begun) {
-            error!(%error, retry_ms = self.retry_delay.as_millis() as u64,
-                "the kernel refused a change; old rules stay in force, a full pass follows");
+            error!(%error, retry_ms = self.retry_delay.as_millis() as u64, "{words}");
         }
         let metrics = &self.outputs.metrics;
         let pending = self.flows.len().max(1) as i64;
@@ -558,7 +601,8 @@ impl Reconciler {
     }
 
     fn garbage(&mut self) {
-        if self.phase != Phase::Incremental || !self.backend.has_garbage() {
+        // What a Service still has that gets nothing new may be among what nobody else needs.
+        if self.phase != Phase::Incremental || self.quarantine.len() > 0 || !self.backend.has_garbage() {
             self.garbage_at = None;
             return;
         }
@@ -587,15 +631,22 @@ impl Reconciler {
             return;
         }
         self.check_at = Instant::now() + CHECK_PERIOD;
+        // What the kernel refuses is not there, which nobody else did; it is tried again soon enough.
+        if self.quarantine.len() > 0 {
+            return;
+        }
         match self.backend.check() {
             Ok(Checked::Repaired(0)) => {}
             Ok(Checked::Differs) => self.others_did(Notice::Changed),
             Ok(Checked::Repaired(repaired)) => {
-                warn!(repaired, "somebody else detached programs, or changed settings of lo: put right");
+                warn!(
+                    repaired,
+                    "somebody else removed pins, detached programs, or changed settings of lo: put right"
+                );
                 self.outputs.metrics.repairs.inc();
                 self.outputs.metrics.repaired_objects.inc_by(repaired as u64);
             }
-            Err(error) => self.failed(&error, Instant::now()),
+            Err(error) => self.failed(&error, Instant::now(), UNSEEN),
         }
     }
 

@@ -313,3 +313,102 @@ fn a_daemon_that_is_told_to_end_while_it_loads_programs_ends_well() {
         }
     });
 }
+
+/// A Service with an endpoint that listens, and the Node.
+#[cfg(feature = "ebpf")]
+fn a_service(directory: &Path) -> std::net::TcpListener {
+    let objects = "{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: \
+                   192.0.2.1}]}}\n---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: default}, spec: \
+                   {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80}]}}\n---\n{apiVersion: \
+                   discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: web-a, namespace: default, \
+                   labels: {kubernetes.io/service-name: web}}, ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.1]}]}\n";
+    std::fs::write(directory.join("manifests/all.yaml"), objects).unwrap();
+    shell("ip address add 10.0.0.1/32 dev lo", "");
+    std::net::TcpListener::bind("10.0.0.1:8080").unwrap()
+}
+
+/// Whether a process of the cgroup reaches the Service. There is no route to it but through the programs.
+#[cfg(feature = "ebpf")]
+fn is_served(cgroup: &Path) -> bool {
+    let line = "echo $$ > \"$0/cgroup.procs\" && exec 3<>/dev/tcp/10.96.0.1/80";
+    Command::new("bash").args(["-c", line]).arg(cgroup).stderr(Stdio::null()).status().unwrap().success()
+}
+
+#[cfg(feature = "ebpf")]
+fn health(page: &str) -> String {
+    use std::io::{Read, Write};
+    let mut answer = String::new();
+    let mut connection = std::net::TcpStream::connect("127.0.0.1:10256").unwrap();
+    write!(connection, "GET {page} HTTP/1.0\r\n\r\n").unwrap();
+    connection.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// Waits until it is so; returns after how long.
+#[cfg(feature = "ebpf")]
+fn until(what: &str, log: &Path, is_so: impl Fn() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !is_so() {
+        let log = || std::fs::read_to_string(log).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10), "not {what}: {}", log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    begun.elapsed()
+}
+
+#[cfg(feature = "ebpf")]
+#[test]
+fn pins_that_are_removed_under_a_daemon_come_back_or_health_is_red() {
+    with_ebpf("pins", |directory, cgroup| {
+        let (bpf, pins) = (directory.join("bpf"), directory.join("bpf/sluice"));
+        let _endpoint = a_service(directory);
+        let mut daemon = Daemon::start(directory, &ebpf_config(directory, cgroup), &[]);
+        let log = daemon.log.clone();
+        until("served", &log, || is_served(cgroup));
+        until("green", &log, || health("/healthz") == "200");
+        let remove = || {
+            // The daemon may still be at work in it, so that a file goes under the hands of whoever removes it.
+            until("removed", &log, || std::fs::remove_dir_all(&pins).is_ok());
+            until("out of service", &log, || !is_served(cgroup));
+        };
+        for by_whom in ["somebody", "cleanup"] {
+            if by_whom == "somebody" {
+                remove();
+            } else {
+                let output = sluice(directory, &["cleanup", "--force"]).output().unwrap();
+                assert!(output.status.success(), "{output:?}");
+            }
+            let took = until("served again", &log, || is_served(cgroup));
+            println!("served {took:?} after the removal by {by_whom}");
+            until("green", &log, || health("/healthz") == "200");
+        }
+        let told = std::fs::read_to_string(&log).unwrap();
+        assert!(told.contains("somebody else removed pins") && !told.contains("ERROR"), "{told}");
+
+        // Nothing can be made again.
+        remove();
+        let remount = |flags| {
+            let none: Option<&str> = None;
+            mount(none, &bpf, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none).unwrap();
+        };
+        remount(MsFlags::MS_RDONLY);
+        until("red", &log, || health("/healthz") == "503");
+        assert_eq!(health("/livez"), "200");
+        let red = std::fs::read_to_string(&log).unwrap();
+        assert!(red.contains("could not be looked for or put right"), "{red}");
+        std::thread::sleep(Duration::from_secs(2));
+        let red = std::fs::read_to_string(&log).unwrap();
+        assert!(!red.contains("old rules stay in force"), "{red}");
+        assert_eq!(red.matches("ruleset in place").count(), 1, "{red}");
+        remount(MsFlags::empty());
+        until("served again", &log, || is_served(cgroup));
+        until("green", &log, || health("/healthz") == "200");
+
+        // The pins hold what is in force, and the successor goes on with it.
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+        assert!(is_served(cgroup));
+        let _next = Daemon::start(directory, &ebpf_config(directory, cgroup), &[]);
+        assert!(is_served(cgroup));
+    });
+}

@@ -182,6 +182,11 @@ impl Ledger {
         all
     }
 
+    /// All that one Service needs.
+    pub(super) fn lower_whole(&self, plan: &ServicePlan) -> Lowered {
+        self.lower(plan, &|id, targets| self.slots.whole(id, targets))
+    }
+
     fn lower(&self, plan: &ServicePlan, parts: &Parts<'_>) -> Lowered {
         lower(plan, &self.config, &self.node.others, parts, &self.marks)
     }
@@ -368,7 +373,7 @@ impl Ledger {
         for plan in plans {
             let change = PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) };
             self.renew(&change, &Edits::default());
-            let lowered = self.lower(plan, &|id, targets| self.slots.whole(id, targets));
+            let lowered = self.lower_whole(plan);
             for shared in &lowered.shared {
                 *self.shared.entry(*shared).or_default() += 1;
             }

@@ -17,6 +17,8 @@ pub(crate) struct Kernel {
     pub(crate) sets: BTreeMap<SetId, SetSpec>,
     pub(crate) chains: BTreeMap<ChainName, (Option<Hook>, Vec<Rule>)>,
     pub(crate) elements: BTreeMap<ElementId, Value>,
+    /// A fault: these are refused, whoever writes them.
+    pub(crate) refuses: BTreeSet<ElementId>,
 }
 
 impl Kernel {
@@ -34,7 +36,9 @@ impl Kernel {
 
     fn apply(&mut self, op: &Op, held: &BTreeSet<ChainName>) -> Result<(), String> {
         match op {
-            Op::DeleteTable => *self = Kernel::default(),
+            Op::DeleteTable => {
+                *self = Kernel { refuses: std::mem::take(&mut self.refuses), ..Kernel::default() };
+            }
             Op::AddTable => self.table = true,
             _ if !self.table => return Err("there is no table".into()),
             Op::AddSet(spec) => {
@@ -73,6 +77,9 @@ impl Kernel {
     }
 
     fn check_element(&self, id: &ElementId, value: &Value) -> Result<(), String> {
+        if self.refuses.contains(id) {
+            return Err("a fault".into());
+        }
         let spec = self.sets.get(&id.set).ok_or("there is no such set")?;
         if spec.dynamic {
             return Err("only the packet path writes to this set".into());

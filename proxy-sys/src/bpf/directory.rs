@@ -3,8 +3,9 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,16 @@ pub struct Directory {
 /// Keeps other processes from working on the same directory.
 #[derive(Debug)]
 pub struct Lock {
-    _held: OwnedFd,
+    held: fs::File,
+}
+
+impl Lock {
+    /// Whether what was locked is what has this path now.
+    fn is_of(&self, path: &Path) -> bool {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let held = self.held.metadata().map(identity);
+        held.is_ok_and(|held| fs::metadata(path).map(identity).is_ok_and(|there| there == held))
+    }
 }
 
 impl Directory {
@@ -83,13 +93,32 @@ impl Directory {
         Ok(entries.filter(is_layout).map(|entry| entry.path()).collect())
     }
 
-    /// Makes it, on a bpf filesystem, and keeps others out.
-    pub(super) fn prepare(&self) -> Result<Lock, BpfError> {
+    fn make(&self) -> Result<(), BpfError> {
         self.on_bpffs()?;
         for directory in [self.maps(), self.links()] {
             fs::create_dir_all(&directory)
                 .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
         }
+        Ok(())
+    }
+
+    /// Makes again what somebody has removed of it, and keeps others out of that. Returns whether it was another directory:
+    /// what is in it may be somebody else's then.
+    pub(super) fn keep(&self, lock: &mut Lock) -> Result<bool, BpfError> {
+        let is_same = lock.is_of(&self.root);
+        if is_same && self.maps().is_dir() && self.links().is_dir() {
+            return Ok(false);
+        }
+        self.make()?;
+        if !is_same {
+            *lock = self.try_lock()?;
+        }
+        Ok(!is_same)
+    }
+
+    /// Makes it, on a bpf filesystem, and keeps others out.
+    pub(super) fn prepare(&self) -> Result<Lock, BpfError> {
+        self.make()?;
         let lock = self.lock()?;
         // Maps that a predecessor had no time to put in their place.
         for path in list(&self.maps())?.filter(|path| path.to_string_lossy().ends_with("-next")) {
@@ -135,10 +164,10 @@ impl Directory {
     /// Keeps others out of a directory that is there, unless somebody is at work on it.
     pub fn try_lock(&self) -> Result<Lock, BpfError> {
         let failed = |source| BpfError::system(format!("lock {}", self.root.display()), source);
-        let held: OwnedFd = fs::File::open(&self.root).map_err(failed)?.into();
+        let held = fs::File::open(&self.root).map_err(failed)?;
         // SAFETY: the descriptor is open, and flock takes no pointers.
         if unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-            return Ok(Lock { _held: held });
+            return Ok(Lock { held });
         }
         match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::WouldBlock => Err(BpfError::Busy(self.root.clone())),

@@ -78,6 +78,8 @@ pub struct Links {
     pub updated: usize,
     /// Removed, because the interface is gone.
     pub removed: usize,
+    /// Maps that had lost their names.
+    pub pinned: usize,
     /// Interfaces that remain without.
     pub failures: Vec<Failure>,
 }
@@ -111,7 +113,7 @@ pub struct Instance {
     /// The interfaces that have programs; `None` before the first time.
     devices: Option<Vec<Device>>,
     tcx: bool,
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// Maps on their way to the names that they shall have.
@@ -141,7 +143,7 @@ impl Instance {
             }
         }
         let mut instance =
-            Instance { options, maps, programs: Programs::default(), devices: None, tcx: false, _lock: lock };
+            Instance { options, maps, programs: Programs::default(), devices: None, tcx: false, lock };
         instance.stage_flows(&mut staged)?;
         instance.put_in_place(staged)?;
         instance.tcx = instance.options.tcx && links::has_tcx(instance.programs.get(ETHERNET[0])?);
@@ -193,9 +195,29 @@ impl Instance {
             staged.0.push(larger);
         }
         if !staged.0.is_empty() {
+            self.keep_pins()?;
             self.put_in_place(staged)?;
         }
         Ok(resized)
+    }
+
+    /// Gives maps their names again that somebody has taken away, with the directory or without. Their content is in the maps
+    /// that this process has open. Returns how many there were.
+    pub fn keep_pins(&mut self) -> Result<usize, BpfError> {
+        let is_another = self.options.directory.keep(&mut self.lock)?;
+        let mut pinned = 0;
+        for map in self.maps.all() {
+            let path = self.options.directory.map(map.name());
+            if is_another {
+                // Whoever made it has other maps.
+                let _ = fs::remove_file(&path);
+            } else if path.exists() {
+                continue;
+            }
+            map.pin(&path)?;
+            pinned += 1;
+        }
+        Ok(pinned)
     }
 
     /// Gives the flow table the size that it shall have. Flows of the old one are found there as before (`OLD_FLOWS`).
@@ -271,10 +293,10 @@ impl Instance {
         Ok(done)
     }
 
-    /// Looks whether all links are there with our programs, and repairs what is not so. It is cheap: three system calls for
-    /// each link.
+    /// Looks whether all maps have their names and all links are there with our programs, and repairs what is not so. It is
+    /// cheap: three system calls for each link, one for each map.
     pub fn check_links(&mut self) -> Result<Links, BpfError> {
-        let mut done = Links::default();
+        let mut done = Links { pinned: self.keep_pins()?, ..Links::default() };
         let Some(devices) = &self.devices else { return Ok(done) };
         let directory = self.options.directory.links();
         for (name, attach_type) in SOCKET.into_iter().zip(links::SOCKET) {

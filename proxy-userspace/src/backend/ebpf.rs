@@ -41,6 +41,8 @@ pub struct Backend {
     /// The settings of `lo` could not be changed, which is told once.
     lo_failed: bool,
     messages: Messages,
+    /// All maps had their names, and all programs were attached that can be, when this was looked at last.
+    is_attached: bool,
     pub(super) progress: Progress,
 }
 
@@ -110,6 +112,7 @@ impl Backend {
             failed: BTreeSet::new(),
             lo_failed: false,
             messages: Messages::default(),
+            is_attached: true,
             progress: Progress::default(),
         };
         backend.keep_lo_open()?;
@@ -147,6 +150,7 @@ impl Backend {
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
     ) -> Result<Applied, BpfError> {
+        self.look(Instance::keep_pins)?;
         let (of_services, of_node): (Vec<MapKind>, Vec<MapKind>) =
             MapKind::ALL.into_iter().partition(|map| map.is_of_services());
         let ops = self.ledger.reconcile(plans, self.observe(&of_services)?);
@@ -162,6 +166,8 @@ impl Backend {
         self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
         applied += self.set_interfaces(facts)?;
         let links = self.instance.attach(devices::attachable(&facts.devices))?;
+        applied += self.told(links);
+        let links = self.look(Instance::check_links)?;
         applied += self.told(links);
         Ok(applied)
     }
@@ -189,9 +195,20 @@ impl Backend {
 
     /// Whether all links and settings are there; returns how many had to be repaired.
     pub fn check(&mut self) -> Result<usize, BackendError> {
-        let links = self.instance.check_links()?;
+        let links = self.look(Instance::check_links)?;
         let links = self.told(links).operations;
         Ok(links + self.keep_lo_open()?)
+    }
+
+    /// Whether programs are where they belong, as far as is known. What is not so was told as an error.
+    pub fn is_attached(&self) -> bool {
+        self.is_attached
+    }
+
+    fn look<T>(&mut self, how: impl FnOnce(&mut Instance) -> Result<T, BpfError>) -> Result<T, BpfError> {
+        let result = how(&mut self.instance);
+        self.is_attached = result.is_ok();
+        result
     }
 
     /// Lets the stack take packets by `lo`; returns how many settings were changed. Without, large datagrams are lost, which is
@@ -223,7 +240,7 @@ impl Backend {
                 warn!(interface, %error, "cannot attach programs to an interface: its packets are not looked at");
             }
         }
-        let operations = links.attached + links.updated + links.removed;
+        let operations = links.attached + links.updated + links.removed + links.pinned;
         Applied { operations, transactions: operations }
     }
 

@@ -4,18 +4,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use sluice_core::ipvs::{DestinationKey, Ledger, Load, Observed, Op, SchedulerName, ServerKey, Steps};
-use sluice_core::nft;
+use sluice_core::ipvs::{
+    DestinationKey, Ledger, Load, Observed, Op, SchedulerName, ServerKey, Steps, concerned,
+};
+use sluice_core::nft::{self, quarantine};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::dummy::{Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
-use sluice_sys::netlink::{BatchError, Refusals};
+use sluice_sys::netlink::{BatchError, NetlinkError, Refusals};
 use sluice_sys::nft::{Nft, observe, without_present};
 use sluice_sys::steering::Steering;
 use tracing::{debug, info, warn};
 
+use super::apart::{commit_apart, is_refusal};
 use super::nftables::commit;
-use super::{Applied, BackendError};
+use super::{Applied, BackendError, Done, Known, Refused};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, NodeFacts};
@@ -93,8 +96,7 @@ fn sticky(ipvs: &mut Ipvs, settings: &Settings) -> Result<SchedulerName, Backend
 const LISTS: usize = 4;
 
 /// Whether something was refused because it is there already.
-fn is_about_what_is_there(error: &BackendError) -> bool {
-    let BackendError::Batch(BatchError::Refused(refusals)) = error else { return false };
+fn is_about_what_is_there(refusals: &Refusals<Op>) -> bool {
     refusals.0.iter().any(|refusal| {
         matches!(refusal.item, Op::AddServer(_) | Op::AddDestination(..))
             && refusal.error.errno() == Some(libc::EEXIST)
@@ -120,22 +122,46 @@ impl Backend {
         self.nft.port()
     }
 
-    /// Makes the kernel hold what the plans say, whatever it holds.
+    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single Services is left out.
     pub fn full(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
-    ) -> Result<Applied, BackendError> {
+        known: &Known,
+    ) -> Result<Done, BackendError> {
         for _ in 1..LISTS {
-            match self.full_by_one_list(settings, facts, plans) {
-                Err(error) if is_about_what_is_there(&error) => {
-                    debug!("IPVS has passed over some of its virtual servers: {error}");
+            match self.full_by_one_list(settings, facts, plans, known)? {
+                (_, Some(refusals)) if is_about_what_is_there(&refusals) => {
+                    debug!("IPVS has passed over some of its virtual servers: {refusals}");
                 }
-                result => return result,
+                (done, refusals) => return self.told(done, refusals, plans),
             }
         }
-        self.full_by_one_list(settings, facts, plans)
+        let (done, refusals) = self.full_by_one_list(settings, facts, plans, known)?;
+        self.told(done, refusals, plans)
+    }
+
+    /// Refused operations on virtual servers and addresses are told of the Services that they are about.
+    fn told(
+        &self,
+        mut done: Done,
+        refusals: Option<Refusals<Op>>,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Done, BackendError> {
+        let marks = self.ledger.ruleset().marks();
+        let Some(refusals) = refusals else { return Ok(done) };
+        let of = |op: &Op| concerned(op, plans, marks);
+        let all: Vec<Refused> = refusals
+            .0
+            .iter()
+            .map(|refusal| Refused { services: of(&refusal.item), why: refusal.error.to_string() })
+            .collect();
+        if all.iter().any(|refused| refused.services.is_empty()) {
+            return Err(BatchError::Refused(refusals).into());
+        }
+        done.refused.extend(all);
+        Ok(done)
     }
 
     fn full_by_one_list(
@@ -143,7 +169,8 @@ impl Backend {
         settings: &Settings,
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
-    ) -> Result<Applied, BackendError> {
+        known: &Known,
+    ) -> Result<(Done, Option<Refusals<Op>>), BackendError> {
         if *self.ledger.ruleset().config() != node::nft_config(settings, facts) {
             self.ledger = ledger(settings, facts, self.sticky);
         }
@@ -167,13 +194,39 @@ impl Backend {
         if !is_new {
             steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
         }
-        self.apply(&steps, is_new)
+        let (mut done, mut refused) = (Done::default(), None);
+        self.apply_servers(&steps.before, &mut done.applied, &mut refused)?;
+        let ruleset = self.full_ruleset(std::mem::take(&mut steps.ruleset), is_new, plans, known)?;
+        done.applied += ruleset.applied;
+        done.refused = ruleset.refused;
+        self.apply_behind(&steps, &mut done.applied, &mut refused)?;
+        Ok((done, refused))
+    }
+
+    /// With `at_once` the ruleset is one transaction, if nothing of it is refused: one half of a new one refuses what the other
+    /// half would let pass.
+    fn full_ruleset(
+        &mut self,
+        ops: Vec<nft::Op>,
+        at_once: bool,
+        plans: &[Arc<ServicePlan>],
+        known: &Known,
+    ) -> Result<Done, NetlinkError> {
+        let is_one = at_once || ops.len() <= quarantine::TRANSACTION;
+        if is_one && (at_once || known.suspects.is_empty()) {
+            match self.nft.commit(&ops) {
+                Ok(_) => return Ok(Applied { operations: ops.len(), transactions: 1 }.into()),
+                Err(error) if is_refusal(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        commit_apart(&mut self.nft, self.ledger.ruleset(), ops, plans, known, &self.progress)
     }
 
     /// Applies changed plans.
     pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
         let steps = self.ledger.change(changes);
-        self.apply(&steps, false)
+        self.apply(&steps)
     }
 
     /// Applies a changed node. `None`: only a full pass can.
@@ -192,7 +245,7 @@ impl Backend {
         }
         if is.others != shall.others {
             let steps = self.ledger.set_others(shall.others, node::node_view(settings, facts));
-            return Ok(Some(self.apply(&steps, false)?));
+            return Ok(Some(self.apply(&steps)?));
         }
         let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
         Ok(Some(commit(&mut self.nft, &ops, &self.progress)?))
@@ -213,7 +266,7 @@ impl Backend {
         let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
         let loads = self.loads(&keys)?;
         let steps = self.ledger.delete_drained(&loads);
-        applied += self.apply(&steps, false)?;
+        applied += self.apply(&steps)?;
         Ok(applied)
     }
 
@@ -246,22 +299,26 @@ impl Backend {
         Ok(false)
     }
 
-    /// Applies steps. What is refused keeps nothing else from being done; it is told in the end. With `at_once` the ruleset is
-    /// one transaction: one half of a new one refuses what the other half would let pass.
-    fn apply(&mut self, steps: &Steps, at_once: bool) -> Result<Applied, BackendError> {
-        let mut applied = Applied::default();
-        let mut refused = None;
+    /// Applies steps. What is refused of virtual servers keeps nothing else from being done; it is told in the end.
+    fn apply(&mut self, steps: &Steps) -> Result<Applied, BackendError> {
+        let (mut applied, mut refused) = (Applied::default(), None);
         self.apply_servers(&steps.before, &mut applied, &mut refused)?;
-        if at_once {
-            self.nft.commit(&steps.ruleset)?;
-            applied += Applied { operations: steps.ruleset.len(), transactions: 1 };
-        } else {
-            applied += commit(&mut self.nft, &steps.ruleset, &self.progress)?;
-        }
-        self.apply_servers(&steps.after, &mut applied, &mut refused)?;
-        self.apply_servers(&steps.last, &mut applied, &mut refused)?;
-        applied += commit(&mut self.nft, &steps.closing, &self.progress)?;
+        applied += commit(&mut self.nft, &steps.ruleset, &self.progress)?;
+        self.apply_behind(steps, &mut applied, &mut refused)?;
         refused.map_or(Ok(applied), |refusals| Err(BatchError::Refused(refusals).into()))
+    }
+
+    /// Applies the steps behind the ruleset.
+    fn apply_behind(
+        &mut self,
+        steps: &Steps,
+        applied: &mut Applied,
+        refused: &mut Option<Refusals<Op>>,
+    ) -> Result<(), BackendError> {
+        self.apply_servers(&steps.after, applied, refused)?;
+        self.apply_servers(&steps.last, applied, refused)?;
+        *applied += commit(&mut self.nft, &steps.closing, &self.progress)?;
+        Ok(())
     }
 
     /// Applies operations on virtual servers, then those on addresses and on rules of routing.
@@ -284,9 +341,10 @@ impl Backend {
         for result in [servers, addresses, self.steering.apply(ops)] {
             match result {
                 Ok(()) => {}
-                Err(BatchError::Refused(refusals)) => {
-                    refused.get_or_insert(refusals);
-                }
+                Err(BatchError::Refused(refusals)) => match refused {
+                    Some(refused) => refused.0.extend(refusals.0),
+                    None => *refused = Some(refusals),
+                },
                 Err(error) => return Err(error.into()),
             }
         }

@@ -7,12 +7,12 @@ use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
-use super::Applied;
+use super::apart::{commit_apart, is_refusal};
+use super::{Applied, Done, Known};
 use crate::health::Progress;
 
-/// Operations of one transaction: the kernel holds its nf_tables lock while it works one off, about 20 ms for
-/// so many here.
-const MAX_OPS: usize = 10_000;
+/// Operations of one transaction, about 20 ms here.
+const MAX_OPS: usize = sluice_core::nft::quarantine::TRANSACTION;
 /// Services lowered together in a first load.
 const LOAD_CHUNK: usize = 500;
 
@@ -40,31 +40,47 @@ impl Backend {
     }
 
     /// Makes the kernel hold what the plans say, whatever it holds: creates the table, or adopts it and
-    /// applies the difference only.
+    /// applies the difference only. What is refused of single Services is left out.
     pub fn full(
         &mut self,
         config: NftConfig,
         node: NodeView,
         plans: &[Arc<ServicePlan>],
-    ) -> Result<Applied, NetlinkError> {
+        known: &Known,
+    ) -> Result<Done, NetlinkError> {
+        let Some(ops) = self.difference(&config, &node, plans)? else { return Ok(self.load(plans)?.into()) };
+        if known.suspects.is_empty() {
+            match self.commit(&ops) {
+                Err(error) if is_refusal(&error) => {}
+                other => return Ok(other?.into()),
+            }
+        }
+        // Of several transactions the first ones may have been done.
+        let ops =
+            if ops.len() > MAX_OPS { self.difference(&config, &node, plans)?.unwrap_or(ops) } else { ops };
+        commit_apart(&mut self.nft, &self.ledger, ops, plans, known, &self.progress)
+    }
+
+    /// What is to be done to the table, if there is one.
+    fn difference(
+        &mut self,
+        config: &NftConfig,
+        node: &NodeView,
+        plans: &[Arc<ServicePlan>],
+    ) -> Result<Option<Vec<Op>>, NetlinkError> {
         let observed = observe(&mut self.nft)?;
         self.progress.made();
-        if observed.is_none() || !self.has_config(&config) {
-            self.ledger = Ledger::new(config, node);
+        if observed.is_none() || !self.has_config(config) {
+            self.ledger = Ledger::new(config.clone(), node.clone());
         } else {
             // The same ledger goes on, because it knows the spare chains; what it would do for a changed node
             // is part of the reconciliation.
-            let _ = self.ledger.set_node(node);
+            let _ = self.ledger.set_node(node.clone());
         }
-        match observed {
-            Some(observed) => {
-                let ops = self.ledger.reconcile(plans, observed);
-                let ops = without_present(&mut self.nft, ops)?;
-                self.progress.made();
-                self.commit(&ops)
-            }
-            None => self.load(plans),
-        }
+        let Some(observed) = observed else { return Ok(None) };
+        let ops = without_present(&mut self.nft, self.ledger.reconcile(plans, observed))?;
+        self.progress.made();
+        Ok(Some(ops))
     }
 
     fn load(&mut self, plans: &[Arc<ServicePlan>]) -> Result<Applied, NetlinkError> {
