@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use sluice_cni::plugin;
+use sluice_fuzz::{Bytes, Rng, Trees, Watch, cases, fuzz};
 
 /// A value of any shape, not deep.
 fn any_value() -> impl Strategy<Value = Value> {
@@ -84,10 +85,19 @@ fn any_config() -> impl Strategy<Value = Value> {
         let mut config = json!({"cniVersion": version, "name": "pods", "type": "sluice-cni",
             "dataDir": "/proc/no/such/place", "ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}]]}});
         config.as_object_mut().unwrap().extend(fields);
-        // Nothing of this machine's.
-        config["dataDir"] = json!("/proc/no/such/place");
-        config
+        elsewhere(config)
     })
+}
+
+/// A configuration by which nothing of this machine's is touched. Go reads names of fields in any case.
+fn elsewhere(mut config: Value) -> Value {
+    if let Some(fields) = config.as_object_mut() {
+        for place in ["dataDir", "runDir"] {
+            fields.retain(|name, _| !name.eq_ignore_ascii_case(place));
+            fields.insert(place.to_owned(), json!("/proc/no/such/place"));
+        }
+    }
+    config
 }
 
 /// Whom the runtime names, without ever naming a namespace that is there.
@@ -121,16 +131,110 @@ fn is_readable(answer: &plugin::Answer) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+thread_local! {
+    /// Of the test that runs in this thread.
+    static WATCH: Watch = Watch::new("cni-any");
+}
+
+/// An answer that comes in time.
+fn answer_in_time(environment: &[(&str, String)], input: &[u8]) -> plugin::Answer {
+    WATCH.with(|watch| watch.over(input, || answer(environment, input)))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn any_configuration_is_answered(environment in any_environment(), config in any_config()) {
-        is_readable(&answer(&environment, config.to_string().as_bytes()))?;
+        is_readable(&answer_in_time(&environment, config.to_string().as_bytes()))?;
     }
 
     #[test]
     fn any_bytes_are_answered(environment in any_environment(), input in proptest::collection::vec(any::<u8>(), 0..200)) {
-        is_readable(&answer(&environment, &input))?;
+        is_readable(&answer_in_time(&environment, &input))?;
     }
+}
+
+/// What containerd and others write, for each command and in each version.
+fn valid() -> Vec<Value> {
+    let written = sluice_fuzz::corpus(&["proxy-cni/tests/inputs"]);
+    let mut all: Vec<Value> = written.iter().map(|bytes| serde_json::from_slice(bytes).unwrap()).collect();
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let address =
+            json!({"version": "4", "address": "10.0.0.5/24", "gateway": "10.0.0.1", "interface": 2});
+        all.push(json!({
+            "cniVersion": version, "name": "pods", "type": "sluice-cni", "mode": "bridge", "bridge": "cni0", "mtu": 1400,
+            "sysctl": {"net.core.somaxconn": "500"}, "capabilities": {"portMappings": true, "ips": true},
+            "ipam": {
+                "type": "sluice", "routes": [{"dst": "0.0.0.0/0"}],
+                "ranges": [
+                    [{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.5", "rangeEnd": "10.0.0.9", "gateway": "10.0.0.1"}],
+                    [{"subnet": "fd00::/64"}],
+                ],
+            },
+            "dns": {"nameservers": ["10.96.0.10"], "search": ["cluster.local"], "options": ["ndots:5"]},
+            "runtimeConfig": {
+                "ips": ["10.0.0.7/24"], "mac": "02:00:00:00:00:01",
+                "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "sctp", "hostIP": "::"}],
+            },
+            "args": {"cni": {"ips": ["10.0.0.8"]}},
+            "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
+            "prevResult": {
+                "cniVersion": version, "ips": [address], "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}],
+                "interfaces": [
+                    {"name": "cni0", "mac": "02:00:00:00:00:02"}, {"name": "sl1"},
+                    {"name": "eth0", "sandbox": "/no/such/namespace"},
+                ],
+            },
+        }));
+    }
+    all
+}
+
+const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "STATUS", "VERSION", "GC"];
+const WORDS: [&str; 16] = [
+    "255.255.255.255/32",
+    "0.0.0.0/0",
+    "::/0",
+    "fd00::/129",
+    "10.0.0.1",
+    "../../x",
+    "02:00:00:00:00:01",
+    "net.ipv4.a",
+    "a=b",
+    "\"ipam\":",
+    "\"ranges\":[[",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\\u0000",
+];
+
+#[test]
+fn fuzz_stdin() {
+    let valid: Vec<Value> = valid().into_iter().map(elsewhere).collect();
+    let texts = valid.iter().map(|config| config.to_string().into_bytes()).collect();
+    let (bytes, trees) = (Bytes::new(texts, &WORDS), Trees::new(valid, &WORDS));
+    let make = |rng: &mut Rng| {
+        let input = match rng.u8(..4) {
+            0 => bytes.next(rng),
+            _ => trees.next(rng).to_string().into_bytes(),
+        };
+        match serde_json::from_slice::<Value>(&input) {
+            Ok(config) => elsewhere(config).to_string().into_bytes(),
+            Err(_) => input,
+        }
+    };
+    fuzz("cni-stdin", make, |input| {
+        for command in COMMANDS {
+            let environment = [
+                ("CNI_COMMAND", command.to_owned()),
+                ("CNI_CONTAINERID", "a".to_owned()),
+                ("CNI_IFNAME", "eth0".to_owned()),
+                ("CNI_NETNS", "/no/such/namespace".to_owned()),
+            ];
+            is_readable(&answer(&environment, input)).unwrap();
+        }
+    });
 }

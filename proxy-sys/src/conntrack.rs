@@ -170,3 +170,79 @@ fn ends(family: Family, tuple: &[u8]) -> Option<(End, End)> {
     let port = |kind| Some(u16::from_be_bytes(find(proto, kind)?.value.try_into().ok()?));
     Some(((address(1, 3)?, port(2)?), (address(2, 4)?, port(3)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{HEAD, Kernel, answers};
+    use crate::netlink::Writer;
+
+    /// A flow as the kernel tells of it.
+    fn told(family: Family, protocol: Protocol) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.begin(GET - 1, 0, 1, family_number(family), 0);
+        let octets = |last: u8| match family {
+            Family::V4 => vec![10, 0, 0, last],
+            Family::V6 => [vec![0xfd; 15], vec![last]].concat(),
+        };
+        let [from, to] = if family == Family::V4 { [1, 2] } else { [3, 4] };
+        for kind in [TUPLE_ORIG, TUPLE_REPLY] {
+            let tuple = writer.nest(kind);
+            let ip = writer.nest(1);
+            writer.attr(from, &octets(1));
+            writer.attr(to, &octets(2));
+            writer.close(ip);
+            let proto = writer.nest(2);
+            writer.attr(1, &[protocol.number()]);
+            writer.attr(2, &40_000_u16.to_be_bytes());
+            writer.attr(3, &80_u16.to_be_bytes());
+            writer.close(proto);
+            writer.close(tuple);
+        }
+        writer.u32(STATUS, DST_NAT);
+        let info = writer.nest(PROTOINFO);
+        let tcp = writer.nest(1);
+        writer.attr(1, &[TCP_CLOSE]);
+        writer.close(tcp);
+        writer.close(info);
+        writer.u32(ID, 7);
+        writer.attr(ZONE, &[0, 1]);
+        writer.end();
+        writer.bytes().to_vec()
+    }
+
+    const KINDS: [(Family, Protocol); 4] = [
+        (Family::V4, Protocol::Tcp),
+        (Family::V4, Protocol::Udp),
+        (Family::V6, Protocol::Tcp),
+        (Family::V6, Protocol::Udp),
+    ];
+
+    #[test]
+    fn fuzz_conntrack() {
+        let valid = KINDS.map(|(family, protocol)| (HEAD, told(family, protocol)));
+        let mut kernel = Kernel::new(&valid, |request| request - 1);
+        answers("conntrack", &valid, |input| {
+            kernel.tells(input, |socket| {
+                let mut conntrack = Conntrack { socket };
+                for (family, protocol) in KINDS {
+                    // Refused, if a message was an error.
+                    let flows = conntrack.flows(family, protocol, |_| true).unwrap_or_default();
+                    assert!(flows.iter().all(|flow| flow.destination.0.is_ipv4() == (family == Family::V4)));
+                }
+                drop(conntrack.has_translated());
+                (conntrack.socket, ())
+            });
+        });
+    }
+
+    #[test]
+    fn a_flow_is_read_as_it_is_told() {
+        for (family, protocol) in KINDS {
+            let bytes = told(family, protocol);
+            let message = crate::netlink::messages(&bytes).next().unwrap();
+            let flow = flow(family, protocol, message.attributes()).unwrap();
+            assert_eq!((flow.destination.1, flow.replier.1, flow.is_vain), (80, 40_000, true));
+        }
+    }
+}

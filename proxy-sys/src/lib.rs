@@ -9,6 +9,8 @@ pub mod bpf;
 pub mod capability;
 pub mod conntrack;
 pub mod dummy;
+#[cfg(test)]
+mod fuzz;
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;

@@ -66,8 +66,8 @@ impl NetlinkError {
 
 /// Message types that end a dump or carry an error.
 const DONE: u16 = NLMSG_DONE;
-const ERROR: u16 = NLMSG_ERROR;
-const HEADER: usize = 16;
+pub(crate) const ERROR: u16 = NLMSG_ERROR;
+pub(crate) const HEADER: usize = 16;
 const NESTED: u16 = 0x8000;
 
 /// Writes netlink messages one after another into one buffer.
@@ -344,6 +344,15 @@ impl NetfilterSocket {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER);
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, SEND_BUFFER / 8);
         Ok(NetfilterSocket { socket, port: address.port_number(), sequence: 1, buffer: vec![0; 1 << 16] })
+    }
+
+    /// One to a kernel of a test's own.
+    #[cfg(test)]
+    pub(crate) fn over(socket: std::os::fd::OwnedFd) -> Self {
+        use std::os::fd::{FromRawFd, IntoRawFd};
+        // SAFETY: the descriptor is open, and nobody else's.
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        NetfilterSocket { socket, port: 1, sequence: 1, buffer: vec![0; 1 << 16] }
     }
 
     /// Our port id: notifications that we caused carry it.

@@ -3,6 +3,8 @@
 mod counters;
 mod encode;
 mod foreign;
+#[cfg(test)]
+mod fuzz;
 mod monitor;
 mod observe;
 mod remembered;

@@ -185,6 +185,20 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_sockets() {
+        let mut body = vec![0; ID.end + 20];
+        body[0] = libc::AF_INET6 as u8;
+        let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+        message.resize(16, 0);
+        message.extend(&body);
+        assert!(connected(&body).is_some());
+        crate::fuzz::bodies("sockets", &[(body.len(), message)], |body| {
+            connected(body);
+            cookie(body);
+        });
+    }
+
+    #[test]
     fn connected_sockets_are_known_by_cookie_and_remote() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = UdpSocket::bind("127.0.0.1:0").unwrap();

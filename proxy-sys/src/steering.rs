@@ -184,3 +184,24 @@ fn octets(ip: &IpAddr) -> Vec<u8> {
         IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::messages;
+
+    #[test]
+    fn fuzz_rules_of_routing() {
+        let keys =
+            ["10.96.0.1", "fd00::1"].map(|ip| ServerKey::Address(ip.parse().unwrap(), Protocol::Udp, 53));
+        let valid = keys.map(|key| {
+            let mut writer = Writer::default();
+            write(&mut writer, 1, &Op::LeadHere(key));
+            assert_eq!(messages(writer.bytes()).find_map(|message| rule(message.body)), Some(key));
+            (RULE_HEAD, writer.bytes().to_vec())
+        });
+        crate::fuzz::bodies("rules-of-routing", &valid, |body| {
+            rule(body);
+        });
+    }
+}

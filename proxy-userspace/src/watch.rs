@@ -3,6 +3,8 @@
 mod convert;
 mod decode;
 mod doubt;
+#[cfg(test)]
+mod fuzz;
 mod key;
 pub mod kubernetes;
 pub mod manifests;

@@ -18,6 +18,8 @@ mod floods;
 mod flows;
 #[path = "packet_programs/fragments.rs"]
 mod fragments;
+#[path = "packet_programs/fuzz.rs"]
+mod fuzz;
 #[path = "packet_programs/halves.rs"]
 mod halves;
 #[path = "packet_programs/neighbours.rs"]

@@ -7,6 +7,7 @@ mod cluster_tools;
 mod cni_suite;
 mod conformance;
 mod demo;
+mod fuzz;
 mod image;
 mod machine;
 mod passes;
@@ -44,6 +45,8 @@ enum Command {
     Bursts(bursts::Arguments),
     /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not documented.
     Torture(torture::Arguments),
+    /// Give readers of files, objects, frames, configurations, netlink answers and packets anything (docs/testing.md).
+    Fuzz(fuzz::Arguments),
     /// Run a command, or a shell, in a VM with another kernel.
     Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
@@ -68,6 +71,7 @@ fn main() -> Result<ExitCode> {
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
         Command::Bursts(arguments) => bursts::run(&arguments)?,
         Command::Torture(arguments) => torture::run(&arguments)?,
+        Command::Fuzz(arguments) => fuzz::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments)?,
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments)?,

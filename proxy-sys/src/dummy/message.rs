@@ -138,6 +138,26 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_links() {
+        let mut writer = Writer::default();
+        for ip in ["10.96.0.1", "fd00:10:96::1"] {
+            op(&mut writer, 7, 1, &Op::BindAddress(ip.parse().unwrap()));
+        }
+        let mut valid: Vec<_> =
+            crate::fuzz::split(writer.bytes()).into_iter().map(|bytes| (ADDRESS_HEAD, bytes)).collect();
+        let mut writer = Writer::default();
+        writer.begin_with(NEW_LINK, 0, 1, [0; 4]);
+        new_link(&mut writer, "sluice-ipvs0", "dummy");
+        writer.end();
+        assert_eq!(link(messages(writer.bytes()).next().unwrap().body).unwrap().1, "dummy");
+        valid.push((LINK_HEAD, writer.bytes().to_vec()));
+        crate::fuzz::bodies("links", &valid, |body| {
+            link(body);
+            address(body, 7);
+        });
+    }
+
+    #[test]
     fn addresses_are_told_by_link() {
         for ip in ["10.96.0.1", "fd00:10:96::1"] {
             assert_eq!(read_back(ip, 7), Some(ip.parse().unwrap()));

@@ -99,3 +99,48 @@ fn address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
 fn port(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{HEAD, answers, split};
+    use crate::ipvs::encode::op;
+    use crate::netlink::{Writer, messages};
+    use sluice_core::ipvs::Op;
+
+    #[test]
+    fn fuzz_ipvs() {
+        let mut writer = Writer::default();
+        for ip in ["10.96.0.1", "fd00::1"] {
+            let address: IpAddr = ip.parse().unwrap();
+            for key in
+                [ServerKey::Address(address, Protocol::Tcp, 80), ServerKey::Mark(Family::of(&address), 7)]
+            {
+                let scheduler = SchedulerName::ROUND_ROBIN;
+                for persistence in [None, Some(60)] {
+                    let server = Server { key, scheduler, flags: ServerFlags::NONE, persistence };
+                    op(&mut writer, 30, 1, &Op::AddServer(server));
+                }
+                let key_of = DestinationKey { address, port: 8080 };
+                op(&mut writer, 30, 1, &Op::AddDestination(key, Destination { key: key_of, weight: 1 }));
+            }
+        }
+        let valid: Vec<_> = split(writer.bytes()).into_iter().map(|bytes| (HEAD, bytes)).collect();
+        let read = |bytes: &[u8]| {
+            let known = |told: &[u8]| server(told).is_some() || destination(Family::V4, told).is_some();
+            messages(bytes).any(|message| known(message.attributes()))
+        };
+        assert!(valid.iter().all(|(_, bytes)| read(bytes)), "what is written can be read");
+        answers("ipvs", &valid, |input| {
+            for message in messages(input) {
+                let attributes = message.attributes();
+                server(attributes);
+                for family in Family::BOTH {
+                    destination(family, attributes);
+                }
+                info(attributes);
+                timeouts(attributes);
+            }
+        });
+    }
+}

@@ -71,7 +71,7 @@ impl Monitor {
 }
 
 /// Whether a message tells of harm; `None` when nobody else did anything to the table.
-fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &Message<'_>) -> Option<bool> {
+pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &Message<'_>) -> Option<bool> {
     const NEW_GENERATION: u16 = 15;
     let command = message.kind & 0xff;
     let attributes = message.attributes();

@@ -11,6 +11,8 @@ mod access;
 mod failure;
 mod follow;
 mod frames;
+#[cfg(test)]
+mod fuzz;
 mod kubeconfig;
 mod pace;
 mod peer;

@@ -598,6 +598,22 @@ impl Manifests {
         }
     }
 
+    /// Looks at a file, and settles what comes of it.
+    #[cfg(test)]
+    pub(super) async fn look_at(&mut self, path: &Path) {
+        self.read(path).await;
+        self.settle_all().await;
+    }
+
+    /// Nothing is in force, and nothing waits.
+    #[cfg(test)]
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.files.is_empty()
+            && self.definers.is_empty()
+            && self.unsettled.is_empty()
+            && self.put_off.is_empty()
+    }
+
     fn report(&self, path: &Path, document: Option<(usize, usize)>, reason: &str) {
         self.metrics.manifest_errors.inc();
         let file = path.display();

@@ -61,8 +61,8 @@ fn excess(error: &serde_saphyr::Error) -> Option<String> {
     }
 }
 
-/// More levels than any object has; what reads them needs stack for each.
-const MOST_NESTED: usize = 100;
+/// More levels than any object has. What reads them needs stack for each, without optimization 20 KiB, and threads have 2 MiB.
+const MOST_NESTED: usize = 64;
 /// Bytes that aliases may add to a document.
 const MOST_ALIASED: usize = 16 << 20;
 /// Values that anchors around other anchors may add to a document.
@@ -156,12 +156,29 @@ mod tests {
             };
             (0..links).map(link).collect::<String>()
         };
-        assert!(value(&chain(4)).is_ok());
+        assert!(value(&chain(3)).is_ok());
         let wrong = value(&chain(500)).unwrap_err();
         assert!(wrong.line.is_some() && wrong.reason.contains("nested"), "{wrong:?}");
         let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), vec!["*a"; 200].join(", "));
         let wrong = value(&long).unwrap_err();
         assert!(wrong.line.is_some() && wrong.reason.contains("aliases"), "{wrong:?}");
+    }
+
+    #[test]
+    fn the_usual_stack_of_a_thread_is_enough_for_any_nesting() {
+        let read = || {
+            for (open, close) in [("[", "]"), ("{a: ", "}"), ("&a [", "]"), ("- ", "")] {
+                let nested =
+                    |levels: usize| value(&format!("a:\n  {}1{}", open.repeat(levels), close.repeat(levels)));
+                assert!(nested(MOST_NESTED / 2).is_ok(), "{open}");
+                for levels in MOST_NESTED - 4..MOST_NESTED + 100 {
+                    // Whether it is too deep or not, it is answered.
+                    drop(nested(levels));
+                }
+                assert!(nested(10 * MOST_NESTED).is_err(), "{open}");
+            }
+        };
+        std::thread::Builder::new().stack_size(2 << 20).spawn(read).unwrap().join().unwrap();
     }
 
     #[test]

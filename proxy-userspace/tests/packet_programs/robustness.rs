@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use aya::Btf;
 use aya::programs::{CgroupSockAddr, Program, SchedClassifier};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 use sluice_common::maps::NAMES;
 use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 use sluice_common::service::action;
@@ -116,7 +116,7 @@ fn packets_that_end_early_pass() {
 }
 
 fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config { failure_persistence: None, cases, ..Config::default() })
+    TestRunner::new(sluice_fuzz::cases(cases))
 }
 
 #[test]

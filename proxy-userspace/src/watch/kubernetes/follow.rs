@@ -52,7 +52,7 @@ enum Next {
 }
 
 /// Why a request is over.
-enum Stop {
+pub(super) enum Stop {
     /// Nobody listens any more.
     Closed,
     Failed(Failure),
@@ -314,7 +314,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         }
     }
 
-    async fn line(&mut self, line: &Bytes, objects: usize) -> Result<(), Stop> {
+    pub(super) async fn line(&mut self, line: &Bytes, objects: usize) -> Result<(), Stop> {
         if line.is_empty() {
             return Ok(());
         }

@@ -1,0 +1,154 @@
+//! `cargo xtask fuzz`: runs targets, which are tests of the crates that they look into, with many inputs.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::machine::{cargo, run as run_command, target_directory};
+
+/// As many as CI has time for: all targets together take some two minutes on two cores.
+const INPUTS: u64 = 20_000;
+
+/// Arguments of the fuzz command.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only these targets
+    #[arg(long, value_name = "TARGET", num_args = 1..)]
+    only: Vec<String>,
+    /// Inputs of each target; for a few slow ones a tenth of them, unless it is given
+    #[arg(long, value_name = "N")]
+    inputs: Option<u64>,
+    /// The seed that inputs are made from; a new one if it is not given, and printed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Give a target nothing but this file's content: an input that it has failed on
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+/// A test, or several.
+struct Target {
+    name: &'static str,
+    package: &'static str,
+    /// The program with the tests: `--lib`, or `--test` and its name.
+    program: &'static [&'static str],
+    /// Parts of the tests' names.
+    tests: &'static [&'static str],
+    /// Without a number of inputs it gets so many times fewer.
+    slower: u64,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        name: "manifests",
+        package: "sluice",
+        program: &["--lib"],
+        tests: &["watch::fuzz::fuzz_manifests"],
+        slower: 4,
+    },
+    Target {
+        name: "objects",
+        package: "sluice",
+        program: &["--lib"],
+        tests: &["watch::fuzz::fuzz_objects"],
+        slower: 1,
+    },
+    Target {
+        name: "frames",
+        package: "sluice",
+        program: &["--lib"],
+        tests: &["kubernetes::fuzz::fuzz_frames", "items_and_the_rest_are_what_a_parser_sees"],
+        slower: 1,
+    },
+    Target {
+        name: "cni-stdin",
+        package: "sluice-cni",
+        program: &["--test", "hostile"],
+        tests: &["fuzz_stdin", "any_configuration_is_answered", "any_bytes_are_answered"],
+        slower: 10,
+    },
+    Target { name: "netlink", package: "sluice-sys", program: &["--lib"], tests: &["::fuzz_"], slower: 10 },
+    Target {
+        name: "packets",
+        package: "sluice",
+        program: &["--test", "packet_programs"],
+        tests: &[
+            "fuzz_packets",
+            "noise_passes_or_is_dropped_as_it_is",
+            "damaged_packets_harm_nobody",
+            "the_kernel_takes_all_programs_and_maps",
+        ],
+        slower: 1,
+    },
+];
+
+/// Runs the targets; fails, after all of them, if one failed.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let targets = select(&arguments.only)?;
+    ensure!(
+        arguments.input.is_none() || targets.len() == 1,
+        "--input: name the target that failed on it, with --only"
+    );
+    let mut failed = Vec::new();
+    for target in targets {
+        println!("fuzzing {}", target.name);
+        if let Err(error) = run_command(&mut command(target, arguments)) {
+            println!("{}: {error:#}", target.name);
+            failed.push(target.name);
+        }
+    }
+    let files = files();
+    ensure!(
+        failed.is_empty(),
+        "{} failed: inputs and seeds are above, files in {}",
+        failed.join(", "),
+        files.display()
+    );
+    Ok(())
+}
+
+fn select(names: &[String]) -> Result<Vec<&'static Target>> {
+    if let Some(unknown) = names.iter().find(|name| !TARGETS.iter().any(|target| target.name == **name)) {
+        let known: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        bail!("no target {unknown}; there are {}", known.join(", "));
+    }
+    Ok(TARGETS
+        .iter()
+        .filter(|target| names.is_empty() || names.iter().any(|name| name == target.name))
+        .collect())
+}
+
+/// Where inputs are written that targets fail on.
+fn files() -> PathBuf {
+    target_directory().join("fuzz")
+}
+
+fn command(target: &Target, arguments: &Arguments) -> Command {
+    let inputs = arguments.inputs.unwrap_or(INPUTS / target.slower).to_string();
+    let mut command = cargo(&["test", "--quiet", "--package", target.package]);
+    command.args(target.program).args(["--", "--nocapture"]).args(target.tests);
+    // Backtraces of thousands of inputs that are tried while one is made smaller take long.
+    command.env("RUST_BACKTRACE", "0").env("SLUICE_FUZZ_FILES", files());
+    command.env("SLUICE_FUZZ_INPUTS", &inputs).env("PROPTEST_CASES", &inputs);
+    if let Some(seed) = arguments.seed {
+        command.env("SLUICE_FUZZ_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
+    }
+    if let Some(input) = &arguments.input {
+        let input = std::path::absolute(input).unwrap_or_else(|_| input.clone());
+        command.env("SLUICE_FUZZ_INPUT", input);
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_selected_by_name() {
+        assert_eq!(select(&[]).unwrap().len(), TARGETS.len());
+        assert_eq!(select(&["frames".to_owned()]).unwrap().len(), 1);
+        assert!(select(&["teapot".to_owned()]).is_err());
+    }
+}
