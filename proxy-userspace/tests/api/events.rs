@@ -151,3 +151,37 @@ fn a_health_check_port_that_is_taken_is_told_of_the_service() {
         assert_eq!(event["regarding"]["name"], "lb");
     });
 }
+
+#[test]
+fn what_the_kernel_refuses_is_told_of_the_service() {
+    use sluice_core::net::Family;
+    use sluice_core::nft::{Balancer, Op, SetId, SetKind, sets};
+    in_namespace(|| async {
+        // Somebody has made the set of ClusterIPs, with room for one.
+        let id = SetId::new(SetKind::ClusterIps, Family::V4);
+        let mut spec = sets(Balancer::Ruleset).into_iter().find(|spec| spec.id == id).unwrap();
+        spec.size = 1;
+        sluice_sys::nft::Nft::open().unwrap().commit(&[Op::AddTable, Op::AddSet(spec)]).unwrap();
+        let api = cluster().await;
+        for (name, ip) in [("one", "10.96.0.11"), ("two", "10.96.0.12"), ("three", "10.96.0.13")] {
+            let mut service = service(name, 80);
+            service["spec"]["clusterIP"] = ip.into();
+            api.put(service);
+        }
+        let sluice = Proxy::sluice(&[], &api);
+        let told = || {
+            let events = api.events().into_iter();
+            events.filter(|event| event["reason"] == "KernelRefused").collect::<Vec<Value>>()
+        };
+        for _ in 0..250 {
+            if told().len() > 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let events = told();
+        assert!(events.len() > 1, "{}", sluice.log());
+        assert_eq!(events[0]["regarding"]["kind"], "Service");
+        assert!(events[0]["note"].as_str().unwrap().contains("os error 23"), "{events:?}");
+    });
+}
