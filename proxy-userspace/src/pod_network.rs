@@ -283,7 +283,8 @@ impl PodNetworkTask {
         let from_loopback = self.can_open_loopback();
         let written = tokio::task::block_in_place(|| {
             let is_due = self.audited.elapsed() >= AUDIT;
-            self.rules.write(&self.settings, &own, &wanted, nodes, network, from_loopback, is_due)
+            let known = rules::Known { own: &own, pod_network: &wanted, nodes, network };
+            self.rules.write(&self.settings, &known, from_loopback, is_due)
         });
         let settled = self.settle(handle, &own, &wanted, network, mtu).await;
         self.tell(&wanted, mtu);

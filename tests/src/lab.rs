@@ -339,6 +339,14 @@ impl Lab {
         self.objects.put(key, object)
     }
 
+    /// Has all files of objects read again.
+    pub fn exchange_files(&self) -> Result<()> {
+        match &self.objects {
+            Objects::Files(manifests) => manifests.exchange(),
+            Objects::Api(_) => bail!("there are no files: objects come from an API server"),
+        }
+    }
+
     /// Deletes an object.
     pub fn delete(&self, key: &Key) -> Result<()> {
         self.objects.remove(key)

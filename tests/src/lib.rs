@@ -25,6 +25,7 @@ pub mod report;
 pub mod runner;
 pub mod scenarios;
 pub mod self_test;
+pub mod soak;
 pub mod target;
 pub mod topology;
 pub mod torture;

@@ -12,7 +12,7 @@ use sluice_tests::lab::{LabOptions, bpffs, cgroup, prune};
 use sluice_tests::proxy::ProxyProgram;
 use sluice_tests::report::{Counts, Report};
 use sluice_tests::runner::{self, RunOptions};
-use sluice_tests::{agent, bursts, interrupt, needs, patience, scenarios, self_test, torture};
+use sluice_tests::{agent, bursts, interrupt, needs, patience, scenarios, self_test, soak, torture};
 
 /// Status of a run that could not begin.
 const UNUSABLE: u8 = 2;
@@ -41,6 +41,8 @@ enum Command {
     Scenarios(ScenarioArguments),
     /// Open connections by few client ports, with pauses in which flows end; fails if one of them fails
     Bursts(BurstArguments),
+    /// A day's work within an hour: memory, elements and connections must be as they were
+    Soak(SoakArguments),
     /// Run the same experiments in modes nftables and ebpf, and compare
     Torture(TortureArguments),
     /// Serve requests inside a namespace
@@ -62,6 +64,18 @@ struct BurstArguments {
     proxy: String,
     #[command(flatten)]
     bursts: bursts::Arguments,
+}
+
+#[derive(Debug, clap::Args)]
+struct SoakArguments {
+    /// The sluice binary, beside which sluice-cni is
+    #[arg(long)]
+    sluice: PathBuf,
+    /// The mode of the proxy
+    #[arg(long, default_value = "nftables")]
+    proxy: String,
+    #[command(flatten)]
+    soak: soak::Arguments,
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,6 +174,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run(&arguments),
         Command::Scenarios(arguments) => run_scenarios(&arguments),
         Command::Bursts(arguments) => run_bursts(&arguments),
+        Command::Soak(arguments) => run_soak(&arguments),
         Command::Torture(arguments) => run_torture(arguments),
         Command::SelfTest { sluice, jobs } => test_self(&sluice, jobs),
     };
@@ -267,6 +282,25 @@ fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
         report.write_json(file, "nftables", "api")?;
     }
     Ok(status(report.counts(), selected.len()))
+}
+
+fn run_soak(arguments: &SoakArguments) -> Result<ExitCode> {
+    match arguments.proxy.as_str() {
+        "ebpf" => {
+            ensure!(cgroup::root().is_some(), "mode ebpf needs a cgroup2 mount that can be written");
+            bpffs::mounted()?;
+        }
+        "ipvs" => {
+            if let Some(lack) = needs::missing("ipvs")? {
+                sluice_skips::skip_for(lack);
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        _ => {}
+    }
+    let lab = prepare(ProxyProgram::sluice(&arguments.sluice, &arguments.proxy)?)?;
+    soak::run(lab, arguments.soak)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_torture(arguments: TortureArguments) -> Result<ExitCode> {

@@ -103,6 +103,13 @@ impl Manifests {
         std::fs::rename(&temporary, self.dir.join(&name)).with_context(|| format!("writing {name}"))
     }
 
+    /// Has whoever watches read all files again, as when a volume of a ConfigMap is exchanged.
+    pub fn exchange(&self) -> Result<()> {
+        let [new, old] = ["..data.new", "..data"].map(|name| self.dir.join(name));
+        std::fs::write(&new, "").context("exchanging the files")?;
+        std::fs::rename(new, old).context("exchanging the files")
+    }
+
     /// Removes an object, which must be there.
     pub fn remove(&self, key: &Key) -> Result<()> {
         let path = self.dir.join(key.file_name());

@@ -13,6 +13,7 @@ mod machine;
 mod passes;
 mod scenarios;
 mod skips;
+mod soak;
 mod suites;
 mod supply_chain;
 mod test;
@@ -43,6 +44,8 @@ enum Command {
     Scenarios(scenarios::Arguments),
     /// Open connections by few client ports, with pauses in which flows end (docs/testing.md).
     Bursts(bursts::Arguments),
+    /// A day's work within an hour, in all modes: memory, elements and connections must be as they were (docs/testing.md).
+    Soak(soak::Arguments),
     /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not documented.
     Torture(torture::Arguments),
     /// Give readers of files, objects, frames, configurations, netlink answers and packets anything (docs/testing.md).
@@ -70,6 +73,7 @@ fn main() -> Result<ExitCode> {
         Command::Conformance(arguments) => conformance::run(&arguments)?,
         Command::Scenarios(arguments) => scenarios::run(&arguments)?,
         Command::Bursts(arguments) => bursts::run(&arguments)?,
+        Command::Soak(arguments) => soak::run(&arguments)?,
         Command::Torture(arguments) => torture::run(&arguments)?,
         Command::Fuzz(arguments) => fuzz::run(&arguments)?,
         Command::Vm(arguments) => return vm::run(&arguments),

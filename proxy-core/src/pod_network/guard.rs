@@ -132,7 +132,7 @@ impl TunnelGuard {
     /// Where packets to this node's device come in, and where packets to those of others pass.
     pub(super) fn chains(&self, bridge: Option<&str>) -> Vec<Chain> {
         let filter = |number| Some(Hook { chain_type: "filter", number, priority: RAW });
-        let mut from = self.from_nodes();
+        let mut from = self.passes();
         from.push(Dropped::TunnelSource.rule(self.is_ours()));
         // What this node forwards for other nodes is theirs.
         let forwarded = Family::BOTH.into_iter().flat_map(|family| {
@@ -170,7 +170,7 @@ impl TunnelGuard {
 
     /// A rule for each family of outer and inner packets, and each length of pod CIDRs, of which clusters have one or two: a
     /// look-up in a hash table, however many nodes there are.
-    fn from_nodes(&self) -> Vec<Rule> {
+    fn passes(&self) -> Vec<Rule> {
         if !self.checks_inner {
             let rules = Family::BOTH.map(|family| {
                 let mut exprs = of_family(family);

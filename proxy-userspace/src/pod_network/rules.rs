@@ -47,6 +47,15 @@ pub(super) struct Rules {
     repairs: Repairs,
 }
 
+/// What the rules follow from, beside settings and pods.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) own: &'a Own,
+    pub(super) pod_network: &'a PodNetwork,
+    pub(super) nodes: &'a [Node],
+    pub(super) network: &'a Network,
+}
+
 impl Rules {
     /// Nothing is known yet.
     pub(super) fn new(programs_at_ports: bool) -> Self {
@@ -78,13 +87,11 @@ impl Rules {
     pub(super) fn write(
         &mut self,
         settings: &PodNetworkSettings,
-        own: &Own,
-        pod_network: &PodNetwork,
-        nodes: &[Node],
-        network: &Network,
+        known: &Known<'_>,
         from_loopback: bool,
         audits: bool,
     ) -> Result<(), PassError> {
+        let Known { own, pod_network, nodes, network } = *known;
         // A file that cannot be read takes no port away.
         let (contents, unread) = match store::look(&settings.cni.data_dir, &settings.cni.name) {
             Ok(contents) => (Some(contents), None),
