@@ -137,13 +137,21 @@ fn deny(program: &Path, manifest: &str) -> Command {
 fn same_image() -> Result<()> {
     ensure!(git(&["status", "--porcelain"])?.is_empty(), "a clone has what is committed only: commit first");
     let place = target_directory().join("again");
-    drop(std::fs::remove_dir_all(&place));
     std::fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
-    let (source, here, there) = (place.join("source"), place.join("here.tar"), place.join("there.tar"));
-    run_command(Command::new("git").args(["clone", "--quiet", "--shared"]).arg(root()).arg(&source))?;
+    // Below this workspace it would be a part of it.
+    let source = std::env::temp_dir().join(format!("sluice-again-{}", std::process::id()));
+    let same = same_as_of_a_clone(&place, &source);
+    drop(std::fs::remove_dir_all(&source));
+    same?;
+    std::fs::remove_dir_all(&place).with_context(|| format!("removing {}", place.display()))
+}
+
+fn same_as_of_a_clone(place: &Path, source: &Path) -> Result<()> {
+    let (here, there) = (place.join("here.tar"), place.join("there.tar"));
+    run_command(Command::new("git").args(["clone", "--quiet", "--shared"]).arg(root()).arg(source))?;
     run_command(cargo(&["xtask", "image", "--out"]).arg(&here))?;
     let mut second = cargo(&["xtask", "image", "--out"]);
-    second.arg(&there).current_dir(&source).env("CARGO_TARGET_DIR", place.join("target"));
+    second.arg(&there).current_dir(source).env("CARGO_TARGET_DIR", place.join("target"));
     run_command(second.env("PATH", with_linker()?))?;
     let read = |file: &PathBuf| std::fs::read(file).with_context(|| format!("reading {}", file.display()));
     let (one, other) = (read(&here)?, read(&there)?);
@@ -151,7 +159,7 @@ fn same_image() -> Result<()> {
         bail!("{} and {} differ", here.display(), there.display());
     }
     println!("both builds made the same {} bytes", one.len());
-    std::fs::remove_dir_all(&place).with_context(|| format!("removing {}", place.display()))
+    Ok(())
 }
 
 /// The path with the linker of the eBPF programs, which is no part of what is compared.
