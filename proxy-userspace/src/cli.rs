@@ -32,7 +32,7 @@ Exit codes:
   2  wrong command line or configuration
   3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work
   4  status: nothing of Sluice is in the kernel, and no daemon is at work
-  6  status: somebody else has changed what is in the kernel";
+  6  status: somebody else has changed what is in the kernel, as far as that shows without a daemon";
 
 /// Commands.
 #[derive(Debug, Subcommand)]
