@@ -282,8 +282,25 @@ fn a_daemon_whose_log_cannot_be_written_goes_on() {
     });
 }
 
+/// Waits until a process is the daemon's own: before that the kernel and the loader have it, and no program could answer.
+fn wait_for_main(daemon: &Daemon) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    let catches_term = || {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+        mask & 1 << (Signal::SIGTERM as u64 - 1) != 0
+    };
+    while !catches_term() {
+        assert!(std::time::Instant::now() < end, "it never catches SIGTERM");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Ends a daemon so many milliseconds after its start.
 fn ended_after(daemon: &mut Daemon, milliseconds: u64) {
+    wait_for_main(daemon);
     std::thread::sleep(Duration::from_millis(milliseconds));
     signal(daemon, Signal::SIGTERM);
     let status = daemon.child.wait().unwrap();
@@ -295,7 +312,7 @@ fn ended_after(daemon: &mut Daemon, milliseconds: u64) {
 fn a_daemon_that_is_told_to_end_while_it_starts_ends_well() {
     in_netns("early", |directory| {
         let config = configured(directory);
-        for milliseconds in [40, 60, 80, 120, 160, 240, 500] {
+        for milliseconds in [0, 5, 10, 20, 40, 80, 120, 160, 240, 500] {
             ended_after(&mut Daemon::spawn(directory, "log", &config, &[]), milliseconds);
         }
         let _first = Daemon::start(directory, &config, &[]);
@@ -308,7 +325,7 @@ fn a_daemon_that_is_told_to_end_while_it_starts_ends_well() {
 fn a_daemon_that_is_told_to_end_while_it_loads_programs_ends_well() {
     with_ebpf("loading", |directory, cgroup| {
         let config = ebpf_config(directory, cgroup);
-        for milliseconds in [50, 100, 200, 400, 800] {
+        for milliseconds in [0, 20, 50, 100, 200, 400, 800] {
             ended_after(&mut Daemon::spawn(directory, "log", &config, &[]), milliseconds);
         }
     });
