@@ -15,15 +15,22 @@ use tracing::warn;
 /// What is known of the table.
 #[derive(Default)]
 pub(super) struct Ports {
-    /// As it was written last, and is still, for all that is known. `Some(None)`: there is none.
+    /// As it was written last. `Some(None)`: there is none.
     written: Option<Option<PodPorts>>,
+    /// It is so still, for all that is known.
+    is_trusted: bool,
     told: bool,
 }
 
 impl Ports {
     /// The next pass writes the table anew.
     pub(super) fn distrust(&mut self) {
-        self.written = None;
+        self.is_trusted = false;
+    }
+
+    /// As it was written last.
+    pub(super) fn written(&self) -> Option<Option<PodPorts>> {
+        self.written.clone()
     }
 
     /// Makes the table as it should be; `None`: away with it. With `audits` also looks whether it has gone without a notice.
@@ -37,7 +44,8 @@ impl Ports {
         if audits && wanted.is_some() && !nft.has_table(table)? {
             self.distrust();
         }
-        let done = match (&self.written, &wanted) {
+        let known = self.written.as_ref().filter(|_| self.is_trusted);
+        let done = match (known, &wanted) {
             (Some(is), shall) if is == shall => return Ok(()),
             (_, None) => nft.delete(table).map(drop),
             (Some(Some(is)), Some(shall)) => nft.commit_to(table, &shall.difference(is)).map(drop),
@@ -60,7 +68,7 @@ impl Ports {
                 return Err(error);
             }
         }
-        self.written = Some(wanted);
+        (self.written, self.is_trusted) = (Some(wanted), true);
         Ok(())
     }
 }

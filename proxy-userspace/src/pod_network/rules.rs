@@ -9,7 +9,9 @@ use sluice_cni::spec::Mode;
 use sluice_cni::store::{self, Contents};
 use sluice_core::model::Node;
 use sluice_core::net::Protocol;
-use sluice_core::pod_network::{HostPort, Own, PodNetwork, PodRules, Sources, TABLE, Transport, TunnelGuard};
+use sluice_core::pod_network::{
+    HostPort, Own, PodNetwork, PodPorts, PodRules, Sources, TABLE, Transport, TunnelGuard,
+};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
@@ -29,10 +31,10 @@ use crate::{conntrack, nft_monitor};
 pub(super) struct Rules {
     nft: Option<Nft>,
     notices: Option<mpsc::Sender<Notice>>,
-    /// As it was written last, and is still, for all that is known.
+    /// As it was written last.
     written: Option<PodRules>,
-    /// The last that was.
-    known: Option<PodRules>,
+    /// It is so still, for all that is known.
+    is_trusted: bool,
     /// The table of pods on a bridge.
     ports: Ports,
     /// Whether programs at the ports of bridges see packets before its rules do.
@@ -69,7 +71,7 @@ impl Rules {
 
     /// The next pass writes the table anew.
     pub(super) fn distrust(&mut self) {
-        self.written = None;
+        self.is_trusted = false;
         self.ports.distrust();
     }
 
@@ -105,8 +107,6 @@ impl Rules {
         let mut inside = settings.inside.clone();
         inside.extend(nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()));
         let masqueraded = if settings.masquerade { pods_of(own, contents.as_ref()) } else { Vec::new() };
-        let own_node = own;
-        let own = network.holds_services.then(|| own_networks(&network.addresses));
         let tunnel = (settings.between.transport != Transport::Direct).then(|| TunnelGuard {
             vni: settings.between.vni,
             port: settings.port,
@@ -116,45 +116,61 @@ impl Rules {
         let sources = match (settings.checks_sources, self.programs_at_ports) {
             (false, _) => Sources::Any,
             (true, false) => Sources::Own,
-            (true, true) => Sources::OwnOf(pods_of_all(nodes, own_node, contents.as_ref())),
+            (true, true) => Sources::OwnOf(pods_of_all(nodes, own, contents.as_ref())),
         };
         let bridge = (settings.mode == Mode::Bridge).then(|| settings.bridge.clone());
         let rules = PodRules {
             masqueraded,
             inside,
             host_ports,
-            own,
+            own: network.holds_services.then(|| own_networks(&network.addresses)),
             from_loopback,
             tunnel,
             sources: sources.clone(),
             bridge,
         };
+        let checked = match sources {
+            Sources::Any => None,
+            Sources::Own => Some(None),
+            Sources::OwnOf(networks) => Some(Some(networks)),
+        };
+        let checked = checked.filter(|_| settings.mode == Mode::Bridge);
+        let ports = contents
+            .as_ref()
+            .map(|contents| checked.map(|checked| pod_ports(contents, &settings.cni.name, checked)));
+        self.put(rules, ports, network, audits).map_err(PassError::Rules)?;
+        unread.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Makes both tables so. `ports`: `None` where nobody knows who is behind which port, so that what is known stays.
+    fn put(
+        &mut self,
+        rules: PodRules,
+        ports: Option<Option<PodPorts>>,
+        network: &Network,
+        audits: bool,
+    ) -> Result<(), NetlinkError> {
         let begun = Instant::now();
-        if self.repairs.is_due(begun) {
+        if self.repairs.is_due(begun) || audits && self.lacks_table()? {
             self.distrust();
         }
-        let is_there = self.written.as_ref() == Some(&rules) && !(audits && self.lacks_table()?);
-        if !is_there {
+        // A mere difference puts nothing right that others have done.
+        let is_anew = !self.is_trusted;
+        if is_anew || self.written.as_ref() != Some(&rules) {
             let done = self.commit(rules, network);
             // It may not be as we believe.
-            done.inspect_err(|_| self.distrust()).map_err(PassError::Rules)?;
-            self.repairs.done(begun, Instant::now(), 1);
+            done.inspect_err(|_| self.distrust())?;
         }
-        // Without the file nobody knows who is behind which port: what is known stays.
-        if let (Some(contents), Some(nft)) = (&contents, &mut self.nft) {
-            let checked = match sources {
-                Sources::Any => None,
-                Sources::Own => Some(None),
-                Sources::OwnOf(networks) => Some(Some(networks)),
-            };
-            let checked = checked.filter(|_| settings.mode == Mode::Bridge);
-            let wanted = checked.map(|checked| pod_ports(contents, &settings.cni.name, checked));
-            self.ports.write(nft, wanted, audits).map_err(PassError::Rules)?;
+        if let (Some(wanted), Some(nft)) = (ports, &mut self.nft) {
+            self.ports.write(nft, wanted, audits)?;
+        }
+        if is_anew {
+            self.repairs.done(begun, Instant::now(), 1);
         }
         if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
             warn!(changes, repairs = looks, "somebody else changed a table {TABLE}: written anew");
         }
-        unread.map_or(Ok(()), |error| Err(error.into()))
+        Ok(())
     }
 
     /// What pods asked for and do not get, as of the last pass.
@@ -171,8 +187,8 @@ impl Rules {
         match &mut self.nft {
             Some(nft) => {
                 let ops = match &self.written {
-                    Some(written) => rules.difference(written),
-                    None => rules.replace(),
+                    Some(written) if self.is_trusted => rules.difference(written),
+                    _ => rules.replace(),
                 };
                 nft.commit_to(Table::inet(TABLE), &ops)?;
             }
@@ -188,31 +204,22 @@ impl Rules {
         let changed = host_ports::Changed::between(&self.host_ports, &rules.host_ports);
         end_flows(&changed, network)?;
         self.host_ports.clone_from(&rules.host_ports);
-        self.known = Some(rules.clone());
         self.written = Some(rules);
+        self.is_trusted = true;
         Ok(())
     }
 
     /// While this node does not know enough of itself to say what there should be: what there was stays, and comes back.
     pub(super) fn restore(&mut self, network: &Network) -> Result<(), PassError> {
-        let begun = Instant::now();
-        if !self.repairs.is_due(begun) {
-            return Ok(());
+        match self.written.clone().filter(|_| self.repairs.is_due(Instant::now())) {
+            Some(rules) => self.put(rules, self.ports.written(), network, false).map_err(PassError::Rules),
+            None => Ok(()),
         }
-        let known = self.known.clone();
-        self.written = None;
-        let done = known.map_or(Ok(()), |rules| self.commit(rules, network));
-        self.repairs.done(begun, Instant::now(), 1);
-        done.map_err(PassError::Rules)
     }
 
-    fn lacks_table(&mut self) -> Result<bool, PassError> {
+    fn lacks_table(&mut self) -> Result<bool, NetlinkError> {
         let Some(nft) = &mut self.nft else { return Ok(false) };
-        let is_there = nft.has_table(Table::inet(TABLE)).map_err(PassError::Rules)?;
-        if !is_there {
-            self.written = None;
-        }
-        Ok(!is_there)
+        Ok(!nft.has_table(Table::inet(TABLE))?)
     }
 }
 
@@ -224,10 +231,12 @@ fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
     cidrs.iter().copied().chain(before).collect()
 }
 
-/// Networks of pods, of all nodes, out of which no other address is a pod's.
+/// Networks of pods, of all nodes, out of which no other address is a pod's: as few as possible, because each is a rule that
+/// packets of pods go through.
 fn pods_of_all(nodes: &[Node], own: &Own, contents: Option<&Contents>) -> BTreeSet<IpNet> {
     let others = nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied());
-    others.chain(pods_of(own, contents)).map(|net| net.trunc()).collect()
+    let all: Vec<IpNet> = others.chain(pods_of(own, contents)).collect();
+    IpNet::aggregate(&all).into_iter().collect()
 }
 
 /// Networks of which every address is the node's own, but for those of Services that a link holds. Addresses of links come and
@@ -265,7 +274,77 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
 
 #[cfg(test)]
 mod tests {
+    use sluice_core::nft::{ChainName, Op};
+
     use super::*;
+
+    fn in_netns(test: impl FnOnce() + Send + 'static) {
+        let _ = sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, test);
+    }
+
+    /// What the table's guard of loopback has: whether others have taken it away.
+    fn has_guard() -> bool {
+        let chain = ["list", "chain", "inet", TABLE, "loopback-guard"];
+        let output = std::process::Command::new("nft").args(chain).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("drop")
+    }
+
+    #[test]
+    fn what_others_did_is_put_right_though_something_else_is_written_meanwhile() {
+        in_netns(|| {
+            let (mut rules, network) = (Rules::default(), Network::default());
+            let mut put = |rules: &mut Rules, bridge: &str| {
+                let wanted = PodRules { bridge: Some(bridge.into()), ..PodRules::default() };
+                rules.put(wanted, Some(None), &network, false).unwrap();
+            };
+            put(&mut rules, "a");
+            assert!(has_guard());
+            let nothing = [Op::SetRules(ChainName::new("loopback-guard"), Vec::new())];
+            Nft::open().unwrap().commit_to(Table::inet(TABLE), &nothing).unwrap();
+            // Just after the last look: not due yet, and what changes is written without one.
+            rules.noticed(Notice::Changed);
+            put(&mut rules, "b");
+            assert!(!has_guard());
+            let due = rules.due().expect("a look is due");
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            put(&mut rules, "b");
+            assert!(has_guard());
+        });
+    }
+
+    #[test]
+    fn both_tables_come_back_while_the_node_does_not_know_itself() {
+        in_netns(|| {
+            let (mut rules, network) = (Rules::default(), Network::default());
+            rules.put(PodRules::default(), Some(Some(PodPorts::default())), &network, false).unwrap();
+            let mut others = Nft::open().unwrap();
+            let tables = [Table::inet(TABLE), Table::bridge(TABLE)];
+            for table in tables {
+                assert!(others.delete(table).unwrap());
+            }
+            rules.noticed(Notice::Changed);
+            let due = rules.due().expect("a look is due");
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            rules.restore(&network).unwrap();
+            assert_eq!(tables.map(|table| others.has_table(table).unwrap()), [true, true]);
+            assert_eq!(rules.due(), None);
+        });
+    }
+
+    #[test]
+    fn the_pods_of_many_nodes_are_few_networks() {
+        let node = |i: u8| Node {
+            name: sluice_core::model::ObjectName::new("", &format!("n{i}")),
+            addresses: Vec::new(),
+            pod_cidrs: vec![format!("10.244.{i}.0/24").parse().unwrap()],
+            zone: None,
+            eligible: true,
+        };
+        let nodes: Vec<Node> = (0..=255).map(node).collect();
+        let own = Own { node: node(7), networks: Vec::new() };
+        let found: Vec<String> = pods_of_all(&nodes, &own, None).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.244.0.0/16"]);
+    }
 
     #[test]
     fn all_addresses_of_links_are_the_node_s_own() {
