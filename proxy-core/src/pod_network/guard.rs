@@ -1,8 +1,8 @@
 //! Rules that keep neighbours from being somebody else: on the wire, and behind a pod's link.
 //!
 //! Whoever can send to the UDP port of VXLAN could be any pod, since the VNI and hardware addresses are no secrets. So what
-//! comes out of the tunnel has to come from a node's address, with a source out of that node's pod CIDRs, and nobody behind
-//! this node may send such packets to other nodes: they would leave with this node's address.
+//! comes out of the tunnel has to come from a node's address, with a source out of that node's pod CIDRs or its own, and no pod
+//! of this node may send such packets to other nodes: they would leave with this node's address.
 //!
 //! A pod may send what it likes, if its container runtime leaves it `CAP_NET_RAW` (containerd's default). In mode routed the
 //! kernel knows by its routes who is behind which link. On a bridge all pods are behind the same one, and frames have to be
@@ -27,13 +27,13 @@ const POD_LINK_LENGTH: usize = 14;
 /// `IPPROTO_UDP`, `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
-const ICMP6: u8 = 58;
+pub(super) const ICMP6: u8 = 58;
 /// Types of redirects: RFC 792; RFC 4861, section 4.5.
 const REDIRECT: u8 = 5;
-const REDIRECT6: u8 = 137;
+pub(super) const REDIRECT6: u8 = 137;
 /// Of linux/if_ether.h.
-const ETH_P_IP: [u8; 2] = [0x08, 0x00];
-const ETH_P_IPV6: [u8; 2] = [0x86, 0xdd];
+pub(super) const ETH_P_IP: [u8; 2] = [0x08, 0x00];
+pub(super) const ETH_P_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Where things are, behind the beginning of the outer UDP header: VXLAN's VNI (RFC 7348, section 5), the inner Ethernet type,
 /// and the inner source addresses.
@@ -140,8 +140,7 @@ impl TunnelGuard {
                 let mut exprs = of_family(family);
                 exprs.extend(from);
                 exprs.extend(self.is_ours());
-                exprs.push(load_destination(family, 0));
-                exprs.push(Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 });
+                exprs.extend(is_node(family, load_destination(family, 0)));
                 Dropped::TunnelForwarded.rule(exprs)
             })
         });
@@ -175,8 +174,7 @@ impl TunnelGuard {
             let rules = Family::BOTH.map(|family| {
                 let mut exprs = of_family(family);
                 exprs.extend(self.is_ours());
-                exprs.push(load_source(family, 0));
-                exprs.push(Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 });
+                exprs.extend(is_node(family, load_source(family, 0)));
                 exprs.push(Expr::Verdict(Verdict::Accept));
                 rule("VXLAN from nodes", exprs)
             });
@@ -212,6 +210,11 @@ impl TunnelGuard {
     }
 }
 
+/// Whether an address, which `load` puts into register 0, is another node's.
+fn is_node(family: Family, load: Expr) -> [Expr; 2] {
+    [load, Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 }]
+}
+
 fn sources_of(inner: Family) -> SetKind {
     match inner {
         Family::V4 => SetKind::TunnelSources4,
@@ -231,10 +234,7 @@ pub(super) fn plain(id: ElementId) -> Element {
 /// Whether an interface is the host's end of a pod's link. It is a veth device, and its name says so: the prefix and hexadecimal
 /// digits. Other devices of ours (`sluice0`) come behind them in the order of names.
 fn is_pod_link(side: Side) -> [Expr; 5] {
-    let (key, kind) = match side {
-        Side::In => (MetaKey::IifName, MetaKey::IifKind),
-        Side::Out => (MetaKey::OifName, MetaKey::OifKind),
-    };
+    let (key, kind) = side.keys();
     let name = |digit| {
         let mut name = POD_LINK_PREFIX.as_bytes().to_vec();
         name.resize(POD_LINK_LENGTH, digit);
@@ -257,8 +257,18 @@ enum Side {
     Out,
 }
 
+impl Side {
+    /// Of the interface's name and kind.
+    fn keys(self) -> (MetaKey, MetaKey) {
+        match self {
+            Side::In => (MetaKey::IifName, MetaKey::IifKind),
+            Side::Out => (MetaKey::OifName, MetaKey::OifKind),
+        }
+    }
+}
+
 /// Compares the name of an interface, or of a kind of them.
-fn is_name(name: &str) -> Expr {
+pub(super) fn is_name(name: &str) -> Expr {
     let mut data = name.as_bytes().to_vec();
     data.resize(16, 0);
     Expr::Cmp { sreg: 0, op: CmpOp::Eq, data }
@@ -266,10 +276,7 @@ fn is_name(name: &str) -> Expr {
 
 /// Ways that lead to pods, each by its own condition: links of pods, and the bridge of ours.
 fn of_pods(side: Side, bridge: Option<&str>) -> Vec<Vec<Expr>> {
-    let key = match side {
-        Side::In => MetaKey::IifName,
-        Side::Out => MetaKey::OifName,
-    };
+    let (key, _) = side.keys();
     let bridge = bridge.map(|name| vec![Expr::Meta { dreg: 0, key }, is_name(name)]);
     std::iter::once(is_pod_link(side).to_vec()).chain(bridge).collect()
 }

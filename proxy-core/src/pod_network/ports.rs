@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::Mac;
-use super::guard::{Dropped, has_icmp_type, plain};
+use super::guard::{Dropped, ETH_P_IP, ETH_P_IPV6, ICMP6, REDIRECT6, has_icmp_type, plain};
 use super::rules::address_bytes;
 use crate::net::Family;
 use crate::nft::{
@@ -19,15 +19,12 @@ use crate::nft::{
 
 /// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h: before `br_netfilter` hands packets to the tables of IP.
 const BEFORE_IP: i32 = -300;
+/// Of linux/if_ether.h.
 const ETH_P_ARP: [u8; 2] = [0x08, 0x06];
-const ETH_P_IP: [u8; 2] = [0x08, 0x00];
-const ETH_P_IPV6: [u8; 2] = [0x86, 0xdd];
-const ICMP6: u8 = 58;
 /// RFC 4861, section 4; RFC 3810, section 5.2.
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
 
 /// A pod on a bridge.
@@ -172,7 +169,7 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
         accept("own neighbour advertisement", with(icmp6(NEIGHBOUR_ADVERTISEMENT), target().into())),
         Dropped::PodClaim.rule(icmp6(NEIGHBOUR_ADVERTISEMENT)),
         Dropped::PodClaim.rule(icmp6(ROUTER_ADVERTISEMENT)),
-        Dropped::PodClaim.rule(icmp6(REDIRECT)),
+        Dropped::PodClaim.rule(icmp6(REDIRECT6)),
         accept(
             "duplicate address detection",
             [icmp6(NEIGHBOUR_SOLICITATION), nobody(), target().into()].concat(),

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::guard::{TunnelGuard, plain, redirect_guard, source_guard};
+use super::guard::{TunnelGuard, is_name, plain, redirect_guard, source_guard};
 use crate::net::{Family, Protocol};
 use crate::nft::{
     CT_DNAT, Chain, ChainName, CmpOp, DNAT, ElementId, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING,
@@ -237,11 +237,7 @@ fn loopback() -> IpNet {
 /// Drops what nobody sends who means well: packets with a loopback address that come from outside. Those of the node itself
 /// come from `lo`, or from the device of their VRF. In IPv6 the kernel does that always.
 fn loopback_guard() -> Vec<Rule> {
-    let of_interface = |key, name: &str| {
-        let mut data = name.as_bytes().to_vec();
-        data.resize(16, 0);
-        vec![Expr::Meta { dreg: 0, key }, Expr::Cmp { sreg: 0, op: CmpOp::Eq, data }]
-    };
+    let of_interface = |key, name| vec![Expr::Meta { dreg: 0, key }, is_name(name)];
     let accepted = |about, mut exprs: Vec<Expr>| {
         exprs.push(Expr::Verdict(Verdict::Accept));
         rule(about, exprs)
