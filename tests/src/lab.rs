@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::address::NodeAddresses;
@@ -308,6 +308,15 @@ impl Lab {
     /// Runs a program in a node to its end, for at most 30 s.
     pub fn run(&self, node: &str, argv: &[String]) -> Result<Finished> {
         process::run(self.command(node, argv)?, None, Duration::from_secs(30))
+    }
+
+    /// Runs a line of shell at a place, for at most 30 s, and returns what it prints; fails if it does.
+    pub fn shell(&self, place: &From, line: &str) -> Result<String> {
+        let mut command = self.namespace(place).command("sh")?;
+        command.args(["-ec", line]);
+        let done = process::run(command, None, Duration::from_secs(30))?;
+        ensure!(done.status.success(), "{place}: {line}: {}", done.stderr.trim());
+        Ok(done.stdout)
     }
 
     fn node_dir(&self, node: &str) -> Result<PathBuf> {

@@ -15,7 +15,7 @@ use crate::agent::trial::{Socket, Trial, What};
 use crate::lab::{Lab, LabOptions};
 use crate::proxy::ProxyProgram;
 use crate::target::From;
-use crate::{interrupt, needs, patience, process};
+use crate::{interrupt, needs, patience};
 use differences::Differences;
 use experiments::{Experiment, Frontend, asked};
 use settings::Setting;
@@ -118,16 +118,8 @@ fn in_mode(mode: &str, setting: &Setting, chosen: &[Experiment], lab: &LabOption
 /// Runs the commands of a setting.
 fn prepare(lab: &Lab, setting: &Setting) -> Result<()> {
     for (place, script) in &setting.commands {
-        shell(lab, place, script)?;
+        lab.shell(place, script)?;
     }
-    Ok(())
-}
-
-fn shell(lab: &Lab, place: &From, script: &str) -> Result<()> {
-    let mut command = lab.namespace(place).command("sh")?;
-    command.args(["-ec", script]);
-    let done = process::run(command, None, Duration::from_secs(30))?;
-    ensure!(done.status.success(), "{place}: {script}: {}", done.stderr.trim());
     Ok(())
 }
 
@@ -159,7 +151,7 @@ fn until_ready(lab: &mut Lab) -> Result<()> {
 /// Does one experiment, so many times as it says.
 fn perform(lab: &mut Lab, experiment: &Experiment) -> Result<Seen> {
     if let Some((place, script)) = &experiment.before {
-        shell(lab, place, script)?;
+        lab.shell(place, script)?;
     }
     let wait = patience::stretched(experiment.wait);
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

@@ -119,6 +119,14 @@ pub struct ProbeRequest {
     pub stop_at_failure: bool,
 }
 
+impl ProbeRequest {
+    /// One connection to one destination, such as `tcp://10.96.0.10:80`.
+    pub fn one(to: &str) -> anyhow::Result<Self> {
+        let dests = vec![to.parse().map_err(anyhow::Error::msg)?];
+        Ok(Self { dests, count: 1, interval_ms: 0, parallel: false, stop_at_failure: true })
+    }
+}
+
 /// New connections at a steady rate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LoadRequest {

@@ -240,13 +240,7 @@ fn direct_routes(stage: &mut Stage) -> Result<()> {
 /// Whom the other end sees.
 fn sees(stage: &mut Stage, from: &str, to: &str, peer: &str) -> Result<()> {
     let from: From = from.parse().map_err(anyhow::Error::msg)?;
-    let request = ProbeRequest {
-        dests: vec![to.parse().map_err(anyhow::Error::msg)?],
-        count: 1,
-        interval_ms: 0,
-        parallel: false,
-        stop_at_failure: true,
-    };
+    let request = ProbeRequest::one(to)?;
     stage.eventually(WITHIN, |stage| {
         let attempts = stage.lab.probe(&from, request.clone(), None)?;
         let seen: Vec<Outcome> = attempts.into_iter().map(|attempt| attempt.outcome).collect();

@@ -1,12 +1,12 @@
 //! Neighbours, on the wire and on the node, that would be somebody else; and addresses that nobody has.
 
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::agent::protocol::{Outcome, ProbeRequest};
+use crate::capture::Capture;
 use crate::scenarios::stage::Stage;
 use crate::target::From;
 
@@ -27,11 +27,7 @@ const WRAPPED: &str = "0800000000000100\
 
 impl Stage {
     fn shell_in(&self, who: &str, line: &str) -> Result<String> {
-        let from: From = who.parse().map_err(anyhow::Error::msg)?;
-        let mut command = self.lab.namespace(&from).command("sh")?;
-        let output = command.args(["-c", line]).output().with_context(|| line.to_owned())?;
-        ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.lab.shell(&who.parse().map_err(anyhow::Error::msg)?, line)
     }
 
     fn send(&self, who: &str, source: &str, to: &str, port: u16, data: &str) -> Result<()> {
@@ -97,26 +93,15 @@ pub(super) fn cannot_be_others(stage: &mut Stage) -> Result<()> {
 fn nobody_has_them(stage: &mut Stage) -> Result<()> {
     for to in ["tcp://10.244.1.200:8080", "tcp://[fd00:10:244:1::200]:8080"] {
         stage.step(&format!("{to} is no pod"))?;
-        let request = ProbeRequest {
-            dests: vec![to.parse().map_err(anyhow::Error::msg)?],
-            count: 1,
-            interval_ms: 0,
-            parallel: false,
-            stop_at_failure: true,
-        };
-        let file = stage.shell("mktemp")?.trim().to_owned();
-        let mut capture = stage.lab.namespace(&From::Host(super::NODE.to_owned())).command("tcpdump")?;
-        capture.args(["-i", "eth0", "-w", &file, "-U", "tcp port 8080"]).stderr(Stdio::null());
-        let mut running = capture.spawn()?;
-        std::thread::sleep(Duration::from_millis(700));
+        let (request, node) = (ProbeRequest::one(to)?, From::Host(super::NODE.to_owned()));
+        // In the node's own directory, which goes with the lab.
+        let file = stage.shell("printf %s $PWD/nobody.pcap")?.into();
+        let capture = Capture::start(&stage.lab.namespace(&node), "eth0", "tcp port 8080", file)?;
         let begun = Instant::now();
         let attempts = stage.lab.probe(&From::Pod("user".to_owned()), request, None)?;
         let took = begun.elapsed();
-        std::thread::sleep(Duration::from_millis(300));
-        running.kill()?;
-        running.wait()?;
-        let left = stage.shell(&format!("tcpdump -nr {file} 2>/dev/null; rm {file}"))?;
-        ensure!(left.trim().is_empty(), "it left by the uplink: {left}");
+        let left = capture.finish()?;
+        ensure!(left.count == 0, "it left by the uplink: {}", left.brief);
         match attempts.first().map(|attempt| &attempt.outcome) {
             Some(Outcome::Error(_)) => {}
             other => bail!("{to}: no error at once but {other:?}, after {took:?}"),
