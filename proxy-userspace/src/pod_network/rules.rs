@@ -293,7 +293,7 @@ mod tests {
     fn what_others_did_is_put_right_though_something_else_is_written_meanwhile() {
         in_netns(|| {
             let (mut rules, network) = (Rules::default(), Network::default());
-            let mut put = |rules: &mut Rules, bridge: &str| {
+            let put = |rules: &mut Rules, bridge: &str| {
                 let wanted = PodRules { bridge: Some(bridge.into()), ..PodRules::default() };
                 rules.put(wanted, Some(None), &network, false).unwrap();
             };
