@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_millis(10);
 /// The promise.
 const BACK: Duration = Duration::from_secs(1);
 /// How late this test may look, on a busy machine.
-const LATE: Duration = Duration::from_secs(9);
+const LATE: Duration = Duration::from_secs(1);
 
 /// A daemon with Services whose first pass is over, and which listens for notices.
 fn serving(directory: &Path) -> Daemon {
@@ -94,14 +94,16 @@ fn stranger(n: u32) -> Element {
 }
 
 /// Waits until our elements are as they were; how long that took.
-fn back(nft: &mut Nft, wanted: &HashMap<ElementId, Value>) -> Duration {
+fn back(daemon: &Daemon, nft: &mut Nft, wanted: &HashMap<ElementId, Value>) -> Duration {
     let begun = Instant::now();
     loop {
         let held = ours(nft);
         if wanted.iter().all(|(id, value)| held.get(id) == Some(value)) {
             return begun.elapsed();
         }
-        assert!(begun.elapsed() < BACK + LATE, "not back");
+        let wrong = || wanted.iter().filter(|(id, value)| held.get(id) != Some(value)).collect::<Vec<_>>();
+        let log = || std::fs::read_to_string(&daemon.log).unwrap();
+        assert!(begun.elapsed() < BACK + LATE, "not back: {:?}\n{}", wrong(), log());
         std::thread::sleep(EVERY);
     }
 }
@@ -120,8 +122,13 @@ fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
         while seconds < 6.0 {
             let id = ids[changes * 7 % ids.len()];
             // Some are removed, others lead elsewhere.
-            let another =
-                |(other, value): &(&ElementId, &Value)| other.set == id.set && **value != wanted[&id];
+            // To no endpoint of the same Service: its slots may have any order, and what the kernel has is kept.
+            let is_of_another = |other: &ElementId| other.key.as_slice()[..8] != id.key.as_slice()[..8];
+            let another = |(other, value): &(&ElementId, &Value)| {
+                other.set == id.set
+                    && **value != wanted[&id]
+                    && (id.key.as_slice().len() < 8 || is_of_another(other))
+            };
             let other = wanted.iter().find(another).filter(|_| changes.is_multiple_of(3));
             let exchange = other.map(|(_, value)| Op::AddElement(Element { id, value: *value }));
             let ops: Vec<Op> = std::iter::once(Op::DeleteElement(id)).chain(exchange).collect();
@@ -140,7 +147,7 @@ fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
             seconds = begun.elapsed().as_secs_f64();
         }
         let after = count(&daemon);
-        let last = back(&mut looking, &wanted);
+        let last = back(&daemon, &mut looking, &wanted);
         let repairs = after.repairs - before.repairs;
         let processor = (after.processor - before.processor) / seconds;
         println!(
@@ -184,7 +191,7 @@ fn what_others_add_is_cleaned_less_and_less_often_and_ours_does_not_wait_for_it(
             after.repairs - before.repairs,
             (after.processor - before.processor) / begun.elapsed().as_secs_f64() * 100.0
         );
-        // At 0, 1 or 2, 3 or 6 s and so on; on a busy machine fewer.
+        // At 0, 1 or 2, 3 or 6 s and so on; or later, if what made the daemon listen was cleaned several times before.
         assert!((1.0..=5.0).contains(&(after.repairs - before.repairs)));
         // The last look may be half a minute away.
         let end = Instant::now() + Duration::from_secs(90);
@@ -194,6 +201,6 @@ fn what_others_add_is_cleaned_less_and_less_often_and_ours_does_not_wait_for_it(
         }
         let victim = *wanted.keys().find(|id| id.set.kind == SetKind::Services).unwrap();
         nft.commit(&[Op::DeleteElement(victim)]).unwrap();
-        println!("back after {:?}", back(&mut looking, &wanted));
+        println!("back after {:?}", back(&daemon, &mut looking, &wanted));
     });
 }
