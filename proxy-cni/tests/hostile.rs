@@ -1,6 +1,8 @@
 //! Whatever is on stdin and in the environment, the answer is one that a runtime can read.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use sluice_cni::plugin;
@@ -116,7 +118,26 @@ fn any_environment() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     )
 }
 
+/// A thread from which nothing of this machine is reached: what the plugin takes for a configuration may be no JSON for the
+/// parser of these tests, and then it names the usual places. Without rights the plugin can touch nothing there either.
+fn leave() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    for place in ["/run", "/var/lib"] {
+        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    }
+}
+
+thread_local! {
+    static AWAY: () = leave();
+}
+
 fn answer(environment: &[(&str, String)], input: &[u8]) -> plugin::Answer {
+    AWAY.with(|()| ());
     let variable =
         |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
     plugin::run(variable, Ok(input.to_vec()))
@@ -153,6 +174,30 @@ proptest! {
     fn any_bytes_are_answered(environment in any_environment(), input in proptest::collection::vec(any::<u8>(), 0..200)) {
         is_readable(&answer_in_time(&environment, &input))?;
     }
+}
+
+/// The plugin makes its directory in the mount namespace of the thread, and nothing at the machine's own place.
+#[test]
+fn nothing_is_left_at_the_usual_places() {
+    if !nix::unistd::geteuid().is_root() {
+        return sluice_skips::skip("root", "a mount namespace cannot be made");
+    }
+    let place = std::path::Path::new("/var/lib/cni/sluice/somebody");
+    let name = "somebody";
+    let before = place.exists();
+    let input = json!({"cniVersion": "1.1.0", "name": name, "type": "sluice-cni",
+        "ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}]]}});
+    let environment = [
+        ("CNI_COMMAND", "DEL".to_owned()),
+        ("CNI_CONTAINERID", "a".to_owned()),
+        ("CNI_IFNAME", "eth0".to_owned()),
+    ];
+    let made = std::thread::spawn(move || {
+        is_readable(&answer(&environment, input.to_string().as_bytes())).unwrap();
+        place.exists()
+    });
+    assert!(made.join().unwrap(), "the plugin makes it where the thread is");
+    assert_eq!(place.exists(), before);
 }
 
 /// What containerd and others write, for each command and in each version.
