@@ -130,7 +130,7 @@ fn tables(figures: &Figures) -> String {
     for given_up in &figures.given_up {
         let _ = writeln!(
             text,
-            "{} was given up on at {} services: {}\n",
+            "{} was stopped at {} Services: {}\n",
             name(&given_up.proxy),
             given_up.services,
             given_up.reason.lines().next().unwrap_or_default()
@@ -152,29 +152,32 @@ fn names(proxies: &[String]) -> Vec<String> {
     proxies.iter().map(|proxy| name(proxy)).collect()
 }
 
-/// How many times less than each peer ours needs, by number of Services.
+/// How many times as much as ours each peer needs, as a table.
 fn ratios(figures: &Figures) -> String {
-    let mut text = String::new();
     let proxies = figures.proxies();
-    let Some((ours, peers)) = proxies.split_first() else { return text };
+    let Some((ours, peers)) = proxies.split_first() else { return String::new() };
+    let mut text = format!(
+        "A ratio is the median of kube-proxy divided by the median of {}:\n\
+         2.0 means that kube-proxy needs twice as much.\n\n| what | Services | {} |\n|---|---|{}\n",
+        name(ours),
+        names(peers).join(" | "),
+        "---|".repeat(peers.len())
+    );
     for (metric, what) in [
         ("load_seconds", "full load, from the start of the process"),
         ("load_rules_seconds", "full load, the rules alone"),
         ("change_seconds", "one change"),
-        ("memory_bytes", "resident memory"),
+        ("memory_bytes", "resident memory after the changes"),
     ] {
+        let ratio = |peer: &String, size| {
+            let own = figures.spread(ours, size, metric)?;
+            figures.spread(peer, size, metric).map(|other| format!("{:.1}", other.median / own.median))
+        };
         for size in figures.sizes() {
-            for peer in peers {
-                let (own, other) = (figures.spread(ours, size, metric), figures.spread(peer, size, metric));
-                if let (Some(own), Some(other)) = (own, other) {
-                    let factor = other.median / own.median;
-                    let _ = writeln!(
-                        text,
-                        "- {size} services, {what}: {} needs {factor:.1} times as much as {}",
-                        name(peer),
-                        name(ours)
-                    );
-                }
+            let row: Vec<Option<String>> = peers.iter().map(|peer| ratio(peer, size)).collect();
+            if row.iter().any(Option::is_some) {
+                let cells: Vec<&str> = row.iter().map(|cell| cell.as_deref().unwrap_or("–")).collect();
+                let _ = writeln!(text, "| {what} | {size} | {} |", cells.join(" | "));
             }
         }
     }
@@ -189,7 +192,8 @@ pub(super) fn summary(figures: &Figures) -> String {
 fn machine(figures: &Figures) -> String {
     let machine = &figures.machine;
     format!(
-        "{} cores of {}, {:.0} GB, Linux {}; {} endpoints each. Medians, with the lowest and the highest sample.\n",
+        "{} cores of {}, {:.0} GB, Linux {}; {} endpoints for each Service.\n\
+         Figures are medians, with the lowest and the highest sample in brackets.\n",
         machine.cores,
         machine.cpu,
         machine.memory_bytes as f64 / 1e9,
@@ -200,28 +204,41 @@ fn machine(figures: &Figures) -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Sluice and the real kube-proxy vKUBERNETES follow the same kube-apiserver on the same machine, in turns. Every figure
-below was printed by the command that is named; its `--json FILE` has every sample, and `cargo xtask bench --from FILE --docs` makes this
-page of it.
+This page compares Sluice with the real kube-proxy vKUBERNETES: how long a full load and one change
+take, how much memory a proxy needs, what traffic through a Service costs, and what a restart
+interrupts. It is for those who decide between the two, and for developers who look for regressions.
 
-How it is measured:
+Both proxies follow the same kube-apiserver on the same machine, in turns. The command below printed
+every figure. With `--json FILE` it also writes every sample, and
+`cargo xtask bench --from FILE --docs` generates this page from that file.
 
-- **Full load**: the API server holds everything before the proxy starts. The end is the proxy's own
-  `kubeproxy_sync_proxy_rules_last_timestamp_seconds` for IPv4, after which its Service must answer.
-- **One change**: the endpoint of a Service among all others is replaced. The clock starts before the request to the API is
-  sent; a client in a pod opens a connection every half millisecond; the clock stops at the first one that the new
-  endpoint answers. So it includes the API server's own work.
+## How it is measured
+
+- **Full load**: the API server holds all objects before the proxy starts. The measurement ends at
+  the time that the proxy's own metric `kubeproxy_sync_proxy_rules_last_timestamp_seconds` for IPv4
+  shows. After that, the proxy's Service must answer.
+- **One change**: the endpoint of one Service among all others is replaced. The clock starts before
+  the request is sent to the API. A client in a pod opens a connection every half millisecond. The
+  clock stops at the first connection that the new endpoint answers. So the time includes the API
+  server's own work.
 - **Memory**: VmRSS and VmHWM of the process.
-- **Traffic**: a client pod and a server pod on one node; each load is also run straight to the pod, in the same turn; the
-  client of the node port is another machine (namespace). New
-  connections: two at a time, closed by the server at once. Requests: 64 bytes to and fro. Throughput: one connection.
-- **Restart**: SIGKILL and a new start while two clients open a connection every millisecond.
+- **Traffic**: a client pod and a server pod on one node. In the same turn, each load also runs
+  straight to the pod. Loads through a node port, in runs that have them, come from a client outside
+  the node (another network namespace).
+  - New connections: two at a time, closed by the server at once.
+  - Requests: 64 bytes in each direction.
+  - Throughput: one connection.
+- **Restart**: SIGKILL and a new start, while two clients open a connection every millisecond.
 ";
+
+fn head(kubernetes: &str) -> String {
+    HEAD.replace("KUBERNETES", kubernetes)
+}
 
 /// Writes `docs/benchmarks.md` and its plots.
 pub(super) fn write(figures: &Figures) -> Result<()> {
     let docs = root().join("docs");
-    let head = HEAD.replace("KUBERNETES", &figures.kubernetes);
+    let head = head(&figures.kubernetes);
     let mut text = format!("{head}\n## This run\n\n```\n{}\n```\n\n{}\n", figures.command, machine(figures));
     for (file, heading) in plot::write(figures, &docs.join("benchmarks"))? {
         let _ = writeln!(text, "![{heading}](benchmarks/{file})\n");
@@ -230,4 +247,39 @@ pub(super) fn write(figures: &Figures) -> Result<()> {
     let path = docs.join("benchmarks.md");
     std::fs::write(&path, text.trim_end().to_owned() + "\n")
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::peers::figures::Machine;
+
+    #[test]
+    fn the_page_begins_with_todays_text() {
+        let page = std::fs::read_to_string(root().join("docs/benchmarks.md")).unwrap();
+        let (_, rest) = page.split_once("kube-proxy v").unwrap();
+        let (version, _) = rest.split_once(':').unwrap();
+        assert!(page.starts_with(&head(version)), "docs/benchmarks.md is of another text than HEAD");
+    }
+
+    #[test]
+    fn ratios_divide_the_peers_medians_by_ours() {
+        let machine = Machine { cpu: "any".to_owned(), cores: 2, memory_bytes: 1, kernel: "6.1".to_owned() };
+        let mut figures = Figures {
+            machine,
+            command: "cargo xtask bench".to_owned(),
+            kubernetes: "1.36.3".to_owned(),
+            endpoints: 10,
+            results: std::collections::BTreeMap::new(),
+            given_up: Vec::new(),
+        };
+        for (proxy, samples) in [("nftables", [1.0, 2.0, 9.0]), ("kube-proxy-nftables", [5.0, 6.0, 7.0])] {
+            samples.iter().for_each(|sample| figures.add(proxy, 1000, "change_seconds", *sample));
+        }
+        figures.add("kube-proxy-iptables", 10, "load_seconds", 1.0);
+        let text = ratios(&figures);
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
+        let head = "| what | Services | kube-proxy nftables | kube-proxy iptables |";
+        assert_eq!(rows, [head, "| one change | 1000 | 3.0 | – |"]);
+    }
 }
