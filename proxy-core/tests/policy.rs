@@ -3,8 +3,12 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[path = "policy/health_checks.rs"]
+mod health_checks;
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "policy/source_ranges.rs"]
+mod source_ranges;
 #[path = "support/world.rs"]
 mod world;
 
@@ -16,7 +20,7 @@ use sluice_core::plan::{
     Action, Actions, Capture, Group, HealthCheck, PlanConfig, PortPlan, Role, ServicePlan, Target,
 };
 
-use objects::{endpoint, ip, ips, name, nets, port, service, slice};
+use objects::{endpoint, ip, ips, name, port, service, slice};
 use world::World;
 
 use Action::{Drop, Reject};
@@ -339,114 +343,6 @@ fn remote_terminating_endpoints_serve_cluster_traffic_only() {
     assert_eq!(*plan.cluster, [target("10.0.0.2", 8080, false)]);
 }
 
-// Section 2.5.
-
-/// The source ranges of a load balancer's frontend.
-fn ranges(world: &World, capture: Capture) -> Option<Vec<ipnet::IpNet>> {
-    let found = world.frontend("web", capture).unwrap_or_else(|| panic!("no frontend {capture}"));
-    found.allowed_sources.map(|ranges| ranges.to_vec())
-}
-
-fn with_ranges(text: &str) -> Service {
-    Service { source_ranges: nets(text), ..web(Cluster, Cluster) }
-}
-
-fn ranged(service: Service) -> World {
-    World::of(config(true, false), &[service], &here_and_there())
-}
-
-#[test]
-fn source_ranges_filter_load_balancer_addresses_and_nothing_else() {
-    let world = ranged(with_ranges("203.0.113.0/25 2001:db8:2::/48"));
-    let expected = [nets("203.0.113.0/25"), nets("2001:db8:2::/48")];
-    for (family, expected) in Family::BOTH.into_iter().zip(expected) {
-        assert_eq!(ranges(&world, capture(Role::LoadBalancer, family)), Some(expected));
-        for role in [Role::ClusterIp, Role::NodePort, Role::ExternalIp] {
-            assert_eq!(ranges(&world, capture(role, family)), None, "{role:?} {family}");
-        }
-    }
-}
-
-#[test]
-fn every_load_balancer_address_of_every_port_is_filtered() {
-    let service = Service {
-        ports: vec![port("http", Tcp, 80, 0), port("https", Tcp, 443, 0)],
-        load_balancer_ips: ips("203.0.113.10 203.0.113.11"),
-        ..with_ranges("198.51.100.0/24")
-    };
-    let world = ranged(service);
-    for (address, number) in
-        [("203.0.113.10", 80), ("203.0.113.11", 80), ("203.0.113.10", 443), ("203.0.113.11", 443)]
-    {
-        assert_eq!(ranges(&world, at(address, number)), Some(nets("198.51.100.0/24")), "{address}:{number}");
-    }
-}
-
-#[test]
-fn overlapping_and_repeated_source_ranges_are_merged() {
-    let world =
-        ranged(with_ranges("203.0.113.0/25 203.0.113.0/24 203.0.113.0/25 203.0.113.7/32 198.51.100.0/24"));
-    let mut found = ranges(&world, capture(Role::LoadBalancer, Family::V4)).expect("a filter");
-    found.sort();
-    assert_eq!(found, nets("198.51.100.0/24 203.0.113.0/24"));
-}
-
-#[test]
-fn a_zero_prefix_turns_the_filter_of_its_family_off() {
-    let world = ranged(with_ranges("203.0.113.0/25 0.0.0.0/0 2001:db8:2::/48"));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V4)), None);
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V6)), Some(nets("2001:db8:2::/48")));
-    let world = ranged(with_ranges("203.0.113.0/25 2001:db8:2::/48 ::/0"));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V4)), Some(nets("203.0.113.0/25")));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V6)), None);
-}
-
-#[test]
-fn source_ranges_of_the_other_family_only_filter_nothing() {
-    let world = ranged(with_ranges("2001:db8:2::/48"));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V4)), None);
-    let world = ranged(with_ranges("203.0.113.0/25"));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V6)), None);
-}
-
-#[test]
-fn a_range_with_the_node_in_it_lets_the_load_balancer_addresses_in_as_sources() {
-    let service = Service {
-        load_balancer_ips: ips("203.0.113.10 203.0.113.200 2001:db8:1::10"),
-        ..with_ranges("192.168.0.0/24 198.51.100.0/24 2001:db8:2::/48")
-    };
-    let world = ranged(service);
-    for vip in ["203.0.113.10", "203.0.113.200"] {
-        let mut found = ranges(&world, at(vip, 80)).expect("a filter");
-        found.sort();
-        let expected = nets("192.168.0.0/24 198.51.100.0/24 203.0.113.10/32 203.0.113.200/32");
-        assert_eq!(found, expected, "{vip}");
-    }
-    // The IPv6 ranges do not hold the node's IPv6 address.
-    assert_eq!(ranges(&world, at("2001:db8:1::10", 80)), Some(nets("2001:db8:2::/48")));
-}
-
-#[test]
-fn a_range_without_the_node_in_it_keeps_the_load_balancer_addresses_out() {
-    let world = ranged(with_ranges("192.168.1.0/24"));
-    assert_eq!(ranges(&world, capture(Role::LoadBalancer, Family::V4)), Some(nets("192.168.1.0/24")));
-}
-
-#[test]
-fn an_external_ip_that_is_a_load_balancer_address_stays_filtered() {
-    let service = Service { external_ips: ips("203.0.113.10"), ..with_ranges("198.51.100.0/24") };
-    let world = ranged(service);
-    assert_eq!(ranges(&world, at("203.0.113.10", 80)), Some(nets("198.51.100.0/24")));
-}
-
-#[test]
-fn the_filter_stands_without_endpoints() {
-    let world = World::of(config(true, false), &[with_ranges("198.51.100.0/24")], &[]);
-    let found = world.frontend("web", capture(Role::LoadBalancer, Family::V4)).expect("frontend");
-    assert_eq!(found.actions, Actions::all(Reject));
-    assert_eq!(found.allowed_sources.as_deref(), Some(nets("198.51.100.0/24").as_slice()));
-}
-
 // Sections 1.2, 1.3 and 1.8.
 
 /// All frontends of a plan with their roles, sorted.
@@ -703,108 +599,4 @@ fn udp_ports_tell_which_endpoints_may_keep_flows() {
     assert_eq!(*plan.serving, serving);
     let world = World::of(config(true, false), &[web(Cluster, Cluster)], &here_and_there());
     assert!(world.plan("web").ports.iter().all(|port| port.serving.is_empty()), "TCP");
-}
-
-// Section 5.3.
-
-fn checked(endpoints: &[EndpointSlice], service: Service) -> Option<HealthCheck> {
-    let service = Service { health_check_node_port: 32000, ..service };
-    World::of(config(true, false), &[service], endpoints).plan("web").health_check.clone()
-}
-
-fn counts(v4: usize, v6: usize) -> Option<HealthCheck> {
-    Some(HealthCheck { node_port: 32000, local_endpoints: vec![(Family::V4, v4), (Family::V6, v6)] })
-}
-
-#[test]
-fn health_checks_count_local_ready_endpoints_by_family() {
-    let mut slices = slices(&[("1", "here", endpoint), ("2", "there", endpoint), ("3", "here", endpoint)]);
-    assert_eq!(checked(&slices, web(Cluster, Local)), counts(2, 2));
-    slices.truncate(1);
-    assert_eq!(checked(&slices, web(Cluster, Local)), counts(2, 0));
-}
-
-#[test]
-fn health_checks_do_not_count_terminating_endpoints_that_still_serve() {
-    let slices = slices(&[("1", "here", serving_terminating), ("2", "here", unready)]);
-    assert_eq!(checked(&slices, web(Cluster, Local)), counts(0, 0));
-}
-
-#[test]
-fn health_checks_count_an_address_once_over_all_ports() {
-    let service =
-        Service { ports: vec![port("http", Tcp, 80, 0), port("dns", Udp, 53, 0)], ..web(Cluster, Local) };
-    let slices = [
-        slice("a-4", "web", ("http", Tcp, 8080), vec![endpoint("10.0.0.1", "here")]),
-        slice("b-4", "web", ("http", Tcp, 8081), vec![endpoint("10.0.0.1", "here")]),
-        slice(
-            "c-4",
-            "web",
-            ("dns", Udp, 53),
-            vec![endpoint("10.0.0.1", "here"), endpoint("10.0.0.2", "here")],
-        ),
-        // No port of the Service.
-        slice("d-4", "web", ("metrics", Tcp, 9), vec![endpoint("10.0.0.3", "here")]),
-    ];
-    assert_eq!(checked(&slices, service), counts(2, 0));
-}
-
-#[test]
-fn health_checks_are_for_load_balancers_with_etp_local_and_a_port() {
-    let slices = here_and_there();
-    assert_eq!(checked(&slices, web(Cluster, Local)), counts(1, 1));
-    assert_eq!(checked(&slices, web(Local, Cluster)), None, "eTP=Cluster");
-    for service_type in [ServiceType::NodePort, ServiceType::ClusterIp] {
-        let service = Service { service_type, ..web(Cluster, Local) };
-        assert_eq!(checked(&slices, service), None, "{service_type:?}");
-    }
-    let world = World::of(config(true, false), &[web(Cluster, Local)], &slices);
-    assert_eq!(world.plan("web").health_check, None, "healthCheckNodePort 0");
-}
-
-#[test]
-fn health_checks_leave_out_families_without_cluster_ip() {
-    let service = Service { cluster_ips: ips("fd00:172::1"), ..web(Cluster, Local) };
-    let expected = HealthCheck { node_port: 32000, local_endpoints: vec![(Family::V6, 1)] };
-    assert_eq!(checked(&here_and_there(), service), Some(expected));
-}
-
-// `TestNoEndpointsMetric` (reference 9.1).
-
-#[test]
-fn missing_local_endpoints_are_flagged_by_policy() {
-    let here = here_and_there();
-    let there = only_there();
-    let none = slices(&[]);
-    let rows = [
-        ("internalTrafficPolicy is set and there are local endpoints", Local, Cluster, &here, false, false),
-        ("externalTrafficPolicy is set and there are local endpoints", Cluster, Local, &here, false, false),
-        ("both policies are set and there are local endpoints", Local, Local, &here, false, false),
-        (
-            "internalTrafficPolicy is set and there are no local endpoints",
-            Local,
-            Cluster,
-            &there,
-            true,
-            false,
-        ),
-        (
-            "externalTrafficPolicy is set and there are no local endpoints",
-            Cluster,
-            Local,
-            &there,
-            false,
-            true,
-        ),
-        ("both policies are set and there are no local endpoints", Local, Local, &there, true, true),
-        ("both policies are set and there are no endpoints at all", Local, Local, &none, false, false),
-        ("no policy is set and there are no local endpoints", Cluster, Cluster, &there, false, false),
-    ];
-    for (row, internal, external, slices, lacks_internal, lacks_external) in rows {
-        let world = World::of(config(true, false), &[web(internal, external)], slices);
-        for port in &world.plan("web").ports {
-            let found = (port.lacks_local_internal, port.lacks_local_external);
-            assert_eq!(found, (lacks_internal, lacks_external), "{row}: {}", port.id);
-        }
-    }
 }

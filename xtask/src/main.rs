@@ -17,6 +17,7 @@ mod soak;
 mod suites;
 mod supply_chain;
 mod test;
+mod tidy;
 mod torture;
 mod vm;
 
@@ -50,6 +51,8 @@ enum Command {
     Torture(torture::Arguments),
     /// Give readers of files, objects, frames, configurations, netlink answers and packets anything (docs/testing.md).
     Fuzz(fuzz::Arguments),
+    /// Check rules of the repository: links, sizes, prose, walls between crates. Part of lint.
+    Tidy,
     /// Run a command, or a shell, in a VM with another kernel.
     Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
@@ -85,6 +88,7 @@ fn main() -> Result<ExitCode> {
         Command::Image(arguments) => image::run(&arguments)?,
         Command::SupplyChain(arguments) => supply_chain::run(&arguments)?,
         Command::Lint => test::lint()?,
+        Command::Tidy => tidy::run()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,6 +19,7 @@ use crate::scenarios;
 use crate::skips;
 use crate::suites::Suites;
 use crate::supply_chain;
+use crate::tidy;
 use crate::torture;
 
 /// A test says whether something comes to be, not how fast: it may share its cores with others.
@@ -127,8 +128,9 @@ fn cases(proxy: &str, source: &str) -> conformance::Arguments {
     }
 }
 
-/// Checks formatting, lints, and dependencies.
+/// Checks the repository's own rules, formatting, lints, and dependencies.
 pub(crate) fn lint() -> Result<()> {
+    tidy::run()?;
     run_command(&mut cargo(&["fmt", "--all", "--check"]))?;
     run_command(&mut cargo(&["fmt", "--manifest-path", "proxy-ebpf/Cargo.toml", "--check"]))?;
     build_ebpf::prepare()?;

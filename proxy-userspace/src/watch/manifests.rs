@@ -7,10 +7,11 @@
 //!
 //! Of a file that changed only the documents that did are read: of the others a hash is kept, and what they define.
 
+mod file;
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +24,12 @@ use tracing::{error, info, warn};
 
 use super::decode::{Document, decode};
 use super::doubt::{self, Known};
-use super::key::{ObjectKey, deletion, key};
+use super::key::{ObjectKey, key};
 use super::split::{self, Piece};
 use super::{Events, send};
 use crate::metrics::Metrics;
+use file::{ReadError, is_being_written, is_manifest, read_text};
+use settle::Definers;
 
 /// A directory cannot be used as a source from the start.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +52,6 @@ const RETURN_POLL: Duration = Duration::from_millis(500);
 /// A directory that came back may still be filling: what is missing from it is withdrawn only after this.
 const RETURN_QUIET: Duration = Duration::from_secs(5);
 const EMPTY: &str = "is empty: its objects stay; delete the file to withdraw them";
-const MAX_FILE_BYTES: u64 = 256 << 20;
 /// After files of this size the allocator is asked to give back what it holds.
 const LARGE_FILE_BYTES: usize = 1 << 20;
 
@@ -73,14 +75,6 @@ struct File {
     documents: Vec<Known>,
     /// Objects that it had, and that could not be read when they were needed.
     lost: HashSet<ObjectKey>,
-}
-
-/// Who defines an object.
-struct Definers {
-    /// The files; the first by path counts.
-    files: BTreeSet<Arc<Path>>,
-    /// The file whose word was sent last.
-    in_force: Arc<Path>,
 }
 
 fn hash(text: &str) -> u64 {
@@ -476,121 +470,6 @@ impl Manifests {
         decode(piece.text)
     }
 
-    async fn define(&mut self, path: &Arc<Path>, event: Event) {
-        let Some(key) = key(&event) else { return };
-        let new = || Definers { files: BTreeSet::new(), in_force: path.clone() };
-        let definers = self.definers.entry(key.clone()).or_insert_with(new);
-        definers.files.insert(path.clone());
-        match definers.files.first() {
-            Some(first) if first != path => {
-                let reason =
-                    format!("{:?} {} is defined in {} too, which counts", key.0, key.1, first.display());
-                self.report(path, None, &reason);
-            }
-            _ => {
-                definers.in_force = path.clone();
-                self.unsettled.remove(&key);
-                self.put_off.remove(&key);
-                send(&self.events, event).await;
-            }
-        }
-    }
-
-    /// An object is no longer in a file. What that means shows when everything that changed with it has been read.
-    fn undefine(&mut self, path: &Path, key: ObjectKey) {
-        let Some(definers) = self.definers.get_mut(&key) else { return };
-        definers.files.remove(path);
-        if definers.files.is_empty() || *definers.in_force == *path {
-            self.put_off.remove(&key);
-            if self.unsettled.insert(key) {
-                self.vanished = self.vanished.wrapping_add(1);
-            }
-        }
-    }
-
-    /// Settles all that waits.
-    async fn settle_all(&mut self) {
-        let keys = std::mem::take(&mut self.unsettled);
-        self.settle(keys).await;
-    }
-
-    /// Withdraws what no file has any more; of other objects the next file that defines them counts. Each of these is read
-    /// once. What was put off is tried again with them.
-    async fn settle(&mut self, mut keys: BTreeSet<ObjectKey>) {
-        let again = std::mem::take(&mut self.put_off);
-        keys.extend(again.iter().cloned());
-        while !keys.is_empty() {
-            let mut heirs: BTreeMap<Arc<Path>, BTreeSet<ObjectKey>> = BTreeMap::new();
-            for key in std::mem::take(&mut keys) {
-                self.unsettled.remove(&key);
-                let Some(definers) = self.definers.get(&key) else { continue };
-                match definers.files.first() {
-                    None => {
-                        self.definers.remove(&key);
-                        send(&self.events, deletion(key)).await;
-                    }
-                    Some(first) if *first == definers.in_force => {}
-                    Some(first) => {
-                        heirs.entry(first.clone()).or_default().insert(key);
-                    }
-                }
-            }
-            for (path, mut inherited) in heirs {
-                let events = match self.inherited(&path, &inherited) {
-                    Ok(events) => events,
-                    Err(reason) => {
-                        if !inherited.is_subset(&again) {
-                            self.report(&path, None, &reason);
-                        }
-                        self.put_off.extend(inherited);
-                        continue;
-                    }
-                };
-                for event in events {
-                    let Some(key) = key(&event) else { continue };
-                    if let Some(definers) = self.definers.get_mut(&key) {
-                        definers.in_force = path.clone();
-                    }
-                    inherited.remove(&key);
-                    send(&self.events, event).await;
-                }
-                // A document that cannot be read now does not hide that another was removed.
-                self.forget(&path, &inherited);
-                keys.extend(inherited);
-            }
-        }
-    }
-
-    /// What a file says of objects that it was read to have, or why that cannot be told now.
-    fn inherited(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) -> Result<Vec<Event>, String> {
-        let text = match read_text(path) {
-            Ok(text) if text.trim().is_empty() => return Err(EMPTY.into()),
-            Ok(text) => text,
-            Err(ReadError::Failed(reason)) => return Err(reason),
-            Err(ReadError::Gone | ReadError::Unusable(_)) => return Ok(Vec::new()),
-        };
-        let wanted: HashSet<&ObjectKey> = keys.iter().collect();
-        let mut pieces = split::documents(&text);
-        if let Some(file) = self.files.get(path).filter(|file| file.content == hash(&text)) {
-            let mut documents = file.documents.iter();
-            let has = |known: &Known| known.objects.iter().any(|key| wanted.contains(key));
-            pieces.retain(|_| documents.next().is_none_or(has));
-        }
-        Ok(self.definitions(&pieces, &wanted))
-    }
-
-    /// What a file was read to have cannot be read there now: it counts again when it can.
-    fn forget(&mut self, path: &Path, keys: &BTreeSet<ObjectKey>) {
-        for key in keys {
-            if let Some(definers) = self.definers.get_mut(key) {
-                definers.files.remove(path);
-            }
-        }
-        if let Some(file) = self.files.get_mut(path) {
-            file.lost.extend(keys.iter().cloned());
-        }
-    }
-
     fn remove_file(&mut self, path: &Path) {
         let documents = self.files.remove(path).map(|file| file.documents).unwrap_or_default();
         for key in doubt::held(&documents) {
@@ -622,45 +501,6 @@ impl Manifests {
             None => warn!(%file, "manifest: {reason}"),
         }
     }
-}
-
-/// Whether a name that appeared is a file that somebody is writing, and not a link to one that is there.
-fn is_being_written(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.nlink() == 1)
-}
-
-fn is_manifest(path: &Path) -> bool {
-    let hidden = path.file_name().and_then(OsStr::to_str).is_none_or(|name| name.starts_with('.'));
-    let known = path.extension().and_then(OsStr::to_str);
-    !hidden && matches!(known, Some("yaml" | "yml" | "json"))
-}
-
-enum ReadError {
-    Gone,
-    /// It could not be read at all, which may pass without another change of the file.
-    Failed(String),
-    /// What it is, or has, is of no use.
-    Unusable(String),
-}
-
-fn read_text(path: &Path) -> Result<String, ReadError> {
-    let unusable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => ReadError::Gone,
-        _ => ReadError::Failed(format!("cannot be read: {error}; what it held stays in force")),
-    };
-    let metadata = std::fs::metadata(path).map_err(unusable)?;
-    // Reading a pipe would wait for a writer, and reading a device would never end.
-    if !metadata.is_file() {
-        return Err(ReadError::Unusable("is no regular file; what it held stays in force".into()));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(ReadError::Unusable(format!("has {} bytes, more than {MAX_FILE_BYTES}", metadata.len())));
-    }
-    let bytes = std::fs::read(path).map_err(unusable)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        ReadError::Unusable(format!("is no text (byte {at} is not UTF-8); what it held stays in force"))
-    })
 }
 
 #[cfg(test)]

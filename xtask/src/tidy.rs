@@ -1,0 +1,56 @@
+//! `cargo xtask tidy`: rules of the repository that neither the compiler nor clippy checks.
+
+mod lines;
+mod links;
+mod tree;
+mod walls;
+
+use std::fmt;
+
+use anyhow::{Result, ensure};
+
+use tree::Tree;
+
+/// A place that breaks a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Finding {
+    /// Relative to the repository's root.
+    path: String,
+    /// From 1.
+    line: usize,
+    what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path, self.line, self.what)
+    }
+}
+
+type Check = fn(&Tree) -> Vec<Finding>;
+
+/// All rules, with their names.
+const RULES: [(&str, Check); 5] = [
+    ("links lead somewhere", links::check),
+    ("pages named in code exist", links::check_code),
+    ("files are short enough to read", lines::check_files),
+    ("prose has short lines and tables short cells", lines::check_prose),
+    ("walls between crates and rooms hold", walls::check),
+];
+
+/// Checks all rules; fails if one is broken, after it has printed where.
+pub(crate) fn run() -> Result<()> {
+    let tree = Tree::read()?;
+    let mut count = 0;
+    for (rule, check) in RULES {
+        let mut findings = check(&tree);
+        findings.sort();
+        println!("{} {rule}", if findings.is_empty() { "ok  " } else { "FAIL" });
+        for finding in &findings {
+            println!("     {finding}");
+        }
+        count += findings.len();
+    }
+    ensure!(count == 0, "{count} places break a rule: see CONTRIBUTING.md");
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! How long files, lines of prose and cells of tables may be.
+
+use super::Finding;
+use super::tree::Tree;
+
+/// Lines of a file of Rust.
+const FILE: usize = 700;
+/// Columns of a line of prose.
+const PROSE: usize = 100;
+/// Characters of a cell of a table, without the targets of links.
+const CELL: usize = 120;
+
+/// Pages that are still to be written so.
+const NOT_YET: [&str; 4] = ["docs/architecture.md", "docs/ebpf.md", "docs/nftables.md", "docs/security.md"];
+
+/// Files of Rust that are too long to be read in one go.
+pub(super) fn check_files(tree: &Tree) -> Vec<Finding> {
+    let long = |(path, text): (&str, &str)| {
+        let lines = text.lines().count();
+        (lines > FILE).then(|| Finding {
+            path: path.to_owned(),
+            line: FILE + 1,
+            what: format!("{lines} lines are more than {FILE}: give a part of it a file of its own"),
+        })
+    };
+    tree.ending(".rs").filter_map(long).collect()
+}
+
+/// Pages with long lines or long cells.
+pub(super) fn check_prose(tree: &Tree) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (path, text) in tree.ending(".md").filter(|(path, _)| !NOT_YET.contains(path)) {
+        let mut is_code = false;
+        for (index, line) in text.lines().enumerate() {
+            is_code ^= line.trim_start().starts_with("```");
+            let what = if is_code { None } else { problem(line) };
+            findings.extend(what.map(|what| Finding { path: path.to_owned(), line: index + 1, what }));
+        }
+    }
+    findings
+}
+
+fn problem(line: &str) -> Option<String> {
+    if line.starts_with('|') {
+        let longest = cells(line).map(|cell| shown(cell).chars().count()).max()?;
+        return (longest > CELL).then(|| format!("a cell of {longest} characters: make it a paragraph"));
+    }
+    let columns = line.chars().count();
+    // What has no place to break it, a long link, stands alone.
+    let can_break = line.trim_start().trim_start_matches(['-', '*', '#', '>', ' ']).contains(' ');
+    (columns > PROSE && can_break).then(|| format!("{columns} columns are more than {PROSE}"))
+}
+
+/// The cells of a row: a bar in code is `\|`.
+fn cells(row: &str) -> impl Iterator<Item = &str> {
+    let mut escaped = false;
+    row.split(move |c| {
+        let is_bar = c == '|' && !escaped;
+        escaped = c == '\\';
+        is_bar
+    })
+    .map(str::trim)
+}
+
+/// A text without the targets of its links.
+fn shown(text: &str) -> String {
+    let mut parts = text.split("](");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        shown.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_file_is_found() {
+        let (short, long) = ("x\n".repeat(FILE), "x\n".repeat(FILE + 1));
+        let tree = Tree::of(&[("a.rs", &short), ("b.rs", &long), ("c.md", &long)]);
+        let findings = check_files(&tree);
+        assert_eq!(findings.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["b.rs"]);
+    }
+
+    #[test]
+    fn long_lines_and_cells_are_found_outside_of_code() {
+        let long = "word ".repeat(21);
+        let cell = format!("| a | {} |\n", "word ".repeat(25));
+        let link = format!("| [a]({}) |\n", "x".repeat(200));
+        let page = format!("{long}\n```\n{long}\n```\n{cell}{link}- {}\nshort\n", "x".repeat(120));
+        let findings = check_prose(&Tree::of(&[("docs/a.md", &page)]));
+        let whats: Vec<_> = findings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            whats,
+            [
+                "docs/a.md:1: 105 columns are more than 100",
+                "docs/a.md:5: a cell of 124 characters: make it a paragraph"
+            ]
+        );
+    }
+}

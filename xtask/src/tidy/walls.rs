@@ -1,0 +1,210 @@
+//! What crates and rooms must not use: rules of docs/architecture.md that visibility cannot express.
+
+use proc_macro2::Span;
+use syn::spanned::Spanned;
+use syn::visit::{self, Visit};
+use syn::{Attribute, ItemMod, ItemUse, Path, UseTree};
+
+use super::Finding;
+use super::tree::Tree;
+
+/// What must not be used in a part of the tree.
+struct Wall {
+    /// Paths of files that begin so are inside.
+    inside: &'static str,
+    /// Paths of items that begin so stay outside.
+    never: &'static [&'static str],
+    /// These are inside, and may.
+    except: &'static [&'static str],
+    why: &'static str,
+}
+
+const WALLS: &[Wall] = &[
+    Wall {
+        inside: "proxy-core/src/",
+        never: &[
+            "log",
+            "std::env",
+            "std::fs",
+            "std::io",
+            "std::process",
+            "std::thread",
+            "std::time::Instant",
+            "std::time::SystemTime",
+            "tokio",
+            "tracing",
+        ],
+        except: &[],
+        why: "proxy-core decides, and does nothing: what it needs comes in as a value",
+    },
+    Wall {
+        inside: "proxy-sys/src/",
+        never: &["sluice_core::plan", "sluice_core::model", "sluice_core::index", "sluice_core::event"],
+        except: &[],
+        why: "ports to the kernel know neither Services nor plans",
+    },
+];
+
+/// All walls.
+pub(super) fn check(tree: &Tree) -> Vec<Finding> {
+    check_walls(tree, WALLS)
+}
+
+fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (path, text) in tree.ending(".rs") {
+        let holds = |wall: &&Wall| path.starts_with(wall.inside) && !wall.except.contains(&path);
+        let walls: Vec<&Wall> = walls.iter().filter(holds).collect();
+        if walls.is_empty() {
+            continue;
+        }
+        let used = match used(text, &module(path)) {
+            Ok(used) => used,
+            Err(error) => {
+                let line = error.span().start().line;
+                findings.push(Finding { path: path.to_owned(), line, what: format!("no Rust: {error}") });
+                continue;
+            }
+        };
+        for wall in walls {
+            for (line, item) in &used {
+                if wall.never.iter().any(|never| is_below(item, never)) {
+                    let what = format!("{item}: {}", wall.why);
+                    findings.push(Finding { path: path.to_owned(), line: *line, what });
+                }
+            }
+        }
+    }
+    findings.dedup();
+    findings
+}
+
+fn is_below(item: &str, above: &str) -> bool {
+    item.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// The module of a file: `x/src/a/b.rs` is `crate::a::b`.
+fn module(path: &str) -> Vec<String> {
+    let inside = path.split_once("src/").map_or(path, |(_, inside)| inside).trim_end_matches(".rs");
+    let parts = inside.split('/').filter(|part| !matches!(*part, "lib" | "main" | "mod"));
+    ["crate"].into_iter().chain(parts).map(str::to_owned).collect()
+}
+
+/// What a file outside of its tests names, by full paths where they begin with `self` or `super`, and in which line.
+fn used(text: &str, module: &[String]) -> syn::Result<Vec<(usize, String)>> {
+    let mut paths = Paths { module: module.to_vec(), used: Vec::new() };
+    paths.visit_file(&syn::parse_file(text)?);
+    Ok(paths.used)
+}
+
+struct Paths {
+    module: Vec<String>,
+    used: Vec<(usize, String)>,
+}
+
+impl Paths {
+    fn note(&mut self, span: Span, mut parts: Vec<String>) {
+        if matches!(parts.first().map(String::as_str), Some("self" | "super")) {
+            let mut from = self.module.clone();
+            while let Some(first @ ("self" | "super")) = parts.first().map(String::as_str) {
+                if first == "super" {
+                    from.pop();
+                }
+                parts.remove(0);
+            }
+            parts.splice(0..0, from);
+        }
+        self.used.push((span.start().line, parts.join("::")));
+    }
+
+    fn note_tree(&mut self, tree: &UseTree, before: &[String]) {
+        let with = |name: String| [before, &[name]].concat();
+        match tree {
+            UseTree::Path(path) => self.note_tree(&path.tree, &with(path.ident.to_string())),
+            UseTree::Name(name) if name.ident == "self" => self.note(tree.span(), before.to_vec()),
+            UseTree::Name(name) => self.note(tree.span(), with(name.ident.to_string())),
+            UseTree::Rename(rename) => self.note(tree.span(), with(rename.ident.to_string())),
+            UseTree::Glob(_) => self.note(tree.span(), before.to_vec()),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.note_tree(tree, before)),
+        }
+    }
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    let of_tests = |attribute: &Attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<Path>().is_ok_and(|path| path.is_ident("test"))
+    };
+    attributes.iter().any(of_tests)
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        if !is_test(&item.attrs) {
+            self.note_tree(&item.tree, &[]);
+        }
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        if is_test(&item.attrs) {
+            return;
+        }
+        self.module.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.module.pop();
+    }
+
+    fn visit_path(&mut self, path: &'ast Path) {
+        if path.segments.len() > 1 {
+            self.note(path.span(), path.segments.iter().map(|part| part.ident.to_string()).collect());
+        }
+        visit::visit_path(self, path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WALLS: &[Wall] = &[
+        Wall { inside: "a/src/", never: &["std::fs", "log"], except: &["a/src/may.rs"], why: "pure" },
+        Wall { inside: "a/src/one/", never: &["crate::two"], except: &[], why: "apart" },
+    ];
+
+    fn findings(path: &str, text: &str) -> Vec<String> {
+        check_walls(&Tree::of(&[(path, text)]), WALLS).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_way_to_name_something_is_seen() {
+        let text = "use std::{fmt, fs::{self, File}};\nfn f() { log::info!(\"x\"); }\n\
+                    fn g() -> std::fs::File { todo() }\nuse std::fs as disk;\nuse logger::log;\n";
+        assert_eq!(
+            findings("a/src/x.rs", text),
+            [
+                "a/src/x.rs:1: std::fs: pure",
+                "a/src/x.rs:1: std::fs::File: pure",
+                "a/src/x.rs:2: log::info: pure",
+                "a/src/x.rs:3: std::fs::File: pure",
+                "a/src/x.rs:4: std::fs: pure"
+            ]
+        );
+        assert_eq!(findings("b/src/x.rs", text), [""; 0]);
+        assert_eq!(findings("a/src/may.rs", text), [""; 0]);
+    }
+
+    #[test]
+    fn paths_by_super_are_followed_and_tests_may() {
+        let text = "use super::super::two::X;\nmod inner { use super::super::super::two; }\n\
+                    #[cfg(test)]\nmod tests { use crate::two::Y; }\nuse super::three;\n";
+        assert_eq!(
+            findings("a/src/one/deep.rs", text),
+            ["a/src/one/deep.rs:1: crate::two::X: apart", "a/src/one/deep.rs:2: crate::two: apart"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_rust_is_said() {
+        assert!(findings("a/src/x.rs", "fn {").concat().contains("no Rust"));
+    }
+}
