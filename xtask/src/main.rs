@@ -7,6 +7,7 @@ mod cluster_tools;
 mod cni_suite;
 mod conformance;
 mod demo;
+mod docs;
 mod fuzz;
 mod image;
 mod machine;
@@ -18,6 +19,7 @@ mod suites;
 mod supply_chain;
 mod test;
 mod tidy;
+mod tool;
 mod torture;
 mod vm;
 
@@ -51,6 +53,8 @@ enum Command {
     Torture(torture::Arguments),
     /// Give readers of files, objects, frames, configurations, netlink answers and packets anything (docs/testing.md).
     Fuzz(fuzz::Arguments),
+    /// Draw the pictures of docs/ from their texts, and make a site of all pages, with search, in target/docs.
+    Docs,
     /// Check rules of the repository: links, sizes, prose, walls between crates. Part of lint.
     Tidy,
     /// Run a command, or a shell, in a VM with another kernel.
@@ -88,6 +92,7 @@ fn main() -> Result<ExitCode> {
         Command::Image(arguments) => image::run(&arguments)?,
         Command::SupplyChain(arguments) => supply_chain::run(&arguments)?,
         Command::Lint => test::lint()?,
+        Command::Docs => docs::run()?,
         Command::Tidy => tidy::run()?,
     }
     Ok(ExitCode::SUCCESS)

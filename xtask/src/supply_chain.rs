@@ -12,6 +12,7 @@ use sluice_tests::process;
 use crate::build_ebpf;
 use crate::machine::{cargo, root, run as run_command, target_directory};
 use crate::suites::Suites;
+use crate::tool::Tool;
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -36,14 +37,8 @@ enum Part {
     Sbom,
 }
 
-/// A subcommand of cargo, of exactly this version.
-struct Tool {
-    name: &'static str,
-    version: &'static str,
-}
-
-const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
-const CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9" };
+const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2", features: &[] };
+const CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9", features: &[] };
 /// All workspaces: the second has dependencies of its own.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "proxy-ebpf/Cargo.toml"];
 /// What is installed on a node: where its sources are, and its name.
@@ -211,21 +206,4 @@ fn collect_sboms(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Tool {
-    /// The program, which is built where it is not there yet.
-    fn installed(&self) -> Result<PathBuf> {
-        let Self { name, version } = self;
-        let place = target_directory().join(format!("tools/{name}-{version}"));
-        let program = place.join("bin").join(name);
-        if !program.is_file() {
-            println!("building {name} {version} into target/tools (minutes, once)");
-            let mut command = cargo(&["install", name, "--version", version, "--locked", "--quiet"]);
-            // It runs for a second: optimizing takes longer than that saves.
-            command.args(["--debug", "--root"]).arg(&place).env("CARGO_PROFILE_DEV_DEBUG", "0");
-            run_command(&mut command)?;
-        }
-        Ok(program)
-    }
 }

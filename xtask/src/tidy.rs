@@ -9,16 +9,19 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-use tree::Tree;
+pub(crate) use links::local_links;
+pub(crate) use tree::Tree;
+
+use crate::docs;
 
 /// A place that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Finding {
+pub(crate) struct Finding {
     /// Relative to the repository's root.
-    path: String,
+    pub(crate) path: String,
     /// From 1.
-    line: usize,
-    what: String,
+    pub(crate) line: usize,
+    pub(crate) what: String,
 }
 
 impl fmt::Display for Finding {
@@ -30,11 +33,13 @@ impl fmt::Display for Finding {
 type Check = fn(&Tree) -> Vec<Finding>;
 
 /// All rules, with their names.
-const RULES: [(&str, Check); 5] = [
+const RULES: [(&str, Check); 7] = [
     ("links lead somewhere", links::check),
     ("pages named in code exist", links::check_code),
     ("files are short enough to read", lines::check_files),
     ("prose has short lines and tables short cells", lines::check_prose),
+    ("pictures are drawn from their texts", docs::check_pictures),
+    ("every page is on the site", docs::check_site),
     ("walls between crates and rooms hold", walls::check),
 ];
 

@@ -82,12 +82,26 @@ fn problem(tree: &Tree, path: &str, anchor: &str) -> Option<String> {
     (!anchors(text).iter().any(|a| a == anchor)).then(|| format!("{path} has no heading #{anchor}"))
 }
 
+/// The files of the repository that a page links to.
+pub(crate) fn local_links(tree: &Tree, page: &str) -> Vec<String> {
+    let path = |Link { to, .. }: Link| {
+        let path = to.split('#').next().filter(|path| !path.is_empty() && !is_elsewhere(path))?;
+        resolved(page, path)
+    };
+    links(tree.text(page).unwrap_or_default()).into_iter().filter_map(path).collect()
+}
+
+/// Whether a link leads out of the repository on purpose.
+fn is_elsewhere(to: &str) -> bool {
+    to.contains("://") || to.starts_with("mailto:")
+}
+
 /// Links of all pages.
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (page, text) in tree.ending(".md") {
         for Link { line, to } in links(text) {
-            if to.contains("://") || to.starts_with("mailto:") {
+            if is_elsewhere(&to) {
                 continue;
             }
             let (path, anchor) = to.split_once('#').unwrap_or((&to, ""));
@@ -102,14 +116,16 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Its tests name pages that are not there.
-const OF_TESTS: &str = "xtask/src/tidy/";
+/// The tests of these name pages that are not there.
+const OF_TESTS: [&str; 2] = ["xtask/src/tidy/", "xtask/src/docs/"];
 
 /// Pages that comments, messages and help name by their paths from the root.
 pub(super) fn check_code(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for end in [".rs", ".yaml", ".toml", ".sh"] {
-        for (path, text) in tree.ending(end).filter(|(path, _)| !path.starts_with(OF_TESTS)) {
+        for (path, text) in
+            tree.ending(end).filter(|(path, _)| !OF_TESTS.iter().any(|of| path.starts_with(of)))
+        {
             for (index, line) in text.lines().enumerate() {
                 let problems = named(line).filter_map(|(page, anchor)| problem(tree, page, anchor));
                 let finding = |what| Finding { path: path.to_owned(), line: index + 1, what };

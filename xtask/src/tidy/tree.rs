@@ -9,11 +9,11 @@ use crate::machine::root;
 
 /// Paths relative to the root, and the texts of those that are text.
 #[derive(Debug, Default)]
-pub(super) struct Tree(BTreeMap<String, Option<String>>);
+pub(crate) struct Tree(BTreeMap<String, Option<String>>);
 
 impl Tree {
     /// What git has, and new files that it does not ignore.
-    pub(super) fn read() -> Result<Tree> {
+    pub(crate) fn read() -> Result<Tree> {
         let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let output = Command::new("git").args(arguments).current_dir(root()).output();
         let output = output.context("cannot start git: install it")?;
@@ -29,12 +29,12 @@ impl Tree {
 
     /// Made of paths and texts.
     #[cfg(test)]
-    pub(super) fn of(files: &[(&str, &str)]) -> Tree {
+    pub(crate) fn of(files: &[(&str, &str)]) -> Tree {
         Tree(files.iter().map(|(path, text)| ((*path).to_owned(), Some((*text).to_owned()))).collect())
     }
 
     /// Whether there is a file or a directory of this path.
-    pub(super) fn has(&self, path: &str) -> bool {
+    pub(crate) fn has(&self, path: &str) -> bool {
         let path = path.trim_end_matches('/');
         let below = format!("{path}/");
         self.0.contains_key(path)
@@ -42,12 +42,12 @@ impl Tree {
     }
 
     /// The text of a file.
-    pub(super) fn text(&self, path: &str) -> Option<&str> {
+    pub(crate) fn text(&self, path: &str) -> Option<&str> {
         self.0.get(path)?.as_deref()
     }
 
     /// Files whose names end so, with their texts.
-    pub(super) fn ending<'a>(&'a self, end: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pub(crate) fn ending<'a>(&'a self, end: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let of = move |(path, text): (&'a String, &'a Option<String>)| {
             path.ends_with(end).then_some((path.as_str(), text.as_deref()?))
         };

@@ -1,0 +1,131 @@
+//! What the site is made of: pages at their places in the repository, so that their links stay as they are, and what they
+//! link to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::machine::root;
+use crate::tidy::{Finding, Tree, local_links};
+
+/// The order of pages.
+const SUMMARY: &str = "docs/SUMMARY.md";
+
+/// mdBook's.
+pub(super) const CONFIGURATION: &str = r#"[book]
+title = "Sluice"
+language = "en"
+
+[build]
+# The index preprocessor gives README.md another name, by which links do not call it.
+use-default-preprocessors = false
+
+[output.html.search]
+"#;
+
+/// All files of the site, with their paths.
+pub(super) fn files(tree: &Tree) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let summary = tree.text(SUMMARY).with_context(|| format!("there is no {SUMMARY}"))?;
+    files.insert("SUMMARY.md".to_owned(), from_root(summary).into_bytes());
+    for page in pages(tree) {
+        let linked = local_links(tree, &page).into_iter().filter(|to| !to.ends_with(".md"));
+        let wanted: Vec<String> = linked.chain([page]).collect();
+        for path in wanted {
+            let file = root().join(&path);
+            if file.is_file() {
+                files.insert(
+                    path,
+                    std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?,
+                );
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The pages of the site: those that its order names.
+fn pages(tree: &Tree) -> BTreeSet<String> {
+    local_links(tree, SUMMARY).into_iter().collect()
+}
+
+/// The order of pages, whose links are relative to its own place, with links from the root.
+fn from_root(summary: &str) -> String {
+    summary.replace("](../", "](\u{0}").replace("](", "](docs/").replace("](docs/\u{0}", "](")
+}
+
+/// Pages that the site lacks.
+pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
+    let pages = pages(tree);
+    let is_missing = |path: &&str| {
+        let is_page = path.starts_with("docs/") || path.starts_with("deploy/") || !path.contains('/');
+        is_page && *path != SUMMARY && !pages.contains(*path)
+    };
+    let missing = tree.ending(".md").map(|(path, _)| path).filter(is_missing);
+    let finding = |path: &str| Finding {
+        path: path.to_owned(),
+        line: 1,
+        what: format!("the site does not have this page: add it to {SUMMARY}"),
+    };
+    missing.map(finding).collect()
+}
+
+/// Links of the finished site that lead nowhere.
+pub(super) fn broken(book: &Path) -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    for page in html(book)? {
+        let text = std::fs::read_to_string(&page)?;
+        for to in text.split("href=\"").skip(1).filter_map(|rest| rest.split_once('"').map(|(to, _)| to)) {
+            if to.contains("://") || to.starts_with("mailto:") || to.starts_with("javascript:") {
+                continue;
+            }
+            let (file, anchor) = to.split_once('#').unwrap_or((to, ""));
+            let file = if file.is_empty() { page.clone() } else { page.with_file_name("").join(file) };
+            let leads = match std::fs::read(&file) {
+                Err(_) => file.is_dir(),
+                Ok(_) if anchor.is_empty() => true,
+                Ok(bytes) => String::from_utf8_lossy(&bytes).contains(&format!("id=\"{anchor}\"")),
+            };
+            if !leads {
+                broken.push(format!("{}: {to}", page.display()));
+            }
+        }
+    }
+    Ok(broken)
+}
+
+/// All pages of the site, but the one for what is not there, whose links are from the root of a server, and the one for print,
+/// which has all pages in it.
+fn html(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.is_dir() {
+            found.extend(html(&path)?);
+        } else if name.ends_with(".html") && name != "404.html" && name != "print.html" {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_pages_is_read_from_the_root() {
+        assert_eq!(from_root("[a](../README.md) [b](ebpf.md)"), "[a](README.md) [b](docs/ebpf.md)");
+    }
+
+    #[test]
+    fn a_page_that_the_site_lacks_is_found() {
+        let summary = "- [a](a.md)\n- [r](../README.md)\n";
+        let files =
+            [(SUMMARY, summary), ("docs/a.md", ""), ("docs/b.md", ""), ("README.md", ""), ("x/c.md", "")];
+        let findings = check(&Tree::of(&files));
+        assert_eq!(findings.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["docs/b.md"]);
+    }
+}
