@@ -56,6 +56,10 @@ counters! {
     DropMalformed = "drop_malformed",
     /// Flows that only had begun, and gave way to newer ones
     FlowsGaveWay = "flows_gave_way",
+    /// Dropped: a pod that sends with an address that is not its own
+    DropPodSource = "drop_pod_source",
+    /// Dropped: what `rp_filter` keeps out
+    DropReversePath = "drop_reverse_path",
 }
 
 /// Number of counters.

@@ -111,11 +111,12 @@ sizes!(Address = 16);
 /// | `ADDRESSES` | hash | [`Address`] | `u32`, [`node::address`] | daemon |
 /// | `NETWORKS` | longest prefix | [`Address`] | `u32`, [`node::network`] | daemon |
 /// | `INTERFACES` | hash | interface index, `u32` | [`node::Interface`] | daemon |
+/// | `POD_SOURCES` | hash | [`node::PodSource`] | `u32`, zero | daemon |
 /// | `NAMESPACES` | hash | namespace cookie, `u64` | `u32`, [`node::namespace`] | daemon |
 /// | `COUNTERS` | per-CPU array | [`counters::Counter`] as `u32` | `u64` | programs |
 pub mod maps {
     /// All names.
-    pub const NAMES: [&str; 21] = [
+    pub const NAMES: [&str; 22] = [
         "FRONTENDS",
         "GROUPS",
         "ENDPOINTS",
@@ -135,6 +136,7 @@ pub mod maps {
         "ADDRESSES",
         "NETWORKS",
         "INTERFACES",
+        "POD_SOURCES",
         "NAMESPACES",
         "COUNTERS",
     ];

@@ -108,6 +108,24 @@ pub mod interface {
     pub const PODS: u32 = 2;
     /// It is a port of a bridge.
     pub const BRIDGE_PORT: u32 = 4;
+    /// A link of a pod of ours, which sends with its own addresses only: those of `POD_SOURCES`, and others that routes lead to by
+    /// this link. Behind ports of bridges routes say nothing; there any address passes until all of the pod's are known.
+    pub const OWN_SOURCES: u32 = 8;
+    /// IPv4 packets that come in by it pass if answers would leave by it, too (`rp_filter` 1).
+    pub const STRICT: u32 = 0x10;
+    /// IPv4 packets that come in by it pass if there is a way back at all (`rp_filter` 2).
+    pub const LOOSE: u32 = 0x20;
+}
+
+/// Key of the map `POD_SOURCES`: the pod behind a link has this address. Where there is one with the address zero, all of the
+/// pod's are there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodSource {
+    /// The pod's address.
+    pub address: Address,
+    /// The index of the host's end of its link.
+    pub interface: u32,
 }
 
 /// Value of the map `NAMESPACES`, whose key is the cookie of a network namespace: bits.
@@ -116,4 +134,4 @@ pub mod namespace {
     pub const NO_SOCKET_PATH: u32 = 1;
 }
 
-sizes!(Config = 80, Interface = 40);
+sizes!(Config = 80, Interface = 40, PodSource = 20);

@@ -23,6 +23,15 @@ pub use rules::{HostPort, PodRules, Sources, TABLE};
 
 /// How names of the host's ends of pods' links begin.
 pub const POD_LINK_PREFIX: &str = "sl";
+/// How many hexadecimal digits follow it (`sluice_cni::wiring::host_name`).
+const POD_LINK_DIGITS: usize = 12;
+
+/// Whether the host's end of a pod's link can be called so.
+pub fn is_pod_link(name: &str) -> bool {
+    let digits = name.strip_prefix(POD_LINK_PREFIX).unwrap_or_default();
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    digits.len() == POD_LINK_DIGITS && digits.bytes().all(is_digit)
+}
 
 /// A hardware address.
 pub type Mac = [u8; 6];

@@ -19,6 +19,7 @@ mod rewrite;
 mod route;
 mod service;
 mod socket;
+mod source;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};

@@ -6,7 +6,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_common::Address;
 use sluice_common::counters::{COUNT, Counter};
 use sluice_common::flow::{Begun, Flow, FlowKey, Fragment, FragmentKey};
-use sluice_common::node::{Config, Interface};
+use sluice_common::node::{Config, Interface, PodSource};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
     SourceKey,
@@ -56,6 +56,8 @@ pub static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(16_384, 
 pub static NETWORKS: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1_024, 0);
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(16_384, GROWS);
+#[map]
+pub static POD_SOURCES: HashMap<PodSource, u32> = HashMap::with_max_entries(8_192, GROWS);
 #[map]
 pub static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(16_384, GROWS);
 #[map]

@@ -21,6 +21,7 @@ use crate::packet::{
 use crate::rewrite;
 use crate::route::{self, Route};
 use crate::service::{Loopback, find, forwards, hash, is_allowed, is_cluster_ip, own_address, pick};
+use crate::source;
 
 /// The next program, or the stack.
 const NEXT: i32 = -1;
@@ -45,16 +46,36 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     // SAFETY: the context is valid, and plain fields of it are read.
     let (ether_type, kind, from, vlan) =
         unsafe { ((*skb).protocol as u16, (*skb).pkt_type, (*skb).ingress_ifindex, (*skb).vlan_present) };
+    if ether_type != ETH_IPV4 && ether_type != ETH_IPV6 {
+        return NEXT;
+    }
+    let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
+    scratch.interface = 0;
+    let mut bridge = 0;
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    if hook == Hook::Ingress
+        && let Some(interface) = unsafe { INTERFACES.get((*skb).ifindex) }
+    {
+        (scratch.interface, bridge) = (interface.flags, interface.bridge);
+        // Whatever else it is: the stack takes frames to groups, and those with a tag of priority only.
+        if interface.flags & interface::OWN_SOURCES != 0
+            && !source::is_own(skb, scratch, L2, ether_type == ETH_IPV4)
+        {
+            count(Counter::DropPodSource);
+            return DROP;
+        }
+    }
     // What has a VLAN's tag beside it comes by the VLAN's own interface next, without.
-    if (ether_type != ETH_IPV4 && ether_type != ETH_IPV6) || vlan != 0 {
+    if vlan != 0 {
         return NEXT;
     }
     if hook == Hook::Ingress && kind != TO_THIS_HOST && kind != TO_ANOTHER_HOST {
         return NEXT;
     }
-    let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
     let bridged = hook == Hook::Ingress && kind == TO_ANOTHER_HOST;
-    if hook == Hook::Ingress && is_for_bridge::<L2>(skb, kind, &mut scratch.bytes) {
+    if scratch.interface & interface::BRIDGE_PORT != 0
+        && is_for_bridge::<L2>(skb, kind, bridge, &mut scratch.bytes)
+    {
         return NEXT;
     }
     if !parse(skb, L2, ether_type == ETH_IPV4, &mut scratch.bytes, &mut scratch.packet) {
@@ -82,6 +103,9 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         if (bridged && is_straight) || (hook == Hook::Egress && is_port(skb)) {
             return NEXT;
         }
+        if is_kept_out(&context, scratch, GOING_ON) {
+            return DROP;
+        }
         match flow::follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, config) {
             Follow::GoesOn => {
                 scratch.flow = *flow;
@@ -101,30 +125,35 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     begin::<L2>(&context, scratch)
 }
 
-/// Whether an interface is a port of a bridge, and the last four bytes of that bridge's Ethernet address.
-#[inline(always)]
-fn bridge_of(skb: *mut __sk_buff) -> Option<u32> {
-    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
-    let interface = unsafe { INTERFACES.get((*skb).ifindex) }?;
-    (interface.flags & interface::BRIDGE_PORT != 0).then_some(interface.bridge)
-}
-
+/// Whether an interface is a port of a bridge.
 #[inline(always)]
 fn is_port(skb: *mut __sk_buff) -> bool {
-    bridge_of(skb).is_some()
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    unsafe { INTERFACES.get((*skb).ifindex) }.is_some_and(|port| port.flags & interface::BRIDGE_PORT != 0)
 }
 
 /// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own programs see it next: it is for
-/// the bridge's Ethernet address or the port's own, which may be the same. Were it translated here, it would be twice; and it
-/// could come from the node's own address, and the stack takes no such packet.
+/// the bridge's Ethernet address, of which `bridge` is the last four bytes, or the port's own, which may be the same. Were it
+/// translated here, it would be twice; and it could come from the node's own address, and the stack takes no such packet.
 #[inline(always)]
-fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, kind: u32, bytes: &mut [u32; 32]) -> bool {
-    if L2 == 0 {
+fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, kind: u32, bridge: u32, bytes: &mut [u32; 32]) -> bool {
+    L2 != 0 && (kind == TO_THIS_HOST || load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge)
+}
+
+/// Whether `rp_filter` of the interface that it came in by, as far as it is of these kinds, keeps a packet out.
+#[inline(always)]
+fn is_kept_out(context: &Context<'_>, scratch: &mut Scratch, kinds: u32) -> bool {
+    if scratch.interface & kinds == 0 || source::has_way_back(context.skb, scratch, kinds) {
         return false;
     }
-    let Some(bridge) = bridge_of(skb) else { return false };
-    kind == TO_THIS_HOST || load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge
+    tell(&scratch.packet, "dropped: rp_filter");
+    count(Counter::DropReversePath);
+    true
 }
+
+/// What a flow's packets must pass, and what the first ones must.
+const GOING_ON: u32 = interface::STRICT;
+const FIRST: u32 = interface::STRICT | interface::LOOSE;
 
 /// Whether a packet could be the first of a connection.
 #[inline(always)]
@@ -191,6 +220,9 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
             // Of ICMP only what asks for an answer is refused.
             let asks = !scratch.packet.is_icmp() || scratch.packet.is_echo_request();
             if asks && is_cluster_ip(&mut scratch.frontend) {
+                if is_kept_out(context, scratch, FIRST) {
+                    return Err(DROP);
+                }
                 tell(&scratch.packet, "refused: no such port of a ClusterIP");
                 return Err(refuse::<L2>(context, scratch));
             }
@@ -200,6 +232,9 @@ fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result
             }
             if !scratch.packet.is(is::PORTS) || !flow::meets_service(&key, &mut scratch.key) {
                 return Err(NEXT);
+            }
+            if is_kept_out(context, scratch, FIRST) {
+                return Err(DROP);
             }
             0
         }
@@ -236,6 +271,9 @@ fn admitted<const L2: u32>(
     scratch: &mut Scratch,
     frontend: &Frontend,
 ) -> Result<u8, i32> {
+    if is_kept_out(context, scratch, FIRST) {
+        return Err(DROP);
+    }
     if !is_allowed(frontend, &scratch.frontend, &scratch.packet.key.source) {
         tell(&scratch.packet, "dropped: not in loadBalancerSourceRanges");
         count(Counter::DropSourceRange);
@@ -471,6 +509,9 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
     let Some(flow) = flow::find(&scratch.key) else { return NEXT };
     if flow.flags & flag::PASSES != 0 {
         return NEXT;
+    }
+    if is_kept_out(context, scratch, GOING_ON) {
+        return DROP;
     }
     // Its receiver sent the quoted packet, as it was before it was translated: the flow's end, turned round.
     scratch.flow = *flow;

@@ -128,8 +128,10 @@ pub struct Scratch {
     pub reply: Flow,
     /// A frontend's key.
     pub frontend: sluice_common::service::FrontendKey,
-    /// Zero.
-    pub reserved: u32,
+    /// Flags of the interface that it came in by; zero on the way out.
+    pub interface: u32,
+    /// Whose source is looked for.
+    pub source: sluice_common::node::PodSource,
     /// Arguments of a route lookup.
     pub fib: bpf_fib_lookup,
     /// Bytes of headers.

@@ -21,8 +21,8 @@ const DROP: i32 = 2;
 
 const EINVAL: i64 = -22;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
 
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq)]

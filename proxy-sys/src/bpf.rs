@@ -20,6 +20,7 @@ mod maps;
 mod namespaces;
 mod plain;
 mod probe;
+mod sources;
 mod syscall;
 mod view;
 
@@ -33,6 +34,7 @@ pub use maps::Maps;
 pub use namespaces::leave_alone;
 pub use plain::Plain;
 pub use probe::{Missing, probe};
+pub use sources::{PodSources, set_pod_sources};
 pub use view::{LinkState, Place, View, counters, interface_name};
 
 use std::io;

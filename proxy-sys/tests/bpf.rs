@@ -13,13 +13,13 @@ use lab::{Lab, ip, object};
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{Flow, FlowKey};
-use sluice_common::node::Config;
+use sluice_common::node::{Config, PodSource};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, SourceKey, action,
 };
 use sluice_sys::bpf::{
-    BpfError, Cgroup, Device, Directory, Instance, Layer, Map, Place, Plain, Sizes, View, counters,
-    leave_alone, netns_cookie, probe, spec,
+    BpfError, Cgroup, Device, Directory, Instance, Layer, Map, Place, Plain, PodSources, Sizes, View,
+    counters, leave_alone, netns_cookie, probe, set_pod_sources, spec,
 };
 
 /// Connections.
@@ -480,6 +480,33 @@ fn the_object_is_the_one_that_the_layout_describes() {
     let Some(_) = object() else { return };
     let sizes = Sizes { flows: 1 };
     assert!(sluice_common::maps::NAMES.iter().all(|name| sluice_sys::bpf::spec(name, sizes).is_some()));
+}
+
+#[test]
+fn exactly_the_given_addresses_are_behind_links() {
+    Lab::run(|here| {
+        let instance = open(here).unwrap();
+        let maps = instance.maps();
+        let held = || {
+            let map = maps.get("POD_SOURCES").unwrap();
+            map.values::<PodSource, u32>().unwrap().into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>()
+        };
+        let pod = |numbers: &[u32]| PodSources {
+            addresses: numbers.iter().map(|number| Address::v4(*number)).collect(),
+            are_all: true,
+        };
+        let source = |interface, address| PodSource { interface, address };
+        let wanted = BTreeMap::from([(3, pod(&[8, 9])), (4, pod(&[1]))]);
+        assert_eq!(set_pod_sources(maps, &wanted).unwrap(), 5);
+        assert_eq!(set_pod_sources(maps, &wanted).unwrap(), 0);
+        assert!(
+            held().contains(&source(3, Address::v4(9))) && held().contains(&source(4, Address::default()))
+        );
+        assert_eq!(set_pod_sources(maps, &BTreeMap::from([(3, pod(&[8]))])).unwrap(), 3);
+        assert_eq!(held(), BTreeSet::from([source(3, Address::v4(8)), source(3, Address::default())]));
+        assert_eq!(set_pod_sources(maps, &BTreeMap::new()).unwrap(), 2);
+        assert!(held().is_empty());
+    });
 }
 
 #[test]

@@ -9,15 +9,19 @@ use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use rtnetlink::MulticastGroup;
 use sluice_sys::bpf::Layer;
+use sluice_sys::proc::read_number;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::backend::ipvs;
 use crate::cleanup;
-use crate::node::Device;
+use crate::node::{Device, ReversePath};
 
 /// What interfaces and addresses there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,10 +36,13 @@ pub struct Network {
     pub holds_services: bool,
 }
 
-/// Follows all interfaces until nobody listens any more.
-pub async fn follow(network: watch::Sender<Option<Network>>) {
+/// How often settings of interfaces are looked at, of which the kernel sends no notices here.
+const SETTINGS: Duration = Duration::from_secs(5);
+
+/// Follows all interfaces until nobody listens any more; with `settings` also what is set of them.
+pub async fn follow(network: watch::Sender<Option<Network>>, settings: bool) {
     loop {
-        if let Err(error) = follow_once(&network).await {
+        if let Err(error) = follow_once(&network, settings).await {
             warn!(%error, "cannot follow interfaces and addresses; trying again");
         }
         tokio::select! {
@@ -54,7 +61,7 @@ enum NetworkError {
     List(#[from] rtnetlink::Error),
 }
 
-async fn follow_once(network: &watch::Sender<Option<Network>>) -> Result<(), NetworkError> {
+async fn follow_once(network: &watch::Sender<Option<Network>>, settings: bool) -> Result<(), NetworkError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
@@ -74,6 +81,7 @@ async fn follow_once(network: &watch::Sender<Option<Network>>) -> Result<(), Net
                     Some((message, _)) if is_of(&message, &hidden) => {}
                     Some(_) => break,
                 },
+                () = tokio::time::sleep(SETTINGS), if settings => break,
                 () = network.closed() => return Ok(()),
             }
         }
@@ -98,9 +106,10 @@ fn is_of(message: &NetlinkMessage<RouteNetlinkMessage>, hidden: &BTreeSet<u32>) 
 async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rtnetlink::Error> {
     let mut devices = BTreeMap::new();
     let mut hidden = BTreeSet::new();
+    let all = AllInterfaces::read();
     let mut links = handle.link().get().execute();
     while let Some(message) = links.try_next().await? {
-        match device(&message) {
+        match device(&message, all) {
             Some(device) if HIDDEN.contains(&device.name.as_str()) => {
                 hidden.insert(device.index);
             }
@@ -110,13 +119,14 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
             None => {}
         }
     }
-    let (mut addresses, mut networks) = (Vec::new(), Vec::new());
+    let (mut addresses, mut networks, mut with_ipv4) = (Vec::new(), Vec::new(), BTreeSet::new());
     let mut answer = handle.address().get().execute();
     while let Some(message) = answer.try_next().await? {
         let Some(ip) = address(&message).filter(|_| !hidden.contains(&message.header.index)) else {
             continue;
         };
         addresses.push(ip);
+        with_ipv4.extend(ip.is_ipv4().then_some(message.header.index));
         networks.extend(IpNet::new(ip, message.header.prefix_len));
         if let Some(device) = devices.get_mut(&message.header.index) {
             take_address(device, ip, &message);
@@ -124,6 +134,12 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
     }
     addresses.sort_unstable();
     addresses.dedup();
+    for device in devices.values_mut() {
+        // Without an address of its own the kernel makes no difference (`no_addr` of `__fib_validate_source`).
+        if device.reverse_path == ReversePath::Loose && !with_ipv4.contains(&device.index) {
+            device.reverse_path = ReversePath::Strict;
+        }
+    }
     let (devices, holds_services) = (devices.into_values().collect(), !hidden.is_empty());
     Ok((Network { addresses, networks, devices, holds_services }, hidden))
 }
@@ -138,7 +154,54 @@ pub(crate) async fn of_link(handle: &rtnetlink::Handle, index: u32) -> Result<Ve
     Ok(found)
 }
 
-fn device(message: &LinkMessage) -> Option<Device> {
+/// What `net.ipv4.conf.all` has beside the settings of each interface.
+#[derive(Clone, Copy, Debug, Default)]
+struct AllInterfaces {
+    rp_filter: i32,
+    accept_local: i32,
+    src_valid_mark: i32,
+}
+
+impl AllInterfaces {
+    /// As they are; what cannot be read is 0, as for a kernel without.
+    fn read() -> Self {
+        let number = |name| {
+            let path: std::path::PathBuf = ["/proc/sys/net/ipv4/conf/all", name].iter().collect();
+            read_number(&path).ok().and_then(|number| i32::try_from(number).ok()).unwrap_or_default()
+        };
+        AllInterfaces {
+            rp_filter: number("rp_filter"),
+            accept_local: number("accept_local"),
+            src_valid_mark: number("src_valid_mark"),
+        }
+    }
+
+    /// The greater setting counts. Where the kernel takes packets from its own addresses, or looks the way back up by a
+    /// packet's mark, programs cannot tell what it would do.
+    fn reverse_path(self, own: &InetDevConf) -> ReversePath {
+        if self.accept_local | self.src_valid_mark | own.accept_local | own.src_vmark != 0 {
+            return ReversePath::Any;
+        }
+        match self.rp_filter.max(own.rp_filter) {
+            1 => ReversePath::Strict,
+            2 => ReversePath::Loose,
+            _ => ReversePath::Any,
+        }
+    }
+}
+
+/// The settings of an interface for IPv4.
+fn inet_settings(families: &[AfSpecUnspec]) -> Option<&InetDevConf> {
+    families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet(parts) => parts.iter().find_map(|part| match part {
+            AfSpecInet::DevConf(settings) => Some(settings),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn device(message: &LinkMessage, all: AllInterfaces) -> Option<Device> {
     if message.header.flags.contains(LinkFlags::Loopback) {
         return None;
     }
@@ -156,8 +219,13 @@ fn device(message: &LinkMessage) -> Option<Device> {
             LinkAttribute::LinkNetNsId(_) => is_linked_elsewhere = true,
             LinkAttribute::Address(bytes) => device.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::AfSpecUnspec(families) => {
+                device.reverse_path =
+                    inet_settings(families).map(|own| all.reverse_path(own)).unwrap_or_default();
+            }
             LinkAttribute::LinkInfo(infos) => {
                 is_cable = infos.iter().any(is_cable_info);
+                device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 is_bridged =
                     infos.iter().any(|info| matches!(info, LinkInfo::PortKind(InfoPortKind::Bridge)));
             }
@@ -245,7 +313,7 @@ mod tests {
         message.header.index = 4;
         message.header.link_layer_type = kind.into();
         message.attributes = attributes;
-        device(&message)
+        device(&message, AllInterfaces::default())
     }
 
     #[test]
@@ -267,6 +335,27 @@ mod tests {
         assert_eq!(device_of(0xfffe, vec![]).unwrap().layer, Some(Layer::Raw));
         // InfiniBand.
         assert_eq!(device_of(32, vec![]).unwrap().layer, None);
+    }
+
+    #[test]
+    fn what_rp_filter_keeps_out_is_told_where_nothing_else_decides() {
+        let of = |all: AllInterfaces, change: fn(&mut InetDevConf)| {
+            let mut own = InetDevConf::default();
+            change(&mut own);
+            all.reverse_path(&own)
+        };
+        let all = |rp_filter| AllInterfaces { rp_filter, ..AllInterfaces::default() };
+        use ReversePath::{Any, Loose, Strict};
+        assert_eq!([of(all(0), |_| {}), of(all(1), |_| {}), of(all(2), |_| {})], [Any, Strict, Loose]);
+        assert_eq!(of(all(0), |own| own.rp_filter = 1), Strict);
+        assert_eq!([of(all(1), |own| own.rp_filter = 2), of(all(2), |own| own.rp_filter = 1)], [Loose; 2]);
+        assert_eq!(of(all(1), |own| own.accept_local = 1), Any);
+        assert_eq!(of(all(1), |own| own.src_vmark = 1), Any);
+        assert_eq!(of(AllInterfaces { src_valid_mark: 1, ..all(1) }, |_| {}), Any);
+        let mut settings = InetDevConf::default();
+        settings.rp_filter = 2;
+        let families = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConf(settings)])];
+        assert_eq!(device_of(1, vec![LinkAttribute::AfSpecUnspec(families)]).unwrap().reverse_path, Loose);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use sluice_core::nft::TABLE;
-use sluice_sys::bpf::{BpfError, Directory, leave_alone};
+use sluice_sys::bpf::{BpfError, Directory, Maps, leave_alone};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice};
 use sluice_sys::node_lock::{Holder, NodeLock, NodeLockError};
@@ -261,7 +261,7 @@ async fn start(mut settings: Settings) -> Result<Started, DaemonError> {
     let (sender, events) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (peers, api_peers) = watch::channel(Peers::new());
     let (source, recorder) = source(&settings, sender, metrics.clone(), peers).await?;
-    let pod_network = pod_network_task(&settings, &recorder, &metrics)?;
+    let pod_network = pod_network_task(&settings, &recorder, &metrics, backend.maps())?;
     Ok(Started { settings, backend, metrics, events, source, api_peers, recorder, pod_network, _lock: lock })
 }
 
@@ -340,7 +340,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
             None => std::future::pending().await,
         }
     });
-    tokio::spawn(addresses::follow(network_sender));
+    tokio::spawn(addresses::follow(network_sender, settings.backend == BackendKind::Ebpf));
     let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
     match maps.zip(ender) {
         Some((maps, ender)) => {
@@ -426,6 +426,7 @@ fn pod_network_task(
     settings: &Settings,
     recorder: &Recorder,
     metrics: &Metrics,
+    programs: Option<Maps>,
 ) -> Result<Option<PodNetworkTask>, DaemonError> {
     let Some(pod_network) = &settings.pod_network else { return Ok(None) };
     let plugin = pod_network::plugin(pod_network)?;
@@ -435,7 +436,7 @@ fn pod_network_task(
         plugin,
         recorder.clone(),
         metrics.clone(),
-        settings.backend == BackendKind::Ebpf,
+        programs,
     )))
 }
 

@@ -42,8 +42,8 @@ const FLOWS: &str = "FLOWS";
 const TABLES: [&str; 2] = [FLOWS, "OLD_FLOWS"];
 /// Clients that are remembered.
 const AFFINITY: &str = "AFFINITY";
-/// Maps that the programs fill, and that evict by themselves; and one that does not grow.
-const OTHERS: [&str; 6] = [AFFINITY, "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES"];
+/// Maps that the programs fill, and that evict by themselves; and two that do not grow.
+const OTHERS: [&str; 7] = [AFFINITY, "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES", "POD_SOURCES"];
 
 /// Why flows could not be looked through.
 #[derive(Debug, thiserror::Error)]
@@ -259,6 +259,9 @@ fn when_full(map: &str) -> Option<&'static str> {
         "PEERS" => "sockets that were connected first see their endpoint and not the Service",
         "PICKS" => "UDP sockets that were silent longest may get another endpoint",
         "NAMESPACES" => "further pods cannot leave the socket path",
+        "POD_SOURCES" => {
+            "further pods on bridges are not held against their addresses, and looking at those of others takes longer"
+        }
         _ => return None,
     })
 }

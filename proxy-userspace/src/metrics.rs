@@ -13,7 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use sluice_common::counters::Counter as Verdict;
 use sluice_core::net::Family;
+use sluice_core::pod_network::Dropped;
 use sluice_sys::bpf::{Maps, Usage, counters};
 use sluice_sys::nft::{Nft, dropped, loopback_refusals};
 
@@ -252,7 +254,13 @@ impl Metrics {
             return;
         }
         let Ok(counted) = Nft::open().and_then(|mut nft| dropped(&mut nft)) else { return };
-        for (reason, packets) in counted {
+        // Programs see packets of pods before the rules do.
+        let by_programs = self.maps.get().and_then(|maps| counters(maps).ok()).unwrap_or_default();
+        let sources = by_programs.iter().find(|(counter, _)| *counter == Verdict::DropPodSource);
+        for (reason, mut packets) in counted {
+            if reason == Dropped::PodSource {
+                packets += sources.map_or(0, |(_, packets)| *packets);
+            }
             let label = [("reason", reason.reason().to_owned())];
             self.pod_network_dropped.get_or_create(&label).inner().store(packets, Ordering::Relaxed);
         }

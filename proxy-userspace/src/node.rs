@@ -32,6 +32,10 @@ pub struct Device {
     /// A cable (veth, netkit) whose other end is in another network namespace, and belongs to one host alone: a cable on which
     /// this node has an address of a network may lead to a switch.
     pub peer_is_elsewhere: bool,
+    /// One end of a pair of veth devices, wherever the other one is.
+    pub is_veth: bool,
+    /// What `rp_filter` keeps out there.
+    pub reverse_path: ReversePath,
     /// Its Ethernet address, if it has one.
     pub mac: Option<[u8; 6]>,
     /// The index of the bridge whose port it is.
@@ -40,6 +44,18 @@ pub struct Device {
     pub address4: Option<Ipv4Addr>,
     /// Its first global IPv6 address.
     pub address6: Option<Ipv6Addr>,
+}
+
+/// Which IPv4 packets `rp_filter` keeps out of the stack that come in by an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReversePath {
+    /// None, or it depends on what programs cannot see.
+    #[default]
+    Any,
+    /// Those whose answers would go nowhere.
+    Loose,
+    /// Those whose answers would leave by another one.
+    Strict,
 }
 
 /// What is known of the node at a moment.

@@ -31,6 +31,7 @@ use sluice_core::net::Family;
 use sluice_core::pod_network::{
     Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, Tunnel, pod_network, vtep_mac,
 };
+use sluice_sys::bpf::{BpfError, Maps};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
 use tokio::sync::{mpsc, watch};
@@ -69,6 +70,8 @@ enum PassError {
     Node(#[from] NodeError),
     #[error("cannot write the rules of the pod network: {0}")]
     Rules(#[source] NetlinkError),
+    #[error("cannot tell the programs which addresses pods have: {0}")]
+    Programs(#[from] BpfError),
     #[error(transparent)]
     Localnet(#[from] LocalnetError),
     #[error(transparent)]
@@ -120,14 +123,14 @@ pub struct PodNetworkTask {
 }
 
 impl PodNetworkTask {
-    /// A task that has done nothing yet. `programs_at_ports`: those of mode ebpf.
+    /// A task that has done nothing yet. `programs`: the maps of mode ebpf.
     pub fn new(
         settings: PodNetworkSettings,
         node_name: String,
         plugin: PathBuf,
         recorder: Recorder,
         metrics: Metrics,
-        programs_at_ports: bool,
+        programs: Option<Maps>,
     ) -> Self {
         PodNetworkTask {
             settings,
@@ -135,7 +138,7 @@ impl PodNetworkTask {
             plugin,
             recorder,
             metrics,
-            rules: Rules::new(programs_at_ports),
+            rules: Rules::new(programs),
             told: BTreeSet::new(),
             told_ports: BTreeSet::new(),
             told_loopback: false,

@@ -32,6 +32,8 @@ mod packets;
 mod picks;
 #[path = "packet_programs/robustness.rs"]
 mod robustness;
+#[path = "packet_programs/sources.rs"]
+mod sources;
 #[path = "packet_programs/straight.rs"]
 mod straight;
 #[path = "packet_programs/verdicts.rs"]

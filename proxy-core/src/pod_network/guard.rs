@@ -11,10 +11,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
-use super::POD_LINK_PREFIX;
+use super::ports::link_locals;
 use super::rules::{RAW, address_bytes};
+use super::{POD_LINK_DIGITS, POD_LINK_PREFIX};
 use crate::net::Family;
 use crate::nft::{
     Chain, ChainName, CmpOp, Element, ElementId, Expr, FORWARD, Hook, INPUT, Key, MetaKey, OUTPUT,
@@ -22,8 +23,8 @@ use crate::nft::{
     load_source, of_family, prefix_mask, rule, spec,
 };
 
-/// The length of pods' links' names (`sluice_cni::wiring::host_name`): the prefix, and 12 hexadecimal digits.
-const POD_LINK_LENGTH: usize = 14;
+/// The length of pods' links' names.
+const POD_LINK_LENGTH: usize = POD_LINK_PREFIX.len() + POD_LINK_DIGITS;
 /// `IPPROTO_UDP`, `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -284,7 +285,7 @@ fn of_pods(side: Side, bridge: Option<&str>) -> Vec<Vec<Expr>> {
 /// Packets that come in by a pod's link with a source that is not behind it. `checked`: only sources in these networks, because
 /// programs at the links (mode ebpf) have turned answers back, which have Services' addresses then.
 pub(super) fn source_guard(checked: Option<&BTreeSet<IpNet>>) -> Chain {
-    let link_local = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+    let link_local = link_locals();
     let everything = Family::BOTH.map(|family| (family, None));
     let networks = |nets: &BTreeSet<IpNet>| -> Vec<(Family, Option<IpNet>)> {
         nets.iter().map(|net| (Family::of_net(net), Some(*net))).collect()

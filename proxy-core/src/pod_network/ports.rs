@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::Mac;
 use super::guard::{Dropped, ETH_P_IP, ETH_P_IPV6, ICMP6, REDIRECT6, has_icmp_type, plain};
@@ -128,6 +128,11 @@ fn link_local(mac: &Mac) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, words[0], words[1], words[2], words[3])
 }
 
+/// All link-local addresses.
+pub(super) fn link_locals() -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10))
+}
+
 fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
     let accept = |about, mut exprs: Vec<Expr>| {
         exprs.push(Expr::Verdict(Verdict::Accept));
@@ -178,7 +183,8 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
         accept("own address", with(of_type(ETH_P_IPV6), own(frame(), header(8, 16), Family::V6).into())),
     ];
     if let Some(networks) = networks {
-        rules.extend(networks.iter().map(|net| {
+        // No Service has an address of a link.
+        rules.extend(networks.iter().chain([&link_locals()]).map(|net| {
             let family = Family::of_net(net);
             let mut exprs = of_type(if family == Family::V4 { ETH_P_IP } else { ETH_P_IPV6 });
             exprs.extend(in_network(load_source(family, 0), net, CmpOp::Eq));

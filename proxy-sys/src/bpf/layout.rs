@@ -5,7 +5,7 @@ use std::mem::size_of;
 use sluice_common::Address;
 use sluice_common::counters;
 use sluice_common::flow::{Begun, Flow, FlowKey, Fragment, FragmentKey};
-use sluice_common::node::{Config, Interface};
+use sluice_common::node::{Config, Interface, PodSource};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
     SourceKey,
@@ -143,6 +143,7 @@ pub fn spec(name: &str, sizes: Sizes) -> Option<Spec> {
         "ADDRESSES" => (HASH, size_of::<Address>(), WORD, 4_096),
         "NETWORKS" => (LPM_TRIE, LENGTH + size_of::<Address>(), WORD, 1_024),
         "INTERFACES" => (HASH, WORD, size_of::<Interface>(), 4_096),
+        "POD_SOURCES" => (HASH, size_of::<PodSource>(), WORD, 8_192),
         "NAMESPACES" => (HASH, ID, WORD, 4_096),
         "COUNTERS" => (PER_CPU_ARRAY, WORD, ID, counters::COUNT as u32),
         _ => return None,

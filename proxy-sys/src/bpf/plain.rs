@@ -2,7 +2,7 @@
 
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey, Fragment, FragmentKey, Order};
-use sluice_common::node::{Config, Interface};
+use sluice_common::node::{Config, Interface, PodSource};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
     SourceKey,
@@ -49,6 +49,7 @@ plain!(
     Fragment,
     Config,
     Interface,
+    PodSource,
     FrontendKey,
     Frontend,
     Group,

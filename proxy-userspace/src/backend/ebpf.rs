@@ -164,7 +164,7 @@ impl Backend {
         self.of_node = counts(&view.entries());
         self.view = view;
         self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
-        applied += self.set_interfaces(facts)?;
+        applied += self.set_interfaces(settings, facts)?;
         let links = self.instance.attach(devices::attachable(&facts.devices))?;
         applied += self.told(links);
         let links = self.look(Instance::check_links)?;
@@ -187,7 +187,7 @@ impl Backend {
             self.of_node = counts(&view.entries());
             self.view = view;
         }
-        applied += self.set_interfaces(facts)?;
+        applied += self.set_interfaces(settings, facts)?;
         let links = self.instance.attach(devices::attachable(&facts.devices))?;
         applied += self.told(links);
         Ok(applied)
@@ -319,8 +319,9 @@ impl Backend {
     }
 
     /// Writes the map `INTERFACES`. An entry is there before its interface gets programs.
-    fn set_interfaces(&mut self, facts: &NodeFacts) -> Result<Applied, BpfError> {
-        let wanted = devices::interfaces(&facts.devices, &self.view.detectors);
+    fn set_interfaces(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Applied, BpfError> {
+        let checks_pods = settings.pod_network.as_ref().is_some_and(|ours| ours.checks_sources);
+        let wanted = devices::interfaces(&facts.devices, &self.view.detectors, checks_pods);
         if wanted == self.interfaces {
             return Ok(Applied::default());
         }

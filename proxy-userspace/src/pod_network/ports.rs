@@ -7,10 +7,14 @@ use ipnet::IpNet;
 use sluice_cni::spec::Attachment;
 use sluice_cni::store::Contents;
 use sluice_cni::wiring::host_name;
+use sluice_core::ebpf::address;
 use sluice_core::pod_network::{PodPorts, Port, TABLE};
+use sluice_sys::bpf::PodSources;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Table};
 use tracing::warn;
+
+use crate::node::Device;
 
 /// What is known of the table.
 #[derive(Default)]
@@ -92,9 +96,66 @@ pub(super) fn pod_ports(contents: &Contents, network: &str, checked: Option<BTre
     PodPorts { ports: ports.collect(), checked }
 }
 
+/// What programs at pods' links hold packets against, by the indices of those that are there. On a bridge nobody but the plugin
+/// knows who is where, and of pods whose hardware addresses are not written down not even that.
+pub(super) fn pod_sources(
+    contents: &Contents,
+    network: &str,
+    devices: &[Device],
+) -> BTreeMap<u32, PodSources> {
+    let devices: BTreeMap<&str, &Device> =
+        devices.iter().filter(|device| device.is_veth).map(|device| (device.name.as_str(), device)).collect();
+    let mut sources: BTreeMap<u32, PodSources> = BTreeMap::new();
+    for (ip, holder) in &contents.leases.held {
+        let Some(device) = devices.get(host_name(network, holder).as_str()) else { continue };
+        let pod = sources.entry(device.index).or_default();
+        pod.addresses.insert(address(*ip));
+        pod.are_all = device.bridge.is_some() && contents.macs.contains_key(holder);
+    }
+    sources
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_know_pods_by_the_links_that_are_there() {
+        let [bridged, of_before, routed, gone] =
+            ["a", "b", "c", "d"].map(|name| Attachment::new(name, "eth0").unwrap());
+        let mut contents = Contents::default();
+        contents.macs.insert(bridged.clone(), [2, 0, 0, 0, 0, 1]);
+        let held = [
+            ("10.244.1.2", &bridged),
+            ("fd00::2", &bridged),
+            ("10.244.1.3", &of_before),
+            ("10.244.1.4", &routed),
+            ("10.244.1.5", &gone),
+        ];
+        for (ip, holder) in held {
+            contents.leases.held.insert(ip.parse().unwrap(), holder.clone());
+        }
+        let device = |index, holder: &Attachment, bridge| Device {
+            index,
+            name: host_name("pods", holder),
+            is_veth: true,
+            bridge,
+            ..Device::default()
+        };
+        let devices =
+            [device(7, &bridged, Some(3)), device(8, &of_before, Some(3)), device(9, &routed, None)];
+        let pod = |texts: &[&str], are_all| PodSources {
+            addresses: texts.iter().map(|text| address(text.parse().unwrap())).collect(),
+            are_all,
+        };
+        let expected = [
+            (7, pod(&["10.244.1.2", "fd00::2"], true)),
+            (8, pod(&["10.244.1.3"], false)),
+            (9, pod(&["10.244.1.4"], false)),
+        ];
+        assert_eq!(pod_sources(&contents, "pods", &devices), BTreeMap::from(expected));
+        assert!(pod_sources(&contents, "others", &devices).is_empty());
+    }
 
     #[test]
     fn pods_of_before_whose_frames_cannot_be_told_are_left_alone() {

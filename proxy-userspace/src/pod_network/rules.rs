@@ -1,6 +1,6 @@
 //! The table of the pod network: written when it should be another one, or when somebody may have changed it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use sluice_core::net::Protocol;
 use sluice_core::pod_network::{
     HostPort, Own, PodNetwork, PodPorts, PodRules, Sources, TABLE, Transport, TunnelGuard,
 };
+use sluice_sys::bpf::{BpfError, Maps, PodSources, set_pod_sources};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice, Table};
@@ -20,7 +21,7 @@ use tracing::warn;
 
 use super::PassError;
 use super::host_ports::{self, Refusal};
-use super::ports::{Ports, pod_ports};
+use super::ports::{Ports, pod_ports, pod_sources};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 use crate::repairs::{Repairs, Tally};
@@ -37,8 +38,10 @@ pub(super) struct Rules {
     is_trusted: bool,
     /// The table of pods on a bridge.
     ports: Ports,
-    /// Whether programs at the ports of bridges see packets before its rules do.
-    programs_at_ports: bool,
+    /// The maps of programs that see packets before the rules do; `None`: there are none.
+    programs: Option<Maps>,
+    /// What they know of pods is as it was written last, for all that is known.
+    sources: Option<BTreeMap<u32, PodSources>>,
     /// Those that flows were compared with last.
     host_ports: Vec<HostPort>,
     /// What pods asked for and do not get.
@@ -60,8 +63,8 @@ pub(super) struct Known<'a> {
 
 impl Rules {
     /// Nothing is known yet.
-    pub(super) fn new(programs_at_ports: bool) -> Self {
-        Rules { programs_at_ports, ..Rules::default() }
+    pub(super) fn new(programs: Option<Maps>) -> Self {
+        Rules { programs, ..Rules::default() }
     }
 
     /// Who is told when somebody else changes the table.
@@ -113,7 +116,7 @@ impl Rules {
             peers: pod_network.peers.clone(),
             checks_inner: settings.checks_sources,
         });
-        let sources = match (settings.checks_sources, self.programs_at_ports) {
+        let sources = match (settings.checks_sources, self.programs.is_some()) {
             (false, _) => Sources::Any,
             (true, false) => Sources::Own,
             (true, true) => Sources::OwnOf(pods_of_all(nodes, own, contents.as_ref())),
@@ -138,8 +141,32 @@ impl Rules {
         let ports = contents
             .as_ref()
             .map(|contents| checked.map(|checked| pod_ports(contents, &settings.cni.name, checked)));
+        let told = self.tell_programs(settings, contents.as_ref(), network, audits);
         self.put(rules, ports, network, audits).map_err(PassError::Rules)?;
+        told?;
         unread.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Lets programs at pods' links know whose they are; a file that cannot be read says nothing new.
+    fn tell_programs(
+        &mut self,
+        settings: &PodNetworkSettings,
+        contents: Option<&Contents>,
+        network: &Network,
+        audits: bool,
+    ) -> Result<(), BpfError> {
+        let (Some(maps), Some(contents)) = (&self.programs, contents) else { return Ok(()) };
+        let wanted = if settings.checks_sources {
+            pod_sources(contents, &settings.cni.name, &network.devices)
+        } else {
+            BTreeMap::new()
+        };
+        if audits || self.sources.as_ref() != Some(&wanted) {
+            self.sources = None;
+            set_pod_sources(maps, &wanted)?;
+            self.sources = Some(wanted);
+        }
+        Ok(())
     }
 
     /// Makes both tables so. `ports`: `None` where nobody knows who is behind which port, so that what is known stays.

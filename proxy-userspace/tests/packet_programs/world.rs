@@ -12,7 +12,7 @@ use sluice::ebpf_object::OBJECT;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{ENDED, Flow, FlowKey, Fragment, FragmentKey, ORDER_AT, Order};
-use sluice_common::node::{Config, Interface, address, interface, network as prefix, option};
+use sluice_common::node::{Config, Interface, PodSource, address, interface, network as prefix, option};
 use sluice_common::programs::END_FLOW;
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
@@ -348,6 +348,7 @@ impl World {
         self.clear::<u64, MaglevTable>("MAGLEV");
         self.clear::<Address, u32>("ADDRESSES");
         self.clear::<u32, Interface>("INTERFACES");
+        self.clear::<PodSource, u32>("POD_SOURCES");
         self.clear_prefixes::<SourceKey>("SOURCES");
         self.clear_prefixes::<Address>("NETWORKS");
         self.configure(|_| {});
@@ -381,6 +382,18 @@ impl World {
         let flags = interface::PEER | interface::BRIDGE_PORT;
         let interface = Interface { flags, bridge: u32::from_ne_bytes(rest), ..Interface::default() };
         self.put("INTERFACES", index(name), interface);
+    }
+
+    /// Adds flags to what programs know of an interface.
+    pub(crate) fn flag(&mut self, name: &str, flags: u32) {
+        let mut known: Interface = self.get("INTERFACES", index(name)).unwrap();
+        known.flags |= flags;
+        self.put("INTERFACES", index(name), known);
+    }
+
+    /// Says that a pod behind a port has an address; zero: and no other.
+    pub(crate) fn pod_source(&mut self, name: &str, address: Address) {
+        self.put("POD_SOURCES", PodSource { address, interface: index(name) }, 0_u32);
     }
 
     fn networks(&mut self) -> LpmTrie<&mut aya::maps::MapData, Plain<Address>, u32> {

@@ -29,6 +29,19 @@ pub(super) const ALL: &[Scenario] = &[
         ..TEMPLATE
     },
     Scenario { name: "neighbours-cannot-be-pods", body: neighbours::cannot_be_others, ..TEMPLATE },
+    Scenario {
+        name: "neighbours-cannot-be-pods-beside-ebpf",
+        needs: &["nft", "cgroup2", "tcpdump"],
+        body: neighbours::cannot_be_others_beside_ebpf,
+        ..TEMPLATE
+    },
+    Scenario {
+        name: "neighbours-cannot-be-pods-on-a-bridge-beside-ebpf",
+        needs: &["nft", "cgroup2", "tcpdump"],
+        body: neighbours::cannot_be_others_beside_ebpf,
+        pod_network: PodNetwork::SluiceBridge,
+        ..TEMPLATE
+    },
     Scenario { name: "host-ports-lead-to-pods", body: host_ports, ..TEMPLATE },
     Scenario { name: "host-ports-answer-on-loopback", body: loopback::answers, ..TEMPLATE },
     Scenario {

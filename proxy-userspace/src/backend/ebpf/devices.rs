@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use sluice_common::node::{Interface, interface};
 use sluice_core::ebpf::{address, interface_is_pod};
 use sluice_core::plan::Detector;
+use sluice_core::pod_network::is_pod_link;
 use sluice_sys::bpf;
 
-use crate::node::Device;
+use crate::node::{Device, ReversePath};
 
 /// Those that get programs.
 pub(super) fn attachable(devices: &[Device]) -> Vec<bpf::Device> {
@@ -22,15 +23,27 @@ pub(super) fn attachable(devices: &[Device]) -> Vec<bpf::Device> {
 }
 
 /// The entries of the map `INTERFACES`. Packets may leave by any interface, whether it has programs or not.
-pub(super) fn interfaces(devices: &[Device], detectors: &[Detector]) -> BTreeMap<u32, Interface> {
+/// `checks_pods`: packets of our pods have their own addresses.
+pub(super) fn interfaces(
+    devices: &[Device],
+    detectors: &[Detector],
+    checks_pods: bool,
+) -> BTreeMap<u32, Interface> {
     let macs: BTreeMap<u32, [u8; 6]> =
         devices.iter().filter_map(|device| Some((device.index, device.mac?))).collect();
     let entry = |device: &Device| {
         let bridge = device.bridge.and_then(|index| macs.get(&index));
+        let is_placed = device.bridge.is_some() == bridge.is_some();
+        let of_pod = checks_pods && is_placed && device.is_veth && is_pod_link(&device.name);
+        // Of a pod nothing else comes in; packets do not enter the stack by ports of bridges.
+        let filter = if of_pod || bridge.is_some() { ReversePath::Any } else { device.reverse_path };
         let flags = [
             (interface::BRIDGE_PORT, bridge.is_some()),
             (interface::PEER, device.peer_is_elsewhere),
             (interface::PODS, interface_is_pod(detectors, &device.name)),
+            (interface::OWN_SOURCES, of_pod),
+            (interface::STRICT, filter == ReversePath::Strict),
+            (interface::LOOSE, filter == ReversePath::Loose),
         ];
         Interface {
             flags: flags.iter().filter(|(_, set)| *set).fold(0, |flags, (bit, _)| flags | bit),
@@ -72,7 +85,7 @@ mod tests {
 
     #[test]
     fn programs_know_cables_pods_and_addresses() {
-        let known = interfaces(&devices(), &[Detector::InterfacePrefix("veth".into()), Detector::None]);
+        let known = interfaces(&devices(), &[Detector::InterfacePrefix("veth".into()), Detector::None], true);
         assert_eq!(known.len(), 5);
         assert_eq!(known[&6].flags, interface::PEER | interface::PODS);
         assert_eq!((known[&3].flags, known[&3].bridge), (0, 0));
@@ -85,9 +98,36 @@ mod tests {
         let mac = [2, 0, 0xa, 0xb, 0xc, 0xd];
         let bridge = Device { index: 7, mac: Some(mac), ..Device::default() };
         let port = Device { index: 8, bridge: Some(7), mac: Some([2; 6]), ..Device::default() };
-        let known = interfaces(&[port, bridge], &[]);
+        let known = interfaces(&[port, bridge], &[], true);
         assert_eq!((known[&7].flags, known[&7].bridge), (0, 0));
         let last = u32::from_ne_bytes([0xa, 0xb, 0xc, 0xd]);
         assert_eq!((known[&8].flags, known[&8].bridge), (interface::BRIDGE_PORT, last));
+    }
+
+    #[test]
+    fn links_of_our_pods_are_held_against_their_addresses_and_others_against_rp_filter() {
+        let reverse_path = ReversePath::Strict;
+        let device =
+            |index, name: &str| Device { index, name: name.into(), reverse_path, ..Device::default() };
+        let pod = Device { is_veth: true, ..device(2, "sl0123456789ab") };
+        let bridged = Device { index: 3, bridge: Some(9), ..pod.clone() };
+        let called_so = device(4, "sl0123456789ab");
+        let devices = [
+            pod,
+            bridged,
+            called_so,
+            Device { is_veth: true, ..device(5, "sl0123456789aB") },
+            Device { reverse_path: ReversePath::Loose, ..device(6, "eth0") },
+            Device { bridge: Some(9), ..device(7, "tap0") },
+            Device { mac: Some([2; 6]), reverse_path: ReversePath::Any, ..device(9, "sluice0") },
+        ];
+        let flags = |checks| interfaces(&devices, &[], checks).into_values().map(|known| known.flags);
+        use interface::{BRIDGE_PORT, LOOSE, OWN_SOURCES, STRICT};
+        let checked = [OWN_SOURCES, OWN_SOURCES | BRIDGE_PORT, STRICT, STRICT, LOOSE, BRIDGE_PORT, 0];
+        assert_eq!(Vec::from_iter(flags(true)), checked);
+        assert_eq!(
+            Vec::from_iter(flags(false)),
+            [STRICT, BRIDGE_PORT, STRICT, STRICT, LOOSE, BRIDGE_PORT, 0]
+        );
     }
 }

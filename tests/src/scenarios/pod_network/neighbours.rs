@@ -3,11 +3,15 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::{NODE, WITHIN};
 use crate::agent::protocol::{Outcome, ProbeRequest};
 use crate::capture::Capture;
-use crate::scenarios::stage::Stage;
+use crate::needs;
+use crate::proxy::ProxyProgram;
+use crate::scenarios::stage::{Stage, met};
+use crate::scenarios::traffic::{WEB, WEB_UDP};
 use crate::target::From;
 
 /// Who sends, to whom, and what, in hexadecimal digits.
@@ -25,7 +29,53 @@ const WRAPPED: &str = "0800000000000100\
     0af4010a\
     0009270f000d000068656c6c6f";
 
+/// The same by a raw socket, which takes any source and is no business of the programs at sockets.
+const FORGE: &str = "import socket, struct, sys
+source, source_port, to, port = sys.argv[1:]
+six = ':' in to
+family = socket.AF_INET6 if six else socket.AF_INET
+ends = socket.inet_pton(family, source) + socket.inet_pton(family, to)
+data = b'forged'
+def udp(checksum):
+    return struct.pack('!4H', int(source_port), int(port), 8 + len(data), checksum) + data
+length = len(udp(0))
+words = ends + struct.pack('!II', length, 17) + udp(0)
+total = sum(struct.unpack('!%dH' % (len(words) // 2), words))
+while total >> 16:
+    total = (total & 0xffff) + (total >> 16)
+if six:
+    header = struct.pack('!IHBB', 6 << 28, length, 17, 64) + ends
+else:
+    header = struct.pack('!BBHHHBBH', 0x45, 0, 20 + length, 1, 0, 64, 17, 0) + ends
+sender = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+if six:
+    sender.setsockopt(socket.IPPROTO_IPV6, 36, 1)
+sender.sendto(header + udp(total ^ 0xffff or 0xffff), (to, 0))";
+
+/// What programs of mode ebpf say of it themselves.
+const BY_PROGRAMS: &str = "sluice_ebpf_packets_total{verdict=\"drop_pod_source\"}";
+
+/// Addresses of the Service; an address of nobody here; those of the pods `user` and `b1`.
+const FAMILIES: [[&str; 4]; 2] = [
+    ["10.96.0.10", "203.0.113.9", "10.244.1.10", "10.244.2.11"],
+    ["fd00:10:96::a", "2001:db8::9", "fd00:10:244:1::10", "fd00:10:244:2::11"],
+];
+
 impl Stage {
+    fn forge(&self, who: &str, source: (&str, u16), to: (&str, u16)) -> Result<()> {
+        let [(source, source_port), (to, port)] = [source, to];
+        self.shell_in(who, &format!("python3 -c \"{FORGE}\" {source} {source_port} {to} {port}")).map(drop)
+    }
+
+    /// What comes in at a pod with these words of tcpdump while something is done.
+    fn captured(&self, pod: &str, filter: &str, act: impl FnOnce(&Self) -> Result<()>) -> Result<usize> {
+        let file = self.shell("printf %s $PWD/forged.pcap")?.into();
+        let namespace = self.lab.namespace(&From::Pod(pod.to_owned()));
+        let capture = Capture::start(&namespace, "eth0", filter, file)?;
+        act(self)?;
+        Ok(capture.finish()?.count)
+    }
+
     fn shell_in(&self, who: &str, line: &str) -> Result<String> {
         self.lab.shell(&who.parse().map_err(anyhow::Error::msg)?, line)
     }
@@ -89,11 +139,72 @@ pub(super) fn cannot_be_others(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// In mode ebpf programs see packets of pods before any rule does.
+pub(super) fn cannot_be_others_beside_ebpf(stage: &mut Stage) -> Result<()> {
+    let ebpf = ProxyProgram::sluice(&stage.sluice.sluice, "ebpf")?;
+    stage.lab.start_program(NODE, &ebpf, &Value::Null)?;
+    stage.lab.start_proxy("node-b", &Value::Null)?;
+    stage.apply_web()?;
+    stage.point_web_to(&["b1"])?;
+    stage.reaches("pod/user", WEB_UDP, &["b1"])?;
+    let has = needs::has_ipv6();
+    for [service, nobody, user, endpoint] in
+        FAMILIES.into_iter().filter(|[service, ..]| has || !service.contains(':'))
+    {
+        stage.step(&format!("a pod asks {service} with the address of nobody"))?;
+        stage.eventually(WITHIN, |stage| {
+            let before = stage.metric(BY_PROGRAMS)?;
+            stage.forge("pod/user", (nobody, 4001), (service, 53))?;
+            let now = stage.metric(BY_PROGRAMS)?;
+            Ok(met(before != now, "it is dropped", || now))
+        })?;
+        let before = (stage.metric(BY_PROGRAMS)?, stage.dropped("pod_source")?);
+        let asked = |stage: &Stage, source, filter: &str| {
+            stage.captured("b1", filter, |stage| stage.forge("pod/user", (source, 4001), (service, 53)))
+        };
+        let came = asked(stage, nobody, "udp dst port 8080")?;
+        ensure!(came == 0, "{came} packets came to the endpoint");
+        let after = stage.dropped("pod_source")?;
+        ensure!(after > before.1 && before.0 != stage.metric(BY_PROGRAMS)?, "{after} after {}", before.1);
+        stage.step(&format!("a pod asks {service} with its own address, and another one answers first"))?;
+        ensure!(asked(stage, user, "udp dst port 8080")? == 1, "the question did not come");
+        let came = stage.captured("user", "udp dst port 4001", |stage| {
+            stage.forge("pod/a1", (endpoint, 8080), (user, 4001))
+        })?;
+        ensure!(came == 0, "{came} answers came from one who is not {endpoint}");
+        ensure!(stage.dropped("pod_source")? > after, "it was not counted");
+    }
+    stage.step("honest pods are served, and nothing of theirs was dropped")?;
+    let before = stage.metric(BY_PROGRAMS)?;
+    stage.point_web_to(&["a1", "b1"])?;
+    for to in [WEB, WEB_UDP] {
+        stage.reaches("pod/user", to, &["a1", "b1"])?;
+        stage.reaches("pod/a1", to, &["a1", "b1"])?;
+    }
+    for [service, _, user, _] in FAMILIES.into_iter().filter(|[service, ..]| has || !service.contains(':')) {
+        stage.forge("pod/user", (user, 4002), (service, 53))?;
+    }
+    ensure!(stage.metric(BY_PROGRAMS)? == before, "an honest packet was dropped");
+    stage.step("where sources are not checked any may be used")?;
+    stage.lab.kill_program(NODE, &ebpf)?;
+    let unchecked = json!({"sluice": {"podNetwork": {"checkSources": false}}});
+    stage.lab.start_program(NODE, &ebpf, &unchecked)?;
+    // On this node: other nodes look at what comes out of the tunnel.
+    stage.point_web_to(&["a1"])?;
+    let [service, nobody, ..] = FAMILIES[0];
+    stage.eventually(WITHIN, |stage| {
+        let ask = |stage: &Stage| stage.forge("pod/user", (nobody, 4003), (service, 53));
+        let came = stage.captured("a1", "udp dst port 8080", ask)?;
+        Ok(met(came == 1, "it comes to the endpoint", || came.to_string()))
+    })?;
+    stage.lab.kill_program(NODE, &ebpf)
+}
+
 /// Who asks for an address that no pod has is told at once, and no packet of it leaves the node.
 fn nobody_has_them(stage: &mut Stage) -> Result<()> {
     for to in ["tcp://10.244.1.200:8080", "tcp://[fd00:10:244:1::200]:8080"] {
         stage.step(&format!("{to} is no pod"))?;
-        let (request, node) = (ProbeRequest::one(to)?, From::Host(super::NODE.to_owned()));
+        let (request, node) = (ProbeRequest::one(to)?, From::Host(NODE.to_owned()));
         // In the node's own directory, which goes with the lab.
         let file = stage.shell("printf %s $PWD/nobody.pcap")?.into();
         let capture = Capture::start(&stage.lab.namespace(&node), "eth0", "tcp port 8080", file)?;
