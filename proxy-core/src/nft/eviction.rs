@@ -28,6 +28,8 @@ impl Client {
 
 /// Bytes of the affinity id, which a key begins with.
 const AFFINITY_ID: usize = 8;
+/// Who ends within so many milliseconds need not be forgotten; to try it would be in vain for some.
+const SOON: u64 = 10_000;
 /// In percent: from where on clients are forgotten, and how many are left then.
 const HIGH: usize = 90;
 const LOW: usize = 80;
@@ -55,7 +57,8 @@ pub fn evicted(mut clients: Vec<Client>, entries: usize, capacity: usize) -> Vec
         let most = if read < entries { share.len() / 2 } else { share.len() };
         scaled(share.len().saturating_sub(level), entries, read).min(most)
     };
-    shares.iter().flat_map(|share| share.iter().take(go(share))).map(|client| client.key).collect()
+    let gone = shares.iter().flat_map(|share| share.iter().take(go(share)));
+    gone.filter(|client| client.left > SOON).map(|client| client.key).collect()
 }
 
 /// The greatest share with which no more than `keep` are left of all together.
@@ -104,7 +107,8 @@ mod tests {
     /// So many clients of each service port; later ones came later.
     fn clients(sizes: &[usize]) -> Vec<Client> {
         let each = sizes.iter().zip(0..);
-        each.flat_map(|(size, share)| (0..*size).map(move |n| client(share, n as u32, n as u64))).collect()
+        each.flat_map(|(size, share)| (0..*size).map(move |n| client(share, n as u32, SOON + 1 + n as u64)))
+            .collect()
     }
 
     /// How many are left of each.
@@ -131,6 +135,15 @@ mod tests {
     }
 
     #[test]
+    fn who_ends_soon_ends_by_itself() {
+        let mut all = clients(&[95]);
+        for client in &mut all[..10] {
+            client.left = SOON;
+        }
+        assert_eq!(evicted(all, 95, 100).len(), 15 - 10);
+    }
+
+    #[test]
     fn a_part_tells_of_the_whole_and_loses_its_older_half_at_most() {
         // A tenth was read of 900,000 and 90,000 and 10,000, in a set for a million.
         let sizes = [90_000, 9_000, 1_000];
@@ -153,7 +166,7 @@ mod tests {
         ) {
             let mut all = clients(&sizes);
             for (client, age) in all.iter_mut().zip(&ages) {
-                client.left = *age;
+                client.left = SOON + 1 + *age;
             }
             let entries = all.len();
             let gone = evicted(all.clone(), entries, capacity);

@@ -17,8 +17,11 @@ const COUNT: u16 = 20;
 const LIST: u16 = 3;
 const KEY: u16 = 1;
 const EXPIRATION: u16 = 5;
-/// Clients that one transaction forgets: some milliseconds, in which nobody else's changes can be made.
-const FORGOTTEN_AT_ONCE: usize = 1024;
+/// Clients that one transaction forgets: some ten milliseconds, in which nobody else's changes can be made. With each one the kernel
+/// waits until all processors have seen it, so that small ones would take much longer for the same.
+const FORGOTTEN_AT_ONCE: usize = 8192;
+/// Where some were gone already, parts of so many are not looked at more closely.
+const NOT_WORTH_IT: usize = 32;
 
 /// The set of a family as the kernel tells of it without reading its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +125,7 @@ pub fn is_full(nft: &mut Nft, family: Family) -> Result<bool, NetlinkError> {
     }
 }
 
-/// Forgets clients; returns how many were there still.
+/// Forgets clients; returns how many. Beside one that is gone already a few others may be kept.
 pub fn forget(nft: &mut Nft, family: Family, clients: &[Key]) -> Result<usize, NetlinkError> {
     let set = SetId::new(SetKind::Affinity, family);
     let ops: Vec<Op> = clients.iter().map(|key| Op::DeleteElement(ElementId { set, key: *key })).collect();
@@ -138,7 +141,7 @@ fn delete(nft: &mut Nft, ops: &[Op]) -> Result<usize, NetlinkError> {
     match nft.commit(ops) {
         Ok(_) => Ok(ops.len()),
         Err(error) if error.errno() != Some(libc::ENOENT) => Err(error),
-        Err(_) if ops.len() <= 1 => Ok(0),
+        Err(_) if ops.len() <= NOT_WORTH_IT => Ok(0),
         Err(_) => {
             let (first, second) = ops.split_at(ops.len() / 2);
             Ok(delete(nft, first)? + delete(nft, second)?)
