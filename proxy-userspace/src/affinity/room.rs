@@ -18,8 +18,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const TRY: Duration = Duration::from_secs(5);
 /// So many times its own time lies between one look and the next: a flood of clients costs a fifth of a processor at most.
 const SHARE: u32 = 4;
-/// Clients that are read at once, with both families and 6.18 in some 0.2 s. All of a full set would take a minute, because for each
-/// part of the answer the kernel goes through all those before once more.
+/// Clients that are read at once. All of a full set would take minutes, because for each part of the answer the kernel goes through all
+/// those before once more.
 pub const SAMPLE: usize = 1 << 17;
 
 /// What was done about one set.
