@@ -11,6 +11,7 @@
 //! - The kernel words (set, chain, rule, verdict) live here and in `sluice-sys`, nowhere else.
 
 mod classes;
+pub mod eviction;
 mod expr;
 mod ledger;
 mod lower;

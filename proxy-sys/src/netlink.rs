@@ -432,6 +432,21 @@ impl NetfilterSocket {
         fill: impl FnOnce(&mut Writer),
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
+        self.dump_while(operation, message_type, head, fill, |message| {
+            each(message);
+            true
+        })
+    }
+
+    /// The same until `each` wants no more, after which the socket is good for nothing else: the rest of the answer is in its way.
+    pub fn dump_while(
+        &mut self,
+        operation: &'static str,
+        message_type: u16,
+        head: impl Into<Head>,
+        fill: impl FnOnce(&mut Writer),
+        mut each: impl FnMut(Message<'_>) -> bool,
+    ) -> Result<(), NetlinkError> {
         const INTERRUPTED: u16 = 0x10; // NLM_F_DUMP_INTR
         let sequence = self.send_request(message_type, NLM_F_DUMP, head.into(), fill)?;
         let (mut done, mut interrupted, mut failure) = (false, false, None);
@@ -447,7 +462,7 @@ impl NetfilterSocket {
                     let source = io::Error::from_raw_os_error(code);
                     failure = Some(NetlinkError::Refused { operation: operation.into(), source, detail });
                 } else {
-                    each(message);
+                    done |= !each(message);
                 }
             })?;
         }

@@ -13,7 +13,7 @@ pub use counters::{dropped, loopback_refusals};
 pub use foreign::{FAMILIES, ForeignChain, ForeignJump, Removal};
 pub use monitor::{Monitor, Notice};
 pub use observe::{observe, without_present};
-pub use remembered::{read_and_count, remembered};
+pub use remembered::{Fullness, first_clients, forget, fullness, is_full, read_and_count, remembered};
 
 use std::io;
 

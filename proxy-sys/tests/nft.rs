@@ -18,7 +18,10 @@ use sluice_core::nft::{
 use sluice_core::plan::{Detector, PlanConfig, Planner};
 use sluice_core::pod_network::{HostPort, PodRules, TABLE};
 use sluice_sys::bpf::Usage;
-use sluice_sys::nft::{Nft, Table, loopback_refusals, observe, read_and_count, remembered, without_present};
+use sluice_sys::nft::{
+    Monitor, Nft, Notice, Table, forget, is_full, loopback_refusals, observe, read_and_count, remembered,
+    without_present,
+};
 
 /// Runs a test in a fresh network namespace. Without root: a skip that says so.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -251,6 +254,70 @@ fn clients_that_are_remembered_are_counted_in_both_ways() {
             // What kernels need that do not tell.
             assert_eq!(read_and_count(&mut world.nft, family).unwrap(), entries);
         }
+    });
+}
+
+/// A set with room for a hundred clients, and so many of them.
+fn small_set(world: &mut World, family: Family, clients: u8) {
+    let mut skeleton = world.ledger.create_skeleton();
+    for op in &mut skeleton {
+        if let Op::AddSet(spec) = op
+            && spec.id.kind == SetKind::Affinity
+        {
+            spec.size = 100;
+        }
+    }
+    world.nft.commit(&skeleton).unwrap();
+    let value = Value::Data(Bytes::new(match family {
+        Family::V4 => &[7; 8],
+        Family::V6 => &[7; 20],
+    }));
+    let client = |n| Op::AddElement(Element { id: client(family, n), value });
+    world.nft.commit(&(0..clients).map(client).collect::<Vec<_>>()).unwrap();
+}
+
+fn client(family: Family, number: u8) -> ElementId {
+    let key = match family {
+        Family::V4 => Key::new(&[&[1; 8][..], &[10, 0, 0, number]].concat()),
+        Family::V6 => Key::new(&[&[1; 8][..], &[0; 15], &[number]].concat()),
+    };
+    ElementId { set: SetId::new(SetKind::Affinity, family), key }
+}
+
+#[test]
+fn a_set_of_clients_is_seen_to_be_full_and_some_are_forgotten() {
+    for family in Family::BOTH {
+        in_netns(move || {
+            let mut world = World::new(Scheduler::Random);
+            small_set(&mut world, family, 99);
+            let mut nft = Nft::open().unwrap();
+            assert!(!is_full(&mut nft, family).unwrap());
+            assert_eq!(remembered(&mut nft, family).unwrap().unwrap().entries, 99, "a look leaves nothing");
+            let value = Value::Data(Bytes::new(&vec![7; if family == Family::V4 { 8 } else { 20 }]));
+            world.nft.commit(&[Op::AddElement(Element { id: client(family, 99), value })]).unwrap();
+            assert!(is_full(&mut nft, family).unwrap());
+            // Some of them have ended by themselves meanwhile.
+            let gone: Vec<Key> = (36..164).map(|n| client(family, n).key).collect();
+            assert_eq!(forget(&mut nft, family, &gone).unwrap(), 64);
+            let usage = Usage { entries: 36, capacity: 100 };
+            assert_eq!(remembered(&mut nft, family).unwrap(), Some(usage));
+            assert!(!is_full(&mut nft, family).unwrap());
+        });
+    }
+}
+
+#[test]
+fn what_is_done_to_clients_that_are_remembered_is_nobodys_repair() {
+    in_netns(|| {
+        let mut world = World::new(Scheduler::Random);
+        small_set(&mut world, Family::V4, 50);
+        let mut monitor = Monitor::open(sluice_core::nft::TABLE, world.nft.port()).unwrap();
+        let mut other = Nft::open().unwrap();
+        assert_eq!(forget(&mut other, Family::V4, &[client(Family::V4, 1).key]).unwrap(), 1);
+        // The first that is told is what comes after it.
+        let id = ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[9; 4]) };
+        other.commit(&[Op::AddElement(Element { id, value: Value::None })]).unwrap();
+        assert_eq!(monitor.wait().unwrap(), Notice::Added);
     });
 }
 

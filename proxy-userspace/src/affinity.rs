@@ -1,12 +1,15 @@
 //! How full the tables are in which clients are remembered (ClientIP affinity).
 //!
-//! One table is for all Services of a family, so one Service with very many clients takes from others what remembers theirs. In mode
-//! ebpf the daemon counts its map with the others ([`crate::flows`]); here are the sets of nftables.
+//! One table is for all Services of a family. In mode ebpf the daemon counts its map with the others ([`crate::flows`]); here are the
+//! sets of nftables, in which the daemon makes room as well ([`room`]).
+
+pub mod room;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice_core::net::Family;
+use sluice_core::nft::{SetId, SetKind};
 use sluice_sys::bpf::Usage;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, remembered};
@@ -21,6 +24,9 @@ const PERIOD: Duration = Duration::from_secs(30);
 const BEFORE: Duration = Duration::from_secs(1);
 /// Older kernels do not tell how many there are: to count them takes no more than a part in so many of the time.
 const SHARE: u32 = 50;
+
+/// What happens to clients when a set is nearly full.
+const CONSEQUENCE: &str = "those of the Services that have most are forgotten, the longest silent first";
 
 /// Tells that a table is more than 80 % full: once, until it has been less than 70 % full.
 #[derive(Debug, Default)]
@@ -81,7 +87,7 @@ pub async fn follow(told: Told) {
             Ok(Ok(counted)) => {
                 are_there = !counted.is_empty();
                 for (table, usage) in counted {
-                    told.counted(&mut alarm, table, usage, "new ones are not");
+                    told.counted(&mut alarm, table, usage, CONSEQUENCE);
                 }
             }
             Ok(Err(error)) => debug!(%error, "cannot count the clients that are remembered"),
@@ -94,10 +100,14 @@ pub async fn follow(told: Told) {
 fn count() -> Result<Vec<(&'static str, Usage)>, NetlinkError> {
     let mut nft = Nft::open()?;
     let mut found = Vec::new();
-    for (family, table) in Family::BOTH.into_iter().zip(["affinity4", "affinity6"]) {
-        found.extend(remembered(&mut nft, family)?.map(|usage| (table, usage)));
+    for family in Family::BOTH {
+        found.extend(remembered(&mut nft, family)?.map(|usage| (table(family), usage)));
     }
     Ok(found)
+}
+
+fn table(family: Family) -> &'static str {
+    SetId::new(SetKind::Affinity, family).name()
 }
 
 fn pause(took: Duration) -> Duration {

@@ -352,6 +352,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
             tokio::spawn(conntrack::run(conntrack_receiver, own, metrics.clone()));
             if settings.backend == BackendKind::Nftables {
                 tokio::spawn(affinity::follow(told));
+                tokio::spawn(affinity::room::keep(metrics.clone()));
             }
         }
     }

@@ -163,6 +163,8 @@ metrics! {
         "sluice_affinity_entries", "Clients that are remembered for ClientIP affinity, of all Services together";
     affinity_capacity: Labelled<1, Gauge> = Labelled::default(),
         "sluice_affinity_capacity", "Clients that can be remembered for ClientIP affinity";
+    affinity_forgotten: Labelled<1, Counter> = Labelled::default(),
+        "sluice_affinity_forgotten", "Clients that were forgotten to make room for others";
     flows_expired: Counter = Counter::default(),
         "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
     sockets_ended: Counter = Counter::default(),
@@ -229,6 +231,11 @@ impl Metrics {
         let label = [("table", table.to_owned())];
         self.affinity_entries.get_or_create(&label).set(usage.entries as i64);
         self.affinity_capacity.get_or_create(&label).set(usage.capacity as i64);
+    }
+
+    /// Clients were forgotten to make room for others.
+    pub fn clients_forgotten(&self, table: &str, clients: usize) {
+        self.affinity_forgotten.get_or_create(&[("table", table.to_owned())]).inc_by(clients as u64);
     }
 
     fn read_loopback_refusals(&self) {

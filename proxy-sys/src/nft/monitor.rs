@@ -1,6 +1,6 @@
 //! Notice of changes that others make to a table of ours.
 
-use sluice_core::nft::{Deed, Strangers, Subject};
+use sluice_core::nft::{Deed, SetId, SetKind, Strangers, Subject};
 
 use super::{Command, INET, Nft, SUBSYSTEM};
 use crate::netlink::{Message, NetfilterSocket, NetlinkError, attrs, find};
@@ -78,7 +78,7 @@ pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &
     let is_ours = message.kind >> 8 == SUBSYSTEM
         && command != NEW_GENERATION
         && find(attributes, 1).is_some_and(|name| name.text() == table);
-    if !is_ours {
+    if !is_ours || is_of_clients(command, attributes) {
         return None;
     }
     let is_own = message.port == own;
@@ -91,6 +91,13 @@ pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &
         }
     });
     (!is_own).then_some(harm || !known)
+}
+
+/// Whether a message is about clients that are remembered: nobody repairs these, and the daemon itself forgets some now and then.
+fn is_of_clients(command: u16, attributes: &[u8]) -> bool {
+    let set = find(attributes, 2).and_then(|set| SetId::by_name(set.text()));
+    let of_elements = [Command::NewSetElem as u16, Command::DelSetElem as u16].contains(&command);
+    of_elements && set.is_some_and(|set| set.kind == SetKind::Affinity)
 }
 
 /// Gives what a message is about to `each`. Returns whether the message is understood.
