@@ -242,7 +242,8 @@ mod tests {
     }
 
     fn to(endpoints: &[SocketAddr]) -> Arc<Backends> {
-        Arc::new(Backends { endpoints: endpoints.into(), affinity: None })
+        let target = |at: &SocketAddr| Target { address: at.ip(), port: at.port(), local: false };
+        Arc::new(Backends { endpoints: endpoints.iter().map(target).collect(), affinity: None })
     }
 
     struct Running {
