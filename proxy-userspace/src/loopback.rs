@@ -219,6 +219,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener as Listener, TcpStream as Stream};
 
+    use sluice_core::plan::Target;
+
     /// Says its name, then all that it was told until the end.
     fn endpoint(name: &'static str) -> SocketAddr {
         let listener = Listener::bind("127.0.0.1:0").unwrap();
