@@ -7,6 +7,8 @@
 mod large;
 #[path = "ebpf/large.rs"]
 mod many;
+#[path = "ebpf/refused.rs"]
+mod refused;
 #[path = "support/maps.rs"]
 mod maps;
 #[path = "support/objects.rs"]
