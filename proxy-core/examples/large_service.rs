@@ -81,7 +81,11 @@ fn measure(mode: &str, shape: Shape) {
     }
     step(&mut index, &mut planner, &mut ledger);
     let (name, endpoints) = (shape.protocol.name(), shape.endpoints);
-    println!("{mode}: {endpoints} {name} endpoints, {} a slice; first load: {:?}", shape.in_slice, begun.elapsed());
+    println!(
+        "{mode}: {endpoints} {name} endpoints, {} a slice; first load: {:?}",
+        shape.in_slice,
+        begun.elapsed()
+    );
     let mut all: Vec<[Duration; 4]> = Vec::new();
     let mut ops = 0;
     for change in 0..CHANGES as u32 {

@@ -22,5 +22,5 @@ pub use entry::{Entry, EntryId, MapKind, Op, address, ip};
 pub use ledger::Ledger;
 pub use lower::{Endpoints, cluster_ip, group_number, lower};
 pub use maglev::table;
-pub use quarantine::Apart;
 pub use node::{NodeView, PortRuns, Timeouts, free_ports, interface_is_pod, leaves_ports};
+pub use quarantine::Apart;

@@ -143,9 +143,7 @@ impl Slots {
         let both = before.into_iter().filter_map(|(id, old)| Some((id, old, after.remove(&id)?)));
         // Who is lowered more or less often than before has to be lowered as a whole.
         both.filter(|(_, old, new)| old.users == new.users)
-            .map(|(id, old, new)| {
-                (id, Edit::between(old.targets, new.targets, self.orders.get(&id)))
-            })
+            .map(|(id, old, new)| (id, Edit::between(old.targets, new.targets, self.orders.get(&id))))
             .collect()
     }
 

@@ -77,7 +77,11 @@ impl<T> List<T> {
     /// How many members this list has in the very pieces of another one.
     pub fn shared_with(&self, other: &List<T>) -> usize {
         let known: FxHashSet<*const [T]> = other.pieces().iter().map(Arc::as_ptr).collect();
-        self.pieces().iter().filter(|piece| known.contains(&Arc::as_ptr(piece))).map(|piece| piece.len()).sum()
+        self.pieces()
+            .iter()
+            .filter(|piece| known.contains(&Arc::as_ptr(piece)))
+            .map(|piece| piece.len())
+            .sum()
     }
 
     fn pieces(&self) -> &[Arc<[T]>] {

@@ -112,9 +112,8 @@ impl Picker {
         let endpoints = &self.backends.endpoints;
         let Some(timeout) = self.backends.affinity else { return choose(endpoints, random) };
         let is_there = |at: &SocketAddr| endpoints.with((at.ip(), at.port()), member).next().is_some();
-        let pinned = self
-            .pinned
-            .filter(|(endpoint, used)| now.saturating_sub(*used) <= timeout && is_there(endpoint));
+        let pinned =
+            self.pinned.filter(|(endpoint, used)| now.saturating_sub(*used) <= timeout && is_there(endpoint));
         let endpoint = pinned.map(|(endpoint, _)| endpoint).or_else(|| choose(endpoints, random))?;
         self.pinned = Some((endpoint, now));
         Some(endpoint)

@@ -7,12 +7,12 @@
 mod large;
 #[path = "ebpf/large.rs"]
 mod many;
-#[path = "ebpf/refused.rs"]
-mod refused;
 #[path = "support/maps.rs"]
 mod maps;
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "ebpf/refused.rs"]
+mod refused;
 #[path = "support/universe.rs"]
 mod universe;
 

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
-use sluice_core::net::{Family, Protocol};
 use sluice_core::list::List;
+use sluice_core::net::{Family, Protocol};
 use sluice_core::plan::{Capture, Member, PlanChange, ServicePlan};
 use sluice_sys::conntrack::{Conntrack, Flow};
 use sluice_sys::netlink::NetlinkError;
@@ -125,7 +125,9 @@ fn is_stale(passes: &Passes<Capture, State>, flow: &Flow, own: &Own<'_>) -> bool
     };
     match state {
         // Packets sent before there were endpoints were tracked untranslated: end those too.
-        State::Serving(list) if !list.is_empty() => list.with(flow.replier, |member| *member).next().is_none(),
+        State::Serving(list) if !list.is_empty() => {
+            list.with(flow.replier, |member| *member).next().is_none()
+        }
         // Without endpoints only translated flows are known to be ours.
         State::Serving(_) | State::Gone => translated,
         State::Opened => flow.is_vain && !translated,

@@ -79,7 +79,8 @@ impl Large {
         self.ports.retain(|id, port| {
             let stays = ids.contains(id);
             if !stays {
-                port.winners(&self.names).for_each(|(m, class)| self.ready_here.remove(id.family, m.0, class));
+                port.winners(&self.names)
+                    .for_each(|(m, class)| self.ready_here.remove(id.family, m.0, class));
             }
             stays
         });
@@ -233,10 +234,12 @@ impl Port {
             }
         }
         for Chosen { by, targets } in self.cluster.iter_mut().chain(&mut self.local) {
-            *targets = edited(targets, &touched, |member, class| by.takes(class).then(|| target(member, class)));
+            *targets =
+                edited(targets, &touched, |member, class| by.takes(class).then(|| target(member, class)));
         }
         if id.protocol == Protocol::Udp {
-            self.serving = edited(&self.serving, &touched, |member, class| class.is_serving().then_some(member));
+            self.serving =
+                edited(&self.serving, &touched, |member, class| class.is_serving().then_some(member));
         }
     }
 

@@ -54,6 +54,9 @@ impl PlanChange {
 /// of smaller ones anew costs less than it would to keep what that takes.
 const LARGE: usize = 1000;
 
+/// Gives the lists of a service port that uses Cluster endpoints, and Local ones, or not; and who serves.
+type ListsOf<'a> = dyn FnMut(&ServicePortName, bool, bool) -> (EndpointLists, List<Member>) + 'a;
+
 /// The plans of all Services.
 pub struct Planner {
     config: PlanConfig,
@@ -261,7 +264,7 @@ impl Planner {
 
     fn plan_port<'a>(
         &self,
-        lists: &mut dyn FnMut(&ServicePortName, bool, bool) -> (EndpointLists, List<Member>),
+        lists: &mut ListsOf<'_>,
         service: &Service,
         port: &ServicePort,
         family: Family,

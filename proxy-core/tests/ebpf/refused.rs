@@ -38,7 +38,8 @@ impl Refusing {
         let mut end = run.maps.clone();
         ops.iter().for_each(|op| end.apply(op));
         let allowed = allowed(&run.view(), &View::new(&end, run.scheduler));
-        let outcome: Result<Outcome<()>, ()> = apart.commit(&ops, |part| commit(run, part, refuses, &allowed));
+        let outcome: Result<Outcome<()>, ()> =
+            apart.commit(&ops, |part| commit(run, part, refuses, &allowed));
         let Ok(Outcome::Done(all)) = outcome else { panic!("gave up: {outcome:?}") };
         let refused: BTreeSet<ObjectName> = all.into_iter().flat_map(|refused| refused.services).collect();
         self.others_are_served(&end, &refused);
@@ -126,11 +127,25 @@ fn group(of: &str) -> u64 {
 #[test]
 fn who_is_refused_a_slot_keeps_its_endpoints_and_the_others_get_theirs() {
     let mut refusing = Refusing::new();
-    let all = [web("s1", 1, ""), web("s2", 2, ""), web("s3", 3, ""), at("a4", "s1", &[1]), at("b4", "s2", &[2]), at("c4", "s3", &[3])];
+    let all = [
+        web("s1", 1, ""),
+        web("s2", 2, ""),
+        web("s3", 3, ""),
+        at("a4", "s1", &[1]),
+        at("b4", "s2", &[2]),
+        at("c4", "s3", &[3]),
+    ];
     assert_eq!(refusing.pass(&all, &|_| false), BTreeSet::new());
     let bad = group("s2");
-    let refuses = move |id: &EntryId| matches!(id, EntryId::Endpoint(key) if key.group == bad && key.slot == 1);
-    let more = [at("a4", "s1", &[1, 11]), at("b4", "s2", &[2, 12]), at("c4", "s3", &[3, 13]), web("s4", 4, ""), at("d4", "s4", &[4])];
+    let refuses =
+        move |id: &EntryId| matches!(id, EntryId::Endpoint(key) if key.group == bad && key.slot == 1);
+    let more = [
+        at("a4", "s1", &[1, 11]),
+        at("b4", "s2", &[2, 12]),
+        at("c4", "s3", &[3, 13]),
+        web("s4", 4, ""),
+        at("d4", "s4", &[4]),
+    ];
     assert_eq!(refusing.pass(&more, &refuses), [name("s2")].into());
     let view = refusing.run.view();
     let count = |of| view.endpoints(group(of)).len();
@@ -158,7 +173,12 @@ fn an_address_that_cannot_be_taken_over_keeps_the_endpoints_that_it_leads_to() {
     ];
     assert_eq!(refusing.pass(&moved, &refuses), [name("s1"), name("s2")].into());
     let view = refusing.run.view();
-    let key = |last: u8| FrontendKey { address: Address::v4(u32::from_ne_bytes([192, 0, 2, last])), port: 80u16.to_be(), protocol: 6, kind: 0 };
+    let key = |last: u8| FrontendKey {
+        address: Address::v4(u32::from_ne_bytes([192, 0, 2, last])),
+        port: 80u16.to_be(),
+        protocol: 6,
+        kind: 0,
+    };
     assert_eq!(view.frontends[&key(1)].group, group("s1"));
     assert_eq!((view.endpoints(group("s1")).len(), view.endpoints(group("s3")).len()), (1, 1));
     assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());

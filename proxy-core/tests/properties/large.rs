@@ -37,7 +37,14 @@ fn a_group_grows_very_large_and_small_again() {
     let of = |at: usize, count| Happening::Slice(at, Kind::Ready, 7, 250 * at as u16, count);
     let mut history: Vec<Happening> = (0..5).map(|at| of(at, 250)).collect();
     history.extend((0..5).flat_map(|at| [Happening::Touch(at, at as u64), Happening::Touch(at, 90)]));
-    history.extend([of(0, 10), of(1, 10), Happening::Touch(2, 3), of(0, 250), of(1, 250), Happening::Touch(4, 3)]);
+    history.extend([
+        of(0, 10),
+        of(1, 10),
+        Happening::Touch(2, 3),
+        of(0, 250),
+        of(1, 250),
+        Happening::Touch(4, 3),
+    ]);
     for happening in &history {
         let event = slices.event(happening);
         run.step(&Step::Events(vec![event]));

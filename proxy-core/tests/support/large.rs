@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use sluice_core::event::{Change, Event};
 use sluice_core::model::{
-    Conditions, EndpointSlice, Hints, ObjectName, Service, ServiceType, SliceEndpoint, SlicePort, TrafficPolicy,
+    Conditions, EndpointSlice, Hints, ObjectName, Service, ServiceType, SliceEndpoint, SlicePort,
+    TrafficPolicy,
 };
 use sluice_core::net::Protocol::{Tcp, Udp};
 
