@@ -1,5 +1,5 @@
 //! What one changed endpoint of a large Service costs, by stage, in processor time, without a kernel:
-//! `cargo run --release -p sluice-core --example large_service [ENDPOINTS] [udp|tcp]`.
+//! `cargo run --release -p sluice-core --example large_service [ENDPOINTS] [udp|tcp] [IN_SLICE]`.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -7,7 +7,7 @@
 )]
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
@@ -16,70 +16,110 @@ use sluice_core::model::{
     TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{Ledger, NftConfig, NodeView};
-use sluice_core::plan::{Budget, PlanConfig, Planner};
+use sluice_core::nft::{NftConfig, NodeView};
+use sluice_core::plan::{Budget, PlanChange, PlanConfig, Planner, Scheduler};
+use sluice_core::{ebpf, nft};
 
-/// The processor time of this thread: others' work does not count.
-fn now() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+const CHANGES: usize = 100;
+
+/// The lowering and the ledger of one mode.
+enum Ledger {
+    Nftables(Box<nft::Ledger>),
+    Ebpf(Box<ebpf::Ledger>),
 }
 
-const IN_SLICE: u32 = 1000;
-const CHANGES: u32 = 100;
+impl Ledger {
+    fn of(mode: &str) -> Ledger {
+        match mode {
+            "ebpf" => Ledger::Ebpf(Box::new(ebpf::Ledger::new(Scheduler::Random))),
+            _ => Ledger::Nftables(Box::new(nft::Ledger::new(NftConfig::default(), NodeView::default()))),
+        }
+    }
+
+    /// How many operations a change gives.
+    fn change(&mut self, changes: &[PlanChange]) -> usize {
+        match self {
+            Ledger::Nftables(ledger) => ledger.change(changes).len(),
+            Ledger::Ebpf(ledger) => ledger.change(changes).len(),
+        }
+    }
+}
+
+/// The Service and its slices.
+#[derive(Clone, Copy)]
+struct Shape {
+    endpoints: u32,
+    protocol: Protocol,
+    in_slice: u32,
+}
+
+impl Shape {
+    fn slices(&self) -> u32 {
+        self.endpoints.div_ceil(self.in_slice)
+    }
+}
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let endpoints: u32 = arguments.next().map_or(250_000, |text| text.parse().unwrap());
     let protocol = if arguments.next().as_deref() == Some("tcp") { Protocol::Tcp } else { Protocol::Udp };
+    let in_slice: u32 = arguments.next().map_or(1000, |text| text.parse().unwrap());
+    for mode in ["nftables", "ebpf"] {
+        measure(mode, Shape { endpoints, protocol, in_slice });
+    }
+}
+
+fn measure(mode: &str, shape: Shape) {
     let budget = Budget { frontends: 1000, elements: usize::MAX };
     let mut planner =
         Planner::new(PlanConfig { node_name: "node-0".into(), budget, ..PlanConfig::default() });
-    let (mut index, mut ledger) = (Index::default(), Ledger::new(NftConfig::default(), NodeView::default()));
-    let begun = now();
-    index.apply(Event::Service(Change::Apply(service(protocol))));
-    let slices = endpoints.div_ceil(IN_SLICE);
-    for at in 0..slices {
-        index.apply(Event::Slice(Change::Apply(slice(at, protocol, None))));
+    let (mut index, mut ledger) = (Index::default(), Ledger::of(mode));
+    let begun = Instant::now();
+    index.apply(Event::Service(Change::Apply(service(shape.protocol))));
+    for at in 0..shape.slices() {
+        index.apply(Event::Slice(Change::Apply(slice(at, shape, None))));
     }
     step(&mut index, &mut planner, &mut ledger);
-    println!("{endpoints} {} endpoints, first load: {:?}", protocol.name(), now() - begun);
-    let mut all: Vec<[Duration; 3]> = Vec::new();
+    let (name, endpoints) = (shape.protocol.name(), shape.endpoints);
+    println!(
+        "{mode}: {endpoints} {name} endpoints, {} a slice; first load: {:?}",
+        shape.in_slice,
+        begun.elapsed()
+    );
+    let mut all: Vec<[Duration; 4]> = Vec::new();
     let mut ops = 0;
-    for change in 0..CHANGES {
+    for change in 0..CHANGES as u32 {
         // An endpoint of some slice goes, and comes back.
-        let at = change / 2 * 7 % slices;
-        let gone = change.is_multiple_of(2).then_some(change % IN_SLICE);
-        let event = Event::Slice(Change::Apply(slice(at, protocol, gone)));
-        let begun = now();
+        let at = change / 2 * 7 % shape.slices();
+        let gone = change.is_multiple_of(2).then_some(change % shape.in_slice);
+        let event = Event::Slice(Change::Apply(slice(at, shape, gone)));
+        let begun = Instant::now();
         index.apply(event);
-        let applied = now() - begun;
+        let applied = begun.elapsed();
         let (planned, lowered, count) = step(&mut index, &mut planner, &mut ledger);
         ops += count;
-        all.push([applied, planned, lowered]);
+        all.push([applied, planned, lowered, applied + planned + lowered]);
     }
-    // The kernel tells in steps of some milliseconds, so single times say nothing.
-    let mean = |time: &dyn Fn(&[Duration; 3]) -> Duration| all.iter().map(time).sum::<Duration>() / CHANGES;
-    for (stage, name) in ["index", "plan", "lower and compare"].iter().enumerate() {
-        println!("{name:18} {:?}", mean(&|times| times[stage]));
+    println!("  the first {:?}", all[0][3]);
+    for (stage, name) in ["index", "plan", "lower and compare", "all"].iter().enumerate() {
+        let mut times: Vec<Duration> = all.iter().map(|times| times[stage]).collect();
+        times.sort_unstable();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        println!("  {name:18} median {:?}, 10 % {:?}, 90 % {:?}, most {:?}", at(50), at(10), at(90), at(100));
     }
-    println!(
-        "all                {:?}, {} operations a change",
-        mean(&|times| times.iter().sum()),
-        ops / all.len()
-    );
+    println!("  {} operations a change", ops / all.len());
 }
 
-/// Times of planning and lowering, and how many operations there are.
+/// Times of planning and lowering, and how many operations there are. What a change replaces is freed in it.
 fn step(index: &mut Index, planner: &mut Planner, ledger: &mut Ledger) -> (Duration, Duration, usize) {
-    let begun = now();
+    let begun = Instant::now();
     let dirty = index.take_dirty();
     let changes = planner.replan(index, dirty.services);
-    let planned = now() - begun;
-    let begun = now();
+    let planned = begun.elapsed();
+    let begun = Instant::now();
     let ops = ledger.change(&changes);
     drop(changes);
-    (planned, now() - begun, ops.len())
+    (planned, begun.elapsed(), ops)
 }
 
 fn service(protocol: Protocol) -> Service {
@@ -99,10 +139,10 @@ fn service(protocol: Protocol) -> Service {
     }
 }
 
-/// A slice of a thousand endpoints, of which one may be gone. Their addresses are mixed with those of other slices.
-fn slice(at: u32, protocol: Protocol, gone: Option<u32>) -> EndpointSlice {
-    let endpoints = (0..IN_SLICE).filter(|i| Some(*i) != gone).map(|i| {
-        let number = (at * IN_SLICE + i).wrapping_mul(0x9E37_79B1) >> 8;
+/// A slice, of which one endpoint may be gone. Their addresses are mixed with those of other slices.
+fn slice(at: u32, shape: Shape, gone: Option<u32>) -> EndpointSlice {
+    let endpoints = (0..shape.in_slice).filter(|i| Some(*i) != gone).map(|i| {
+        let number = (at * shape.in_slice + i).wrapping_mul(0x9E37_79B1) >> 8;
         let [_, b, c, d] = number.to_be_bytes();
         SliceEndpoint {
             address: IpAddr::from([10, b, c, d]),
@@ -115,7 +155,7 @@ fn slice(at: u32, protocol: Protocol, gone: Option<u32>) -> EndpointSlice {
         name: ObjectName::new("default", &format!("large-{at:04}")),
         service: ObjectName::new("default", "large"),
         family: Family::V4,
-        ports: vec![SlicePort { name: "".into(), protocol, port: 53 }],
+        ports: vec![SlicePort { name: "".into(), protocol: shape.protocol, port: 53 }],
         endpoints: endpoints.collect(),
         triggered: None,
     }

@@ -10,14 +10,17 @@
 //! - Group ids are hashes of the service port's identity, so the same plan gives the same entries in every run:
 //!   nothing has to be remembered over a restart but the order of slots, which the maps tell.
 
+mod edits;
 mod entry;
 mod ledger;
 mod lower;
 mod maglev;
 mod node;
+mod quarantine;
 
 pub use entry::{Entry, EntryId, MapKind, Op, address, ip};
 pub use ledger::Ledger;
-pub use lower::{cluster_ip, group_number, lower};
+pub use lower::{Endpoints, cluster_ip, group_number, lower};
 pub use maglev::table;
 pub use node::{NodeView, PortRuns, Timeouts, free_ports, interface_is_pod, leaves_ports};
+pub use quarantine::Apart;

@@ -1,12 +1,11 @@
 //! Endpoint groups as backends hold them: an identity that needs no memory, and which slot each endpoint has.
 
-use std::cmp::Ordering;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest, Sha256};
 
+use crate::list::List;
 use crate::model::ServicePortName;
 use crate::plan::{Group, PlanChange, ServicePlan, Target};
 use crate::slots::arrange;
@@ -48,11 +47,7 @@ impl GroupId {
     }
 }
 
-/// Address and port of an endpoint in a slot.
-pub type Member = (IpAddr, u16);
-
-/// Gives the members of a group in the order of their slots.
-pub type SlotOrder<'a> = dyn Fn(GroupId, &[Target]) -> Vec<Member> + 'a;
+pub use crate::plan::Member;
 
 /// What of a group is lowered: all of it, or what a change touches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,27 +59,82 @@ pub struct Part {
 }
 
 /// Gives what is to be lowered of a group.
-pub type Parts<'a> = dyn Fn(GroupId, &[Target]) -> Part + 'a;
+pub type Parts<'a> = dyn Fn(GroupId, &List<Target>) -> Part + 'a;
 
-/// Which slots the endpoints of all groups have. Only orders that are not the sorted one take memory.
+/// Groups of so many members know where each of them is, because to look for one would cost a look at all.
+const LARGE: usize = 1000;
+
+/// The members of a group in the order of their slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Order {
+    members: Vec<Member>,
+    /// Of large groups.
+    slots: Option<FxHashMap<Member, u32>>,
+}
+
+impl Order {
+    fn new(mut members: Vec<Member>, is_large: bool) -> Self {
+        members.shrink_to_fit();
+        let slots = is_large.then(|| members.iter().copied().zip(0..).collect());
+        Order { members, slots }
+    }
+
+    /// In which slots some of the members are, in order.
+    fn slots_of(&self, wanted: &[Member]) -> Vec<usize> {
+        let mut found: Vec<usize> = match &self.slots {
+            Some(slots) => wanted.iter().filter_map(|m| slots.get(m)).map(|slot| *slot as usize).collect(),
+            None if wanted.is_empty() => Vec::new(),
+            None => {
+                let is_wanted = |slot: &usize| wanted.binary_search(&self.members[*slot]).is_ok();
+                (0..self.members.len()).filter(is_wanted).collect()
+            }
+        };
+        found.sort_unstable();
+        found
+    }
+
+    /// The order after an edit.
+    fn edit(&mut self, edit: &Edit) {
+        for (slot, member) in &edit.before.slots {
+            // Who went to another slot is entered again below.
+            if let Some(slots) = &mut self.slots
+                && slots.get(member) == Some(slot)
+            {
+                slots.remove(member);
+            }
+        }
+        self.members.truncate(edit.len);
+        for (slot, member) in &edit.after.slots {
+            match self.members.get_mut(*slot as usize) {
+                Some(place) => *place = *member,
+                None => self.members.push(*member),
+            }
+            if let Some(slots) = &mut self.slots {
+                slots.insert(*member, *slot);
+            }
+        }
+    }
+}
+
+/// Which slots the endpoints of all groups have. Small groups take memory only if their order is not the sorted one.
 #[derive(Default)]
 pub(crate) struct Slots {
-    unsorted: FxHashMap<GroupId, Box<[Member]>>,
+    orders: FxHashMap<GroupId, Order>,
 }
 
 impl Slots {
     /// The members of a group in the order of their slots.
-    pub(crate) fn of(&self, id: GroupId, targets: &[Target]) -> Vec<Member> {
-        match self.unsorted.get(&id) {
-            Some(slots) => slots.to_vec(),
+    pub(crate) fn of(&self, id: GroupId, targets: &List<Target>) -> Vec<Member> {
+        match self.orders.get(&id) {
+            Some(order) => order.members.clone(),
             None => members(targets),
         }
     }
 
     /// All of a group.
-    pub(crate) fn whole(&self, id: GroupId, targets: &[Target]) -> Part {
+    pub(crate) fn whole(&self, id: GroupId, targets: &List<Target>) -> Part {
         let slots = (0..).zip(self.of(id, targets)).collect();
-        Part { slots, local: on_this_node(targets) }
+        Part { slots, local: on_this_node(targets.iter()) }
     }
 
     /// What a change of plans touches of the groups that are there before and after it.
@@ -93,15 +143,13 @@ impl Slots {
         let both = before.into_iter().filter_map(|(id, old)| Some((id, old, after.remove(&id)?)));
         // Who is lowered more or less often than before has to be lowered as a whole.
         both.filter(|(_, old, new)| old.users == new.users)
-            .map(|(id, old, new)| {
-                (id, Edit::between(old.targets, new.targets, self.unsorted.get(&id).map(AsRef::as_ref)))
-            })
+            .map(|(id, old, new)| (id, Edit::between(old.targets, new.targets, self.orders.get(&id))))
             .collect()
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.unsorted.clear();
+        self.orders.clear();
     }
 
     /// Takes over the slots of a group as a kernel holds them, in any order. With a hole they are ignored: the
@@ -109,14 +157,15 @@ impl Slots {
     pub(crate) fn adopt(&mut self, id: GroupId, mut read: Vec<(u32, Member)>) {
         read.sort_unstable();
         if read.iter().enumerate().all(|(at, (slot, _))| at == *slot as usize) {
-            self.unsorted.insert(id, read.into_iter().map(|(_, member)| member).collect());
+            let members = read.into_iter().map(|(_, member)| member).collect();
+            self.orders.insert(id, Order::new(members, false));
         }
     }
 
     /// Forgets the groups of which no plan knows.
     pub(crate) fn retain(&mut self, plans: &[Arc<ServicePlan>]) {
         let known: FxHashSet<GroupId> = plans.iter().flat_map(|p| groups(Some(p)).into_keys()).collect();
-        self.unsorted.retain(|id, _| known.contains(id));
+        self.orders.retain(|id, _| known.contains(id));
     }
 
     /// Keeps surviving endpoints in their slots.
@@ -129,21 +178,28 @@ impl Slots {
         let before = groups(change.old.as_ref());
         let after = groups(change.new.as_ref());
         for id in before.keys().filter(|id| !after.contains_key(id)) {
-            self.unsorted.remove(id);
+            self.orders.remove(id);
         }
         for (id, targets) in after {
-            let previous = self.unsorted.remove(&id);
-            let slots = match (edits.get(&id), before.get(&id)) {
-                (Some(edit), Some(old)) => {
-                    edit.apply(previous.map_or_else(|| members(old), <[Member]>::into_vec))
+            let (previous, is_large) = (self.orders.remove(&id), targets.len() >= LARGE);
+            let sorted = || before.get(&id).map_or_else(Vec::new, |old| members(old));
+            let order = match (edits.get(&id), previous) {
+                (Some(edit), Some(mut order)) if order.slots.is_some() == is_large => {
+                    order.edit(edit);
+                    order
                 }
-                (None, Some(old)) => {
-                    arrange(&previous.map_or_else(|| members(old), <[Member]>::into_vec), &members(targets))
+                (Some(edit), previous) => {
+                    let mut order = Order::new(previous.map_or_else(sorted, |order| order.members), false);
+                    order.edit(edit);
+                    Order::new(order.members, is_large)
                 }
-                (_, None) => arrange(&previous.unwrap_or_default(), &members(targets)),
+                (None, previous) => {
+                    let previous = previous.map_or_else(sorted, |order| order.members);
+                    Order::new(arrange(&previous, &members(targets)), is_large)
+                }
             };
-            if !slots.iter().copied().eq(targets.iter().map(member)) {
-                self.unsorted.insert(id, slots.into());
+            if is_large || !order.members.iter().copied().eq(targets.iter().map(member)) {
+                self.orders.insert(id, order);
             }
         }
     }
@@ -160,74 +216,34 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
-    /// Between two lists, each sorted. `order`: of the old one, where it is not the sorted one. The result is that of
-    /// [`arrange`].
-    fn between(old: &[Target], new: &[Target], order: Option<&[Member]>) -> Edit {
-        let (gone, came) = difference(old, new);
+    /// Between two lists. `order`: of the old one, where it is not the sorted one. The result is that of [`arrange`].
+    fn between(old: &List<Target>, new: &List<Target>, order: Option<&Order>) -> Edit {
+        let (gone, came) = old.difference(new);
         let (left, arrived) = (without(&gone, &came), without(&came, &gone));
         let at = |slot: usize| match order {
-            Some(order) => order[slot],
-            None => member(&old[slot]),
+            Some(order) => order.members.get(slot).copied(),
+            None => old.get(slot).map(member),
         };
         let leaves = |member: &Member| left.binary_search(member).is_ok();
         let holes: Vec<usize> = match order {
-            Some(order) => {
-                (0..order.len()).filter(|slot| !left.is_empty() && leaves(&order[*slot])).collect()
-            }
-            None => left.iter().filter_map(|m| old.binary_search_by_key(m, member).ok()).collect(),
+            Some(order) => order.slots_of(&left),
+            None => left.iter().filter_map(|m| old.place(m, member)).collect(),
         };
-        let beyond = (new.len()..old.len()).map(at);
+        let beyond = (new.len()..old.len()).filter_map(at);
         let fill = beyond.clone().filter(|member| !leaves(member)).chain(arrived);
         let free = holes.iter().copied().filter(|slot| *slot < new.len()).chain(old.len()..new.len());
-        let touched = holes.iter().copied().filter(|slot| *slot < new.len()).map(|slot| (slot, at(slot)));
+        let emptied = holes.iter().copied().filter(|slot| *slot < new.len());
+        let touched = emptied.filter_map(|slot| Some((slot, at(slot)?)));
         let numbered = |(slot, member): (usize, Member)| (slot as u32, member);
         Edit {
-            after: Part { slots: free.zip(fill).map(numbered).collect(), local: on_this_node(&came) },
+            after: Part { slots: free.zip(fill).map(numbered).collect(), local: on_this_node(came.iter()) },
             before: Part {
                 slots: touched.chain((new.len()..).zip(beyond)).map(numbered).collect(),
-                local: on_this_node(&gone),
+                local: on_this_node(gone.iter()),
             },
             len: new.len(),
         }
     }
-
-    /// The order of slots after it.
-    fn apply(&self, mut order: Vec<Member>) -> Vec<Member> {
-        order.truncate(self.len);
-        for (slot, member) in &self.after.slots {
-            match order.get_mut(*slot as usize) {
-                Some(place) => *place = *member,
-                None => order.push(*member),
-            }
-        }
-        order
-    }
-}
-
-/// What is only in the one and only in the other of two sorted lists.
-fn difference(old: &[Target], new: &[Target]) -> (Vec<Target>, Vec<Target>) {
-    // Most lists differ in one place, and comparing is much faster than merging.
-    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
-    let (old, new) = (&old[start..], &new[start..]);
-    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
-    let (mut old, mut new) = (&old[..old.len() - end], &new[..new.len() - end]);
-    let (mut gone, mut came) = (Vec::new(), Vec::new());
-    while let ([first, old_rest @ ..], [other, new_rest @ ..]) = (old, new) {
-        match first.cmp(other) {
-            Ordering::Less => {
-                gone.push(*first);
-                old = old_rest;
-            }
-            Ordering::Greater => {
-                came.push(*other);
-                new = new_rest;
-            }
-            Ordering::Equal => (old, new) = (old_rest, new_rest),
-        }
-    }
-    gone.extend_from_slice(old);
-    came.extend_from_slice(new);
-    (gone, came)
 }
 
 /// The members of a list that are not in another one, sorted.
@@ -236,13 +252,13 @@ fn without(list: &[Target], other: &[Target]) -> Vec<Member> {
     list.filter(|member| other.binary_search_by_key(member, self::member).is_err()).collect()
 }
 
-fn on_this_node(targets: &[Target]) -> Vec<Target> {
-    targets.iter().filter(|target| target.local).copied().collect()
+fn on_this_node<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<Target> {
+    targets.filter(|target| target.local).copied().collect()
 }
 
 /// A group of a plan, and how many of its service ports lead there.
 struct Used<'a> {
-    targets: &'a [Target],
+    targets: &'a List<Target>,
     users: usize,
 }
 
@@ -261,7 +277,7 @@ fn used_groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, Used<'_>> 
 }
 
 /// The groups of a plan that have endpoints.
-pub(crate) fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, &[Target]> {
+pub(crate) fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, &List<Target>> {
     let mut found = FxHashMap::default();
     for port in plan.iter().flat_map(|plan| plan.ports.iter()) {
         for group in [Group::Cluster, Group::Local] {
@@ -274,11 +290,11 @@ pub(crate) fn groups(plan: Option<&Arc<ServicePlan>>) -> FxHashMap<GroupId, &[Ta
     found
 }
 
-fn members(targets: &[Target]) -> Vec<Member> {
+fn members(targets: &List<Target>) -> Vec<Member> {
     targets.iter().map(member).collect()
 }
 
-fn member(target: &Target) -> Member {
+pub(crate) fn member(target: &Target) -> Member {
     (target.address, target.port)
 }
 
@@ -286,13 +302,14 @@ fn member(target: &Target) -> Member {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::IpAddr;
 
-    fn targets(numbers: impl IntoIterator<Item = (u8, bool)>) -> Vec<Target> {
+    fn targets(numbers: impl IntoIterator<Item = (u8, bool)>) -> List<Target> {
         let target = |(n, local)| Target { address: IpAddr::from([10, 0, 0, n]), port: 80, local };
         numbers.into_iter().map(target).collect()
     }
 
-    fn list() -> impl Strategy<Value = Vec<Target>> {
+    fn list() -> impl Strategy<Value = List<Target>> {
         proptest::collection::btree_map(0_u8..30, any::<bool>(), 0..20).prop_map(targets)
     }
 
@@ -300,11 +317,13 @@ mod tests {
     fn one_endpoint_of_many_touches_a_slot_or_two() {
         let target = |n: u32| Target { address: IpAddr::from(n.to_be_bytes()), port: 80, local: false };
         let all: Vec<Target> = (0..10_000).map(target).collect();
-        let mut less = all.clone();
-        less.remove(17);
-        let mut order: Vec<Member> = members(&all);
-        order.reverse();
-        for order in [None, Some(&order[..])] {
+        let (all, less): (List<Target>, List<Target>) = (all.iter().copied().collect(), {
+            let others = all.iter().enumerate().filter(|(at, _)| *at != 17);
+            others.map(|(_, target)| *target).collect()
+        });
+        let reversed: Vec<Member> = members(&all).into_iter().rev().collect();
+        let orders = [false, true].map(|is_large| Order::new(reversed.clone(), is_large));
+        for order in [None, Some(&orders[0]), Some(&orders[1])] {
             let edit = Edit::between(&all, &less, order);
             assert_eq!((edit.before.slots.len(), edit.after.slots.len()), (2, 1));
         }
@@ -314,14 +333,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_edit_leads_to_the_order_that_all_members_would(lists in proptest::collection::vec(list(), 2..6)) {
-            let mut order: Option<Box<[Member]>> = None;
+        fn an_edit_leads_to_the_order_that_all_members_would(
+            lists in proptest::collection::vec(list(), 2..6),
+            is_large: bool,
+        ) {
+            let mut order: Option<Order> = None;
             for two in lists.windows(2) {
                 let (old, new) = (&two[0], &two[1]);
-                let edit = Edit::between(old, new, order.as_deref());
-                let before = order.take().map_or_else(|| members(old), <[Member]>::into_vec);
+                let edit = Edit::between(old, new, order.as_ref());
+                let mut edited = order.take().unwrap_or_else(|| Order::new(members(old), is_large));
+                let before = edited.members.clone();
                 let after = arrange(&before, &members(new));
-                prop_assert_eq!(&edit.apply(before.clone()), &after);
+                edited.edit(&edit);
+                prop_assert_eq!(&edited, &Order::new(after.clone(), is_large));
                 // What it does not touch is the same before and after.
                 let touched = |part: &Part, slot| part.slots.iter().any(|(touched, _)| *touched == slot);
                 for (slot, member) in (0..).zip(&before) {
@@ -332,13 +356,13 @@ mod tests {
                     let kept = before.get(slot as usize) == Some(member);
                     prop_assert!(kept && !touched(&edit.before, slot) || edit.after.slots.contains(&(slot, *member)));
                 }
-                let local = |gone: &[Target], from: &[Target]| {
-                    let mut all = on_this_node(from);
+                let local = |gone: &[Target], from: &List<Target>| {
+                    let mut all = on_this_node(from.iter());
                     all.retain(|target| !gone.contains(target));
                     all
                 };
                 prop_assert_eq!(local(&edit.before.local, old), local(&edit.after.local, new));
-                order = (after != members(new)).then(|| after.into());
+                order = (after != members(new)).then_some(edited);
             }
         }
     }

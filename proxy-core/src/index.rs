@@ -1,6 +1,6 @@
 //! The index: the current objects, joined by name, and which Services an event touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -119,18 +119,24 @@ macro_rules! named {
 }
 named!(Service, EndpointSlice, Node, ServiceCidr, Pod, Namespace);
 
+impl<T: Named> Named for Arc<T> {
+    fn object_name(&self) -> &ObjectName {
+        (**self).object_name()
+    }
+}
+
 /// The current objects.
 ///
 /// Slices of Services that do not exist (yet) are kept and come to life when the Service appears.
 #[derive(Default)]
 pub struct Index {
     services: Store<Service>,
-    slices: Store<EndpointSlice>,
+    slices: Store<Arc<EndpointSlice>>,
     nodes: Store<Node>,
     service_cidrs: Store<ServiceCidr>,
     pods: Store<Pod>,
     namespaces: Store<Namespace>,
-    slices_of: FxHashMap<ObjectName, BTreeSet<ObjectName>>,
+    slices_of: FxHashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
     names: FxHashSet<Arc<str>>,
     dirty: Dirty,
 }
@@ -185,9 +191,12 @@ impl Index {
         let change = match change {
             Change::Apply(mut slice) => {
                 self.share_names(&mut slice);
-                Change::Apply(slice)
+                Change::Apply(Arc::new(slice))
             }
-            other => other,
+            Change::ListBegin => Change::ListBegin,
+            Change::Delete(name) => Change::Delete(name),
+            Change::Keep(name) => Change::Keep(name),
+            Change::ListEnd => Change::ListEnd,
         };
         let changed = self.slices.change(change);
         let any = !changed.is_empty();
@@ -200,10 +209,10 @@ impl Index {
                         self.slices_of.remove(&old.service);
                     }
                 }
-                self.dirty.services.insert(old.service);
+                self.dirty.services.insert(old.service.clone());
             }
             if let Some(new) = self.slices.objects.get(&name) {
-                self.slices_of.entry(new.service.clone()).or_default().insert(name);
+                self.slices_of.entry(new.service.clone()).or_default().insert(name, new.clone());
                 self.dirty.services.insert(new.service.clone());
             }
         }
@@ -311,9 +320,9 @@ impl Index {
         nets
     }
 
-    /// The slices of a Service, in the order of their names.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.objects.get(name))
+    /// The slices of a Service, in the order of their names. One that has not changed is the same allocation as before.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices_of.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// All addresses of a Service's endpoints with TCP ports, whatever their conditions.
@@ -378,7 +387,7 @@ fn sort_by<T: Copy, K: Ord + Copy>(list: &mut Vec<T>, keys: Vec<K>) {
     *list = order.into_iter().map(|(_, at)| list[at as usize]).collect();
 }
 
-fn merged(endpoint: &SliceEndpoint, port: u16) -> Endpoint<'_> {
+pub(crate) fn merged(endpoint: &SliceEndpoint, port: u16) -> Endpoint<'_> {
     Endpoint {
         address: endpoint.address,
         port,

@@ -16,6 +16,7 @@ pub mod event;
 pub mod group;
 pub mod index;
 pub mod ipvs;
+pub mod list;
 pub mod loopback;
 pub mod model;
 pub mod net;

@@ -8,8 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::group::member;
+use crate::list::List;
 use crate::net::{Family, Protocol};
-use crate::plan::{Action, Capture, PlanChange, PortPlan, ServicePlan};
+use crate::plan::{Action, Capture, PlanChange, PortPlan, ServicePlan, Target};
 
 /// What becomes of node ports on loopback addresses of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,8 +47,8 @@ pub fn localhost(family: Family) -> IpAddr {
 /// Where connections to one listener go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backends {
-    /// The endpoints; at least one.
-    pub endpoints: Box<[SocketAddr]>,
+    /// The endpoints; at least one. The plan's own list, which may be long.
+    pub endpoints: List<Target>,
     /// ClientIP affinity: how long after the last connection the next one goes to the same endpoint.
     pub affinity: Option<Duration>,
 }
@@ -74,9 +76,7 @@ fn of_port(port: &PortPlan) -> Vec<(SocketAddr, Backends)> {
     for frontend in &port.frontends {
         let Capture::NodePort(family, Protocol::Tcp, number) = frontend.capture else { continue };
         let Action::Forward { group, .. } = frontend.actions.other else { continue };
-        let targets = port.targets(group).iter();
-        let endpoints: Box<[SocketAddr]> =
-            targets.map(|target| SocketAddr::new(target.address, target.port)).collect();
+        let endpoints = port.targets(group).clone();
         let affinity = port.affinity.map(|seconds| Duration::from_secs(u64::from(seconds)));
         if !endpoints.is_empty() {
             found.push((SocketAddr::new(localhost(family), number), Backends { endpoints, affinity }));
@@ -111,19 +111,19 @@ impl Picker {
     pub fn pick(&mut self, now: Duration, random: u64) -> Option<SocketAddr> {
         let endpoints = &self.backends.endpoints;
         let Some(timeout) = self.backends.affinity else { return choose(endpoints, random) };
-        let pinned = self
-            .pinned
-            .filter(|(endpoint, used)| now.saturating_sub(*used) <= timeout && endpoints.contains(endpoint));
+        let is_there = |at: &SocketAddr| endpoints.with((at.ip(), at.port()), member).next().is_some();
+        let pinned =
+            self.pinned.filter(|(endpoint, used)| now.saturating_sub(*used) <= timeout && is_there(endpoint));
         let endpoint = pinned.map(|(endpoint, _)| endpoint).or_else(|| choose(endpoints, random))?;
         self.pinned = Some((endpoint, now));
         Some(endpoint)
     }
 }
 
-fn choose(endpoints: &[SocketAddr], random: u64) -> Option<SocketAddr> {
+fn choose(endpoints: &List<Target>, random: u64) -> Option<SocketAddr> {
     let count = endpoints.len() as u64;
     let at = random.checked_rem(count)?;
-    endpoints.get(at as usize).copied()
+    endpoints.get(at as usize).map(|target| SocketAddr::from(member(target)))
 }
 
 #[cfg(test)]
@@ -176,7 +176,8 @@ mod tests {
 
     fn of(list: &[PlanChange]) -> Vec<(String, Option<Vec<SocketAddr>>)> {
         let changes = changes(list, [true, false]).into_iter();
-        changes.map(|(at, to)| (at.to_string(), to.map(|to| to.endpoints.to_vec()))).collect()
+        let endpoints = |to: Arc<Backends>| to.endpoints.iter().map(|t| member(t).into()).collect();
+        changes.map(|(at, to)| (at.to_string(), to.map(endpoints))).collect()
     }
 
     #[test]
@@ -222,7 +223,7 @@ mod tests {
     }
 
     fn backends(endpoints: &[u8], affinity: Option<u64>) -> Arc<Backends> {
-        let endpoints = endpoints.iter().map(|last| endpoint(*last)).collect();
+        let endpoints = endpoints.iter().map(|last| target(*last)).collect();
         Arc::new(Backends { endpoints, affinity: affinity.map(Duration::from_secs) })
     }
 

@@ -38,7 +38,7 @@ pub(crate) use skeleton::{
 pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
 pub use strangers::{Deed, Strangers, Subject};
 
-pub use crate::group::{GroupId, Member, SlotOrder};
+pub use crate::group::{GroupId, Member};
 pub use crate::plan::Scheduler;
 
 use crate::loopback::Loopback;

@@ -6,6 +6,7 @@ mod budget;
 mod claims;
 mod eligibility;
 mod grants;
+mod large;
 mod planner;
 mod policy;
 
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::list::List;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{Family, Protocol};
 
@@ -66,6 +68,9 @@ impl fmt::Display for Capture {
         }
     }
 }
+
+/// Address and port of an endpoint.
+pub type Member = (IpAddr, u16);
 
 /// Which of a service port's two endpoint lists a frontend balances over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,13 +132,13 @@ pub struct PortPlan {
     /// ClientIP affinity timeout in seconds, shared by all frontends of the service port.
     pub affinity: Option<u32>,
     /// The Cluster endpoint list, sorted; empty when no frontend uses it.
-    pub cluster: Box<[Target]>,
+    pub cluster: List<Target>,
     /// The Local endpoint list, sorted; empty when no frontend uses it.
-    pub local: Box<[Target]>,
+    pub local: List<Target>,
     /// The frontends that this service port won (reference 1.5, conflicts).
     pub frontends: Box<[Frontend]>,
     /// UDP only: all serving endpoints, whatever their readiness or place, sorted; flows to others are stale.
-    pub serving: Arc<[(IpAddr, u16)]>,
+    pub serving: List<Member>,
     /// iTP=Local with endpoints somewhere but none here.
     pub lacks_local_internal: bool,
     /// eTP=Local with endpoints somewhere but none here.
@@ -142,7 +147,7 @@ pub struct PortPlan {
 
 impl PortPlan {
     /// The targets of a group.
-    pub fn targets(&self, group: Group) -> &[Target] {
+    pub fn targets(&self, group: Group) -> &List<Target> {
         match group {
             Group::Cluster => &self.cluster,
             Group::Local => &self.local,

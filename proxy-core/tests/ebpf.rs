@@ -3,10 +3,16 @@
 
 #![expect(clippy::panic, clippy::expect_used, reason = "tests fail by panicking")]
 
+#[path = "support/large.rs"]
+mod large;
+#[path = "ebpf/large.rs"]
+mod many;
 #[path = "support/maps.rs"]
 mod maps;
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "ebpf/refused.rs"]
+mod refused;
 #[path = "support/universe.rs"]
 mod universe;
 
@@ -61,10 +67,14 @@ struct Run {
 
 impl Run {
     fn new(scheduler: Scheduler) -> Self {
+        Run::with_large_from(usize::MAX, scheduler)
+    }
+
+    fn with_large_from(large_from: usize, scheduler: Scheduler) -> Self {
         let config = PlanConfig { node_name: "here".into(), detects_pods: DETECTS, ..PlanConfig::default() };
         Run {
             index: Index::default(),
-            planner: Planner::new(config),
+            planner: Planner::with_large_from(large_from, config),
             scheduler,
             ledger: Ledger::new(scheduler),
             maps: Maps::default(),
@@ -264,7 +274,9 @@ fn changes_hands(key: &FrontendKey, before: &View, after: &View) -> bool {
 }
 
 fn live(scheduler: Scheduler, history: &[Step]) {
-    let mut run = Run::new(scheduler);
+    // Now all Services are large, now none.
+    let large_from = if history.len().is_multiple_of(2) { 0 } else { usize::MAX };
+    let mut run = Run::with_large_from(large_from, scheduler);
     history.iter().for_each(|step| run.step(step));
 }
 

@@ -65,8 +65,8 @@ impl Row {
         let uses_local = service.uses_local_endpoints(&port, Family::V4);
         let lists = eligible(&endpoints, uses_cluster, uses_local, &config);
         let expected = EndpointLists {
-            cluster: self.targets(self.cluster, &parsed),
-            local: self.targets(self.local, &parsed),
+            cluster: self.targets(self.cluster, &parsed).into_iter().collect(),
+            local: self.targets(self.local, &parsed).into_iter().collect(),
             has_any: self.has_any,
         };
         assert_eq!(lists, expected, "{}", self.claim);

@@ -171,7 +171,7 @@ fn a_slice_that_is_given_to_another_service_moves_at_once() {
     let changed: Vec<&ObjectName> = changes.iter().map(|change| &change.name).collect();
     assert_eq!(changed, [&name("api"), &name("web")]);
     assert!(world.plan("web").ports[0].cluster.is_empty());
-    assert_eq!(world.plan("api").ports[0].cluster[0].address, ip("10.0.0.1"));
+    assert_eq!(world.plan("api").ports[0].cluster.get(0).unwrap().address, ip("10.0.0.1"));
     assert_eq!(world.index.slices(&name("web")).count(), 0);
     assert_eq!(world.index.slices(&name("api")).count(), 1);
 }
@@ -182,11 +182,11 @@ fn slices_that_come_before_their_service_come_to_life_with_it() {
     let mut world = World::new(PlanConfig::default());
     assert_eq!(world.apply(apply_slice(&own)), []);
     world.apply(apply_service(&web("web", "172.30.0.1")));
-    assert_eq!(world.plan("web").ports[0].cluster[0].address, ip("10.0.0.1"));
+    assert_eq!(world.plan("web").ports[0].cluster.get(0).unwrap().address, ip("10.0.0.1"));
     // They outlive it, too.
     world.apply(Event::Service(Change::Delete(name("web"))));
     world.apply(apply_service(&web("web", "172.30.0.1")));
-    assert_eq!(world.plan("web").ports[0].cluster[0].address, ip("10.0.0.1"));
+    assert_eq!(world.plan("web").ports[0].cluster.get(0).unwrap().address, ip("10.0.0.1"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod source_ranges;
 mod world;
 
 use sluice_core::event::{Change, Event};
+use sluice_core::list::List;
 use sluice_core::model::{Conditions, EndpointSlice, Service, ServiceType, SliceEndpoint, TrafficPolicy};
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::GroupId;
@@ -158,11 +159,11 @@ fn the_groups_hold_the_cluster_and_the_local_list() {
     let world = World::of(config(true, false), &[web(Local, Local)], &here_and_there());
     let plan = world.plan("web");
     let v4 = port_plan(&plan, "http", Tcp, Family::V4);
-    assert_eq!(*v4.cluster, [target("10.0.0.1", 8080, true), target("10.0.0.2", 8080, false)]);
-    assert_eq!(*v4.local, [target("10.0.0.1", 8080, true)]);
+    assert_eq!(v4.cluster, [target("10.0.0.1", 8080, true), target("10.0.0.2", 8080, false)]);
+    assert_eq!(v4.local, [target("10.0.0.1", 8080, true)]);
     let v6 = port_plan(&plan, "http", Tcp, Family::V6);
-    assert_eq!(*v6.cluster, [target("fd00:10::1", 8080, true), target("fd00:10::2", 8080, false)]);
-    assert_eq!(*v6.local, [target("fd00:10::1", 8080, true)]);
+    assert_eq!(v6.cluster, [target("fd00:10::1", 8080, true), target("fd00:10::2", 8080, false)]);
+    assert_eq!(v6.local, [target("fd00:10::1", 8080, true)]);
 }
 
 #[test]
@@ -233,7 +234,7 @@ fn external_traffic_with_etp_local_short_circuits_pods_and_host_and_keeps_other_
 fn local_endpoints_are_marked_for_hairpin_in_both_lists() {
     let world = World::of(config(true, false), &[web(Cluster, Local)], &here_and_there());
     let plan = port_plan(&world.plan("web"), "http", Tcp, Family::V4);
-    let local = |targets: &[Target]| -> Vec<bool> { targets.iter().map(|t| t.local).collect() };
+    let local = |targets: &List<Target>| -> Vec<bool> { targets.iter().map(|t| t.local).collect() };
     assert_eq!(local(&plan.cluster), [true, false]);
     assert_eq!(local(&plan.local), [true]);
 }
@@ -326,8 +327,8 @@ fn local_terminating_endpoints_serve_local_traffic_beside_remote_ready_ones() {
     let slices = slices(&[("1", "here", serving_terminating), ("2", "there", endpoint)]);
     let world = World::of(config(true, false), &[web(Cluster, Local)], &slices);
     let plan = port_plan(&world.plan("web"), "http", Tcp, Family::V4);
-    assert_eq!(*plan.cluster, [target("10.0.0.2", 8080, false)]);
-    assert_eq!(*plan.local, [target("10.0.0.1", 8080, true)]);
+    assert_eq!(plan.cluster, [target("10.0.0.2", 8080, false)]);
+    assert_eq!(plan.local, [target("10.0.0.1", 8080, true)]);
     let actions = world.frontend("web", capture(Role::LoadBalancer, Family::V4)).expect("frontend").actions;
     assert_eq!(actions, by_client(CLUSTER, CLUSTER_SNAT, LOCAL));
 }
@@ -340,7 +341,7 @@ fn remote_terminating_endpoints_serve_cluster_traffic_only() {
     assert_eq!(actions(Role::ClusterIp), by_client(CLUSTER, CLUSTER_SNAT, CLUSTER_SNAT));
     assert_eq!(actions(Role::LoadBalancer), by_client(CLUSTER, CLUSTER_SNAT, Drop));
     let plan = port_plan(&world.plan("web"), "http", Tcp, Family::V4);
-    assert_eq!(*plan.cluster, [target("10.0.0.2", 8080, false)]);
+    assert_eq!(plan.cluster, [target("10.0.0.2", 8080, false)]);
 }
 
 // Sections 1.2, 1.3 and 1.8.
@@ -435,8 +436,8 @@ fn an_internal_only_local_service_has_no_cluster_list() {
     };
     let world = World::of(config(true, false), &[service], &here_and_there());
     let plan = port_plan(&world.plan("web"), "http", Tcp, Family::V4);
-    assert_eq!(*plan.cluster, []);
-    assert_eq!(*plan.local, [target("10.0.0.1", 8080, true)]);
+    assert_eq!(plan.cluster, []);
+    assert_eq!(plan.local, [target("10.0.0.1", 8080, true)]);
     assert!(!plan.lacks_local_external);
 }
 
@@ -493,7 +494,7 @@ fn one_port_number_serves_each_protocol_by_itself() {
         ("s", Sctp, target("10.0.0.3", 1003, false)),
     ] {
         let port = port_plan(&plan, name, protocol, Family::V4);
-        assert_eq!(*port.cluster, [endpoint]);
+        assert_eq!(port.cluster, [endpoint]);
         let captures: Vec<Capture> = port.frontends.iter().map(|f| f.capture).collect();
         assert_eq!(
             captures,
@@ -517,8 +518,8 @@ fn one_port_name_may_have_two_protocols() {
     ];
     let world = World::of(config(true, false), &[service], &slices);
     let plan = world.plan("dns");
-    assert_eq!(*port_plan(&plan, "dns", Tcp, Family::V4).cluster, [target("10.0.0.1", 1001, false)]);
-    assert_eq!(*port_plan(&plan, "dns", Udp, Family::V4).cluster, [target("10.0.0.1", 1002, false)]);
+    assert_eq!(port_plan(&plan, "dns", Tcp, Family::V4).cluster, [target("10.0.0.1", 1001, false)]);
+    assert_eq!(port_plan(&plan, "dns", Udp, Family::V4).cluster, [target("10.0.0.1", 1002, false)]);
 }
 
 #[test]
@@ -551,7 +552,7 @@ fn host_network_endpoints_are_ordinary() {
     let slice = slice("web-4", "web", ("http", Tcp, 80), vec![endpoint("192.168.0.2", "here")]);
     let world = World::of(config(true, false), &[web(Cluster, Cluster)], &[slice]);
     let plan = port_plan(&world.plan("web"), "http", Tcp, Family::V4);
-    assert_eq!(*plan.cluster, [target("192.168.0.2", 80, true)]);
+    assert_eq!(plan.cluster, [target("192.168.0.2", 80, true)]);
 }
 
 #[test]
@@ -595,8 +596,8 @@ fn udp_ports_tell_which_endpoints_may_keep_flows() {
     let slices = [slice("dns-4", "dns", ("dns", Udp, 53), endpoints)];
     let world = World::of(config(true, false), &[service], &slices);
     let plan = port_plan(&world.plan("dns"), "dns", Udp, Family::V4);
-    let serving: Vec<_> = ips("10.0.0.1 10.0.0.2 10.0.0.3").into_iter().map(|ip| (ip, 53)).collect();
-    assert_eq!(*plan.serving, serving);
+    let serving: List<_> = ips("10.0.0.1 10.0.0.2 10.0.0.3").into_iter().map(|ip| (ip, 53)).collect();
+    assert_eq!(plan.serving, serving);
     let world = World::of(config(true, false), &[web(Cluster, Cluster)], &here_and_there());
     assert!(world.plan("web").ports.iter().all(|port| port.serving.is_empty()), "TCP");
 }

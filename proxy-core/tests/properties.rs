@@ -5,6 +5,10 @@
 
 #[path = "support/kernel.rs"]
 mod kernel;
+#[path = "support/large.rs"]
+mod large;
+#[path = "properties/large.rs"]
+mod many;
 #[path = "support/objects.rs"]
 mod objects;
 #[path = "support/universe.rs"]
@@ -146,6 +150,10 @@ struct Run {
 
 impl Run {
     fn new(config: NftConfig) -> Self {
+        Run::with_large_from(usize::MAX, config)
+    }
+
+    fn with_large_from(large_from: usize, config: NftConfig) -> Self {
         let node = NodeView::default();
         let mut kernel = Kernel::default();
         let ledger = Ledger::new(config.clone(), node.clone());
@@ -156,7 +164,7 @@ impl Run {
         Run {
             objects: Objects::default(),
             index: Index::default(),
-            planner: Planner::new(plan_config),
+            planner: Planner::with_large_from(large_from, plan_config),
             told: Plans::new(),
             config,
             node,
@@ -378,8 +386,13 @@ fn nft_config(scheduler: Scheduler) -> NftConfig {
     }
 }
 
-fn live(scheduler: Scheduler, history: &[Step]) {
-    let mut run = Run::new(nft_config(scheduler));
+/// Whichever Services count as large.
+fn large_from() -> impl Strategy<Value = usize> {
+    proptest::sample::select(vec![0, 6, usize::MAX])
+}
+
+fn live(scheduler: Scheduler, large_from: usize, history: &[Step]) {
+    let mut run = Run::with_large_from(large_from, nft_config(scheduler));
     for step in history {
         run.step(step);
     }
@@ -390,13 +403,19 @@ proptest! {
     #![proptest_config(cases(200))]
 
     #[test]
-    fn every_history_ends_where_a_fresh_start_does_with_random_picks(history in history()) {
-        live(Scheduler::Random, &history);
+    fn every_history_ends_where_a_fresh_start_does_with_random_picks(
+        history in history(),
+        large_from in large_from(),
+    ) {
+        live(Scheduler::Random, large_from, &history);
     }
 
     #[test]
-    fn every_history_ends_where_a_fresh_start_does_with_round_robin(history in history()) {
-        live(Scheduler::RoundRobin, &history);
+    fn every_history_ends_where_a_fresh_start_does_with_round_robin(
+        history in history(),
+        large_from in large_from(),
+    ) {
+        live(Scheduler::RoundRobin, large_from, &history);
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Backend {
                 let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
                 backend.full(config, view, plans, known)?
             }
-            Backend::Ebpf(backend) => backend.full(settings, facts, plans)?.into(),
+            Backend::Ebpf(backend) => backend.full(settings, facts, plans, known)?,
             Backend::Ipvs(backend) => backend.full(settings, facts, plans, known)?,
         })
     }
@@ -182,6 +182,11 @@ impl Backend {
     /// Whether [`Backend::check`] finds anything that nobody else tells.
     pub fn wants_checks(&self) -> bool {
         matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
+    }
+
+    /// Whether [`Backend::check`] looks at what is there for Services, and not only at what all of them rest on.
+    pub fn checks_services(&self) -> bool {
+        matches!(self, Backend::Ipvs(_))
     }
 
     /// Whether the kernel does with packets what is written, as far as is known: programs may be detached, rules cannot.

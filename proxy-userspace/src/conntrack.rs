@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
+use sluice_core::list::List;
 use sluice_core::net::{Family, Protocol};
-use sluice_core::plan::{Capture, PlanChange, ServicePlan};
+use sluice_core::plan::{Capture, Member, PlanChange, ServicePlan};
 use sluice_sys::conntrack::{Conntrack, Flow};
 use sluice_sys::netlink::NetlinkError;
 use tokio::sync::{mpsc, watch};
@@ -84,7 +85,7 @@ fn open_frontends(plan: Option<&Arc<ServicePlan>>) -> impl Iterator<Item = Captu
 }
 
 /// Endpoints that flows of a frontend may go to, in order.
-type Serving = Arc<[(IpAddr, u16)]>;
+type Serving = List<Member>;
 type Served = (Capture, Serving);
 
 fn frontends(plan: Option<&Arc<ServicePlan>>) -> Vec<Served> {
@@ -124,7 +125,9 @@ fn is_stale(passes: &Passes<Capture, State>, flow: &Flow, own: &Own<'_>) -> bool
     };
     match state {
         // Packets sent before there were endpoints were tracked untranslated: end those too.
-        State::Serving(list) if !list.is_empty() => list.binary_search(&flow.replier).is_err(),
+        State::Serving(list) if !list.is_empty() => {
+            list.with(flow.replier, |member| *member).next().is_none()
+        }
         // Without endpoints only translated flows are known to be ours.
         State::Serving(_) | State::Gone => translated,
         State::Opened => flow.is_vain && !translated,
@@ -219,10 +222,10 @@ mod tests {
         let port = PortPlan {
             id,
             affinity: None,
-            cluster: Box::default(),
-            local: Box::default(),
+            cluster: List::default(),
+            local: List::default(),
             frontends: Box::new([frontend]),
-            serving: [].into(),
+            serving: List::default(),
             lacks_local_internal: false,
             lacks_local_external: false,
         };
@@ -246,7 +249,7 @@ mod tests {
             assert_eq!(states(plan(forward(false)), None), []);
         }
         let udp = states(None, plan(Protocol::Udp, forward(false)));
-        assert_eq!(udp, [State::Serving(Arc::new([]))]);
+        assert_eq!(udp, [State::Serving(List::default())]);
     }
 
     #[test]

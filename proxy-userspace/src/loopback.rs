@@ -219,6 +219,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener as Listener, TcpStream as Stream};
 
+    use sluice_core::plan::Target;
+
     /// Says its name, then all that it was told until the end.
     fn endpoint(name: &'static str) -> SocketAddr {
         let listener = Listener::bind("127.0.0.1:0").unwrap();
@@ -242,7 +244,8 @@ mod tests {
     }
 
     fn to(endpoints: &[SocketAddr]) -> Arc<Backends> {
-        Arc::new(Backends { endpoints: endpoints.into(), affinity: None })
+        let target = |at: &SocketAddr| Target { address: at.ip(), port: at.port(), local: false };
+        Arc::new(Backends { endpoints: endpoints.iter().map(target).collect(), affinity: None })
     }
 
     struct Running {

@@ -632,7 +632,7 @@ impl Reconciler {
         }
         self.check_at = Instant::now() + CHECK_PERIOD;
         // What the kernel refuses is not there, which nobody else did; it is tried again soon enough.
-        if self.quarantine.len() > 0 {
+        if self.quarantine.len() > 0 && self.backend.checks_services() {
             return;
         }
         match self.backend.check() {

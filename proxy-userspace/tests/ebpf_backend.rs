@@ -13,8 +13,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use sluice::affinity::Told;
-use sluice::backend::Applied;
 use sluice::backend::ebpf::{self, Backend};
+use sluice::backend::{Applied, Known};
 use sluice::config::{Flags, Settings, resolve};
 use sluice::node::{Device, NodeFacts};
 use sluice::{conntrack, flows, handover};
@@ -109,7 +109,9 @@ impl World {
         let dirty = self.index.take_dirty();
         self.planner.replan(&self.index, dirty.services);
         let plans: Vec<Arc<ServicePlan>> = self.planner.plans().cloned().collect();
-        self.backend.full(&self.settings, &self.facts, &plans).unwrap()
+        let done = self.backend.full(&self.settings, &self.facts, &plans, &Known::default()).unwrap();
+        assert!(done.refused.is_empty(), "{:?}", done.refused);
+        done.applied
     }
 
     fn capacity(&self, map: &str) -> (usize, usize) {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::edits::{Edits, Side, Touched};
 use super::entry::{Entry, MapKind, Op, ip, ordered, sorted};
 use super::lower::{cluster_ip, group_number, lower};
 use crate::diff::{Delta, diff};
@@ -59,11 +60,16 @@ impl Ledger {
     /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
         let changes = PlanChange::merged(changes);
-        let old = self.lower_all(changes.iter().filter_map(|change| change.old.as_deref()));
-        for change in &changes {
-            self.slots.renew(change);
+        // What a change leaves alone in a large group is not lowered at all.
+        let edits: Vec<Edits> = changes.iter().map(|change| Edits::of(change, &self.slots)).collect();
+        let each = || changes.iter().zip(&edits);
+        let old = each().filter_map(|(change, edits)| Some((change.old.as_deref()?, edits)));
+        let old = self.lower_all(old, Side::Before);
+        for (change, edits) in each() {
+            self.slots.renew_by(change, edits.groups());
         }
-        let new = self.lower_all(changes.iter().filter_map(|change| change.new.as_deref()));
+        let new = each().filter_map(|(change, edits)| Some((change.new.as_deref()?, edits)));
+        let new = self.lower_all(new, Side::After);
         let mut delta = diff(old, new);
         self.count_cluster_ips(&changes, &mut delta);
         for entry in &delta.create {
@@ -76,12 +82,16 @@ impl Ledger {
         ordered(delta)
     }
 
-    fn lower_all<'a>(&self, plans: impl Iterator<Item = &'a ServicePlan>) -> Vec<Entry> {
-        sorted(plans.flat_map(|plan| self.lower(plan)).collect())
+    fn lower_all<'a>(
+        &self,
+        plans: impl Iterator<Item = (&'a ServicePlan, &'a Edits)>,
+        side: Side,
+    ) -> Vec<Entry> {
+        sorted(plans.flat_map(|(plan, edits)| self.lower(plan, edits, side)).collect())
     }
 
-    fn lower(&self, plan: &ServicePlan) -> Vec<Entry> {
-        lower(plan, self.scheduler, &|id, targets| self.slots.of(id, targets))
+    fn lower(&self, plan: &ServicePlan, edits: &Edits, side: Side) -> Vec<Entry> {
+        lower(plan, self.scheduler, &Touched { edits, side, slots: &self.slots })
     }
 
     /// Adds the marks of ClusterIPs that the first Service has got or the last one has lost.
@@ -124,7 +134,7 @@ impl Ledger {
         let mut wanted = Vec::new();
         for plan in plans {
             self.slots.renew(&PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) });
-            wanted.extend(self.lower(plan));
+            wanted.extend(self.lower(plan, &Edits::default(), Side::After));
             for ip in &plan.cluster_ips {
                 *self.cluster_ips.entry(*ip).or_default() += 1;
             }

@@ -10,16 +10,27 @@ use sluice_common::service::{
 
 use super::entry::{Entry, address, sorted};
 use super::maglev::table;
-use crate::group::{GroupId, Member, SlotOrder};
+use crate::group::{GroupId, Member};
+use crate::list::List;
 use crate::net::{Family, Protocol};
-use crate::plan::{self, Action, Capture, PortPlan, Scheduler, ServicePlan};
+use crate::plan::{self, Action, Capture, PortPlan, Scheduler, ServicePlan, Target};
+
+/// What is to be lowered of the endpoints of Services: all of them, or what a change touches.
+pub trait Endpoints {
+    /// Slots of a group with their members.
+    fn slots(&self, id: GroupId, targets: &List<Target>) -> Vec<(u32, Member)>;
+    /// All members of a group in the order of their slots. Only a Maglev table depends on all of them.
+    fn order(&self, id: GroupId, targets: &List<Target>) -> Vec<Member>;
+    /// Who may keep flows of UDP, of a service port with this Cluster group.
+    fn serving(&self, id: GroupId, port: &PortPlan) -> Vec<Member>;
+}
 
 /// The entries of one Service, sorted, each key once: all but the marks of its ClusterIPs, which it may share with
-/// others. `slots` gives the members of a group in the order of their slots.
-pub fn lower(plan: &ServicePlan, scheduler: Scheduler, slots: &SlotOrder<'_>) -> Vec<Entry> {
+/// others.
+pub fn lower(plan: &ServicePlan, scheduler: Scheduler, endpoints: &dyn Endpoints) -> Vec<Entry> {
     let mut entries = Vec::new();
     for port in &plan.ports {
-        Lowering { port, scheduler, entries: &mut entries }.run(slots);
+        Lowering { port, scheduler, entries: &mut entries }.run(endpoints);
     }
     // Manifests may give two ports of a Service one name, and with it one group.
     sorted(entries)
@@ -50,49 +61,43 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn run(&mut self, slots: &SlotOrder<'_>) {
+    fn run(&mut self, endpoints: &dyn Endpoints) {
         for group in [plan::Group::Cluster, plan::Group::Local] {
             if self.port.uses(group) {
-                let id = GroupId::new(&self.port.id, self.port.affinity, group);
-                let targets = self.port.targets(group);
-                self.group(group_number(&id, group), &slots(id, targets));
+                self.group(group, endpoints);
             }
         }
-        let id = GroupId::new(&self.port.id, self.port.affinity, plan::Group::Cluster);
-        let identity = group_number(&id, plan::Group::Cluster);
-        self.serving(identity | list::SERVING);
         let port = self.port;
+        let id = GroupId::new(&port.id, port.affinity, plan::Group::Cluster);
+        let identity = group_number(&id, plan::Group::Cluster);
+        if port.id.protocol == Protocol::Udp {
+            let serving = endpoints.serving(id, port);
+            self.entries.extend(serving.iter().map(|serving| member(identity | list::SERVING, serving)));
+        }
         for frontend in &port.frontends {
             self.frontend(identity, frontend);
         }
     }
 
-    fn group(&mut self, group: u64, members: &[Member]) {
-        for (slot, member) in (0..).zip(members) {
+    fn group(&mut self, which: plan::Group, endpoints: &dyn Endpoints) {
+        let id = GroupId::new(&self.port.id, self.port.affinity, which);
+        let (group, targets) = (group_number(&id, which), self.port.targets(which));
+        for (slot, member) in endpoints.slots(id, targets) {
             let key = EndpointKey { group, slot, reserved: 0 };
-            self.entries.push(Entry::Endpoint(key, endpoint(member)));
+            self.entries.push(Entry::Endpoint(key, endpoint(&member)));
             if self.port.affinity.is_some() {
-                self.entries.push(self::member(group, member));
+                self.entries.push(self::member(group, &member));
             }
         }
         match self.scheduler {
             Scheduler::Random => {}
             Scheduler::RoundRobin => self.entries.push(Entry::Cursor(group)),
-            Scheduler::Maglev => self.entries.push(Entry::Maglev(group, table(members))),
+            Scheduler::Maglev => {
+                let table = table(&endpoints.order(id, targets));
+                self.entries.push(Entry::Maglev(group, table));
+            }
         }
-        self.entries.push(Entry::Group(group, Group { count: members.len() as u32, reserved: 0 }));
-    }
-
-    /// Who may keep flows of UDP: endpoints that serve, and those that get new flows now. With
-    /// `publishNotReadyAddresses` the latter need not serve; their flows would be stale from the first packet on.
-    fn serving(&mut self, group: u64) {
-        if self.port.id.protocol != Protocol::Udp {
-            return;
-        }
-        let port = self.port;
-        self.entries.extend(port.serving.iter().map(|serving| member(group, serving)));
-        let targets = port.cluster.iter().chain(&port.local);
-        self.entries.extend(targets.map(|target| member(group, &(target.address, target.port))));
+        self.entries.push(Entry::Group(group, Group { count: targets.len() as u32, reserved: 0 }));
     }
 
     fn frontend(&mut self, group: u64, frontend: &plan::Frontend) {
@@ -113,6 +118,21 @@ impl Lowering<'_> {
         };
         self.entries.push(Entry::Frontend(key, value));
     }
+}
+
+/// Who may keep flows of UDP: endpoints that serve, and those that get new flows now. With `publishNotReadyAddresses` the
+/// latter need not serve; their flows would be stale from the first packet on.
+pub(super) fn serving(port: &PortPlan) -> impl Iterator<Item = Member> {
+    let targets = port.cluster.iter().chain(port.local.iter());
+    port.serving.iter().copied().chain(targets.map(crate::group::member))
+}
+
+/// Whether an endpoint is among those.
+pub(super) fn serves(port: &PortPlan, wanted: Member) -> bool {
+    let is_target = |targets: &List<Target>| targets.with(wanted, crate::group::member).next().is_some();
+    port.serving.with(wanted, |member| *member).next().is_some()
+        || is_target(&port.cluster)
+        || is_target(&port.local)
 }
 
 fn action_code(what: Action) -> u8 {

@@ -5,14 +5,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::budget::Size;
 use super::claims::{Claimant, Claims};
-use super::eligibility::{eligible, is_local};
+use super::eligibility::{Class, eligible};
+use super::large::Large;
 use super::policy::{external_actions, internal_actions};
-use super::{Capture, Frontend, HealthCheck, PlanConfig, PortPlan, Refusal, Refused, Role, ServicePlan};
+use super::{
+    Capture, EndpointLists, Frontend, HealthCheck, Member, PlanConfig, PortPlan, Refusal, Refused, Role,
+    ServicePlan,
+};
 use crate::index::{Endpoint, Index};
+use crate::list::List;
 use crate::model::{ObjectName, Service, ServicePort, ServicePortName};
 use crate::net::{Family, Protocol};
 
@@ -45,13 +50,21 @@ impl PlanChange {
     }
 }
 
+/// Services with so many endpoints, each counted for each slice and port, are planned by the slices that change. To make those
+/// of smaller ones anew costs less than it would to keep what that takes.
+const LARGE: usize = 1000;
+
+/// Gives the lists of a service port that uses Cluster endpoints, and Local ones, or not; and who serves.
+type ListsOf<'a> = dyn FnMut(&ServicePortName, bool, bool) -> (EndpointLists, List<Member>) + 'a;
+
 /// The plans of all Services.
-#[derive(Default)]
 pub struct Planner {
     config: PlanConfig,
     plans: FxHashMap<ObjectName, Arc<ServicePlan>>,
     claims: Claims,
     claimed: FxHashMap<ObjectName, (i64, Box<[Claimed]>)>,
+    large: FxHashMap<ObjectName, Large>,
+    large_from: usize,
 }
 
 /// A frontend, and whether it is claimed as something else than a ClusterIP.
@@ -60,7 +73,19 @@ type Claimed = (Capture, bool);
 impl Planner {
     /// A planner without plans.
     pub fn new(config: PlanConfig) -> Self {
-        Planner { config, ..Planner::default() }
+        Planner::with_large_from(LARGE, config)
+    }
+
+    /// The same, to which Services are large from another number of endpoints on. Plans do not depend on it.
+    pub fn with_large_from(large_from: usize, config: PlanConfig) -> Self {
+        Planner {
+            config,
+            plans: FxHashMap::default(),
+            claims: Claims::default(),
+            claimed: FxHashMap::default(),
+            large: FxHashMap::default(),
+            large_from,
+        }
     }
 
     /// The configuration in force.
@@ -88,6 +113,10 @@ impl Planner {
         if config == self.config {
             return Vec::new();
         }
+        // What is kept of endpoints says where they are as seen from this node.
+        if (&config.node_name, &config.zone) != (&self.config.node_name, &self.config.zone) {
+            self.large.clear();
+        }
         self.config = config;
         let all = index.services().map(|s| s.name.clone()).collect();
         self.replan(index, all)
@@ -97,26 +126,40 @@ impl Planner {
     /// sorted by name.
     pub fn replan(&mut self, index: &Index, services: BTreeSet<ObjectName>) -> Vec<PlanChange> {
         let mut affected = services.clone();
-        let mut oversize: FxHashMap<&ObjectName, Size> = FxHashMap::default();
+        let mut sizes: FxHashMap<&ObjectName, Size> = FxHashMap::default();
         for name in &services {
             let service = index.service(name);
-            match service.and_then(|service| self.oversize(index, service)) {
-                // It keeps what it had.
-                Some(size) => drop(oversize.insert(name, size)),
-                None => self.renew_claims(service, name, &mut affected),
+            let size = service.map(|service| Size::of(index, service));
+            sizes.extend(size.map(|size| (name, size)));
+            // One that is too large keeps what it had.
+            if size.is_none_or(|size| size.is_within(&self.config.budget)) {
+                self.renew_claims(service, name, &mut affected);
             }
         }
         let mut changes = Vec::new();
         for name in affected {
             // Who only wins or loses a frontend is as large as before.
-            let size = match services.contains(&name) {
-                true => oversize.get(&name).copied(),
+            let size = sizes.get(&name).copied();
+            let oversize = match services.contains(&name) {
+                true => size.filter(|size| !size.is_within(&self.config.budget)),
                 false => self.plans.get(&name).and_then(|plan| plan.oversize),
             };
-            let new = index.service(&name).map(|service| match size {
-                None => self.plan_service(index, service),
+            let mut large = self.large.remove(&name);
+            let new = index.service(&name).map(|service| match oversize {
+                None => {
+                    let endpoints = size.map(|size| size.elements - size.frontends);
+                    if endpoints.is_some_and(|endpoints| endpoints < self.large_from) {
+                        large = None;
+                    } else if endpoints.is_some() {
+                        large.get_or_insert_default();
+                    }
+                    self.plan_service(index, service, large.as_mut())
+                }
                 Some(size) => self.plan_oversize(service, size),
             });
+            if let Some(large) = large.filter(|_| new.is_some()) {
+                self.large.insert(name.clone(), large);
+            }
             let old = self.plans.get(&name);
             if old.map(Arc::as_ref) == new.as_ref() {
                 continue;
@@ -166,17 +209,17 @@ impl Planner {
         }
     }
 
-    fn oversize(&self, index: &Index, service: &Service) -> Option<Size> {
-        Some(Size::of(index, service)).filter(|size| !size.is_within(&self.config.budget))
-    }
-
     fn plan_oversize(&self, service: &Service, size: Size) -> ServicePlan {
         let before = self.plans.get(&service.name).map(|plan| ServicePlan::clone(plan));
         let plan = before.unwrap_or_else(|| ServicePlan::nothing(service.name.clone()));
         ServicePlan { oversize: Some(size), ..plan }
     }
 
-    fn plan_service(&self, index: &Index, service: &Service) -> ServicePlan {
+    /// `large`: what is kept of a large Service.
+    fn plan_service(&self, index: &Index, service: &Service, mut large: Option<&mut Large>) -> ServicePlan {
+        if let Some(large) = &mut large {
+            large.renew(index, &port_ids(service), &self.config);
+        }
         let Wanted { wanted, mut refused } = captures(service, &self.config);
         let is_mine = |capture: &Capture| self.claims.owner(capture) == Some(&service.name);
         let taken = wanted.iter().filter(|(capture, _)| !is_mine(capture));
@@ -190,11 +233,19 @@ impl Planner {
             mine.entry((claim.port, capture.family())).or_default().push((capture, claim));
         }
         let mut ports = Vec::new();
+        let mut lists = |id: &ServicePortName, uses_cluster, uses_local| match &mut large {
+            Some(large) => large.lists(id, uses_cluster, uses_local),
+            None => {
+                let endpoints = index.endpoints(id);
+                let lists = eligible(&endpoints, uses_cluster, uses_local, &self.config);
+                (lists, serving(&endpoints, id.protocol))
+            }
+        };
         for (at, port) in service.ports.iter().enumerate() {
             for family in Family::BOTH {
                 if service.cluster_ip(family).is_some() {
                     let mine = mine.remove(&(at, family)).unwrap_or_default();
-                    ports.push(self.plan_port(index, service, port, family, mine.into_iter()));
+                    ports.push(self.plan_port(&mut lists, service, port, family, mine.into_iter()));
                 }
             }
         }
@@ -204,7 +255,7 @@ impl Planner {
             cluster_ips: service.cluster_ips.clone().into(),
             health_check: service.health_check_port().map(|node_port| HealthCheck {
                 node_port,
-                local_endpoints: self.local_endpoints(index, service),
+                local_endpoints: self.local_endpoints(index, service, large.as_deref()),
             }),
             refused: refused.into_iter().collect(),
             oversize: None,
@@ -213,17 +264,16 @@ impl Planner {
 
     fn plan_port<'a>(
         &self,
-        index: &Index,
+        lists: &mut ListsOf<'_>,
         service: &Service,
         port: &ServicePort,
         family: Family,
         mine: impl Iterator<Item = (&'a Capture, &'a Claim)>,
     ) -> PortPlan {
         let id = port_id(service, port, family);
-        let endpoints = index.endpoints(&id);
         let uses_local = service.uses_local_endpoints(port, family);
         let uses_cluster = service.uses_cluster_endpoints(port, family);
-        let lists = eligible(&endpoints, uses_cluster, uses_local, &self.config);
+        let (lists, serving) = lists(&id, uses_cluster, uses_local);
         let detects = self.config.detects(family);
         let external_policy = service.effective_external_policy();
         let internal = internal_actions(service.internal_policy, &lists, detects, self.config.masquerade_all);
@@ -242,13 +292,13 @@ impl Planner {
         PortPlan {
             affinity: service.affinity,
             frontends,
-            serving: serving(&endpoints, port.protocol),
+            serving,
             lacks_local_internal: lacks_local && is_local_policy(service.internal_policy),
             lacks_local_external: lacks_local
                 && is_local_policy(external_policy)
                 && service.externally_accessible(port, family),
-            cluster: lists.cluster.into(),
-            local: lists.local.into(),
+            cluster: lists.cluster,
+            local: lists.local,
             id,
         }
     }
@@ -269,20 +319,32 @@ impl Planner {
         Some(ranges.into())
     }
 
-    fn local_endpoints(&self, index: &Index, service: &Service) -> Vec<(Family, usize)> {
+    fn local_endpoints(
+        &self,
+        index: &Index,
+        service: &Service,
+        large: Option<&Large>,
+    ) -> Vec<(Family, usize)> {
         let count = |family| {
             let mut ips: BTreeSet<IpAddr> = BTreeSet::new();
             for port in &service.ports {
-                let id = port_id(service, port, family);
-                let endpoints = index.endpoints(&id);
-                let here = endpoints.iter().filter(|e| e.conditions.ready && is_local(e, &self.config));
+                let endpoints = index.endpoints(&port_id(service, port, family));
+                let here = endpoints.iter().filter(|e| Class::of(e, &self.config).is_ready_here());
                 ips.extend(here.map(|e| e.address));
             }
             ips.len()
         };
+        let count = |family| large.map_or_else(|| count(family), |large| large.ready_here(family));
         let families = Family::BOTH.into_iter().filter(|f| service.cluster_ip(*f).is_some());
         families.map(|family| (family, count(family))).collect()
     }
+}
+
+/// All service ports that have plans.
+fn port_ids(service: &Service) -> FxHashSet<ServicePortName> {
+    let families = || Family::BOTH.into_iter().filter(|family| service.cluster_ip(*family).is_some());
+    let ids = |port| families().map(move |family| port_id(service, port, family));
+    service.ports.iter().flat_map(ids).collect()
 }
 
 fn port_id(service: &Service, port: &ServicePort, family: Family) -> ServicePortName {
@@ -347,7 +409,7 @@ fn captures(service: &Service, config: &PlanConfig) -> Wanted {
     all
 }
 
-fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> Arc<[(IpAddr, u16)]> {
+fn serving(endpoints: &[Endpoint<'_>], protocol: Protocol) -> List<Member> {
     let udp = endpoints.iter().filter(|_| protocol == Protocol::Udp);
     udp.filter(|e| e.conditions.serving).map(|e| (e.address, e.port)).collect()
 }

@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sluice_common::node::{Config, Interface};
-use sluice_core::ebpf::{Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
+use sluice_core::ebpf::{Apart, Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
+use sluice_core::nft::quarantine::{self, Failure, Outcome};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::bpf::{
     BpfError, Cgroup, Directory, Ender, Instance, Links, Map, Maps, Missing, Options, Resized, Sizes, Usage,
@@ -20,7 +21,7 @@ use sluice_sys::bpf::{
 use sluice_sys::{lo, proc};
 use tracing::{info, warn};
 
-use super::{Applied, BackendError};
+use super::{Applied, BackendError, Done, Known, Refused};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, MachineFacts, NodeFacts};
@@ -40,6 +41,8 @@ pub struct Backend {
     failed: BTreeSet<(u32, String)>,
     /// The settings of `lo` could not be changed, which is told once.
     lo_failed: bool,
+    /// A map that is nearly full could not be enlarged, which is told once.
+    lacks_room: bool,
     messages: Messages,
     /// All maps had their names, and all programs were attached that can be, when this was looked at last.
     is_attached: bool,
@@ -111,6 +114,7 @@ impl Backend {
             interfaces: BTreeMap::new(),
             failed: BTreeSet::new(),
             lo_failed: false,
+            lacks_room: false,
             messages: Messages::default(),
             is_attached: true,
             progress: Progress::default(),
@@ -143,19 +147,19 @@ impl Backend {
         all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
     }
 
-    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they belong.
+    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they belong. What is refused of
+    /// single Services is left out.
     pub fn full(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
-    ) -> Result<Applied, BpfError> {
+        known: &Known,
+    ) -> Result<Done, BpfError> {
         self.look(Instance::keep_pins)?;
         let (of_services, of_node): (Vec<MapKind>, Vec<MapKind>) =
             MapKind::ALL.into_iter().partition(|map| map.is_of_services());
-        let ops = self.ledger.reconcile(plans, self.observe(&of_services)?);
-        let mut applied = self.apply(&ops)?;
-        drop(ops);
+        let Done { mut applied, refused } = self.services(&of_services, plans, known)?;
         let view = node::ebpf_view(settings, facts, &self.machine);
         let observed = self.observe(&of_node)?;
         self.of_node = counts(&observed);
@@ -169,7 +173,43 @@ impl Backend {
         applied += self.told(links);
         let links = self.look(Instance::check_links)?;
         applied += self.told(links);
-        Ok(applied)
+        Ok(Done { applied, refused })
+    }
+
+    /// Makes the maps of Services hold what the plans say.
+    fn services(
+        &mut self,
+        of_services: &[MapKind],
+        plans: &[Arc<ServicePlan>],
+        known: &Known,
+    ) -> Result<Done, BpfError> {
+        if known.suspects.is_empty() {
+            let ops = self.ledger.reconcile(plans, self.observe(of_services)?);
+            match self.apply(&ops) {
+                Err(error) if is_refusal(&error) => {}
+                other => return Ok(other?.into()),
+            }
+        }
+        // Some of it may have been done.
+        let observed = self.observe(of_services)?;
+        let apart = Apart::new(plans, &known.before, &observed);
+        let ops = self.ledger.reconcile(plans, observed);
+        let lacks_room = self.lacks_room(&ops)?;
+        let mut applied = Applied::default();
+        let outcome = apart.commit(&ops, |ops| {
+            applied += self.write(ops).map_err(|error| {
+                if is_refusal(&error) { Failure::Refused(error) } else { Failure::Unknown(error) }
+            })?;
+            Ok(())
+        })?;
+        let told = |refused: quarantine::Refused<BpfError>| Refused {
+            services: refused.services,
+            why: lacks_room.as_ref().unwrap_or(&refused.why).to_string(),
+        };
+        match outcome {
+            Outcome::Done(refused) => Ok(Done { applied, refused: refused.into_iter().map(told).collect() }),
+            Outcome::GaveUp(error) => Err(error),
+        }
     }
 
     /// Applies changed plans.
@@ -254,9 +294,14 @@ impl Backend {
         Ok(entries)
     }
 
-    /// Writes. Before that, maps that could become too full are made larger.
+    /// Writes. Before that, maps that could become too full are made larger; where that is not possible, there may still be
+    /// room, and who gets none says why.
     fn apply(&mut self, ops: &[Op]) -> Result<Applied, BpfError> {
-        self.make_room(ops)?;
+        let lacks_room = self.lacks_room(ops)?;
+        self.write(ops).map_err(|error| lacks_room.filter(|_| is_refusal(&error)).unwrap_or(error))
+    }
+
+    fn write(&mut self, ops: &[Op]) -> Result<Applied, BpfError> {
         let mut applied = Applied { operations: ops.len(), transactions: 0 };
         for run in encode::runs(ops) {
             let map = self.instance.maps().get(run.map.name())?;
@@ -268,6 +313,23 @@ impl Backend {
             self.progress.made();
         }
         Ok(applied)
+    }
+
+    /// Makes maps larger, as [`Backend::make_room`] does; the kernel's answer, if it has no memory for that.
+    fn lacks_room(&mut self, ops: &[Op]) -> Result<Option<BpfError>, BpfError> {
+        match self.make_room(ops) {
+            Ok(()) => {
+                self.lacks_room = false;
+                Ok(None)
+            }
+            Err(error) if is_refusal(&error) => {
+                if !std::mem::replace(&mut self.lacks_room, true) {
+                    warn!(%error, "a map is more than 80 % full and cannot be enlarged");
+                }
+                Ok(Some(error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn make_room(&mut self, ops: &[Op]) -> Result<(), BpfError> {
@@ -344,6 +406,12 @@ impl Backend {
         self.interfaces = wanted;
         Ok(Applied { operations, transactions: operations })
     }
+}
+
+/// Whether the kernel refuses what was asked for: there is no room, no memory, or it is nothing that the map takes.
+fn is_refusal(error: &BpfError) -> bool {
+    matches!(error, BpfError::System { .. })
+        && matches!(error.errno(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM | libc::EINVAL))
 }
 
 /// Lets the stack take packets by `lo`, as long as programs have flows. What was there before is in the maps first, or nobody
