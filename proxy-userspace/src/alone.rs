@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sluice_sys::node_lock::{Holder, NodeLock, NodeLockError};
 use tracing::{info, warn};
 
-use crate::daemon::DaemonError;
+use crate::exit::ExitError;
 
 /// How long a predecessor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 
 /// Takes the lock of the network namespace; must be kept for as long as the daemon works. `None`: somebody has the name who is
 /// no daemon, which must not keep Services from being served.
-pub(crate) async fn wait() -> Result<Option<NodeLock>, DaemonError> {
+pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
     let begun = Instant::now();
     let mut told = false;
     loop {

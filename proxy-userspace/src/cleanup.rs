@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::alone;
 use crate::backend::ipvs::LINK;
 use crate::backend::{BackendError, ebpf};
-use crate::daemon::DaemonError;
+use crate::exit::ExitError;
 use crate::output::say;
 use crate::pod_network::{self, InstallError, RemoveError};
 
@@ -93,10 +93,10 @@ impl Options {
 
 /// `sluice cleanup`: removes our table, our eBPF programs and maps and, when asked, kube-proxy's leftovers. A step that
 /// fails is told, and the others still run. Beside a daemon that is at work nothing is removed, unless forced.
-pub fn cleanup(options: &Options) -> Result<(), DaemonError> {
+pub fn cleanup(options: &Options) -> Result<(), ExitError> {
     let _lock = match alone::take_or_holder() {
         Ok(Ok(lock)) => Some(lock),
-        Ok(Err(holder)) if !options.force => return Err(DaemonError::BesideDaemon(holder)),
+        Ok(Err(holder)) if !options.force => return Err(ExitError::BesideDaemon(holder)),
         Ok(Err(_)) => None,
         Err(error) => {
             say(format_args!("cannot tell whether a daemon is at work: {error}"));
@@ -126,7 +126,7 @@ pub fn cleanup(options: &Options) -> Result<(), DaemonError> {
         }
     }
     tell_of_files();
-    if steps.failures.is_empty() { Ok(()) } else { Err(DaemonError::Cleanup(steps.failures)) }
+    if steps.failures.is_empty() { Ok(()) } else { Err(ExitError::Cleanup(steps.failures)) }
 }
 
 /// What could not be done.
@@ -142,11 +142,11 @@ impl Steps {
 }
 
 /// Our tables, virtual servers, and the devices and routes of the pod network.
-fn remove_tables(steps: &mut Steps) -> Result<(), DaemonError> {
+fn remove_tables(steps: &mut Steps) -> Result<(), ExitError> {
     match Nft::open().and_then(|mut nft| nft.delete_table()) {
         Ok(true) => say("removed table inet sluice"),
         Ok(false) => say("nothing to remove: there is no table inet sluice"),
-        Err(error) if error.errno() == Some(libc::EPERM) => return Err(DaemonError::Capability),
+        Err(error) if error.errno() == Some(libc::EPERM) => return Err(ExitError::Capability),
         Err(error) => steps.failed("table inet sluice", error.into()),
     }
     match virtual_servers::remove(&[LINK]) {
@@ -162,7 +162,7 @@ fn remove_tables(steps: &mut Steps) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn remove_programs(options: &Options, steps: &mut Steps) -> Result<(), DaemonError> {
+fn remove_programs(options: &Options, steps: &mut Steps) -> Result<(), ExitError> {
     let directory = Directory::new(&options.bpffs);
     let what = format!("eBPF programs and maps in {}", options.bpffs.display());
     let remove = || {
@@ -174,7 +174,7 @@ fn remove_programs(options: &Options, steps: &mut Steps) -> Result<(), DaemonErr
         Ok(true) => say(format_args!("removed {what}")),
         Ok(false) => say(format_args!("nothing to remove: there are no {what}")),
         Err(BackendError::Bpf(error)) if error.errno() == Some(libc::EPERM) => {
-            return Err(DaemonError::Capability);
+            return Err(ExitError::Capability);
         }
         Err(error) => steps.failed(&what, error.into()),
     }

@@ -1,141 +1,40 @@
 //! `sluice run`: puts the parts together and keeps them running.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use prometheus_client::metrics::gauge::Gauge;
 use sluice_core::nft::TABLE;
 use sluice_sys::bpf::{BpfError, Directory, Maps, leave_alone};
-use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, Notice};
-use sluice_sys::node_lock::{Holder, NodeLock, NodeLockError};
+use sluice_sys::node_lock::NodeLock;
 use sluice_sys::{capability, netns, proc};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::affinity::Told;
 use crate::backend::{Backend, BackendError, ebpf, ipvs};
-use crate::config::{BackendKind, ConfigError, DetectLocal, Settings, Source};
+use crate::config::{BackendKind, DetectLocal, Settings, Source};
 use crate::events::{Event, Recorder, Reporter};
+use crate::exit::ExitError;
 use crate::health::{Health, ServeError, Server, debug_router, health_router, run_service_health};
 use crate::http::Gate;
 use crate::metrics::Metrics;
 use crate::node::NodeFacts;
 use crate::pod_network::{self, PodNetworkTask};
-use crate::reconcile::{Inputs, Outputs, Reconciler};
+use crate::reconcile::{Inputs, Outputs, Reconciler, SyncLog};
 use crate::signals::EndSignals;
 use crate::sysctls::{Left, Setting};
 use crate::watch::Received;
-use crate::watch::kubernetes::{self, Access, KubernetesError, Origin, Peers, Scope, Timing, follow_peers};
-use crate::watch::manifests::{Manifests, ManifestsError};
+use crate::watch::kubernetes::{self, Access, Origin, Peers, Scope, Timing, follow_peers};
+use crate::watch::manifests::Manifests;
 use crate::{
     addresses, affinity, alone, cleanup, config, conntrack, flows, handover, loopback, nft_monitor, optout,
     sysctls,
 };
-
-/// Why the daemon ended or could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// Wrong configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The process lacks a capability.
-    #[error(
-        "missing capability CAP_NET_ADMIN: run as root, or give the container securityContext.capabilities.add: [NET_ADMIN]"
-    )]
-    Capability,
-    /// The kernel lacks something.
-    #[error(
-        "the kernel refuses what the nftables backend needs: {0}. It needs Linux 5.13 or later with nf_tables, \
-         nf_nat, nf_conntrack and the expressions numgen, fib_inet, masq, reject_inet \
-         (modules nf_tables nft_numgen nft_fib_inet nft_masq nft_reject_inet nft_nat nft_ct)"
-    )]
-    Kernel(#[source] NetlinkError),
-    /// The backend cannot be used.
-    #[error(transparent)]
-    Backend(BackendError),
-    /// Sysctls cannot be written.
-    #[error(
-        "the node could not be prepared: run this privileged, in a container with securityContext.privileged: true:\n  {}",
-        .0.join("\n  ")
-    )]
-    Sysctls(Vec<String>),
-    /// The manifest directory cannot be used.
-    #[error(transparent)]
-    Manifests(#[from] ManifestsError),
-    /// The Kubernetes API cannot be used.
-    #[error(transparent)]
-    Kubernetes(#[from] KubernetesError),
-    /// There is no CNI plugin to install.
-    #[error("{0}; give its path as sluice.podNetwork.cni.plugin")]
-    Plugin(#[from] pod_network::InstallError),
-    /// A listener could not bind, and bindAddressHardFail is set.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    /// Another daemon is at work, or the lock cannot be had.
-    #[error(transparent)]
-    NotAlone(#[from] NodeLockError),
-    /// A daemon is at work on what is to be removed.
-    #[error(
-        "nothing was removed, because a daemon is at work in this network namespace: {0}. End it first; sluice cleanup \
-         --force breaks its connections"
-    )]
-    BesideDaemon(Holder),
-    /// A signal came before all was done.
-    #[error("ended by {0} before all was done")]
-    Interrupted(&'static str),
-    /// Something could not be removed.
-    #[error("not everything could be removed:\n  {}", .0.join("\n  "))]
-    Cleanup(Vec<String>),
-    /// The configuration file changed, which a restart takes up.
-    #[error("configuration file {} changed: ending, to be started again with the new configuration; rules stay in force", .0.display())]
-    ConfigChanged(PathBuf),
-    /// detectLocalMode is NodeCIDR, but the Node has none.
-    #[error(
-        "detectLocalMode is NodeCIDR, but Node {0} got no podCIDRs in five minutes; let the controller manager allocate them, or use another mode"
-    )]
-    NoPodCidrs(String),
-    /// A part that runs as long as the process has ended.
-    #[error("the {0} ended: this is a fault of sluice; it has to be started again")]
-    Ended(&'static str),
-    /// A system call failed.
-    #[error("{operation}: {source}")]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// The system's answer.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl DaemonError {
-    /// The exit code, as `sluice --help` lists them.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            DaemonError::Config(ConfigError::Read { .. } | ConfigError::Write { .. }) => 3,
-            DaemonError::Config(_) => 2,
-            DaemonError::Capability
-            | DaemonError::Kernel(_)
-            | DaemonError::Backend(_)
-            | DaemonError::Sysctls(_)
-            | DaemonError::Manifests(_)
-            | DaemonError::Plugin(_)
-            | DaemonError::NotAlone(_)
-            | DaemonError::BesideDaemon(_)
-            | DaemonError::Kubernetes(_) => 3,
-            DaemonError::Serve(_)
-            | DaemonError::Ended(_)
-            | DaemonError::Interrupted(_)
-            | DaemonError::Cleanup(_)
-            | DaemonError::ConfigChanged(_)
-            | DaemonError::NoPodCidrs(_)
-            | DaemonError::System { .. } => 1,
-        }
-    }
-}
 
 /// Objects on their way to the index.
 const EVENT_QUEUE: usize = 4096;
@@ -145,19 +44,19 @@ const USUAL_FILES: u64 = 1024;
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Checks that this process may and the kernel can do what the nftables backend needs.
-fn preflight() -> Result<(), DaemonError> {
+fn preflight() -> Result<(), ExitError> {
     let probe = || Nft::open()?.probe();
     probe().map_err(|error| match error.errno() {
-        Some(libc::EPERM) => DaemonError::Capability,
-        _ => DaemonError::Kernel(error),
+        Some(libc::EPERM) => ExitError::Capability,
+        _ => ExitError::Kernel(error),
     })
 }
 
 /// Opens the backend that is asked for, after a check that it can do everything that it will have to. Decides what is left
 /// to be decided.
-fn open_backend(settings: &mut Settings) -> Result<Backend, DaemonError> {
+fn open_backend(settings: &mut Settings) -> Result<Backend, ExitError> {
     if capability::has_net_admin() == Some(false) {
-        return Err(DaemonError::Capability);
+        return Err(ExitError::Capability);
     }
     if matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto) {
         match open_ebpf(settings) {
@@ -166,11 +65,11 @@ fn open_backend(settings: &mut Settings) -> Result<Backend, DaemonError> {
                 info!("mode auto: the backend is nftables: {error}");
                 settings.backend = BackendKind::Nftables;
             }
-            Err(error) => return Err(DaemonError::Backend(error)),
+            Err(error) => return Err(ExitError::Backend(error)),
         }
     }
     preflight()?;
-    Backend::open(settings, &NodeFacts::default()).map_err(DaemonError::Backend)
+    Backend::open(settings, &NodeFacts::default()).map_err(ExitError::Backend)
 }
 
 /// Whether the machine, or this program, lacks something that it will lack at the next start too. Anything else, like
@@ -212,23 +111,23 @@ fn nothing_missing(settings: &Settings) -> Result<(), BackendError> {
 }
 
 /// What needs full privileges: the node's sysctls. Afterwards CAP_NET_ADMIN is enough.
-pub fn init(settings: &Settings) -> Result<(), DaemonError> {
+pub fn init(settings: &Settings) -> Result<(), ExitError> {
     if capability::has_net_admin() == Some(false) {
-        return Err(DaemonError::Capability);
+        return Err(ExitError::Capability);
     }
     if settings.backend == BackendKind::Ebpf {
-        nothing_missing(settings).map_err(DaemonError::Backend)?;
+        nothing_missing(settings).map_err(ExitError::Backend)?;
     } else {
         // This loads the modules too, without which there are no sysctls of connection tracking.
         preflight()?;
     }
     if settings.backend == BackendKind::Ipvs {
-        ipvs::prepare(settings).map_err(DaemonError::Backend)?;
+        ipvs::prepare(settings).map_err(ExitError::Backend)?;
     }
     let written = sysctls::conntrack(&settings.conntrack, sysctls::cpus()).into_iter().map(Setting::write);
     let failed: Vec<String> = written.filter_map(Result::err).map(|error| error.to_string()).collect();
     if !failed.is_empty() {
-        return Err(DaemonError::Sysctls(failed));
+        return Err(ExitError::Sysctls(failed));
     }
     info!("the node is prepared");
     Ok(())
@@ -249,14 +148,14 @@ struct Started {
 }
 
 /// Makes everything that can fail. Programs, if there are any, are loaded and see no packet yet.
-async fn start(mut settings: Settings) -> Result<Started, DaemonError> {
+async fn start(mut settings: Settings) -> Result<Started, ExitError> {
     let lock = alone::wait().await?;
     let opening = tokio::task::spawn_blocking(move || {
         let opened = open_backend(&mut settings)?;
         prepare_process(&settings);
-        Ok::<_, DaemonError>((settings, opened))
+        Ok::<_, ExitError>((settings, opened))
     });
-    let (settings, backend) = opening.await.map_err(|_| DaemonError::Ended("start"))??;
+    let (settings, backend) = opening.await.map_err(|_| ExitError::Ended("start"))??;
     let metrics = Metrics::default();
     let (sender, events) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (peers, api_peers) = watch::channel(Peers::new());
@@ -266,7 +165,7 @@ async fn start(mut settings: Settings) -> Result<Started, DaemonError> {
 }
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
-pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), DaemonError> {
+pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), ExitError> {
     tell_start(&settings);
     let started = tokio::select! {
         biased;
@@ -314,7 +213,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
         recorder: recorder.clone(),
         started,
     };
-    let (maps, ender) = (backend.maps(), backend.ender().map_err(DaemonError::Backend)?);
+    let (maps, ender) = (backend.maps(), backend.ender().map_err(ExitError::Backend)?);
     let reconciler = Reconciler::new(settings.clone(), backend, outputs);
     let inputs = Inputs {
         events: event_receiver,
@@ -324,22 +223,11 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
         shutdown: shutdown_receiver,
     };
     if let Some(maps) = maps.clone() {
-        let opted_out = metrics.opted_out.clone();
-        let write = move |cookies: &BTreeSet<u64>| {
-            let changed = leave_alone(&maps, cookies)?;
-            opted_out.set(cookies.len() as i64);
-            Ok::<usize, BpfError>(changed)
-        };
-        tokio::spawn(optout::run(opted_out_receiver, netns::others, write));
+        tokio::spawn(leave_opted_out_alone(opted_out_receiver, maps, metrics.opted_out.clone()));
     }
     let mut source = tokio::spawn(source);
     let of_pods = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
-    let mut pod_network = tokio::spawn(async {
-        match pod_network {
-            Some(task) => task.run(of_pods).await,
-            None => std::future::pending().await,
-        }
-    });
+    let mut pod_network = tokio::spawn(run_pod_network(pod_network, of_pods));
     tokio::spawn(addresses::follow(network_sender, settings.backend == BackendKind::Ebpf));
     let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
     match maps.zip(ender) {
@@ -347,28 +235,14 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
             metrics.follow(maps.clone());
             tokio::spawn(flows::run(conntrack_receiver, maps, ender, told));
         }
-        None => {
-            let own = (settings.clone(), facts_receiver.clone());
-            tokio::spawn(conntrack::run(conntrack_receiver, own, metrics.clone()));
-            if settings.backend == BackendKind::Nftables {
-                tokio::spawn(affinity::follow(told));
-                tokio::spawn(affinity::room::keep(metrics.clone()));
-            }
-        }
+        None => follow_conntrack(&settings, conntrack_receiver, facts_receiver.clone(), told),
     }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
     tokio::spawn(run_service_health(service_health, (health.clone(), Gate::new(files)), recorder.clone()));
     serve_loopback(&settings, (listener_receiver, facts_receiver.clone()), &metrics);
     tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), POD_CIDR_WAIT);
-    let server = |address, what, field| {
-        let hard_fail = settings.bind_hard_fail;
-        Server { address, what, field, hard_fail, gate: Gate::new(files) }
-    };
-    let healthz = server(settings.healthz_bind, "health", "healthzBindAddress")
-        .run(health_router(health, metrics.clone()));
-    let metrics_page = server(settings.metrics_bind, "metrics", "metricsBindAddress")
-        .run(debug_router(metrics, &settings, log));
+    let (healthz, metrics_page) = servers(&settings, files, (health, metrics, log));
     let mut reconciling = tokio::spawn(reconciler.run(inputs));
     recorder.record(Event::starting());
     if settings.default_mode {
@@ -385,9 +259,57 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Daem
         result = metrics_page => last_words(result, &recorder, Event::no_metrics_server).await,
         error = pod_cidrs => Err(error),
         error = config_change(&settings) => Err(error),
-        _ = &mut reconciling => Err(DaemonError::Ended("reconcile loop")),
-        _ = &mut source => Err(DaemonError::Ended("source of objects")),
-        _ = &mut pod_network => Err(DaemonError::Ended("pod network")),
+        _ = &mut reconciling => Err(ExitError::Ended("reconcile loop")),
+        _ = &mut source => Err(ExitError::Ended("source of objects")),
+        _ = &mut pod_network => Err(ExitError::Ended("pod network")),
+    }
+}
+
+/// Keeps the pod network, or, without one, does not end.
+async fn run_pod_network(task: Option<PodNetworkTask>, inputs: pod_network::Inputs) {
+    match task {
+        Some(task) => task.run(inputs).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The two servers of the node: health, and metrics with what helps to find faults.
+fn servers(
+    settings: &Settings,
+    files: u64,
+    (health, metrics, log): (Health, Metrics, SyncLog),
+) -> (impl Future<Output = Result<(), ServeError>>, impl Future<Output = Result<(), ServeError>>) {
+    let server = |address, what, field| {
+        let hard_fail = settings.bind_hard_fail;
+        Server { address, what, field, hard_fail, gate: Gate::new(files) }
+    };
+    let healthz = server(settings.healthz_bind, "health", "healthzBindAddress");
+    let page = server(settings.metrics_bind, "metrics", "metricsBindAddress");
+    let pages = debug_router(metrics.clone(), settings, log);
+    (healthz.run(health_router(health, metrics)), page.run(pages))
+}
+
+/// Keeps the sockets of pods that opted out away from the programs.
+async fn leave_opted_out_alone(opted_out: watch::Receiver<Option<Vec<IpAddr>>>, maps: Maps, count: Gauge) {
+    let write = move |cookies: &BTreeSet<u64>| {
+        let changed = leave_alone(&maps, cookies)?;
+        count.set(cookies.len() as i64);
+        Ok::<usize, BpfError>(changed)
+    };
+    optout::run(opted_out, netns::others, write).await;
+}
+
+/// What the kernel remembers of clients where it tracks their connections.
+fn follow_conntrack(
+    settings: &Settings,
+    requests: mpsc::UnboundedReceiver<conntrack::Request>,
+    facts: watch::Receiver<NodeFacts>,
+    told: Told,
+) {
+    tokio::spawn(conntrack::run(requests, (settings.clone(), facts), told.metrics.clone()));
+    if settings.backend == BackendKind::Nftables {
+        tokio::spawn(affinity::room::keep(told.metrics.clone()));
+        tokio::spawn(affinity::follow(told));
     }
 }
 
@@ -428,7 +350,7 @@ fn pod_network_task(
     recorder: &Recorder,
     metrics: &Metrics,
     programs: Option<Maps>,
-) -> Result<Option<PodNetworkTask>, DaemonError> {
+) -> Result<Option<PodNetworkTask>, ExitError> {
     let Some(pod_network) = &settings.pod_network else { return Ok(None) };
     let plugin = pod_network::plugin(pod_network)?;
     Ok(Some(PodNetworkTask::new(
@@ -446,12 +368,12 @@ async fn last_words(
     result: Result<(), ServeError>,
     recorder: &Recorder,
     event: fn(String) -> Event,
-) -> Result<(), DaemonError> {
+) -> Result<(), ExitError> {
     if let Err(error) = &result {
         recorder.record(event(error.to_string()));
         recorder.flush(LAST_WORDS).await;
     }
-    result.map_err(DaemonError::from)
+    result.map_err(ExitError::from)
 }
 
 /// Makes the source of objects, as a future to run, and what takes events to where they come from.
@@ -460,7 +382,7 @@ async fn source(
     events: mpsc::Sender<Received>,
     metrics: Metrics,
     peers: watch::Sender<Peers>,
-) -> Result<(BoxFuture<'static, ()>, Recorder), DaemonError> {
+) -> Result<(BoxFuture<'static, ()>, Recorder), ExitError> {
     Ok(match &settings.source {
         Source::Manifests(directory) => {
             let manifests = Manifests::new(directory.clone(), events, metrics)?;
@@ -486,26 +408,22 @@ async fn source(
 const POD_CIDR_WAIT: Duration = Duration::from_secs(300);
 
 /// In mode NodeCIDR, returns when the Node has had no podCIDRs for too long since the start.
-async fn pod_cidrs(
-    settings: &Settings,
-    mut facts: watch::Receiver<NodeFacts>,
-    wait: Duration,
-) -> DaemonError {
+async fn pod_cidrs(settings: &Settings, mut facts: watch::Receiver<NodeFacts>, wait: Duration) -> ExitError {
     let there = |facts: &NodeFacts| facts.node.as_ref().is_some_and(|node| !node.pod_cidrs.is_empty());
     if settings.detect_local != DetectLocal::NodeCidr
         || matches!(tokio::time::timeout(wait, facts.wait_for(there)).await, Ok(Ok(_)))
     {
         return std::future::pending().await;
     }
-    DaemonError::NoPodCidrs(settings.node_name.clone())
+    ExitError::NoPodCidrs(settings.node_name.clone())
 }
 
 /// Returns when the configuration file changes.
-async fn config_change(settings: &Settings) -> DaemonError {
+async fn config_change(settings: &Settings) -> ExitError {
     if let Some(file) = &settings.config_file {
         let path = &file.path;
         match config::changed(file).await {
-            Ok(()) => return DaemonError::ConfigChanged(path.clone()),
+            Ok(()) => return ExitError::ConfigChanged(path.clone()),
             Err(error) => {
                 warn!(%error, path = %path.display(), "cannot watch the configuration file for changes")
             }
@@ -621,6 +539,6 @@ mod tests {
         let refused = BackendError::Bpf(BpfError::Object("x".into()));
         assert!(!passes(&refused) && !is_lack(&refused));
         assert!(is_lack(&BackendError::Missing(vec![])) && is_lack(&BackendError::NotBuilt));
-        assert_eq!(DaemonError::Backend(busy).exit_code(), 3);
+        assert_eq!(ExitError::Backend(busy).exit_code(), 3);
     }
 }

@@ -16,6 +16,7 @@ pub mod daemon;
 #[cfg(feature = "ebpf")]
 pub mod ebpf_object;
 pub mod events;
+pub mod exit;
 pub mod flows;
 mod go_number;
 pub mod go_yaml;

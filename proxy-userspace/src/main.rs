@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use sluice::cleanup::Options;
 use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
-use sluice::daemon::{self, DaemonError};
+use sluice::daemon;
+use sluice::exit::ExitError;
 use sluice::output::print;
 use sluice::signals::EndSignals;
 use sluice::{cleanup, logging, status};
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
+fn result(arguments: Vec<OsString>) -> Result<ExitCode, ExitError> {
     // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
     let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
     let is_json = process.is_some() && cli::asks_for_json(&arguments);
@@ -55,12 +56,12 @@ fn result(arguments: Vec<OsString>) -> Result<ExitCode, DaemonError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(text: impl std::fmt::Display) -> Result<(), DaemonError> {
+fn show(text: impl std::fmt::Display) -> Result<(), ExitError> {
     print(text).map_err(failed("write to stdout"))
 }
 
 /// Reads a configuration as the daemon does.
-fn check(file: &Path) -> Result<(), DaemonError> {
+fn check(file: &Path) -> Result<(), ExitError> {
     let line = ["sluice", "run", "--hostname-override=node", "--config"].map(OsString::from);
     let line = line.into_iter().chain([file.as_os_str().to_owned()]);
     let invocation = cli::parse(line).unwrap_or_else(|error| error.exit());
@@ -70,8 +71,8 @@ fn check(file: &Path) -> Result<(), DaemonError> {
     show(format_args!("{} can be used\n", file.display()))
 }
 
-fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> DaemonError {
-    move |source| DaemonError::System { operation, source }
+fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> ExitError {
+    move |source| ExitError::System { operation, source }
 }
 
 /// What a daemon needs of its process.
@@ -81,7 +82,7 @@ struct Process {
 }
 
 impl Process {
-    fn begin() -> Result<Self, DaemonError> {
+    fn begin() -> Result<Self, ExitError> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().map_err(failed("start the runtime"))?;
         let signals = {
@@ -92,13 +93,13 @@ impl Process {
     }
 
     /// Does something that ends by itself, or sooner by a signal.
-    fn work(self, job: impl FnOnce() -> Result<(), DaemonError> + Send + 'static) -> Result<(), DaemonError> {
+    fn work(self, job: impl FnOnce() -> Result<(), ExitError> + Send + 'static) -> Result<(), ExitError> {
         let Process { runtime, mut signals } = self;
         let job = runtime.spawn_blocking(job);
         let result = runtime.block_on(async {
             tokio::select! {
-                signal = signals.received() => Err(DaemonError::Interrupted(signal)),
-                result = job => result.unwrap_or(Err(DaemonError::Ended("job"))),
+                signal = signals.received() => Err(ExitError::Interrupted(signal)),
+                result = job => result.unwrap_or(Err(ExitError::Ended("job"))),
             }
         });
         runtime.shutdown_background();
@@ -106,7 +107,7 @@ impl Process {
     }
 }
 
-fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), DaemonError> {
+fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), ExitError> {
     if let Some(version) = args.version.as_deref().and_then(cli::version) {
         return show(format_args!("{version}\n"));
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use sluice_sys::bpf::Usage;
 
 use crate::cli::OutputFormat;
-use crate::daemon::DaemonError;
+use crate::exit::ExitError;
 use crate::output;
 
 /// What there is.
@@ -171,13 +171,13 @@ impl Status {
 }
 
 /// Prints it.
-pub fn status(bpffs: &Path, format: OutputFormat) -> Result<Verdict, DaemonError> {
+pub fn status(bpffs: &Path, format: OutputFormat) -> Result<Verdict, ExitError> {
     let status = read::status(bpffs);
     let printed = match format {
         OutputFormat::Text => output::print(&status),
         OutputFormat::Json => output::print(show::Json(&status)),
     };
-    printed.map_err(|source| DaemonError::System { operation: "write to stdout", source })?;
+    printed.map_err(|source| ExitError::System { operation: "write to stdout", source })?;
     Ok(status.verdict())
 }
 

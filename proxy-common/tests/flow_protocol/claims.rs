@@ -91,6 +91,59 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
+    /// A packet looks its flow up.
+    fn find(&self, mut s: State, who: usize) -> Vec<State> {
+        let Actor { key, packet, .. } = s.actors[who];
+        match s.get(key) {
+            None => vec![ended(s, who)],
+            Some(entry) if entry.claimed.is_some() => vec![done(s, who)],
+            Some(entry) if entry.passes => {
+                let memo = State::memo(key);
+                if let Some(entry) = s.behind(memo) {
+                    entry.over = packet == Packet::Last || entry.over && packet == Packet::First;
+                }
+                s.touch(memo);
+                vec![done(s, who)]
+            }
+            // Whenever it comes: what the entry has seen is not part of this.
+            Some(entry) if packet == Packet::Strange => {
+                let other = entry.other(key);
+                let is_whole = s.get(other).is_some_and(|other| other.is_other_of(key));
+                let actor = &mut s.actors[who];
+                (actor.memos[OWN], actor.other) = (State::memo(key), other);
+                vec![if is_whole { next(s, who, at::END_CLAIM) } else { done(s, who) }]
+            }
+            Some(entry) => {
+                let actor = &mut s.actors[who];
+                actor.memos[OWN] = State::memo(key);
+                (actor.other, actor.over, actor.out) = (entry.other(key), entry.over, Some(entry.to));
+                vec![next(s, who, if packet == Packet::First { at::GOES_ON } else { at::NOTE })]
+            }
+        }
+    }
+
+    /// A packet of a flow says what it has seen.
+    fn note(&self, mut s: State, who: usize) -> Vec<State> {
+        let Actor { key, packet, memos, .. } = s.actors[who];
+        let own = memos[OWN];
+        let is_old = s.behind(own).is_some_and(|entry| entry.old);
+        let is_fresh = s.behind(own).is_some_and(|entry| entry.fresh);
+        if let Some(entry) = s.behind(own) {
+            entry.over = packet == Packet::Last || entry.over && packet != Packet::Later;
+        }
+        let whole = next(s, who, at::WHOLE);
+        if packet == Packet::First && !is_reply(key) {
+            return vec![done(s, who)];
+        }
+        let is_more = self.notes_more && is_fresh && packet == Packet::Later;
+        if is_old || packet == Packet::First || is_more {
+            return vec![whole];
+        }
+        // Only once a second.
+        self.goes_by(&mut s, who);
+        vec![whole, done(s, who)]
+    }
+
     /// A packet has gone by an entry that it was in time for.
     fn goes_by(&self, state: &mut State, who: usize) {
         let Actor { key, packet, memos, .. } = state.actors[who];
@@ -196,32 +249,7 @@ impl Protocol for Claims {
         let Actor { key, other, packet, .. } = actor;
         let own = actor.memos[OWN];
         Ok(match actor.at {
-            at::FIND => match s.get(key) {
-                None => vec![ended(s, who)],
-                Some(entry) if entry.claimed.is_some() => vec![done(s, who)],
-                Some(entry) if entry.passes => {
-                    let memo = State::memo(key);
-                    if let Some(entry) = s.behind(memo) {
-                        entry.over = packet == Packet::Last || entry.over && packet == Packet::First;
-                    }
-                    s.touch(memo);
-                    vec![done(s, who)]
-                }
-                // Whenever it comes: what the entry has seen is not part of this.
-                Some(entry) if packet == Packet::Strange => {
-                    let other = entry.other(key);
-                    let is_whole = s.get(other).is_some_and(|other| other.is_other_of(key));
-                    let actor = &mut s.actors[who];
-                    (actor.memos[OWN], actor.other) = (State::memo(key), other);
-                    vec![if is_whole { next(s, who, at::END_CLAIM) } else { done(s, who) }]
-                }
-                Some(entry) => {
-                    let actor = &mut s.actors[who];
-                    actor.memos[OWN] = State::memo(key);
-                    (actor.other, actor.over, actor.out) = (entry.other(key), entry.over, Some(entry.to));
-                    vec![next(s, who, if packet == Packet::First { at::GOES_ON } else { at::NOTE })]
-                }
-            },
+            at::FIND => self.find(s, who),
             at::GOES_ON => {
                 let half = if is_reply(key) { at::NOTE } else { at::END_CLAIM };
                 match s.get(other).filter(|other| other.is_other_of(key) && other.claimed.is_none()) {
@@ -234,24 +262,7 @@ impl Protocol for Claims {
                     Some(_) => vec![next(s, who, at::NOTE)],
                 }
             }
-            at::NOTE => {
-                let is_old = s.behind(own).is_some_and(|entry| entry.old);
-                let is_fresh = s.behind(own).is_some_and(|entry| entry.fresh);
-                if let Some(entry) = s.behind(own) {
-                    entry.over = packet == Packet::Last || entry.over && packet != Packet::Later;
-                }
-                let whole = next(s, who, at::WHOLE);
-                if packet == Packet::First && !is_reply(key) {
-                    return Ok(vec![done(s, who)]);
-                }
-                let is_more = self.notes_more && is_fresh && packet == Packet::Later;
-                if is_old || packet == Packet::First || is_more {
-                    return Ok(vec![whole]);
-                }
-                // Only once a second.
-                self.goes_by(&mut s, who);
-                vec![whole, done(s, who)]
-            }
+            at::NOTE => self.note(s, who),
             at::WHOLE => match s.get(other) {
                 None => vec![next(s, who, at::RESTORE)],
                 Some(entry) if entry.is_other_of(key) => vec![next(s, who, at::TOUCH)],
