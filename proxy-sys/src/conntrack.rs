@@ -55,6 +55,23 @@ impl Conntrack {
         Ok(Conntrack { socket: NetfilterSocket::open()? })
     }
 
+    /// The same as [`flows`](Self::flows), begun again where the table changed in between, a few times.
+    pub fn all_flows(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+        keep: impl Fn(&Flow) -> bool,
+    ) -> Result<Vec<Flow>, NetlinkError> {
+        const ATTEMPTS: u32 = 5;
+        for _ in 1..ATTEMPTS {
+            match self.flows(family, protocol, &keep) {
+                Err(error) if error.errno() == Some(libc::EINTR) => {}
+                other => return other,
+            }
+        }
+        self.flows(family, protocol, keep)
+    }
+
     /// The flows of a family and protocol for which `keep` says so; of other protocols than UDP only those in which not both
     /// sides have spoken. The kernel filters by protocol (since 5.8; older kernels send everything and the filter is
     /// applied here).

@@ -176,7 +176,7 @@ fn clean(passes: &Passes<Capture, State>, own: &Own<'_>, metrics: &Metrics) -> R
         passes.keys().map(|capture| (capture.family(), capture.protocol())).collect();
     for (family, protocol) in kinds {
         let begun = Instant::now();
-        let stale = list(&mut conntrack, family, protocol, |flow| is_stale(passes, flow, own))?;
+        let stale = conntrack.all_flows(family, protocol, |flow| is_stale(passes, flow, own))?;
         let mut deleted = 0;
         for flow in &stale {
             deleted += u64::from(conntrack.delete(flow)?);
@@ -187,23 +187,6 @@ fn clean(passes: &Passes<Capture, State>, own: &Own<'_>, metrics: &Metrics) -> R
         debug!(%family, %protocol, frontends = passes.keys().len(), deleted, "flows checked");
     }
     Ok(())
-}
-
-/// Flows of a family and protocol; the list begins anew when the table changed in between.
-pub(crate) fn list(
-    conntrack: &mut Conntrack,
-    family: Family,
-    protocol: Protocol,
-    keep: impl Fn(&Flow) -> bool,
-) -> Result<Vec<Flow>, NetlinkError> {
-    const ATTEMPTS: u32 = 5;
-    for _ in 1..ATTEMPTS {
-        match conntrack.flows(family, protocol, &keep) {
-            Err(error) if error.errno() == Some(libc::EINTR) => {}
-            other => return other,
-        }
-    }
-    conntrack.flows(family, protocol, &keep)
 }
 
 #[cfg(test)]

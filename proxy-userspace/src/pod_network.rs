@@ -11,6 +11,7 @@ mod localnet;
 mod mtu;
 mod node;
 mod notices;
+mod owned;
 mod ports;
 mod rules;
 mod uninstall;
@@ -28,12 +29,10 @@ use sluice_cni::node_file::NodeFile;
 use sluice_cni::store::{self, StoreError};
 use sluice_core::model::Node;
 use sluice_core::net::Family;
-use sluice_core::pod_network::{
-    Device, KernelState, Own, PodNetwork, Problem, Step, TABLE, Tunnel, pod_network, vtep_mac,
-};
+use sluice_core::pod_network::{Device, KernelState, Own, PodNetwork, Problem, Step, pod_network, vtep_mac};
 use sluice_sys::bpf::{BpfError, Maps};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Notice, Table};
+use sluice_sys::nft::Notice;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -41,12 +40,13 @@ use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
-use crate::status;
 
 pub use install::{InstallError, plugin};
 pub use kernel::{KernelError, device_name};
 pub use localnet::LocalnetError;
 pub use node::NodeError;
+pub use owned::{RemoveError, SeenError, remove};
+pub(crate) use owned::{SeenTunnel, seen};
 use rules::Rules;
 pub use uninstall::{left, withdraw_node};
 
@@ -470,72 +470,6 @@ impl PodNetworkTask {
         self.metrics.pod_network_problems.set(wanted.problems.len() as i64);
         self.metrics.pod_network_mtu.set(i64::from(mtu));
     }
-}
-
-/// Why the pod network could not be removed.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoveError {
-    /// Of the device or the routes.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// Packets from loopback can still leave to pods.
-    #[error(transparent)]
-    Localnet(#[from] LocalnetError),
-    /// Of the rules.
-    #[error("table inet {TABLE}: {0}")]
-    Rules(#[from] NetlinkError),
-    /// A system call failed.
-    #[error("open a route netlink socket: {0}")]
-    Open(#[from] std::io::Error),
-}
-
-/// Why it cannot be said what there is.
-#[derive(Debug, thiserror::Error)]
-pub enum SeenError {
-    /// The kernel does not tell.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// A system call failed.
-    #[error("open a route netlink socket: {0}")]
-    Open(#[from] std::io::Error),
-}
-
-/// The VXLAN devices, and how many routes there are; no right is needed.
-pub(crate) fn seen() -> Result<(Vec<status::Device>, usize), SeenError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let state = runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        Ok::<KernelState, SeenError>(kernel::observe(&handle).await?.state)
-    })?;
-    let device = |(family, tunnel): (&Family, &Tunnel)| status::Device {
-        name: device_name(*family),
-        vni: tunnel.device.vni,
-        port: tunnel.device.port,
-        mtu: tunnel.device.mtu,
-        up: tunnel.up,
-        peers: tunnel.forwarding.len(),
-    };
-    Ok((state.tunnels.iter().map(device).collect(), state.routes.len()))
-}
-
-/// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns whether there was anything.
-pub fn remove() -> Result<bool, RemoveError> {
-    // As long as the rules are there that drop what comes in by it.
-    localnet::close()?;
-    let mut nft = Nft::open()?;
-    let had_rules = nft.delete(Table::inet(TABLE))?;
-    let had_ports = match nft.delete(Table::bridge(TABLE)) {
-        Err(error) if ports::lacks_family(&error) => false,
-        other => other?,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let had_device = runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        Ok::<bool, RemoveError>(kernel::remove(&handle).await?)
-    })?;
-    Ok(had_rules || had_ports || had_device)
 }
 
 fn families(own: &Own) -> Vec<Family> {

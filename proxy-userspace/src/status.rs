@@ -12,6 +12,7 @@ use sluice_sys::bpf::Usage;
 use crate::cli::OutputFormat;
 use crate::exit::ExitError;
 use crate::output;
+use crate::pod_network::SeenTunnel;
 
 /// What there is.
 #[derive(Debug, Default, Serialize)]
@@ -90,24 +91,12 @@ impl From<Usage> for Entries {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct PodNetwork {
-    devices: Vec<Device>,
+    devices: Vec<SeenTunnel>,
     /// To the pods of other nodes.
     routes: usize,
     /// Whether its table is there, if that could be looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     table: Option<bool>,
-}
-
-/// A VXLAN device.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Device {
-    pub(crate) name: &'static str,
-    pub(crate) vni: u32,
-    pub(crate) port: u16,
-    pub(crate) mtu: u32,
-    pub(crate) up: bool,
-    pub(crate) peers: usize,
 }
 
 /// A part that could not be looked at.

@@ -24,8 +24,8 @@ use super::host_ports::{self, Refusal};
 use super::ports::{Ports, pod_ports, pod_sources};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
+use crate::nft_monitor;
 use crate::repairs::{Repairs, Tally};
-use crate::{conntrack, nft_monitor};
 
 /// What is known of the table.
 #[derive(Default)]
@@ -289,7 +289,7 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
     let is_local = |ip: &IpAddr| ip.is_loopback() || network.addresses.contains(ip);
     let mut connection = Conntrack::open()?;
     for family in changed.families() {
-        let stale = conntrack::list(&mut connection, family, Protocol::Udp, |flow| {
+        let stale = connection.all_flows(family, Protocol::Udp, |flow| {
             changed.is_stale(flow.destination, flow.replier, is_local)
         })?;
         for flow in &stale {

@@ -5,8 +5,9 @@ use std::fmt::{self, Display, Formatter};
 use sluice_core::nft::TABLE;
 use sluice_core::pod_network::TABLE as PODS;
 
-use super::{Device, Ebpf, Entries, Ipvs, PodNetwork, Status, Table};
+use super::{Ebpf, Entries, Ipvs, PodNetwork, Status, Table};
 use crate::backend::ipvs::LINK;
+use crate::pod_network::SeenTunnel;
 
 /// The state for programs: fields are only added.
 pub(super) struct Json<'a>(pub(super) &'a Status);
@@ -109,7 +110,7 @@ impl Display for PodNetwork {
             Some(false) => writeln!(f, "  there is no table inet {PODS}: no masquerading, no host ports")?,
             None => {}
         }
-        for Device { name, vni, port, mtu, up, peers } in &self.devices {
+        for SeenTunnel { name, vni, port, mtu, up, peers } in &self.devices {
             let state = if *up { "up" } else { "down" };
             writeln!(
                 f,
@@ -133,7 +134,7 @@ mod tests {
             counted: BTreeMap::from([("rejected", 7)]),
             programs: BTreeMap::from([("eth0".into(), vec!["egress".into(), "ingress".into()])]),
         };
-        let device = Device { name: "sluice-vxlan0", vni: 1, port: 4789, mtu: 1450, up: true, peers: 4 };
+        let device = SeenTunnel { name: "sluice-vxlan0", vni: 1, port: 4789, mtu: 1450, up: true, peers: 4 };
         Status {
             daemon: Daemon { at_work: true, pid: Some(42) },
             bpffs: "/b".into(),

@@ -43,6 +43,38 @@ const WALLS: &[Wall] = &[
         except: &[],
         why: "ports to the kernel know neither Services nor plans",
     },
+    Wall {
+        inside: "proxy-userspace/src/",
+        never: &["crate::daemon"],
+        except: &[],
+        why: "daemon.rs puts parts together: they do not know it",
+    },
+    Wall {
+        inside: "proxy-userspace/src/pod_network",
+        never: &[
+            "crate::affinity",
+            "crate::backend",
+            "crate::conntrack",
+            "crate::flows",
+            "crate::health",
+            "crate::reconcile",
+            "crate::status",
+        ],
+        except: &[],
+        why: "the pod network works with any service proxy, and without one",
+    },
+    Wall {
+        inside: "proxy-userspace/src/reconcile",
+        never: &["crate::pod_network"],
+        except: &[],
+        why: "the service proxy works with any pod network",
+    },
+    Wall {
+        inside: "proxy-userspace/src/backend",
+        never: &["crate::pod_network", "crate::reconcile", "crate::watch"],
+        except: &[],
+        why: "a backend takes plans to the kernel, wherever they come from",
+    },
 ];
 
 /// All walls.
