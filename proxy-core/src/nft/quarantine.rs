@@ -4,7 +4,7 @@
 //! What belongs together stays together and in order: all operations of one Service, and those of one object that several
 //! need. Whoever is refused keeps what it had in the kernel, because its deletions are among its operations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use super::lower::Shared;
 use super::object::{ChainName, ElementId, Op, SetKind};
 use crate::model::ObjectName;
-use crate::plan::ServicePlan;
+use crate::plan::{PlanChange, PortPlan, ServicePlan};
 
 /// So many operations go into one transaction: the kernel holds its lock while it works one off.
 pub const TRANSACTION: usize = 10_000;
@@ -229,6 +229,51 @@ impl<'a> Places<'a> {
 fn begin(services: &[&ObjectName], units: &mut Vec<Unit>) -> usize {
     units.push(Unit { services: services.iter().copied().cloned().collect(), ops: Vec::new() });
     units.len() - 1
+}
+
+/// How many plans of one Service are remembered, whose operations are refused while it goes on changing.
+const MOST_PLANS: usize = 32;
+
+/// Plans that may be in force, wholly or in part, of Services whose changes are not in the kernel yet: each of them says whose an
+/// operation is.
+#[derive(Debug, Default)]
+pub struct Before(BTreeMap<ObjectName, Vec<Arc<ServicePlan>>>);
+
+impl Before {
+    /// Plans changed.
+    pub fn planned(&mut self, changes: &[PlanChange]) {
+        for (name, old) in changes.iter().filter_map(|change| Some((&change.name, change.old.as_ref()?))) {
+            let plans = self.0.entry(name.clone()).or_default();
+            if plans.iter().any(|known| has_what_it_has(known, old)) {
+                continue;
+            }
+            if plans.len() == MOST_PLANS {
+                // The first one was in force as a whole.
+                plans.remove(1);
+            }
+            plans.push(old.clone());
+        }
+    }
+
+    /// All of them.
+    pub fn plans(&self) -> Vec<Arc<ServicePlan>> {
+        self.0.values().flatten().cloned().collect()
+    }
+
+    /// What is planned now of all but some Services is in force.
+    pub fn retain(&mut self, mut is_kept: impl FnMut(&ObjectName) -> bool) {
+        self.0.retain(|name, _| is_kept(name));
+    }
+}
+
+/// Whether two plans of a Service have the same groups, frontends and addresses: endpoints are found by their group.
+fn has_what_it_has(known: &ServicePlan, plan: &ServicePlan) -> bool {
+    let same = |(a, b): (&PortPlan, &PortPlan)| {
+        a.id == b.id && a.affinity == b.affinity && a.frontends == b.frontends
+    };
+    known.cluster_ips == plan.cluster_ips
+        && known.ports.len() == plan.ports.len()
+        && known.ports.iter().zip(&plan.ports).all(same)
 }
 
 impl Ledger {

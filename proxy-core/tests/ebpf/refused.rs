@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sluice_core::ebpf::Apart;
 use sluice_core::model::{ObjectName, ServicePortName};
 use sluice_core::net::Family;
-use sluice_core::nft::quarantine::{Failure, Outcome};
+use sluice_core::nft::quarantine::{Before, Failure, Outcome};
 
 use super::*;
 
@@ -16,22 +16,18 @@ type Refuses = dyn Fn(&EntryId) -> bool;
 struct Refusing {
     run: Run,
     /// Plans of before that may be in force, as the daemon's quarantine knows them.
-    before: BTreeMap<ObjectName, Arc<ServicePlan>>,
+    before: Before,
 }
 
 impl Refusing {
     fn new() -> Self {
-        Refusing { run: Run::with_large_from(0, Scheduler::Random), before: BTreeMap::new() }
+        Refusing { run: Run::with_large_from(0, Scheduler::Random), before: Before::default() }
     }
 
     /// A full pass. Returns who was refused something.
     fn pass(&mut self, events: &[Event], refuses: &Refuses) -> BTreeSet<ObjectName> {
-        for change in self.run.plan(events) {
-            if let Some(old) = change.old {
-                self.before.entry(change.name).or_insert(old);
-            }
-        }
-        let (run, before) = (&mut self.run, self.before.values().cloned().collect::<Vec<_>>());
+        self.before.planned(&self.run.plan(events));
+        let (run, before) = (&mut self.run, self.before.plans());
         let (plans, observed) = (run.plans(), run.maps.observe());
         let apart = Apart::new(&plans, &before, &observed);
         let ops = run.ledger.reconcile(&plans, observed);
@@ -43,7 +39,7 @@ impl Refusing {
         let Ok(Outcome::Done(all)) = outcome else { panic!("gave up: {outcome:?}") };
         let refused: BTreeSet<ObjectName> = all.into_iter().flat_map(|refused| refused.services).collect();
         self.others_are_served(&end, &refused);
-        self.before.retain(|name, _| refused.contains(name));
+        self.before.retain(|name| refused.contains(name));
         refused
     }
 
@@ -183,5 +179,19 @@ fn an_address_that_cannot_be_taken_over_keeps_the_endpoints_that_it_leads_to() {
     assert_eq!((view.endpoints(group("s1")).len(), view.endpoints(group("s3")).len()), (1, 1));
     assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());
     assert_eq!(refusing.run.view().frontends[&key(1)].group, group("s2"));
+    refusing.run.check();
+}
+
+/// It is refused the mark of its ClusterIP, gets its frontend all the same, and is to lose it: nobody may find neither.
+#[test]
+fn what_came_while_it_was_refused_is_known_to_be_its_own() {
+    let mut refusing = Refusing::new();
+    let refuses = |id: &EntryId| matches!(id, EntryId::Frontend(key) if key.port == 0);
+    let none = Event::Service(Change::Apply(service("s1", "172.30.0.1")));
+    let other = |events: &[Event], refusing: &mut Refusing| refusing.pass(events, &refuses);
+    assert_eq!(other(&[none.clone()], &mut refusing), [name("s1")].into());
+    assert_eq!(other(&[web("s1", 1, "")], &mut refusing), [name("s1")].into());
+    assert_eq!(other(&[none], &mut refusing), [name("s1")].into());
+    assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());
     refusing.run.check();
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_core::model::ObjectName;
-use sluice_core::plan::{PlanChange, ServicePlan};
+use sluice_core::nft::quarantine::Before;
+use sluice_core::plan::PlanChange;
 
 use crate::backend::{Known, Refused};
 
@@ -17,7 +18,7 @@ pub(super) struct Quarantine {
     /// With the kernel's first answer.
     held: BTreeMap<ObjectName, String>,
     /// What may still be in force of those whose changes are not in the kernel yet.
-    before: BTreeMap<ObjectName, Arc<ServicePlan>>,
+    before: Before,
     retry: Option<(Instant, Duration)>,
 }
 
@@ -33,9 +34,7 @@ pub(super) struct News {
 impl Quarantine {
     /// Plans changed. What was in force is remembered until the change is.
     pub(super) fn planned(&mut self, changes: &[PlanChange]) {
-        for (name, old) in changes.iter().filter_map(|change| Some((&change.name, change.old.as_ref()?))) {
-            self.before.entry(name.clone()).or_insert_with(|| old.clone());
-        }
+        self.before.planned(changes);
     }
 
     /// The changes that are not to wait for a full pass: what the kernel has of the others is not what they change.
@@ -46,15 +45,12 @@ impl Quarantine {
 
     /// For a full pass.
     pub(super) fn known(&self) -> Known {
-        Known {
-            before: self.before.values().cloned().collect(),
-            suspects: self.held.keys().cloned().collect(),
-        }
+        Known { before: self.before.plans(), suspects: self.held.keys().cloned().collect() }
     }
 
     /// Everything that changed is in the kernel, but for what is held.
     pub(super) fn done(&mut self) {
-        self.before.retain(|name, _| self.held.contains_key(name));
+        self.before.retain(|name| self.held.contains_key(name));
     }
 
     /// A full pass ended.
