@@ -15,8 +15,8 @@ use crate::icmp::{self, Error};
 use crate::maps::{INTERFACES, NETWORKS, config, count};
 use crate::newest;
 use crate::packet::{
-    ETH_IPV4, ETH_IPV6, Packet, Scratch, forget_fragment, is, load, parse, protocol, remember_fragment,
-    scratch,
+    ETH_IPV4, ETH_IPV6, ETH_SERVICE_VLAN, ETH_VLAN, Packet, Scratch, forget_fragment, is, load, parse,
+    protocol, remember_fragment, scratch,
 };
 use crate::rewrite;
 use crate::route::{self, Route};
@@ -47,7 +47,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     let (ether_type, kind, from, vlan) =
         unsafe { ((*skb).protocol as u16, (*skb).pkt_type, (*skb).ingress_ifindex, (*skb).vlan_present) };
     if ether_type != ETH_IPV4 && ether_type != ETH_IPV6 {
-        return NEXT;
+        return unknown(skb, ether_type, hook);
     }
     let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
     scratch.interface = 0;
@@ -104,7 +104,7 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
             return NEXT;
         }
         if is_kept_out(&context, scratch, GOING_ON) {
-            return DROP;
+            return kept_out(&context);
         }
         match flow::follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, config) {
             Follow::GoesOn => {
@@ -123,6 +123,22 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return NEXT;
     }
     begin::<L2>(&context, scratch)
+}
+
+/// What is neither IPv4 nor IPv6 is the stack's, but for what hides IP from here: the stack takes a tag off before programs see a
+/// packet, and one behind it, if both are of priority only, after that. A pod needs none.
+#[inline(always)]
+fn unknown(skb: *mut __sk_buff, ether_type: u16, hook: Hook) -> i32 {
+    if hook == Hook::Egress || (ether_type != ETH_VLAN && ether_type != ETH_SERVICE_VLAN) {
+        return NEXT;
+    }
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    let of_pod = unsafe { INTERFACES.get((*skb).ifindex) };
+    if of_pod.is_some_and(|link| link.flags & interface::OWN_SOURCES != 0) {
+        count(Counter::DropPodSource);
+        return DROP;
+    }
+    NEXT
 }
 
 /// Whether an interface is a port of a bridge.
@@ -146,9 +162,18 @@ fn is_kept_out(context: &Context<'_>, scratch: &mut Scratch, kinds: u32) -> bool
     if scratch.interface & kinds == 0 || source::has_way_back(context.skb, scratch, kinds) {
         return false;
     }
-    tell(&scratch.packet, "dropped: rp_filter");
-    count(Counter::DropReversePath);
+    if !context.bridged {
+        tell(&scratch.packet, "dropped: rp_filter");
+        count(Counter::DropReversePath);
+    }
     true
+}
+
+/// What becomes of a packet that is kept out. One for another hardware address does not enter the stack by this interface, but it
+/// may by one above it (macvlan), whose programs see it next.
+#[inline(always)]
+fn kept_out(context: &Context<'_>) -> i32 {
+    if context.bridged { NEXT } else { DROP }
 }
 
 /// What a flow's packets must pass, and what the first ones must.
@@ -511,7 +536,7 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
         return NEXT;
     }
     if is_kept_out(context, scratch, GOING_ON) {
-        return DROP;
+        return kept_out(context);
     }
     // Its receiver sent the quoted packet, as it was before it was translated: the flow's end, turned round.
     scratch.flow = *flow;

@@ -23,6 +23,10 @@ pub mod protocol {
 pub const ETH_IPV4: u16 = 0x0800_u16.to_be();
 /// As above.
 pub const ETH_IPV6: u16 = 0x86dd_u16.to_be();
+/// As above: tags of IEEE 802.1Q and 802.1ad.
+pub const ETH_VLAN: u16 = 0x8100_u16.to_be();
+/// As above.
+pub const ETH_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
 
 /// A packet as it was read.
 #[repr(C)]

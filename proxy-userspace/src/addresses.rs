@@ -211,7 +211,7 @@ fn device(message: &LinkMessage, all: AllInterfaces) -> Option<Device> {
         is_port: message.header.flags.contains(LinkFlags::Port),
         ..Device::default()
     };
-    let (mut is_cable, mut is_linked_elsewhere, mut is_bridged, mut controller) = (false, false, false, None);
+    let (mut is_cable, mut is_linked_elsewhere, mut controller, mut port) = (false, false, None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
@@ -226,8 +226,10 @@ fn device(message: &LinkMessage, all: AllInterfaces) -> Option<Device> {
             LinkAttribute::LinkInfo(infos) => {
                 is_cable = infos.iter().any(is_cable_info);
                 device.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
-                is_bridged =
-                    infos.iter().any(|info| matches!(info, LinkInfo::PortKind(InfoPortKind::Bridge)));
+                port = infos.iter().find_map(|info| match info {
+                    LinkInfo::PortKind(kind) => Some(kind),
+                    _ => None,
+                });
             }
             _ => {}
         }
@@ -235,7 +237,12 @@ fn device(message: &LinkMessage, all: AllInterfaces) -> Option<Device> {
     // Others than cables, such as macvlan and vlan, are linked to the interface below them, to which no packet can be
     // handed as if it came out of a cable.
     device.peer_is_elsewhere = is_cable && is_linked_elsewhere;
-    device.bridge = controller.filter(|_| is_bridged);
+    device.bridge = controller.filter(|_| port == Some(&InfoPortKind::Bridge));
+    // What comes in by a port of anything but a VRF enters the stack by the controller, whose setting counts: by routes, nothing
+    // would be behind the port itself.
+    if controller.is_some() && port != Some(&InfoPortKind::Vrf) {
+        device.reverse_path = ReversePath::Any;
+    }
     Some(device)
 }
 
@@ -356,6 +363,27 @@ mod tests {
         settings.rp_filter = 2;
         let families = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConf(settings)])];
         assert_eq!(device_of(1, vec![LinkAttribute::AfSpecUnspec(families)]).unwrap().reverse_path, Loose);
+    }
+
+    #[test]
+    fn rp_filter_of_a_port_keeps_nothing_out_that_enters_by_its_controller() {
+        let of = |port: Option<InfoPortKind>, controller: Option<u32>| {
+            let mut settings = InetDevConf::default();
+            settings.rp_filter = 1;
+            let mut attributes =
+                vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConf(
+                    settings,
+                )])])];
+            attributes.extend(port.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)])));
+            attributes.extend(controller.map(LinkAttribute::Controller));
+            device_of(1, attributes).unwrap().reverse_path
+        };
+        use ReversePath::{Any, Strict};
+        assert_eq!([of(None, None), of(Some(InfoPortKind::Vrf), Some(9))], [Strict; 2]);
+        let others = [InfoPortKind::Team, InfoPortKind::Bridge, InfoPortKind::Other("openvswitch".into())];
+        for port in others.into_iter().map(Some).chain([None]) {
+            assert_eq!(of(port.clone(), Some(9)), Any, "{port:?}");
+        }
     }
 
     #[test]

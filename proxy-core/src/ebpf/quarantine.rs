@@ -21,6 +21,8 @@ use crate::plan::{Group, ServicePlan};
 
 /// When more is refused, it is not about single Services.
 const GIVE_UP: usize = 256;
+/// The refusal of those that nobody is told of one by one.
+const OF_ALL: usize = usize::MAX;
 
 /// Whose an entry is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +39,8 @@ pub struct Apart {
     cluster_ips: FxHashMap<Address, Vec<ObjectName>>,
     /// Where frontends lead to in the map.
     held: FxHashMap<FrontendKey, u64>,
+    /// The same of ClusterIPs, by these.
+    behind: FxHashMap<Address, Vec<u64>>,
     /// Where those will that are written.
     wanted: FxHashMap<FrontendKey, u64>,
     /// Who gets nothing any more, by which refusal.
@@ -63,10 +67,16 @@ impl Apart {
             }
         }
         apart.held.extend(observed.iter().filter_map(leads));
+        for (key, group) in apart.held.iter().filter(|(key, _)| apart.cluster_ips.contains_key(&key.address))
+        {
+            apart.behind.entry(key.address).or_default().push(*group);
+        }
         apart
     }
 
-    /// Commits all operations but those of Services of which one is refused.
+    /// Commits all operations but those of Services of which one is refused. When more is refused than single Services explain,
+    /// nothing is written any more, but whoever lacks nothing still loses what it has too much: that may be the room that the
+    /// others wait for.
     pub fn commit<R, E>(
         mut self,
         ops: &[Op],
@@ -74,11 +84,15 @@ impl Apart {
     ) -> Result<Outcome<R>, E> {
         let puts = ops.iter().filter_map(|op| if let Op::Put(entry) = op { leads(entry) } else { None });
         self.wanted = puts.collect();
-        let mut all: Vec<Refused<R>> = Vec::new();
+        let (mut all, mut gave_up): (Vec<Refused<R>>, Option<R>) = (Vec::new(), None);
         // The next ones are taken from the end.
         let mut waiting: Vec<&[Op]> = ops.chunk_by(|one, other| kind(one) == kind(other)).collect();
         waiting.reverse();
         while let Some(part) = waiting.pop() {
+            if gave_up.is_some() {
+                let puts = part.iter().filter(|op| matches!(op, Op::Put(_)));
+                puts.for_each(|op| self.leave(op, OF_ALL, &mut all));
+            }
             let left: Vec<Op> = part.iter().filter(|op| !self.skips(op, &mut all)).cloned().collect();
             let why = match if left.is_empty() { Ok(()) } else { commit(&left) } {
                 Ok(()) => {
@@ -94,23 +108,32 @@ impl Apart {
                 waiting.extend([second, first]);
                 continue;
             }
-            let whose: Vec<Whose> = left.iter().flat_map(|op| self.whose(op)).collect();
-            if whose.is_empty() || all.len() >= GIVE_UP {
-                return Ok(Outcome::GaveUp(why));
+            if gave_up.is_some() {
+                break;
+            }
+            if all.len() >= GIVE_UP || left.iter().all(|op| self.whose(op).is_empty()) {
+                left.iter().for_each(|op| self.leave(op, OF_ALL, &mut all));
+                gave_up = Some(why);
+                continue;
             }
             all.push(Refused { services: Vec::new(), why });
             let by = all.len() - 1;
-            whose.into_iter().for_each(|whose| self.stop(whose, by, &mut all));
-            left.iter().for_each(|op| self.stop_holder(op, by, &mut all));
+            left.iter().for_each(|op| self.leave(op, by, &mut all));
         }
         // A frontend that still is another Service's lets in whom that one does.
         let is_idle = |(frontend, _): &&(FrontendKey, EntryId)| self.left_out.contains(frontend);
         let idle: Vec<Op> = self.let_in.iter().filter(is_idle).map(|(_, id)| Op::Delete(*id)).collect();
         match if idle.is_empty() { Ok(()) } else { commit(&idle) } {
-            Ok(()) => Ok(Outcome::Done(all)),
-            Err(Failure::Refused(why)) => Ok(Outcome::GaveUp(why)),
+            Ok(()) => Ok(gave_up.map_or(Outcome::Done(all), Outcome::GaveUp)),
+            Err(Failure::Refused(why)) => Ok(Outcome::GaveUp(gave_up.unwrap_or(why))),
             Err(Failure::Unknown(error)) => Err(error),
         }
+    }
+
+    /// An operation is not done: whose it is gets nothing more.
+    fn leave<R>(&mut self, op: &Op, by: usize, all: &mut [Refused<R>]) {
+        self.whose(op).into_iter().for_each(|whose| self.stop(whose, by, all));
+        self.stop_holder(op, by, all);
     }
 
     /// The network that an operation lets in, if that is for a frontend that is to be written after it.
@@ -132,16 +155,20 @@ impl Apart {
         by.is_some()
     }
 
-    /// Who has a frontend that is not written keeps it, and so all that it leads to.
+    /// Who has a frontend that is not written keeps it, and so all that it leads to. Without the mark of a ClusterIP all of its
+    /// frontends stay: what is said of ports that are not defined is not there to take their place.
     fn stop_holder<R>(&mut self, op: &Op, by: usize, all: &mut [Refused<R>]) {
         let frontend = match op {
             Op::Put(Entry::Frontend(key, _)) | Op::Delete(EntryId::Frontend(key)) => key,
             _ => return,
         };
         self.left_out.insert(*frontend);
-        if let Some(group) = self.held.get(frontend) {
-            self.stop(self.of_group(*group), by, all);
-        }
+        let groups = if is_mark(frontend) {
+            self.behind.get(&frontend.address).cloned().unwrap_or_default()
+        } else {
+            self.held.get(frontend).copied().into_iter().collect()
+        };
+        groups.into_iter().for_each(|group| self.stop(self.of_group(group), by, all));
     }
 
     fn stop<R>(&mut self, whose: Whose, by: usize, all: &mut [Refused<R>]) {

@@ -195,3 +195,76 @@ fn what_came_while_it_was_refused_is_known_to_be_its_own() {
     assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());
     refusing.run.check();
 }
+
+/// A map that is full, of which no larger one can be made: Services that go leave the room for those that come, however many.
+#[test]
+fn a_map_that_is_full_of_what_is_to_go_gets_room() {
+    const ROOM: usize = 300;
+    let mut run = Run::with_large_from(0, Scheduler::Random);
+    let all = |from: u16, kept: Option<&str>| -> Vec<Event> {
+        let each = |number: u16| {
+            let of = format!("s{number}");
+            let service =
+                Service { ports: vec![port("http", Tcp, 80, 0)], ..service(&of, &address_of(number)) };
+            [Event::Service(Change::Apply(service)), at(&format!("a{number}-4"), &of, &[1])]
+        };
+        let gone = |number: u16| Event::Service(Change::Delete(name(&format!("s{number}"))));
+        let old = (0..from).filter(|number| kept != Some(format!("s{number}").as_str()));
+        old.map(gone).chain((from..from + ROOM as u16).flat_map(each)).collect()
+    };
+    let mut pass = |events: &[Event]| {
+        run.plan(events);
+        let (plans, observed) = (run.plans(), run.maps.observe());
+        let apart = Apart::new(&plans, &[], &observed);
+        let ops = run.ledger.reconcile(&plans, observed);
+        let entries = &mut run.maps.entries;
+        let outcome: Result<Outcome<()>, ()> = apart.commit(&ops, |part| {
+            for op in part {
+                match op {
+                    Op::Put(entry @ Entry::Endpoint(..)) if !entries.contains_key(&entry.id()) => {
+                        if entries.keys().filter(|id| matches!(id, EntryId::Endpoint(_))).count() >= ROOM {
+                            return Err(Failure::Refused(()));
+                        }
+                        entries.insert(entry.id(), entry.clone());
+                    }
+                    Op::Put(entry) => drop(entries.insert(entry.id(), entry.clone())),
+                    Op::Delete(id) => drop(entries.remove(id)),
+                }
+            }
+            Ok(())
+        });
+        (outcome, run.view())
+    };
+    assert_eq!(pass(&all(0, None)).0, Ok(Outcome::Done(vec![])));
+    // One stays, and its address goes nowhere.
+    let (outcome, view) = pass(&all(ROOM as u16, Some("s7")));
+    assert_eq!(outcome, Ok(Outcome::GaveUp(())));
+    assert_eq!(view.endpoints(group("s7")).len(), 1);
+    assert_eq!(view.frontends.values().filter(|frontend| frontend.group == group("s8")).count(), 0);
+    let (outcome, view) = pass(&[]);
+    let Ok(Outcome::Done(refused)) = outcome else { panic!("there is room: {outcome:?}") };
+    assert_eq!(refused.len(), 1, "one more than there is room for");
+    assert_eq!(view.endpoints(group("s7")).len(), 1);
+}
+
+fn address_of(number: u16) -> String {
+    format!("172.30.{}.{}", 1 + number / 200, 1 + number % 200)
+}
+
+/// A Service is refused twice, so what it got in between is no plan's any more. Ports of its ClusterIP that are not defined get
+/// nothing other than they did, and no port that was goes before they do.
+#[test]
+fn without_the_mark_of_a_cluster_ip_its_frontends_stay() {
+    let mut refusing = Refusing::new();
+    let service = |ip: &str, ports| Event::Service(Change::Apply(Service { ports, ..service("s1", ip) }));
+    let refuses = |id: &EntryId| matches!(id, EntryId::Frontend(key) if key.port == 0);
+    for event in [
+        service("172.30.0.9", vec![]),
+        service("172.30.0.1", vec![port("alt", Tcp, 80, 0)]),
+        service("172.30.0.1", vec![port("http", Tcp, 8080, 0)]),
+    ] {
+        assert_eq!(refusing.pass(&[event], &refuses), [name("s1")].into());
+    }
+    assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());
+    refusing.run.check();
+}

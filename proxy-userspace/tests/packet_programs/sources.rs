@@ -10,7 +10,7 @@ use sluice_common::service::action;
 use crate::network::{FAMILIES, Family, INTERFACES, ip_batch, mac, peer};
 use crate::packets::{ACK, Mac, Message, Packet, SYN, echo, tcp, udp};
 use crate::world::{
-    At, DROP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_of, ingress, on_a_node,
+    At, DROP, NEXT, NODE_PORT, PORT, REDIRECT, TARGET, World, address_of, egress, ingress, on_a_node,
 };
 
 const BROADCAST: Mac = [0xff; 6];
@@ -184,6 +184,31 @@ fn what_leads_no_further_than_the_link_is_for_the_stack_s_rules() {
     });
 }
 
+/// The stack takes a tag of priority off before programs run, and another one after them.
+#[test]
+fn a_pod_hides_no_source_behind_tags() {
+    on_a_node(|world| {
+        for family in FAMILIES {
+            world.service(family, action::CLUSTER, &[family.endpoint()]);
+            for kind in [[0x81, 0x00, 0, 0], [0x88, 0xa8, 0, 0]] {
+                let mut packet =
+                    by("pod-a", udp(family.far_client(), 40_000, family.endpoint(), PORT)).bytes();
+                packet.splice(12..12, kind);
+                world.reset();
+                let at = At { unsummed: true, ..ingress("pod-a") };
+                assert_eq!(world.run(at, &packet), (NEXT, packet.clone()), "no link of a pod of ours");
+                check_pods(world);
+                assert_eq!(world.run(at, &packet), (DROP, packet.clone()));
+                assert_eq!(world.counter(Counter::DropPodSource), 1);
+                let out = At { unsummed: true, ..egress("pod-a") };
+                assert_eq!(world.run(out, &packet), (NEXT, packet));
+            }
+        }
+        let request = [&BROADCAST[..], &peer("pod-a"), &[0x08, 0x06], &[0; 46]].concat();
+        assert_eq!(world.run(At { unsummed: true, ..ingress("pod-a") }, &request).0, NEXT, "ARP");
+    });
+}
+
 #[test]
 fn behind_a_port_of_a_bridge_are_the_addresses_that_are_written_down() {
     on_a_node(|world| {
@@ -299,6 +324,25 @@ fn a_connection_goes_on_by_the_way_of_its_answers_only() {
         expect_refusal(world, "uplink", &error(family.second()).bytes(), Counter::DropReversePath);
         assert_eq!(world.run(ingress("uplink"), &error(family.router()).bytes()).0, REDIRECT);
         assert_eq!(world.run(ingress("uplink"), &by("uplink", answer).bytes()).0, REDIRECT);
+    });
+}
+
+/// A macvlan takes frames for its own address from the interface below, to which no route leads.
+#[test]
+fn what_is_for_an_interface_above_is_not_kept_out_below() {
+    on_a_node(|world| {
+        let family = Family::V4;
+        world.service(family, action::CLUSTER, &[family.remote()]);
+        let asked = tcp(family.pod(), 40_000, family.cluster_ip(), PORT, SYN);
+        assert_eq!(world.run(ingress("pod-a"), &by("pod-a", asked.clone()).bytes()).0, REDIRECT);
+        world.flag("pod-c", STRICT);
+        let more = asked.clone().flagged(ACK).by(peer("pod-c"), [2, 0, 0, 7, 7, 7]);
+        world.expect_untouched(ingress("pod-c"), &more, NEXT);
+        let error = asked.between(family.pod(), family.remote()).with_ports(40_000, TARGET);
+        let error =
+            error.error(family.router(), Message::TimeExceeded, 28).by(peer("pod-c"), [2, 0, 0, 7, 7, 7]);
+        world.expect_untouched(ingress("pod-c"), &error, NEXT);
+        assert_eq!(world.counter(Counter::DropReversePath), 0);
     });
 }
 
