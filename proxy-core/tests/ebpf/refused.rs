@@ -189,7 +189,7 @@ fn what_came_while_it_was_refused_is_known_to_be_its_own() {
     let refuses = |id: &EntryId| matches!(id, EntryId::Frontend(key) if key.port == 0);
     let none = Event::Service(Change::Apply(service("s1", "172.30.0.1")));
     let other = |events: &[Event], refusing: &mut Refusing| refusing.pass(events, &refuses);
-    assert_eq!(other(&[none.clone()], &mut refusing), [name("s1")].into());
+    assert_eq!(other(std::slice::from_ref(&none), &mut refusing), [name("s1")].into());
     assert_eq!(other(&[web("s1", 1, "")], &mut refusing), [name("s1")].into());
     assert_eq!(other(&[none], &mut refusing), [name("s1")].into());
     assert_eq!(refusing.pass(&[], &|_| false), BTreeSet::new());
