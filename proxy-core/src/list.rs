@@ -369,7 +369,7 @@ mod tests {
         for backwards in [false, true] {
             let all: List<u32> = (0..100 * PIECE as u32).collect();
             let mut list = all;
-            let go = |n: &u32| n % PIECE as u32 != 0;
+            let go = |n: &u32| !n.is_multiple_of(PIECE as u32);
             let mut gone: Vec<u32> = list.iter().copied().filter(go).collect();
             if backwards {
                 gone.reverse();
