@@ -114,13 +114,13 @@ impl<T: Copy + Ord> List<T> {
         while let Some(next) = gone.first().into_iter().chain(came.first()).min() {
             // Where it is, or would be: in the last piece that begins before it, or else in the first one.
             let at = rest.partition_point(|piece| piece.first() <= Some(next)).saturating_sub(1);
-            edited.0.extend_from_slice(&rest[..at]);
+            edited.keep(&rest[..at]);
             let (piece, behind) = rest[at..].split_first().map_or((&[][..], &[][..]), |(p, rest)| (p, rest));
             let end = behind.first().and_then(|piece| piece.first());
             edited.push(changed(piece, before(&mut gone, end), before(&mut came, end)));
             rest = behind;
         }
-        edited.0.extend_from_slice(rest);
+        edited.keep(rest);
         List::of_pieces(edited.0)
     }
 
@@ -156,6 +156,17 @@ impl<T: Copy + Ord> List<T> {
 struct Edited<T>(Vec<Arc<[T]>>);
 
 impl<T: Copy> Edited<T> {
+    /// Adds the pieces from one that was changed to the next, as they are; but a small one is joined to that before it.
+    fn keep(&mut self, pieces: &[Arc<[T]>]) {
+        match (self.0.last(), pieces) {
+            (Some(last), [first, others @ ..]) if last.len() + first.len() <= PIECE => {
+                self.push(first.to_vec());
+                self.0.extend_from_slice(others);
+            }
+            _ => self.0.extend_from_slice(pieces),
+        }
+    }
+
     /// Adds a piece that was changed. Small ones are joined to those before them, or there would be more and more.
     fn push(&mut self, mut piece: Vec<T>) {
         if let Some(last) = self.0.last().filter(|last| last.len() + piece.len() <= PIECE) {
@@ -351,6 +362,25 @@ mod tests {
         }
         assert_eq!((list.with(4, |m| m.0).count(), list.place(&2, |m| m.0)), (0, Some(600)));
         assert_eq!(List::<u32>::default().with(1, |m| *m).count(), 0);
+    }
+
+    #[test]
+    fn pieces_that_get_small_are_joined_from_whichever_end_members_go() {
+        for backwards in [false, true] {
+            let all: List<u32> = (0..100 * PIECE as u32).collect();
+            let mut list = all;
+            let go = |n: &u32| !n.is_multiple_of(PIECE as u32);
+            let mut gone: Vec<u32> = list.iter().copied().filter(go).collect();
+            if backwards {
+                gone.reverse();
+            }
+            for members in gone.chunks(7) {
+                let mut members = members.to_vec();
+                members.sort_unstable();
+                list = list.edited(&members, &[]);
+            }
+            assert_eq!((list.len(), list.pieces().len()), (100, 1), "backwards: {backwards}");
+        }
     }
 
     proptest! {

@@ -20,14 +20,17 @@ pub struct Client {
 
 impl Client {
     /// The service port that it is remembered for.
-    fn share(&self) -> &[u8] {
-        let key = self.key.as_slice();
-        key.get(..AFFINITY_ID).unwrap_or(key)
+    fn share(&self) -> Share {
+        self.key.as_slice().first_chunk().copied().unwrap_or_default()
     }
 }
 
-/// Bytes of the affinity id, which a key begins with.
-const AFFINITY_ID: usize = 8;
+/// The affinity id, which a key begins with.
+type Share = [u8; 8];
+/// In milliseconds: so exactly is known when those that were forgotten would have ended.
+const STEP: u64 = 60_000;
+/// So many times as many clients as usually are read at most.
+const MOST: usize = 4;
 /// Who ends within so many milliseconds need not be forgotten; to try it would be in vain for some.
 const SOON: u64 = 10_000;
 /// In percent: from where on clients are forgotten, and how many are left then.
@@ -39,26 +42,107 @@ pub fn is_due(entries: usize, capacity: usize) -> bool {
     capacity > 0 && entries > percent(capacity, HIGH)
 }
 
-/// Who is forgotten of a set with so many entries. `clients`: all of them, or as many as one cares to read. The set's order is that of a
-/// hash, so that its first ones are as good as any others to tell by them how many each Service port has. Of a part, no more than the
-/// older half of each Service port's goes at once: with more, it were others than those that were silent longest.
-pub fn evicted(mut clients: Vec<Client>, entries: usize, capacity: usize) -> Vec<Key> {
-    if clients.is_empty() || !is_due(entries, capacity) {
-        return Vec::new();
+/// What is kept of a set from one time to the next. Of a large set only the first part is read, and so who is forgotten is always of it:
+/// afterwards it has fewer of those that have most than the rest of the set has, and tells the truth only together with these.
+#[derive(Debug)]
+pub struct Evictor {
+    /// How many were forgotten, by when they would have ended and of which Service port they were.
+    forgotten: BTreeMap<(u64, Share), usize>,
+    least: usize,
+    sample: usize,
+}
+
+impl Evictor {
+    /// Of a set of which so many clients are read usually.
+    pub fn new(sample: usize) -> Self {
+        Evictor { forgotten: BTreeMap::new(), least: sample, sample }
     }
-    let read = clients.len();
-    // What was read may be more than was counted before.
-    let entries = entries.max(read);
-    let keep = scaled(percent(capacity, LOW), read, entries);
-    clients.sort_unstable_by(|a, b| a.share().cmp(b.share()).then(a.left.cmp(&b.left)));
-    let shares: Vec<&[Client]> = clients.chunk_by(|a, b| a.share() == b.share()).collect();
-    let level = level(shares.iter().map(|share| share.len()), keep);
-    let go = |share: &&[Client]| {
-        let most = if read < entries { share.len() / 2 } else { share.len() };
-        scaled(share.len().saturating_sub(level), entries, read).min(most)
-    };
-    let gone = shares.iter().flat_map(|share| share.iter().take(go(share)));
-    gone.filter(|client| client.left > SOON).map(|client| client.key).collect()
+
+    /// How many clients are to be read now.
+    pub fn sample(&self) -> usize {
+        self.sample
+    }
+
+    /// So many entries there are now. A table that is half empty is made smaller by the kernel, and has another order then.
+    pub fn counted(&mut self, entries: usize, capacity: usize) {
+        if entries < capacity / 2 {
+            self.forgotten.clear();
+        }
+    }
+
+    /// Who is forgotten of a set with so many entries. `clients`: all of them, or the first ones. The set's order is that of a hash, so
+    /// that these are as good as any others to tell how many each Service port has. Of a part, no more than the older half of each
+    /// Service port's goes at once: with more, it were others than those that were silent longest. `now`: milliseconds, by a clock
+    /// that nobody sets.
+    pub fn evicted(
+        &mut self,
+        mut clients: Vec<Client>,
+        entries: usize,
+        capacity: usize,
+        now: u64,
+    ) -> Vec<Key> {
+        // Who would have ended by now would not be there anyway.
+        self.forgotten = self.forgotten.split_off(&(now / STEP, Share::default()));
+        let read = clients.len();
+        // What was read may be more than was counted before.
+        let entries = entries.max(read);
+        if read == entries {
+            self.forgotten.clear();
+        }
+        if clients.is_empty() || !is_due(entries, capacity) {
+            return Vec::new();
+        }
+        clients.sort_unstable_by_key(|client| (client.share(), client.left));
+        let shares: Vec<&[Client]> = clients.chunk_by(|a, b| a.share() == b.share()).collect();
+        let sizes = self.sizes(&shares, entries, read);
+        let level = level(sizes.values().copied(), percent(capacity, LOW));
+        let mut gone = Vec::new();
+        for share in shares {
+            let most = if read < entries { share.len() / 2 } else { share.len() };
+            let size = share.first().and_then(|client| sizes.get(&client.share())).copied().unwrap_or(0);
+            let older = share.iter().take(size.saturating_sub(level).min(most));
+            for client in older.filter(|client| client.left > SOON) {
+                *self.forgotten.entry(((now + client.left) / STEP, client.share())).or_default() += 1;
+                gone.push(client.key);
+            }
+        }
+        if read < entries {
+            self.adapt(gone.len(), read);
+        }
+        gone
+    }
+
+    /// Reads more the next time if next to nobody could be forgotten, because the part that is read has only those left who are to
+    /// stay. The kernel's time for it goes by the square, so not without a limit: at that, those give away who have most of this part.
+    fn adapt(&mut self, gone: usize, read: usize) {
+        if gone > read / 4 {
+            self.sample = self.least.max(self.sample / 2);
+        } else if gone < read / 16 && self.sample < MOST * self.least {
+            self.sample *= 2;
+        } else if gone == 0 {
+            self.forgotten.clear();
+        }
+    }
+
+    /// How many clients each Service port has in the whole set. If nobody had been forgotten, the part that was read would have as many
+    /// more of each as were, and would tell of a set with all of these.
+    fn sizes(&self, shares: &[&[Client]], entries: usize, read: usize) -> BTreeMap<Share, usize> {
+        let mut forgotten: BTreeMap<Share, usize> = BTreeMap::new();
+        for ((_, share), count) in &self.forgotten {
+            *forgotten.entry(*share).or_default() += count;
+        }
+        let all: usize = forgotten.values().sum();
+        let mut sizes = forgotten.clone();
+        for share in shares {
+            *sizes.entry(share.first().map_or_else(Share::default, Client::share)).or_default() +=
+                share.len();
+        }
+        for (share, size) in &mut sizes {
+            let was = forgotten.get(share).copied().unwrap_or(0);
+            *size = scaled(*size, entries + all, read + all).saturating_sub(was);
+        }
+        sizes
+    }
 }
 
 /// The greatest share with which no more than `keep` are left of all together.
@@ -99,6 +183,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn evicted(clients: Vec<Client>, entries: usize, capacity: usize) -> Vec<Key> {
+        Evictor::new(0).evicted(clients, entries, capacity, 0)
+    }
 
     fn client(share: u64, number: u32, left: u64) -> Client {
         Client { key: Key::new(&share.to_be_bytes()).with(&number.to_be_bytes()), left }
@@ -155,6 +243,64 @@ mod tests {
         );
         let oldest: Vec<Key> = clients(&sizes).iter().take(45_000).map(|client| client.key).collect();
         assert_eq!(gone, oldest);
+    }
+
+    /// A set in the order of a hash: of which share each client is, and when it came.
+    type Set = BTreeMap<u64, (u64, u64)>;
+
+    fn count(set: &Set, share: u64) -> usize {
+        set.values().filter(|(of, _)| *of == share).count()
+    }
+
+    /// Lets clients of share 1 come, so many before each look; returns how many of them were refused.
+    fn flood(set: &mut Set, evictor: &mut Evictor, capacity: usize, a_look: usize, looks: u64) -> usize {
+        let (timeout, mut number, mut refused) = (10_800_000, 1 << 32, 0);
+        for now in (1..=looks).map(|look| look * 1000) {
+            for _ in 0..a_look {
+                number += 1_u64;
+                if set.len() < capacity {
+                    set.insert(mixed(number), (1, now));
+                } else {
+                    refused += 1;
+                }
+            }
+            let client = |(hash, (share, came)): (&u64, &(u64, u64))| Client {
+                key: Key::new(&share.to_be_bytes())
+                    .with(&hash.to_be_bytes()[..4])
+                    .with(&hash.to_be_bytes()[4..]),
+                left: timeout - (now - came),
+            };
+            if is_due(set.len(), capacity) {
+                let first = set.iter().take(evictor.sample()).map(client).collect();
+                for key in evictor.evicted(first, set.len(), capacity, now) {
+                    let hash = key.as_slice()[8..].try_into().map(u64::from_be_bytes).unwrap_or(0);
+                    assert!(set.remove(&hash).is_some(), "it was there");
+                }
+            }
+        }
+        refused
+    }
+
+    fn mixed(number: u64) -> u64 {
+        let number = (number ^ number >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let number = (number ^ number >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        number ^ number >> 33
+    }
+
+    #[test]
+    fn a_long_flood_takes_nothing_from_those_that_have_less() {
+        let capacity = 16_000;
+        for (others, a_look) in [(0.3, 0.01), (0.3, 0.03), (0.1, 0.01)] {
+            let of = |share: f64| (f64::from(capacity) * share) as usize;
+            let mut set: Set = (0..of(others) as u64)
+                .map(|n| (mixed(n), (2, 0)))
+                .chain((1_000_000..1_000_100).map(|n| (mixed(n), (3, 0))))
+                .collect();
+            let mut evictor = Evictor::new(2_000);
+            let refused = flood(&mut set, &mut evictor, of(1.0), of(a_look), 300);
+            assert_eq!((count(&set, 2), count(&set, 3)), (of(others), 100), "{others} {a_look} {refused}");
+            assert!(refused < 30 * of(a_look), "{refused} refused, {others} {a_look}");
+        }
     }
 
     proptest! {

@@ -1,10 +1,10 @@
 //! Room in the sets of nftables in which clients are remembered. The kernel takes no new client when a set is full, whoever the
-//! others are of; so some are forgotten before that, fairly ([`eviction`]).
+//! others are of; so some are forgotten before that, fairly ([`Evictor`]).
 
 use std::time::{Duration, Instant};
 
 use sluice_core::net::Family;
-use sluice_core::nft::eviction;
+use sluice_core::nft::eviction::{Evictor, is_due};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Fullness, Nft, first_clients, forget, fullness, is_full};
 use tracing::debug;
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const TRY: Duration = Duration::from_secs(5);
 /// So many times its own time lies between one look and the next: a flood of clients costs a fifth of a processor at most.
 const SHARE: u32 = 4;
-/// Clients that are read at once. All of a full set would take minutes, because for each part of the answer the kernel goes through all
+/// Clients that are read at once, usually. All of a full set would take minutes, because for each part of the answer the kernel goes through all
 /// those before once more.
 pub const SAMPLE: usize = 1 << 17;
 
@@ -33,10 +33,19 @@ pub struct Made {
 
 /// Keeps room in the sets, for good.
 pub async fn keep(metrics: Metrics) {
+    let mut evictors = [(); 2].map(|()| Evictor::new(SAMPLE));
+    let start = Instant::now();
     loop {
         let begun = Instant::now();
-        let look = tokio::task::spawn_blocking(|| Family::BOTH.map(|family| (family, make(family, SAMPLE))));
-        let Ok(made) = look.await else { return };
+        let look = tokio::task::spawn_blocking(move || {
+            let made = Family::BOTH.map(|family| {
+                let evictor = &mut evictors[family as usize];
+                (family, make(family, evictor, start.elapsed()))
+            });
+            (made, evictors)
+        });
+        let Ok((made, back)) = look.await else { return };
+        evictors = back;
         let mut least = LOOK;
         for (family, made) in made {
             match made {
@@ -63,24 +72,28 @@ fn pause(least: Duration, took: Duration) -> Duration {
     least.max(took * SHARE)
 }
 
-/// Forgets clients of a family if there is little room left, judging by so many of them. One that comes again between being read and
+/// Forgets clients of a family if there is little room left, judging by some of them. One that comes again between being read and
 /// being forgotten is balanced anew by its next connection; connections that there are do not depend on it.
-pub fn make(family: Family, sample: usize) -> Result<Made, NetlinkError> {
+pub fn make(family: Family, evictor: &mut Evictor, now: Duration) -> Result<Made, NetlinkError> {
     let mut nft = Nft::open()?;
     let Some(Fullness { capacity, entries }) = fullness(&mut nft, family)? else {
         return Ok(Made { forgotten: 0, is_told: true });
     };
     let is_told = entries.is_some();
+    if let Some(entries) = entries {
+        evictor.counted(entries, capacity);
+    }
     // A kernel that does not tell says at least that no one more fits.
     let entries = match entries {
         Some(entries) => entries,
         None if is_full(&mut nft, family)? => capacity,
         None => 0,
     };
-    if !eviction::is_due(entries, capacity) {
+    if !is_due(entries, capacity) {
         return Ok(Made { forgotten: 0, is_told });
     }
-    let gone = eviction::evicted(first_clients(family, sample)?, entries, capacity);
+    let clients = first_clients(family, evictor.sample())?;
+    let gone = evictor.evicted(clients, entries, capacity, now.as_millis() as u64);
     Ok(Made { forgotten: forget(&mut nft, family, &gone)?, is_told })
 }
 

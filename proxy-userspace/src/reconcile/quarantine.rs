@@ -1,7 +1,6 @@
 //! Services of which the kernel refuses something: what is known of them, and when they are tried again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_core::model::ObjectName;
@@ -89,6 +88,10 @@ impl Quarantine {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use sluice_core::plan::ServicePlan;
+
     use super::*;
 
     const LONGEST: Duration = Duration::from_secs(30);

@@ -1,9 +1,11 @@
 //! What crates and rooms must not use: rules of docs/architecture.md that visibility cannot express.
 
-use proc_macro2::Span;
+use std::collections::BTreeMap;
+
+use proc_macro2::{Span, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Attribute, ItemMod, ItemUse, Path, UseTree};
+use syn::{Attribute, ItemMod, ItemUse, Macro, Path, UseTree};
 
 use super::Finding;
 use super::tree::Tree;
@@ -100,7 +102,7 @@ fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
         };
         for wall in walls {
             for (line, item) in &used {
-                if wall.never.iter().any(|never| is_below(item, never)) {
+                if wall.never.iter().any(|never| is_reached(item, never)) {
                     let what = format!("{item}: {}", wall.why);
                     findings.push(Finding { path: path.to_owned(), line: *line, what });
                 }
@@ -109,6 +111,12 @@ fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
     }
     findings.dedup();
     findings
+}
+
+/// Whether a file that names an item reaches what it must not. By `a::*` it reaches all below `a`.
+fn is_reached(item: &str, never: &str) -> bool {
+    is_below(item, never)
+        || item.strip_suffix("::*").is_some_and(|all| is_below(never, all) || is_below(all, never))
 }
 
 fn is_below(item: &str, above: &str) -> bool {
@@ -124,14 +132,23 @@ fn module(path: &str) -> Vec<String> {
 
 /// What a file outside of its tests names, by full paths where they begin with `self` or `super`, and in which line.
 fn used(text: &str, module: &[String]) -> syn::Result<Vec<(usize, String)>> {
-    let mut paths = Paths { module: module.to_vec(), used: Vec::new() };
-    paths.visit_file(&syn::parse_file(text)?);
-    Ok(paths.used)
+    let file = syn::parse_file(text)?;
+    let mut paths = Paths { module: module.to_vec(), used: Vec::new(), names: BTreeMap::new() };
+    paths.visit_file(&file);
+    // A name may be used above where it is given.
+    let given = std::mem::take(&mut paths.names);
+    let full = |path: String| match path.split_once("::").map(|(first, rest)| (given.get(first), rest)) {
+        Some((Some(first), rest)) => format!("{first}::{rest}"),
+        _ => path,
+    };
+    Ok(paths.used.into_iter().map(|(line, path)| (line, full(path))).collect())
 }
 
 struct Paths {
     module: Vec<String>,
     used: Vec<(usize, String)>,
+    /// What `use` calls by names of one part.
+    names: BTreeMap<String, String>,
 }
 
 impl Paths {
@@ -149,14 +166,60 @@ impl Paths {
         self.used.push((span.start().line, parts.join("::")));
     }
 
+    /// Notes what has a name from here on: its own, if no other.
+    fn give(&mut self, span: Span, parts: Vec<String>, name: Option<String>) {
+        let name = name.or_else(|| parts.last().cloned());
+        self.note(span, parts);
+        if let (Some(name), Some((_, path))) = (name, self.used.last()) {
+            self.names.insert(name, path.clone());
+        }
+    }
+
+    /// Notes paths in what a macro is given, which need not be Rust.
+    fn note_tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        let (mut begin, mut colons) = (Span::call_site(), 0);
+        for token in tokens {
+            match token {
+                TokenTree::Ident(ident) => {
+                    if colons != 2 {
+                        self.end(begin, &mut path);
+                        begin = ident.span();
+                    }
+                    path.push(ident.to_string());
+                    colons = 0;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' => colons += 1,
+                TokenTree::Group(group) => {
+                    self.note_tokens(group.stream());
+                    colons = 0;
+                }
+                _ => colons = 0,
+            }
+        }
+        self.end(begin, &mut path);
+    }
+
+    fn end(&mut self, begin: Span, path: &mut Vec<String>) {
+        let path = std::mem::take(path);
+        if path.len() > 1 {
+            self.note(begin, path);
+        }
+    }
+
     fn note_tree(&mut self, tree: &UseTree, before: &[String]) {
         let with = |name: String| [before, &[name]].concat();
         match tree {
             UseTree::Path(path) => self.note_tree(&path.tree, &with(path.ident.to_string())),
-            UseTree::Name(name) if name.ident == "self" => self.note(tree.span(), before.to_vec()),
-            UseTree::Name(name) => self.note(tree.span(), with(name.ident.to_string())),
-            UseTree::Rename(rename) => self.note(tree.span(), with(rename.ident.to_string())),
-            UseTree::Glob(_) => self.note(tree.span(), before.to_vec()),
+            UseTree::Name(name) if name.ident == "self" => self.give(tree.span(), before.to_vec(), None),
+            UseTree::Name(name) => self.give(tree.span(), with(name.ident.to_string()), None),
+            UseTree::Rename(rename) if rename.ident == "self" => {
+                self.give(tree.span(), before.to_vec(), Some(rename.rename.to_string()));
+            }
+            UseTree::Rename(rename) => {
+                self.give(tree.span(), with(rename.ident.to_string()), Some(rename.rename.to_string()));
+            }
+            UseTree::Glob(_) => self.note(tree.span(), with("*".to_owned())),
             UseTree::Group(group) => group.items.iter().for_each(|tree| self.note_tree(tree, before)),
         }
     }
@@ -186,6 +249,11 @@ impl<'ast> Visit<'ast> for Paths {
         self.module.pop();
     }
 
+    fn visit_macro(&mut self, item: &'ast Macro) {
+        visit::visit_macro(self, item);
+        self.note_tokens(item.tokens.clone());
+    }
+
     fn visit_path(&mut self, path: &'ast Path) {
         if path.segments.len() > 1 {
             self.note(path.span(), path.segments.iter().map(|part| part.ident.to_string()).collect());
@@ -205,6 +273,23 @@ mod tests {
 
     fn findings(path: &str, text: &str) -> Vec<String> {
         check_walls(&Tree::of(&[(path, text)]), WALLS).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_that_modules_get_by_use_and_paths_in_macros_are_followed() {
+        let text = "use std::fs as disk;\nuse std as s;\nuse std::*;\nfn f() { s::fs::read(\"x\"); }\n\
+                    fn g() { println!(\"{}\", std::fs::read_to_string(\"x\").len()) }\nuse other::{self, fs};\n\
+                    fn h() { fs::x(); assert!([log::a()].is_empty()); }\n";
+        assert_eq!(
+            findings("a/src/x.rs", text),
+            [
+                "a/src/x.rs:1: std::fs: pure",
+                "a/src/x.rs:3: std::*: pure",
+                "a/src/x.rs:4: std::fs::read: pure",
+                "a/src/x.rs:5: std::fs::read_to_string: pure",
+                "a/src/x.rs:7: log::a: pure",
+            ]
+        );
     }
 
     #[test]
