@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn every_way_to_name_something_is_seen() {
         let text = "use std::{fmt, fs::{self, File}};\nfn f() { log::info!(\"x\"); }\n\
-                    fn g() -> std::fs::File { todo() }\nuse std::fs as disk;\nuse logger::log;\n";
+                    fn g() -> std::fs::File { todo() }\nuse std::fs as disk;\nuse logger::other;\n";
         assert_eq!(
             findings("a/src/x.rs", text),
             [
@@ -307,6 +307,7 @@ mod tests {
             ]
         );
         assert_eq!(findings("b/src/x.rs", text), [""; 0]);
+        assert_eq!(findings("a/src/x.rs", "use logger::log;\nfn f() { log::info!(); }\n"), [""; 0]);
         assert_eq!(findings("a/src/may.rs", text), [""; 0]);
     }
 
