@@ -1,14 +1,12 @@
 //! Effects on the network: links, addresses, routes and neighbours, by netlink; no process is started.
 
-mod netlink;
+mod error;
 mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -17,18 +15,14 @@ use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
-
 use nix::net::if_::if_indextoname;
-use nix::sys::statfs::{FsType, fstatfs};
+use sluice_link::request::{self, add_address, add_neighbour, delete_address, new_link, up};
+use sluice_link::{Change, Mac, Netlink, NetlinkError, netns, read, sysctl};
 
 use crate::spec::{Mode, Route};
-use crate::wiring::{Mac, Wiring, bridge_mac, network_of};
-use netlink::{Change, add_address, add_neighbour, add_route, delete_address, new_link};
-pub use netlink::{NetError, Netlink};
+use crate::wiring::{Wiring, bridge_mac, network_of};
+pub use error::NetError;
 pub use pod::{Loopback, PodState, in_namespace};
-
-/// Of namespaces' files (`NSFS_MAGIC` of linux/magic.h).
-const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// A network namespace that is open.
 #[derive(Debug)]
@@ -41,14 +35,8 @@ impl Namespace {
     /// Opens it by the runtime's path.
     pub fn open(path: &Path) -> Result<Self, NetError> {
         let failed = |source| NetError::Namespace { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let is_namespace = fstatfs(&file).is_ok_and(|of| of.filesystem_type() == NSFS_MAGIC);
-        if !is_namespace {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no namespace")));
-        }
-        let identity = |file: &std::fs::Metadata| (file.dev(), file.ino());
-        let own = std::fs::metadata("/proc/thread-self/ns/net").map_err(failed)?;
-        if identity(&file.metadata().map_err(failed)?) == identity(&own) {
+        let file = netns::open(path).map_err(failed)?;
+        if netns::is_own(&file).map_err(failed)? {
             return Err(NetError::OwnNamespace(path.to_owned()));
         }
         Ok(Namespace { file, path: path.to_owned() })
@@ -87,14 +75,14 @@ fn disconnect_with(netlink: &mut Netlink, host: &str) -> Result<(), NetError> {
     match netlink.delete_link(index) {
         // With its other end, or by somebody else.
         Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
-        other => other,
+        other => Ok(other?),
     }
 }
 
 /// Names of the host's ends of a network that are there.
 pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
     let mut netlink = Netlink::open()?;
-    let links = netlink.links()?.into_iter();
+    let links = names(&mut netlink)?.into_iter();
     let own = links.filter(|(name, alias)| is_host_name(name) && network_of(alias) == network);
     Ok(own.map(|(name, _)| name).collect())
 }
@@ -133,7 +121,14 @@ pub fn ways_out(hosts: &BTreeSet<String>) -> Result<BTreeMap<String, String>, Ne
 
 /// Names of all links.
 pub fn link_names() -> Result<BTreeSet<String>, NetError> {
-    Ok(Netlink::open()?.links()?.into_iter().map(|(name, _)| name).collect())
+    Ok(names(&mut Netlink::open()?)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The names of all links, with their aliases.
+fn names(netlink: &mut Netlink) -> Result<Vec<(String, String)>, NetlinkError> {
+    let text = |found: Option<&str>| found.unwrap_or_default().to_owned();
+    let links = netlink.links()?.into_iter();
+    Ok(links.map(|link| (text(read::name(&link)), text(read::alias(&link)))).collect())
 }
 
 /// Whether a link is called as the host's ends are.
@@ -150,11 +145,11 @@ fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
         Some(link) => link,
         None => make_bridge(netlink, wiring, mac)?,
     };
-    if !is_bridge(&link) {
+    if read::kind(&link) != Some(&InfoKind::Bridge) {
         return Err(NetError::NoBridge(wiring.bridge.clone()));
     }
     let index = link.header.index;
-    let is_ours = link.attributes.contains(&LinkAttribute::Address(mac.to_vec()));
+    let is_ours = read::mac(&link) == Some(&mac);
     if !is_ours {
         wiring.gateway_mac = None;
     }
@@ -193,12 +188,6 @@ fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkM
     netlink.link(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
-    link.attributes.iter().any(
-        |attribute| matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge))),
-    )
-}
-
 /// Whether the bridge should not have an address (any more): no pod has one near it, or can get one.
 fn is_stale(address: &IpNet, wanted: &[IpNet], wiring: &Wiring) -> bool {
     let is_link_local = matches!(address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
@@ -210,7 +199,7 @@ fn is_stale(address: &IpNet, wanted: &[IpNet], wiring: &Wiring) -> bool {
 fn serves_others(netlink: &mut Netlink, wiring: &Wiring) -> Result<bool, NetError> {
     let own = network_of(&wiring.alias);
     let is_other = |(name, alias): &(String, String)| is_host_name(name) && network_of(alias) != own;
-    Ok(netlink.links()?.iter().any(is_other))
+    Ok(names(netlink)?.iter().any(is_other))
 }
 
 /// What a link to pods takes from them: no pod may tell the node where to route, neither by router advertisements
@@ -228,23 +217,14 @@ const CLOSED: [&str; 7] = [
 
 /// Before the link is up.
 fn close(link: &str) -> Result<(), NetError> {
-    for sysctl in CLOSED {
-        match write_sysctl(&sysctl.replace("LINK", link), "0") {
+    for name in CLOSED {
+        match sysctl::write(&name.replace("LINK", link), "0") {
             // No IPv6.
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {}
             other => other?,
         }
     }
     Ok(())
-}
-
-/// To set a link up.
-fn up(index: u32) -> LinkMessage {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    link
 }
 
 /// Makes both ends at once, the pod's in its namespace. Returns the index of the host's.
@@ -297,7 +277,7 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(port),
         ]));
-        return netlink.apply(vec![new_link("set the bridge's port up", link, 0)]);
+        return Ok(netlink.apply(vec![new_link("set the bridge's port up", link, 0)])?);
     }
     let mut changes = vec![new_link("name the pod's link", link, 0)];
     for lease in &wiring.leases {
@@ -305,13 +285,10 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
         changes.push(add_neighbour(host, address.addr(), wiring.pod_mac));
         changes.push(add_route(host, &Route::to(address)));
     }
-    netlink.apply(changes)
+    Ok(netlink.apply(changes)?)
 }
 
-/// Writes a file below `/proc/sys`, of the network namespace that this thread is in.
-fn write_sysctl(name: &str, value: &str) -> Result<(), NetError> {
-    // As sysctl(8): with slashes, a dot is part of a name.
-    let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    let path = PathBuf::from("/proc/sys").join(relative);
-    std::fs::write(&path, value).map_err(|source: io::Error| NetError::Sysctl { path, source })
+/// Adds a route through a link.
+fn add_route(index: u32, route: &Route) -> Change {
+    request::add_route(index, &request::Way { to: route.dst, gateway: route.gw, mtu: route.mtu })
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use serde_json::Value;
+use sluice_link::Mac;
 
 use crate::delegate::Delegate;
 use crate::ipam::Lease;
@@ -18,7 +19,7 @@ use crate::spec::{
     Version,
 };
 use crate::store::StoreError;
-use crate::wiring::{self, Mac, Wiring};
+use crate::wiring::{self, Wiring};
 use addresses::Addresses;
 
 /// What the runtime is told: nothing, an object, or an error object.

@@ -17,10 +17,11 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sluice_link::Mac;
 
 use crate::ipam::{Family, Leases};
 use crate::spec::{Attachment, PortMapping};
-use crate::wiring::{Mac, mac_text, parse_mac};
+use crate::wiring::{mac_text, parse_mac};
 
 /// How long to wait for other plugins. Each holds the lock for some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -6,12 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde_json::Map;
 use sha2::{Digest, Sha256};
+use sluice_link::Mac;
 
 use crate::ipam::Lease;
 use crate::spec::{Attachment, Interface, Ip, Mode, Outcome, Route};
-
-/// A hardware address.
-pub type Mac = [u8; 6];
 
 /// What a pod asks for a way out of in mode routed: addresses of the link itself, the same in all pods.
 const ROUTED_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);

@@ -70,6 +70,13 @@ const TARGETS: &[Target] = &[
     },
     Target { name: "netlink", package: "sluice-sys", program: &["--lib"], tests: &["::fuzz_"], slower: 10 },
     Target {
+        name: "route-netlink",
+        package: "sluice-link",
+        program: &["--lib"],
+        tests: &["::fuzz_"],
+        slower: 1,
+    },
+    Target {
         name: "packets",
         package: "sluice",
         program: &["--test", "packet_programs"],

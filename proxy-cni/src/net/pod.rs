@@ -1,29 +1,25 @@
 //! The pod's side, in its network namespace.
 
-use std::thread;
-
 use ipnet::IpNet;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use nix::sched::{CloneFlags, setns};
+use netlink_packet_route::link::LinkFlags;
+use sluice_link::netns::{self, NetnsError};
+use sluice_link::request::{add_address, add_neighbour, new_link, up};
+use sluice_link::{LOOPBACK, Netlink, read, sysctl};
 
-use super::netlink::{NetError, Netlink, add_address, add_neighbour, add_route, new_link};
-use super::{Namespace, up, write_sysctl};
+use super::{Namespace, NetError, add_route};
 use crate::wiring::Wiring;
-
-/// `LOOPBACK_IFINDEX` of include/net/flow.h.
-const LOOPBACK: u32 = 1;
 
 /// Runs something in a network namespace, on a thread that is used for nothing else.
 pub fn in_namespace<T: Send>(
     namespace: &Namespace,
     work: impl FnOnce() -> Result<T, NetError> + Send,
 ) -> Result<T, NetError> {
-    let enter = || {
-        setns(&namespace.file, CloneFlags::CLONE_NEWNET)
-            .map_err(|error| NetError::Namespace { path: namespace.path.clone(), source: error.into() })?;
-        work()
-    };
-    thread::scope(|scope| scope.spawn(enter).join().unwrap_or(Err(NetError::Thread)))
+    netns::within(&namespace.file, work).unwrap_or_else(|error| {
+        Err(match error {
+            NetnsError::Enter(source) => NetError::Namespace { path: namespace.path.clone(), source },
+            NetnsError::Thread => NetError::Thread,
+        })
+    })
 }
 
 /// Addresses, routes and sysctls.
@@ -37,8 +33,8 @@ pub(super) fn settle(
         let index = netlink.index(&wiring.pod)?.ok_or_else(|| NetError::Gone(wiring.pod.clone()))?;
         if wiring.leases.iter().any(|lease| lease.address.addr().is_ipv6()) {
             // Nobody may have to wait for the link's own address either. Without IPv6 the addresses fail, and say so.
-            drop(write_sysctl(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
-            drop(write_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
+            drop(sysctl::write(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
+            drop(sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
         }
         let mut changes = vec![new_link("set lo up", up(LOOPBACK), 0)];
         changes.extend(wiring.leases.iter().map(|lease| add_address(index, wiring.pod_address(lease))));
@@ -50,7 +46,7 @@ pub(super) fn settle(
         changes.extend(wiring.pod_routes().iter().map(|route| add_route(index, route)));
         netlink.apply(changes)?;
         for (name, value) in sysctls {
-            write_sysctl(name, value)?;
+            sysctl::write(name, value)?;
         }
         Ok(())
     })
@@ -78,7 +74,8 @@ impl PodState {
             let index = link.header.index;
             let addresses = netlink.addresses(index)?;
             let routes = netlink.routes(None)?;
-            Ok(Some(PodState { mtu: mtu(&link), mac: mac(&link), addresses, routes }))
+            let mac = read::mac(&link).unwrap_or_default().to_vec();
+            Ok(Some(PodState { mtu: read::mtu(&link), mac, addresses, routes }))
         })
     }
 }
@@ -116,19 +113,4 @@ impl Loopback {
         let is_up = link.header.flags.contains(LinkFlags::Up);
         Ok(Loopback { is_up, addresses: netlink.addresses(link.header.index)? })
     }
-}
-
-fn mtu(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
-}
-
-fn mac(link: &LinkMessage) -> Vec<u8> {
-    let found = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(mac) => Some(mac.clone()),
-        _ => None,
-    });
-    found.unwrap_or_default()
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
+use sluice_link::Mac;
 
 use super::Given;
 use crate::ipam::{AllocationError, allocate};
@@ -12,7 +13,6 @@ use crate::net;
 use crate::node_file::NodeFile;
 use crate::spec::{Attachment, CniError, Code, Dns, Environment, Ipam, NetConf, PortMapping, Range, Route};
 use crate::store::{HostPorts, Store, StoreError, boot_id};
-use crate::wiring::Mac;
 
 /// Where nothing says how large packets may be.
 const USUAL_MTU: u32 = 1500;

@@ -40,6 +40,12 @@ const WALLS: &[Wall] = &[
         why: "proxy-core decides, and does nothing: what it needs comes in as a value",
     },
     Wall {
+        inside: "proxy-link/src/",
+        never: &["aya", "sluice_common", "sluice_core", "sluice_sys", "tokio"],
+        except: &[],
+        why: "the plugin uses proxy-link, and shall stay small",
+    },
+    Wall {
         inside: "proxy-sys/src/",
         never: &["sluice_core::plan", "sluice_core::model", "sluice_core::index", "sluice_core::event"],
         except: &[],
