@@ -39,6 +39,11 @@ impl Request {
         Request { is_done_by: errors, ..self }
     }
 
+    /// The same, as a change that is called so in errors.
+    pub fn named(self, operation: impl Into<String>) -> Change {
+        Change { operation: operation.into(), request: self }
+    }
+
     /// As a whole message that asks for an acknowledgement, without a number.
     pub fn acknowledged(self) -> NetlinkMessage<RouteNetlinkMessage> {
         message(self.message, self.flags | NLM_F_ACK, 0)
@@ -76,7 +81,7 @@ pub struct Change {
 }
 
 fn change(operation: impl Into<String>, message: RouteNetlinkMessage, flags: u16) -> Change {
-    Change { operation: operation.into(), request: Request::new(message, flags) }
+    Request::new(message, flags).named(operation)
 }
 
 /// Makes a link, or changes one.
@@ -120,8 +125,8 @@ pub fn add_address(index: u32, address: IpNet) -> Change {
 /// Deletes an address, if it is there.
 pub fn delete_address(index: u32, address: IpNet) -> Change {
     let message = RouteNetlinkMessage::DelAddress(broadcasting(index, address));
-    let Change { operation, request } = change(format!("delete address {address}"), message, 0);
-    Change { operation, request: request.is_done_by(&[libc::EADDRNOTAVAIL]) }
+    let request = Request::new(message, 0).is_done_by(&[libc::EADDRNOTAVAIL]);
+    request.named(format!("delete address {address}"))
 }
 
 /// An address of a link.
@@ -174,13 +179,10 @@ pub fn add_route(index: u32, way: &Way) -> Change {
     }
     message.attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     // Never in the place of another pod's, or another network's.
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let add = change(format!("add the route to {to}"), RouteNetlinkMessage::NewRoute(message), flags);
-    if to.prefix_len() > 0 {
-        return add;
-    }
+    let add = Request::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL);
     // The first network of a pod has the default route.
-    Change { operation: add.operation, request: add.request.is_done_by(&[libc::EEXIST]) }
+    let add = if to.prefix_len() == 0 { add.is_done_by(&[libc::EEXIST]) } else { add };
+    add.named(format!("add the route to {to}"))
 }
 
 /// A route of the main table, without what it leads by.

@@ -1,20 +1,23 @@
-//! A dummy link, whose addresses are the node's without being on any wire. Source of all numbers:
-//! linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h.
+//! A dummy link, whose addresses are the node's without being on any wire.
 //!
 //! The link stays down, as kube-proxy's does: its addresses are the node's all the same, of both families, and the
 //! kernel does nothing by itself (no link-local address, no multicast groups, no routers asked).
 
-mod message;
-
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use sluice_core::ipvs::Op;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use sluice_link::{BatchError, Netlink, NetlinkError, Request, read, request};
 
 use crate::modules::{self, ModuleError};
-use crate::netlink::{BatchError, NetfilterSocket, NetlinkError};
 use crate::proc::write_if_different;
 
 /// The kind of the link, which is its module's name.
@@ -39,9 +42,27 @@ pub enum LinkError {
     Netlink(#[from] NetlinkError),
 }
 
+/// A change of a link's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressChange {
+    /// Makes an address one of the node's.
+    Bind(IpAddr),
+    /// Takes it away.
+    Unbind(IpAddr),
+}
+
+impl fmt::Display for AddressChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AddressChange::Bind(ip) => write!(f, "bind address {ip}"),
+            AddressChange::Unbind(ip) => write!(f, "unbind address {ip}"),
+        }
+    }
+}
+
 /// A dummy link of a network namespace.
 pub struct Link {
-    socket: NetfilterSocket,
+    netlink: Netlink,
     index: u32,
 }
 
@@ -58,23 +79,14 @@ impl Link {
 
     /// Takes the link of this name in the current network namespace, if there is one.
     pub fn find(name: &str) -> Result<Option<Self>, LinkError> {
-        let operation = "look a link up";
-        let mut socket = NetfilterSocket::route()?;
-        let mut found = None;
-        let asked = socket.ask(
-            operation,
-            message::GET_LINK,
-            [0; 4],
-            |writer| message::link_name(writer, name),
-            |answer| found = message::link(answer.body),
-        );
-        match (asked, found) {
-            (Err(error), _) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            (Err(error), _) => Err(error.into()),
-            (Ok(()), Some((index, kind))) if kind == KIND => Ok(Some(Link { socket, index })),
-            (Ok(()), Some((_, kind))) => Err(LinkError::Other { name: name.to_owned(), kind }),
-            (Ok(()), None) => Err(NetlinkError::Malformed { operation }.into()),
+        let mut netlink = Netlink::open()?;
+        let Some(link) = netlink.link(name)? else { return Ok(None) };
+        let kind = read::kind(&link);
+        if kind == Some(&InfoKind::Dummy) {
+            return Ok(Some(Link { netlink, index: link.header.index }));
         }
+        let kind = kind.map(ToString::to_string).unwrap_or_default();
+        Err(LinkError::Other { name: name.to_owned(), kind })
     }
 
     fn create(name: &str) -> Result<Self, LinkError> {
@@ -97,45 +109,27 @@ impl Link {
 
     /// Its addresses of single hosts, which are all that [`Link::apply`] can bind.
     pub fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-        const ATTEMPTS: u32 = 5;
-        let index = self.index;
-        for _ in 1..ATTEMPTS {
-            match list(&mut self.socket, index) {
-                // Somebody changed addresses while they were listed.
-                Err(error) if error.errno() == Some(libc::EINTR) => {}
-                other => return other,
-            }
-        }
-        list(&mut self.socket, index)
+        let all = self.netlink.addresses(self.index)?.into_iter();
+        Ok(all.filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr()).collect())
     }
 
-    /// Does the operations on addresses, in their order, and passes over the others. One that is bound already, or gone
-    /// already, is no error. The error has all those that were refused; the others are done.
+    /// Makes the changes, in their order, each with what it is done for. An address that is bound already, or gone already, is no
+    /// error. The error has all those that were refused; the others are done.
     ///
     /// With IPv6, the kernel makes an address that is bound the node's a moment later, not before this returns; and it looks
     /// at all addresses of the node for each one bound, and at all routes for each one unbound. Binding 10,000 takes 4 s,
     /// unbinding them 12 s (with IPv4 1 s each); [`Link::delete`] does away with as many in 0.1 s.
-    pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
+    pub fn apply<T: fmt::Display + fmt::Debug>(
+        &mut self,
+        changes: impl IntoIterator<Item = (T, AddressChange)>,
+    ) -> Result<(), BatchError<T>> {
         let index = self.index;
-        let ops = ops.iter().copied().filter(|op| matches!(op, Op::BindAddress(_) | Op::UnbindAddress(_)));
-        let sent =
-            self.socket.send_batch(ops, |writer, sequence, op| message::op(writer, index, sequence, op));
-        match sent {
-            Err(BatchError::Refused(mut refusals)) => {
-                refusals.0.retain(|refusal| !is_done_already(&refusal.item, refusal.error.errno()));
-                if refusals.0.is_empty() { Ok(()) } else { Err(refusals.into()) }
-            }
-            other => other,
-        }
+        self.netlink.apply_each(changes.into_iter().map(|(item, change)| (item, requested(index, change))))
     }
 
     /// Deletes the link with its addresses.
     pub fn delete(mut self) -> Result<(), NetlinkError> {
-        let index = self.index;
-        let deleted = self.socket.request("delete a dummy link", message::DELETE_LINK, [0; 4], |writer| {
-            message::link_index(writer, index);
-        });
-        match deleted {
+        match self.netlink.delete_link(self.index) {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
             other => other,
         }
@@ -144,34 +138,50 @@ impl Link {
 
 /// Makes the link, unless somebody else did so meanwhile.
 fn request_new(name: &str) -> Result<(), NetlinkError> {
-    let mut socket = NetfilterSocket::route()?;
-    let made = socket.request("make a dummy link", message::NEW_LINK, [0; 4], |writer| {
-        writer.add_flags(NLM_F_CREATE | NLM_F_EXCL);
-        message::new_link(writer, name, KIND);
-    });
-    match made {
+    let mut link = request::link_named(name);
+    link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
+    let make = request::new_link("make a dummy link", link, NLM_F_CREATE | NLM_F_EXCL);
+    match Netlink::open()?.apply(vec![make]) {
         Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
         other => other,
     }
 }
 
-fn list(socket: &mut NetfilterSocket, index: u32) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-    let mut addresses = BTreeSet::new();
-    socket.dump(
-        "list addresses",
-        message::GET_ADDRESS,
-        [0; 4],
-        // The rest of struct ifaddrmsg: the kernel filters by link only if it is asked to be strict.
-        |writer| writer.raw(&[0; 4]),
-        |answer| addresses.extend(message::address(answer.body, index)),
-    )?;
-    Ok(addresses)
+fn requested(link: u32, change: AddressChange) -> Request {
+    match change {
+        AddressChange::Bind(ip) => {
+            let mut message = message(link, ip);
+            keep_from_sources(&mut message, ip);
+            let message = RouteNetlinkMessage::NewAddress(message);
+            Request::new(message, NLM_F_CREATE | NLM_F_EXCL).is_done_by(&[libc::EEXIST])
+        }
+        AddressChange::Unbind(ip) => {
+            let message = RouteNetlinkMessage::DelAddress(message(link, ip));
+            Request::new(message, 0).is_done_by(&[libc::EADDRNOTAVAIL])
+        }
+    }
 }
 
-fn is_done_already(op: &Op, errno: Option<i32>) -> bool {
-    match op {
-        Op::BindAddress(_) => errno == Some(libc::EEXIST),
-        _ => errno == Some(libc::EADDRNOTAVAIL),
+fn message(link: u32, ip: IpAddr) -> AddressMessage {
+    let mut message = request::address(link, IpNet::from(ip));
+    if ip.is_ipv4() {
+        // The kernel derives that of IPv6 from the address.
+        message.header.scope = AddressScope::Host;
+    }
+    message
+}
+
+/// Others must not see packets that the node sends come from a Service's address just because the interface that they leave
+/// by has none of its own. IPv4 takes none of scope host for that; IPv6 has no such scope, and takes a deprecated one
+/// after all others (RFC 6724, rule 3).
+fn keep_from_sources(message: &mut AddressMessage, ip: IpAddr) {
+    // Nobody else can have the address, for the link has no neighbours; and the local route is all that is needed.
+    let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+    message.attributes.push(AddressAttribute::Flags(flags));
+    if ip.is_ipv6() {
+        let mut lifetimes = CacheInfo::default();
+        lifetimes.ifa_valid = u32::MAX;
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
     }
 }
 

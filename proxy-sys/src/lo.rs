@@ -1,5 +1,5 @@
 //! The interface `lo`, by which the eBPF programs hand IPv4 packets to the stack that are too big for their way out, and that
-//! may be cut up. Source of all numbers: linux/if_link.h, linux/ip.h.
+//! may be cut up. Source of all numbers: linux/ip.h.
 //!
 //! They come from the node's own addresses, or from Services', which the stack takes from an interface only where its settings
 //! say so. On `lo` these let nobody else in: other packets come in there only when this node has sent them.
@@ -7,16 +7,14 @@
 //! What is written goes by rtnetlink, for which CAP_NET_ADMIN is enough: containers cannot write to /proc/sys, unless they are
 //! privileged.
 
-use crate::netlink::{NetfilterSocket, NetlinkError, Writer};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute, LinkMessage};
+use sluice_link::{LOOPBACK, Netlink, NetlinkError, Request, request};
+
 use crate::proc::{ProcError, read_number};
 
-/// `LOOPBACK_IFINDEX`: in each network namespace.
-const INDEX: u32 = 1;
-
-/// `RTM_*`.
-const SET_LINK: u16 = 19;
-/// `IFLA_*`.
-const AF_SPEC: u16 = 26;
+/// `IFLA_INET_CONF`.
 const INET_CONF: u16 = 1;
 
 /// What went wrong with the settings.
@@ -90,24 +88,21 @@ impl Change {
         if self.is_empty() {
             return Ok(());
         }
-        Ok(NetfilterSocket::route()?
-            .request("set", SET_LINK, [0; 4], |writer| write(writer, &self.values))?)
+        let request = Request::new(RouteNetlinkMessage::SetLink(message(&self.values)), 0);
+        Ok(Netlink::open()?.apply(vec![request.named("set")])?)
     }
 }
 
-fn write(writer: &mut Writer, values: &[(u16, u32)]) {
-    // The rest of `struct ifinfomsg`: flags, and which of them are to change: none.
-    writer.raw(&INDEX.to_ne_bytes());
-    writer.raw(&[0; 8]);
-    let families = writer.nest(AF_SPEC);
-    let family = writer.nest(libc::AF_INET as u16);
-    let settings = writer.nest(INET_CONF);
-    for (number, value) in values {
-        writer.host_u32(*number, *value);
-    }
-    writer.close(settings);
-    writer.close(family);
-    writer.close(families);
+fn message(values: &[(u16, u32)]) -> LinkMessage {
+    let settings: Vec<DefaultNla> =
+        values.iter().map(|(number, value)| DefaultNla::new(*number, value.to_ne_bytes().to_vec())).collect();
+    let mut bytes = vec![0; settings.as_slice().buffer_len()];
+    settings.as_slice().emit(&mut bytes);
+    // What the crate has for this leaves zeros out, which are settings too.
+    let settings = AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, bytes));
+    let mut message = request::link(LOOPBACK);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]));
+    message
 }
 
 /// What is to be changed so that the stack takes such packets. `before`: of changes that were made earlier.

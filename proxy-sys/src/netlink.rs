@@ -6,63 +6,14 @@
 
 mod batch;
 
-pub use batch::{BatchError, Refusal, Refusals};
+pub use sluice_link::{BatchError, NetlinkError, Refusal, Refusals};
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
-
-/// What went wrong between us and the kernel.
-#[derive(Debug, thiserror::Error)]
-pub enum NetlinkError {
-    /// A system call failed.
-    #[error("{operation}: {source}")]
-    Socket {
-        /// What was tried.
-        operation: &'static str,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused a request.
-    #[error("{operation}: kernel says {source}{}", .detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default())]
-    Refused {
-        /// What was asked.
-        operation: String,
-        /// The error number.
-        #[source]
-        source: io::Error,
-        /// The kernel's own words (extended acknowledgement), if any.
-        detail: Option<String>,
-    },
-    /// The answer could not be read.
-    #[error("{operation}: truncated or malformed netlink answer")]
-    Malformed {
-        /// What was asked.
-        operation: &'static str,
-    },
-    /// The kernel's answer got lost because the receive buffer was full.
-    #[error("{operation}: the kernel's answer was lost (ENOBUFS)")]
-    Lost {
-        /// What was asked.
-        operation: &'static str,
-    },
-}
-
-impl NetlinkError {
-    /// The error number, if there is one.
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            NetlinkError::Socket { source, .. } | NetlinkError::Refused { source, .. } => {
-                source.raw_os_error()
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Message types that end a dump or carry an error.
 const DONE: u16 = NLMSG_DONE;
@@ -323,11 +274,6 @@ impl NetfilterSocket {
     /// Opens a socket to generic netlink, whose messages are framed alike.
     pub fn generic() -> Result<Self, NetlinkError> {
         Self::of_protocol(NETLINK_GENERIC)
-    }
-
-    /// Opens a socket to rtnetlink, whose messages are framed alike.
-    pub fn route() -> Result<Self, NetlinkError> {
-        Self::of_protocol(NETLINK_ROUTE)
     }
 
     /// Opens a socket to sock_diag, whose messages are framed alike.

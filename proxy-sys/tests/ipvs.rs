@@ -17,7 +17,7 @@ use sluice_core::ipvs::{
 };
 use sluice_core::net::{Family, Protocol};
 use sluice_skips::{in_namespaces, skip};
-use sluice_sys::dummy::{Link, LinkError};
+use sluice_sys::dummy::{AddressChange, Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, Timeouts, sysctls};
 use sluice_sys::netlink::BatchError;
 
@@ -55,7 +55,7 @@ fn with_link(test: impl FnOnce(Link) + Send + 'static) {
 }
 
 /// Tells the first refusal only: all of them would be many.
-fn done(applied: Result<(), BatchError<Op>>) {
+fn done<T: std::fmt::Debug>(applied: Result<(), BatchError<T>>) {
     if let Err(error) = applied {
         panic!("{error}");
     }
@@ -347,12 +347,12 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn binding(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
-    addresses.iter().copied().map(Op::BindAddress).collect()
+fn binding(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = (IpAddr, AddressChange)> {
+    addresses.iter().map(|ip| (*ip, AddressChange::Bind(*ip)))
 }
 
-fn unbind(addresses: &BTreeSet<IpAddr>) -> Vec<Op> {
-    addresses.iter().copied().map(Op::UnbindAddress).collect()
+fn unbind(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = (IpAddr, AddressChange)> {
+    addresses.iter().map(|ip| (*ip, AddressChange::Unbind(*ip)))
 }
 
 /// The entries of the tables of local routes.
@@ -373,9 +373,9 @@ fn addresses_of_the_link_are_the_node_s() {
         assert_eq!(link.addresses().unwrap(), BTreeSet::new());
         let wanted: BTreeSet<IpAddr> =
             ["10.96.0.1", "10.96.0.2", "fd00:10:96::1"].map(|ip| ip.parse().unwrap()).into();
-        done(link.apply(&binding(&wanted)));
+        done(link.apply(binding(&wanted)));
         // Again, as somebody who does not know would.
-        done(link.apply(&binding(&wanted)));
+        done(link.apply(binding(&wanted)));
         let mut again = Link::open("sluice-test0").unwrap();
         assert_eq!(again.index(), link.index());
         assert_eq!(again.addresses().unwrap(), wanted);
@@ -385,12 +385,13 @@ fn addresses_of_the_link_are_the_node_s() {
             std::net::UdpSocket::bind((*ip, 0)).unwrap();
         }
         let gone = BTreeSet::from(["10.96.0.1".parse().unwrap(), "fd00:10:96::1".parse().unwrap()]);
-        done(link.apply(&unbind(&gone)));
-        done(link.apply(&unbind(&gone)));
+        done(link.apply(unbind(&gone)));
+        done(link.apply(unbind(&gone)));
         assert_eq!(link.addresses().unwrap(), &wanted - &gone);
         wait_for_routes(1);
-        let multicast = Op::BindAddress("ff02::1".parse().unwrap());
-        let Err(BatchError::Refused(refusals)) = link.apply(&[multicast]) else { panic!("refused") };
+        let multicast: IpAddr = "ff02::1".parse().unwrap();
+        let refused = link.apply(binding(&BTreeSet::from([multicast])));
+        let Err(BatchError::Refused(refusals)) = refused else { panic!("refused") };
         assert_eq!(refusals.0.iter().map(|refusal| refusal.item).collect::<Vec<_>>(), [multicast]);
         link.delete().unwrap();
         assert!(Link::find("sluice-test0").unwrap().is_none());
@@ -426,16 +427,16 @@ fn ten_thousand_addresses() {
         };
         let v4 = of(&|i| format!("10.96.{}.{}", i / 256, i % 256));
         let v6 = of(&|i| format!("fd00:10:96::{i:x}"));
-        timed("bind 10,000 addresses of IPv4", || done(link.apply(&binding(&v4))));
-        timed("bind 10,000 addresses of IPv6", || done(link.apply(&binding(&v6))));
+        timed("bind 10,000 addresses of IPv4", || done(link.apply(binding(&v4))));
+        timed("bind 10,000 addresses of IPv6", || done(link.apply(binding(&v6))));
         timed("wait for their routes", || wait_for_routes(20_000));
         let all = timed("list them", || link.addresses().unwrap());
         assert_eq!(all, &v4 | &v6);
-        timed("unbind those of IPv4", || done(link.apply(&unbind(&v4))));
-        timed("bind them again", || done(link.apply(&binding(&v4))));
+        timed("unbind those of IPv4", || done(link.apply(unbind(&v4))));
+        timed("bind them again", || done(link.apply(binding(&v4))));
         // Each takes the kernel a look at all routes.
         let few = v6.iter().copied().take(1000).collect();
-        timed("unbind 1,000 of IPv6", || done(link.apply(&unbind(&few))));
+        timed("unbind 1,000 of IPv6", || done(link.apply(unbind(&few))));
         assert_eq!(link.addresses().unwrap().len(), 19_000);
         timed("delete the link", || link.delete().unwrap());
         assert_eq!(local_routes(), 0);

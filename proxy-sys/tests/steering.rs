@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
 
-use sluice_core::ipvs::{Op, ServerKey};
 use sluice_core::net::Protocol;
-use sluice_sys::steering::Steering;
+use sluice_sys::steering::{Packets, RuleChange, Steering};
 
 fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
@@ -15,11 +14,11 @@ fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn key(address: &str, protocol: Protocol, port: u16) -> ServerKey {
-    ServerKey::Address(address.parse().unwrap(), protocol, port)
+fn key(address: &str, protocol: Protocol, port: u16) -> Packets {
+    Packets { address: address.parse().unwrap(), protocol, port }
 }
 
-fn led(steering: &mut Steering) -> BTreeSet<ServerKey> {
+fn led(steering: &mut Steering) -> BTreeSet<Packets> {
     steering.led().unwrap().into_iter().collect()
 }
 
@@ -45,7 +44,7 @@ fn packets_for_one_port_of_another_s_address_are_led_here_and_no_others() {
         // Both can be done again.
         for _ in 0..2 {
             steering.deliver(own).unwrap();
-            steering.apply(&[web, web6, dns].map(Op::LeadHere)).unwrap();
+            steering.apply([web, web6, dns].map(|to| (to, RuleChange::LeadHere(to)))).unwrap();
         }
         assert_eq!(led(&mut steering), BTreeSet::from([web, web6, dns]));
         let way = |to: &str| ip(&format!("route get {to}"));
@@ -63,7 +62,7 @@ fn packets_for_one_port_of_another_s_address_are_led_here_and_no_others() {
             assert!(way(to).contains("dev up0"), "{to}: {}", way(to));
         }
         for _ in 0..2 {
-            steering.apply(&[Op::LetPass(dns)]).unwrap();
+            steering.apply([(dns, RuleChange::LetPass(dns))]).unwrap();
         }
         assert_eq!(led(&mut steering), BTreeSet::from([web, web6]));
         assert!(steering.remove().unwrap());

@@ -1,78 +1,62 @@
 //! Programs at interfaces on kernels without TCX (before 6.6): filters of the qdisc clsact, by netlink.
 //!
 //! They have no names in the bpf filesystem: the interface holds them, and they are known by their own name and handle.
-//! Numbers: linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h.
 
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+};
+use sluice_link::{Netlink, NetlinkError, Request};
 
 use super::links::Done;
 use super::load::Program;
-use crate::netlink::{NetfilterSocket, NetlinkError, Writer, attrs, find};
 
-const NEW_QDISC: u16 = 36;
-const NEW_FILTER: u16 = 44;
-const DELETE_FILTER: u16 = 45;
-const GET_FILTER: u16 = 46;
-/// `TC_H_CLSACT`; its handle; and the parents of its filters, ingress and egress.
-const CLSACT: u32 = 0xffff_fff1;
-const CLSACT_HANDLE: u32 = 0xffff_0000;
-const PARENTS: [u32; 2] = [0xffff_fff2, 0xffff_fff3];
-const KIND: u16 = 1;
-const OPTIONS: u16 = 2;
-const BPF_FD: u16 = 6;
-const BPF_NAME: u16 = 7;
-const BPF_FLAGS: u16 = 8;
-const BPF_ID: u16 = 11;
-const DIRECT_ACTION: u32 = 1;
+/// The parents of the qdisc's filters, ingress and egress.
+const PARENTS: [TcHandle; 2] = [
+    TcHandle { minor: TcHandle::MIN_INGRESS, ..TcHandle::CLSACT },
+    TcHandle { minor: TcHandle::MIN_EGRESS, ..TcHandle::CLSACT },
+];
 /// Of our filters: others, which mostly take 1 or none, can stand before and behind.
 const PRIORITY: u32 = 7;
-const HANDLE: u32 = 0x51ce;
+const HANDLE: TcHandle = TcHandle { major: 0, minor: 0x51ce };
 const NAME: &str = "sluice";
-/// `struct tcmsg`.
-const HEADER: usize = 20;
 
 /// Sees to it that the interface has the program at ingress (0) or egress (1).
 pub(super) fn ensure(index: u32, direction: usize, program: &Program) -> Result<Done, NetlinkError> {
-    let mut socket = NetfilterSocket::route()?;
-    let found = ours(&mut socket, index, direction)?;
+    let mut netlink = Netlink::open()?;
+    let found = ours(&mut netlink, index, direction)?;
     if found == Some(program.id) {
         return Ok(Done::Kept);
     }
     if found.is_none() {
-        add_qdisc(&mut socket, index)?;
+        add_qdisc(&mut netlink, index)?;
     }
-    socket.request("attach a filter", NEW_FILTER, 0, |writer| {
-        writer.add_flags(NLM_F_CREATE | NLM_F_REPLACE);
-        head(writer, index, HANDLE, PARENTS[direction], filter_info());
-        writer.text(KIND, "bpf");
-        let options = writer.nest(OPTIONS);
-        writer.attr(BPF_FD, &(program.fd().as_raw_fd() as u32).to_ne_bytes());
-        writer.text(BPF_NAME, NAME);
-        writer.attr(BPF_FLAGS, &DIRECT_ACTION.to_ne_bytes());
-        writer.close(options);
-    })?;
+    let mut filter = filter(index, PARENTS[direction]);
+    filter.attributes.push(TcAttribute::Options(vec![
+        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.fd().as_raw_fd() as u32)),
+        TcOption::Bpf(TcFilterBpfOption::ProgName(NAME.to_owned())),
+        TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+    ]));
+    let request = Request::new(RouteNetlinkMessage::NewTrafficFilter(filter), NLM_F_CREATE | NLM_F_REPLACE);
+    netlink.apply(vec![request.named("attach a filter")])?;
     Ok(if found.is_some() { Done::Updated } else { Done::Attached })
 }
 
 /// Removes our filters from an interface; the qdisc stays, because others may use it too. Returns whether there were any.
 pub(super) fn remove(index: u32) -> Result<bool, NetlinkError> {
-    let mut socket = NetfilterSocket::route()?;
+    let mut netlink = Netlink::open()?;
     let mut any = false;
     for (direction, parent) in PARENTS.into_iter().enumerate() {
-        if ours(&mut socket, index, direction)?.is_none() {
+        if ours(&mut netlink, index, direction)?.is_none() {
             continue;
         }
         any = true;
-        let answer = socket.request("detach a filter", DELETE_FILTER, 0, |writer| {
-            head(writer, index, HANDLE, parent, filter_info());
-            writer.text(KIND, "bpf");
-        });
-        match answer {
-            Err(error) if !matches!(error.errno(), Some(libc::ENOENT | libc::ENODEV)) => return Err(error),
-            _ => {}
-        }
+        let request = Request::new(RouteNetlinkMessage::DelTrafficFilter(filter(index, parent)), 0)
+            .is_done_by(&[libc::ENOENT, libc::ENODEV]);
+        netlink.apply(vec![request.named("detach a filter")])?;
     }
     Ok(any)
 }
@@ -106,53 +90,60 @@ fn interfaces() -> Vec<u32> {
     found
 }
 
-fn ours(socket: &mut NetfilterSocket, index: u32, direction: usize) -> Result<Option<u32>, NetlinkError> {
-    let mut found = None;
-    let asked = socket.dump(
-        "list filters",
-        GET_FILTER,
-        0,
-        |writer| head(writer, index, 0, PARENTS[direction], 0),
-        |message| {
-            let handle =
-                message.body.get(8..12).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-            let attributes = message.body.get(HEADER..).unwrap_or_default();
-            let Some(options) = find(attributes, OPTIONS) else { return };
-            let is_ours = attrs(options.value).any(|attr| attr.kind == BPF_NAME && attr.text() == NAME);
-            if is_ours && handle == Some(HANDLE) {
-                let id = find(options.value, BPF_ID).and_then(|id| id.value.try_into().ok());
-                found = Some(id.map_or(0, u32::from_ne_bytes));
-            }
-        },
-    );
-    match asked {
+/// The program of our filter, if there is one.
+fn ours(netlink: &mut Netlink, index: u32, direction: usize) -> Result<Option<u32>, NetlinkError> {
+    let mut question = of(index);
+    question.header.parent = PARENTS[direction];
+    let question = RouteNetlinkMessage::GetTrafficFilter(question);
+    let found = netlink.list_readable("list filters", &question, |answer| match answer {
+        RouteNetlinkMessage::NewTrafficFilter(filter) if filter.header.handle == HANDLE => {
+            program_of(&filter)
+        }
+        _ => None,
+    });
+    match found {
         // Without the qdisc there is no such parent.
         Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::ENOENT)) => Ok(None),
-        other => other.map(|()| found),
+        found => Ok(found?.pop()),
     }
 }
 
-fn add_qdisc(socket: &mut NetfilterSocket, index: u32) -> Result<(), NetlinkError> {
-    const EXCLUSIVE: u16 = 0x200; // NLM_F_EXCL
-    let answer = socket.request("add qdisc clsact (sch_clsact)", NEW_QDISC, 0, |writer| {
-        writer.add_flags(NLM_F_CREATE | EXCLUSIVE);
-        head(writer, index, CLSACT_HANDLE, CLSACT, 0);
-        writer.text(KIND, "clsact");
+/// The program of a filter by our name. One that says no number has 0.
+fn program_of(filter: &TcMessage) -> Option<u32> {
+    let options = filter.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let name = TcOption::Bpf(TcFilterBpfOption::ProgName(NAME.to_owned()));
+    let number = options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(number)) => Some(*number),
+        _ => None,
     });
-    match answer {
-        Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
-        other => other,
-    }
+    options.contains(&name).then_some(number.unwrap_or(0))
 }
 
-/// What follows the first word of `struct tcmsg`.
-fn head(writer: &mut Writer, index: u32, handle: u32, parent: u32, info: u32) {
-    for word in [index, handle, parent, info] {
-        writer.raw(&word.to_ne_bytes());
-    }
+fn add_qdisc(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut qdisc = of(index);
+    // Handles of qdiscs have no minor number.
+    qdisc.header.handle = TcHandle { minor: 0, ..TcHandle::CLSACT };
+    qdisc.header.parent = TcHandle::CLSACT;
+    qdisc.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    let message = RouteNetlinkMessage::NewQueueDiscipline(qdisc);
+    let request = Request::new(message, NLM_F_CREATE | NLM_F_EXCL).is_done_by(&[libc::EEXIST]);
+    netlink.apply(vec![request.named("add qdisc clsact (sch_clsact)")])
 }
 
-/// Priority, and `ETH_P_ALL` in network order.
-fn filter_info() -> u32 {
-    PRIORITY << 16 | u32::from(3u16.to_be())
+/// What our filter at one of the parents is known by.
+fn filter(index: u32, parent: TcHandle) -> TcMessage {
+    let mut filter = of(index);
+    filter.header.handle = HANDLE;
+    filter.header.parent = parent;
+    // Priority, and `ETH_P_ALL` in network order.
+    filter.header.info = PRIORITY << 16 | u32::from(3u16.to_be());
+    filter.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.to_owned()));
+    filter
+}
+
+fn of(index: u32) -> TcMessage {
+    TcMessage::with_index(index as i32)
 }

@@ -1,52 +1,17 @@
-//! Many requests in few system calls, where the kernel works each off by itself (generic netlink, rtnetlink).
+//! Many requests in few system calls, where the kernel works each off by itself (generic netlink).
 
 use std::fmt;
 use std::io;
 
 use netlink_packet_core::NLM_F_ACK;
 
-use super::{NetfilterSocket, NetlinkError, Writer};
+use sluice_link::{BatchError, NetlinkError, Refusal, Refusals};
+
+use super::{NetfilterSocket, Writer};
 
 /// How many bytes are sent at once. The answers to that many requests fit the receive buffer even if all of them are
 /// refused, and larger ones are not faster.
 const CHUNK: usize = 1 << 16;
-
-/// A request that the kernel refused.
-#[derive(Debug)]
-pub struct Refusal<T> {
-    /// What was to be done.
-    pub item: T,
-    /// The kernel's answer.
-    pub error: NetlinkError,
-}
-
-/// The requests that the kernel refused, in the order in which they were sent; at least one.
-#[derive(Debug)]
-pub struct Refusals<T>(pub Vec<Refusal<T>>);
-
-impl<T> fmt::Display for Refusals<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((first, others)) = self.0.split_first() else { return f.write_str("nothing was refused") };
-        first.error.fmt(f)?;
-        match others.len() {
-            0 => Ok(()),
-            count => write!(f, ", and so for {count} more"),
-        }
-    }
-}
-
-impl<T: fmt::Debug> std::error::Error for Refusals<T> {}
-
-/// Why not all of a batch was done.
-#[derive(Debug, thiserror::Error)]
-pub enum BatchError<T: fmt::Debug> {
-    /// Some requests were refused. The others were done, also those behind them.
-    #[error(transparent)]
-    Refused(#[from] Refusals<T>),
-    /// The conversation failed: requests may have been done or not.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-}
 
 impl NetfilterSocket {
     /// Sends a request for each item. `write` writes exactly one message, with the sequence number that it is given. A

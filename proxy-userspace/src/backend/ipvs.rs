@@ -9,11 +9,11 @@ use sluice_core::ipvs::{
 };
 use sluice_core::nft::{self, quarantine};
 use sluice_core::plan::{PlanChange, ServicePlan};
-use sluice_sys::dummy::{Link, LinkError};
+use sluice_sys::dummy::{AddressChange, Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
 use sluice_sys::netlink::{BatchError, NetlinkError, Refusals};
 use sluice_sys::nft::{Nft, observe, without_present};
-use sluice_sys::steering::Steering;
+use sluice_sys::steering::{Packets, RuleChange, Steering};
 use tracing::{debug, info, warn};
 
 use super::apart::{commit_apart, is_refusal};
@@ -103,6 +103,34 @@ fn is_about_what_is_there(refusals: &Refusals<Op>) -> bool {
     })
 }
 
+/// The operations that are for the link.
+fn of_addresses(ops: &[Op]) -> impl Iterator<Item = (Op, AddressChange)> {
+    ops.iter().filter_map(|op| match *op {
+        Op::BindAddress(ip) => Some((*op, AddressChange::Bind(ip))),
+        Op::UnbindAddress(ip) => Some((*op, AddressChange::Unbind(ip))),
+        _ => None,
+    })
+}
+
+/// Those that are for rules of routing, which virtual servers by mark do not need.
+fn of_rules(ops: &[Op]) -> impl Iterator<Item = (Op, RuleChange)> {
+    let packets = |key| match key {
+        ServerKey::Address(address, protocol, port) => Some(Packets { address, protocol, port }),
+        ServerKey::Mark(..) => None,
+    };
+    ops.iter().filter_map(move |op| match *op {
+        Op::LeadHere(key) => Some((*op, RuleChange::LeadHere(packets(key)?))),
+        Op::LetPass(key) => Some((*op, RuleChange::LetPass(packets(key)?))),
+        _ => None,
+    })
+}
+
+/// The virtual servers whose packets rules of routing lead here.
+fn led(steering: &mut Steering) -> Result<Vec<ServerKey>, NetlinkError> {
+    let key = |to: Packets| ServerKey::Address(to.address, to.protocol, to.port);
+    Ok(steering.led()?.into_iter().map(key).collect())
+}
+
 impl Backend {
     /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
@@ -179,7 +207,7 @@ impl Backend {
         let observed = Observed {
             servers: self.ipvs.dump()?,
             addresses: self.link.addresses()?.into_iter().collect(),
-            led: self.steering.led()?,
+            led: led(&mut self.steering)?,
             table: observe(&mut self.nft)?,
         };
         self.progress.made();
@@ -289,7 +317,7 @@ impl Backend {
             return Ok(false);
         }
         let addresses: Vec<IpAddr> = self.link.addresses()?.into_iter().collect();
-        let led = self.steering.led()?;
+        let led = led(&mut self.steering)?;
         for _ in 0..LISTS {
             let servers: Vec<_> = self.ipvs.servers()?.into_iter().map(|observed| observed.server).collect();
             if self.ledger.agrees(&servers, &addresses, &led) {
@@ -336,9 +364,9 @@ impl Backend {
         }
         let servers = self.ipvs.apply(ops);
         self.progress.made();
-        let addresses = self.link.apply(ops);
+        let addresses = self.link.apply(of_addresses(ops));
         self.progress.made();
-        for result in [servers, addresses, self.steering.apply(ops)] {
+        for result in [servers, addresses, self.steering.apply(of_rules(ops))] {
             match result {
                 Ok(()) => {}
                 Err(BatchError::Refused(refusals)) => match refused {
