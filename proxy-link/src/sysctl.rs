@@ -28,7 +28,7 @@ pub fn write(name: &str, value: &str) -> Result<(), ProcError> {
 
 /// Writes a value to a sysctl (`net.netfilter.nf_conntrack_max`), unless it has that value.
 /// Returns whether it was changed.
-pub fn set_sysctl(name: &str, value: &str) -> Result<bool, ProcError> {
+pub fn set(name: &str, value: &str) -> Result<bool, ProcError> {
     write_if_different(file(name), value)
 }
 

@@ -15,10 +15,10 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use sluice_link::sysctl::write_if_different;
 use sluice_link::{BatchError, Netlink, NetlinkError, Request, read, request};
 
 use crate::modules::{self, ModuleError};
-use crate::proc::write_if_different;
 
 /// The kind of the link, which is its module's name.
 const KIND: &str = "dummy";

@@ -1,4 +1,4 @@
-//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset, IPVS and link netlink, iptables, sysctls,
+//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset, IPVS, dummy links and rules of routing, iptables,
 //! capabilities, modules.
 //!
 //! Everything here is an effect and nothing here decides. Each port owns its sockets, speaks netlink

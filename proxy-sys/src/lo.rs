@@ -10,9 +10,8 @@
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute, LinkMessage};
+use sluice_link::sysctl::{ProcError, read_number};
 use sluice_link::{LOOPBACK, Netlink, NetlinkError, Request, request};
-
-use crate::proc::{ProcError, read_number};
 
 /// `IFLA_INET_CONF`.
 const INET_CONF: u16 = 1;

@@ -1,51 +1,4 @@
-//! Sysctls and other files of /proc and /sys.
-
-use std::path::{Path, PathBuf};
-
-/// A sysctl could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {path}: {source}")]
-pub struct ProcError {
-    /// `read` or `write`.
-    pub operation: &'static str,
-    /// The file.
-    pub path: PathBuf,
-    /// The system's answer.
-    #[source]
-    pub source: std::io::Error,
-}
-
-/// Writes a value to a sysctl (`net.netfilter.nf_conntrack_max`), unless it has that value.
-/// Returns whether it was changed.
-pub fn set_sysctl(name: &str, value: &str) -> Result<bool, ProcError> {
-    let path = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
-    write_if_different(path, value)
-}
-
-/// Writes a value to a file, unless the file holds it.
-pub fn write_if_different(path: PathBuf, value: &str) -> Result<bool, ProcError> {
-    if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
-        return Ok(false);
-    }
-    match std::fs::write(&path, value) {
-        Ok(()) => Ok(true),
-        Err(source) => Err(ProcError { operation: "write", path, source }),
-    }
-}
-
-/// Writes a number to a file, unless the file holds it or a greater one. Returns whether it was changed.
-pub fn write_if_lower(path: PathBuf, value: i64) -> Result<bool, ProcError> {
-    let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
-    if now.is_some_and(|now| now >= value) { Ok(false) } else { write_if_different(path, &value.to_string()) }
-}
-
-/// Reads a number.
-pub fn read_number(path: &Path) -> Result<u32, ProcError> {
-    let number = std::fs::read_to_string(path).and_then(|text| {
-        text.trim().parse().map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
-    });
-    number.map_err(|source| ProcError { operation: "read", path: path.to_owned(), source })
-}
+//! What /proc and /sys say of this machine and of this process, and limits of it.
 
 /// CPUs of the host that are online; not those that this process may use.
 pub fn online_cpus() -> Option<usize> {
@@ -135,22 +88,6 @@ mod tests {
         }
         assert_eq!(super::cpu_set(""), None);
         assert!(super::online_cpus().is_some_and(|cpus| cpus > 0));
-    }
-
-    #[test]
-    fn a_greater_number_stays() {
-        let path = std::env::temp_dir().join(format!("sluice-proc-{}", std::process::id()));
-        let after = |text: &str, value| {
-            std::fs::write(&path, text).unwrap();
-            let changed = super::write_if_lower(path.clone(), value).unwrap();
-            (changed, std::fs::read_to_string(&path).unwrap())
-        };
-        assert_eq!(after("262144\n", 131_072), (false, "262144\n".into()));
-        assert_eq!(after("131072\n", 131_072), (false, "131072\n".into()));
-        assert_eq!(after("65536\n", 131_072), (true, "131072".into()));
-        // What cannot be read is written.
-        assert_eq!(after("?", 5), (true, "5".into()));
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use sluice_link::netns;
+
 use crate::netlink::{NetfilterSocket, NetlinkError};
-use crate::netns;
 
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;

@@ -14,8 +14,8 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 use rtnetlink::MulticastGroup;
+use sluice_link::sysctl::read_number;
 use sluice_sys::bpf::Layer;
-use sluice_sys::proc::read_number;
 use tokio::sync::watch;
 use tracing::warn;
 

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use sluice_core::ipvs::Op;
 use sluice_core::plan::{PlanChange, ServicePlan};
+use sluice_link::sysctl::ProcError;
 use sluice_sys::bpf::{BpfError, Ender, Maps, Missing, Usage};
 use sluice_sys::dummy::LinkError;
 use sluice_sys::ipvs::IpvsError;
 use sluice_sys::lo::LoError;
 use sluice_sys::netlink::{BatchError, NetlinkError};
-use sluice_sys::proc::ProcError;
 
 pub use apart::{Done, Known, Refused};
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_core::nft::TABLE;
+use sluice_link::sysctl;
 use sluice_sys::bpf::{BpfError, Directory, Maps, leave_alone};
 use sluice_sys::nft::{Nft, Notice};
 use sluice_sys::node_lock::NodeLock;
@@ -470,7 +471,7 @@ fn prepare_process(settings: &Settings) {
     const OOM: &str = "/proc/self/oom_score_adj";
     let mut left = Left::default();
     let oom = settings.oom_score_adj;
-    left.note(OOM, oom.into(), proc::write_if_different(OOM.into(), &oom.to_string()));
+    left.note(OOM, oom.into(), sysctl::write_if_different(OOM.into(), &oom.to_string()));
     for setting in sysctls::conntrack(&settings.conntrack, sysctls::cpus()) {
         left.note(setting.path, setting.value, setting.write());
     }

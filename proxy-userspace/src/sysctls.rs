@@ -1,6 +1,7 @@
 //! The node's sysctls of connection tracking (reference 3.6): which, and how they are written.
 
-use sluice_sys::proc::{self, ProcError};
+use sluice_link::sysctl::{self, ProcError};
+use sluice_sys::proc;
 
 use crate::config::raw::Conntrack;
 
@@ -22,9 +23,9 @@ impl Setting {
     /// Writes it, unless the file holds what is wanted.
     pub(crate) fn write(self) -> Result<bool, ProcError> {
         if self.at_least {
-            proc::write_if_lower(self.path.into(), self.value)
+            sysctl::write_if_lower(self.path.into(), self.value)
         } else {
-            proc::write_if_different(self.path.into(), &self.value.to_string())
+            sysctl::write_if_different(self.path.into(), &self.value.to_string())
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Sysctls that IPVS needs to behave as Services do (reference 3.6). All are of the network namespace.
 
-use crate::proc::{ProcError, set_sysctl};
+use sluice_link::sysctl::{self, ProcError};
 
 /// Which sysctls are to have which values.
 pub fn wanted(strict_arp: bool) -> Vec<(&'static str, &'static str)> {
@@ -27,7 +27,7 @@ pub fn wanted(strict_arp: bool) -> Vec<(&'static str, &'static str)> {
 pub fn apply(strict_arp: bool) -> Result<Vec<(&'static str, &'static str)>, ProcError> {
     let mut changed = Vec::new();
     for (name, value) in wanted(strict_arp) {
-        if set_sysctl(name, value)? {
+        if sysctl::set(name, value)? {
             changed.push((name, value));
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sluice_cni::net::{self, NetError};
 use sluice_cni::spec::BRIDGE;
-use sluice_sys::proc::{self, ProcError};
+use sluice_link::sysctl::{self, ProcError};
 
 /// Why ports of the node do not answer on loopback.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,7 @@ pub(super) fn close() -> Result<(), LocalnetError> {
 
 /// Returns whether that changed anything. An interface that has gone has no way to be opened or closed. Its name may have a dot.
 fn set(interface: &str, value: &str) -> Result<bool, LocalnetError> {
-    match proc::write_if_different(path(interface), value) {
+    match sysctl::write_if_different(path(interface), value) {
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(false),
         other => Ok(other?),
     }

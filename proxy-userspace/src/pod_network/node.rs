@@ -6,8 +6,8 @@ use std::path::Path;
 use sluice_cni::net::is_host_name;
 use sluice_cni::spec::Mode;
 use sluice_core::net::Family;
+use sluice_link::sysctl::{self, ProcError};
 use sluice_sys::modules;
-use sluice_sys::proc::{self, ProcError};
 
 const BRIDGE_CALLS: [(&str, Family); 2] =
     [("net.bridge.bridge-nf-call-iptables", Family::V4), ("net.bridge.bridge-nf-call-ip6tables", Family::V6)];
@@ -36,7 +36,7 @@ pub(super) fn prepare(families: &[Family], mode: Mode) -> Result<(), NodeError> 
                 "net.ipv6.conf.all.forwarding"
             }
         };
-        proc::set_sysctl(name, "1").map_err(NodeError::Forwarding)?;
+        sysctl::set(name, "1").map_err(NodeError::Forwarding)?;
     }
     if mode == Mode::Bridge { filter_bridges(families) } else { Ok(()) }
 }
@@ -46,7 +46,7 @@ fn filter_bridges(families: &[Family]) -> Result<(), NodeError> {
         modules::load("br_netfilter").map_err(|error| NodeError::BridgeFilter(error.to_string()))?;
     }
     for (name, _) in BRIDGE_CALLS.iter().filter(|(_, family)| families.contains(family)) {
-        proc::set_sysctl(name, "1").map_err(|error| NodeError::BridgeFilter(error.to_string()))?;
+        sysctl::set(name, "1").map_err(|error| NodeError::BridgeFilter(error.to_string()))?;
     }
     Ok(())
 }
