@@ -7,13 +7,13 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::Mac;
 
@@ -213,4 +213,12 @@ pub fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     neighbour
+}
+
+/// Behind which node a hardware address is, for a link that carries frames in packets.
+pub fn forwarding(index: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
+    let mut forwarding = neighbour(index, node, mac);
+    forwarding.header.family = AddressFamily::Bridge;
+    forwarding.header.flags = NeighbourFlags::Own;
+    forwarding
 }

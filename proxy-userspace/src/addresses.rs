@@ -14,6 +14,7 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 use rtnetlink::MulticastGroup;
+use sluice_link::read;
 use sluice_link::sysctl::read_number;
 use sluice_sys::bpf::Layer;
 use tokio::sync::watch;
@@ -122,7 +123,7 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
     let (mut addresses, mut networks, mut with_ipv4) = (Vec::new(), Vec::new(), BTreeSet::new());
     let mut answer = handle.address().get().execute();
     while let Some(message) = answer.try_next().await? {
-        let Some(ip) = address(&message).filter(|_| !hidden.contains(&message.header.index)) else {
+        let Some(ip) = read::address(&message).filter(|_| !hidden.contains(&message.header.index)) else {
             continue;
         };
         addresses.push(ip);
@@ -149,7 +150,7 @@ pub(crate) async fn of_link(handle: &rtnetlink::Handle, index: u32) -> Result<Ve
     let mut found = Vec::new();
     let mut answer = handle.address().get().set_link_index_filter(index).execute();
     while let Some(message) = answer.try_next().await? {
-        found.extend(address(&message).and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok()));
+        found.extend(read::network(&message));
     }
     Ok(found)
 }
@@ -260,20 +261,6 @@ fn layer(kind: u16) -> Option<Layer> {
         512 | 519 | 768 | 769 | 776 | 778 | 823 | 0xfffe => Some(Layer::Raw),
         _ => None,
     }
-}
-
-/// An interface's own address. Point-to-point links carry it as "local".
-fn address(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    });
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        })
-    })
 }
 
 /// Whether others than the other end of a cable may be on the same link.

@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkPayload};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
-use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, LinkVxlan};
 use sluice_core::net::Family;
 use sluice_core::pod_network::{Device, Hop, KernelState, Mac, Route, Step, Tunnel};
+use sluice_link::{Request, read, request};
 
 /// The VXLAN devices, by the family of outer packets.
 pub(super) const DEVICES: [(Family, &str); 2] =
@@ -132,28 +134,18 @@ async fn device_link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>,
 /// IPv6 if the device has settings of that, and else that of its name, unless forwarding entries say another. Earlier versions
 /// had one device of one name for both.
 fn device(link: &LinkMessage, family: Family) -> Option<Device> {
-    let (mut mac, mut mtu, mut data) = (Mac::default(), 0, None);
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().unwrap_or_default(),
-            LinkAttribute::Mtu(value) => mtu = *value,
-            LinkAttribute::LinkInfo(infos) => {
-                data = infos.iter().find_map(|info| match info {
-                    LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
+    let data = read::infos(link).iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
     let mut device = Device {
         vni: 0,
         port: 0,
-        mac,
+        mac: read::mac(link).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
         underlay: family,
         local: None,
         checksums: true,
-        mtu,
+        mtu: read::mtu(link).unwrap_or_default(),
         addresses: BTreeSet::new(),
     };
     let mut has_settings6 = false;
@@ -244,22 +236,14 @@ async fn routes(handle: &Handle, devices: &Indices) -> Result<BTreeSet<Route>, K
     Ok(found)
 }
 
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    }
-}
-
 fn route(message: &RouteMessage, devices: &Indices) -> Option<Route> {
     let (mut to, mut gateway, mut link, mut source) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => to = ip_of(address),
-            RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            RouteAttribute::Destination(address) => to = read::ip(address),
+            RouteAttribute::Gateway(address) => gateway = read::ip(address),
             RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::PrefSource(address) => source = ip_of(address),
+            RouteAttribute::PrefSource(address) => source = read::ip(address),
             _ => {}
         }
     }
@@ -276,20 +260,10 @@ fn route(message: &RouteMessage, devices: &Indices) -> Option<Route> {
 /// Takes a step; `devices` are there. What should go and is gone is no error.
 pub(super) async fn take(handle: &Handle, step: &Step, devices: &Indices) -> Result<(), KernelError> {
     let done = match step {
-        Step::AddDevice(device) => add_device(handle, device).await,
-        Step::AddRoute(route) => add_route(handle, route, devices, true).await,
-        Step::ReplaceRoute(route) => add_route(handle, route, devices, false).await,
-        Step::DeleteRoute(route) => handle.route().del(route_message(route)).execute().await,
-        Step::DeleteDevice(family)
-        | Step::SetDevice(family, _)
-        | Step::AddAddress(family, _)
-        | Step::DeleteAddress(family, _)
-        | Step::AddNeighbour(family, ..)
-        | Step::DeleteNeighbour(family, ..)
-        | Step::AddForwarding(family, ..)
-        | Step::DeleteForwarding(family, ..) => match devices.get(family) {
-            Some(index) => on_device(handle, step, *index).await,
-            // The device could not be made, and that is told.
+        Step::DeleteAddress(family, ip) => delete_address(handle, devices.get(family), *ip).await,
+        _ => match request(step, devices) {
+            Some(request) => make(handle, request).await,
+            // Its device could not be made, and that is told.
             None => Ok(()),
         },
     };
@@ -341,7 +315,64 @@ fn hop(via: &Hop) -> String {
     }
 }
 
-async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::Error> {
+/// Sends a request, and waits for the answer.
+async fn make(handle: &Handle, request: Request) -> Result<(), rtnetlink::Error> {
+    let mut answers = handle.clone().request(request.acknowledged())?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
+    }
+    Ok(())
+}
+
+async fn delete_address(handle: &Handle, device: Option<&u32>, ip: IpAddr) -> Result<(), rtnetlink::Error> {
+    let Some(index) = device else { return Ok(()) };
+    let mut list = handle.address().get().set_link_index_filter(*index).set_address_filter(ip).execute();
+    match list.try_next().await? {
+        Some(message) => handle.address().del(message).execute().await,
+        None => Ok(()),
+    }
+}
+
+/// What a step asks the kernel for; `None`: the device that it is about is not there.
+fn request(step: &Step, devices: &Indices) -> Option<Request> {
+    use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewLink, NewNeighbour, NewRoute, SetLink};
+    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+    const NEW_OR_OTHER: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+    let index = |family| devices.get(family).copied();
+    let (message, flags) = match step {
+        Step::AddDevice(device) => (NewLink(new_device(device)), NEW),
+        Step::SetDevice(of, mtu) => {
+            let mut link = request::up(index(of)?);
+            link.attributes.push(LinkAttribute::Mtu(*mtu));
+            (SetLink(link), 0)
+        }
+        Step::DeleteDevice(of) => return Some(request::delete_link(index(of)?).request),
+        Step::AddAddress(of, ip) => return Some(request::add_address(index(of)?, IpNet::from(*ip)).request),
+        // It is looked up first, for its prefix.
+        Step::DeleteAddress(..) => return None,
+        Step::AddNeighbour(of, ip, mac) => {
+            return Some(request::add_neighbour(index(of)?, *ip, *mac).request);
+        }
+        Step::DeleteNeighbour(of, ip, mac) => (DelNeighbour(request::neighbour(index(of)?, *ip, *mac)), 0),
+        Step::AddForwarding(of, mac, node) => {
+            (NewNeighbour(request::forwarding(index(of)?, *mac, *node)), NEW_OR_OTHER)
+        }
+        Step::DeleteForwarding(of, mac, node) => {
+            (DelNeighbour(request::forwarding(index(of)?, *mac, *node)), 0)
+        }
+        // A route of somebody else is never replaced: it may be the node's own way to its network.
+        Step::AddRoute(route) => (NewRoute(new_route(route, devices)?), NEW),
+        Step::ReplaceRoute(route) => (NewRoute(new_route(route, devices)?), NEW_OR_OTHER),
+        Step::DeleteRoute(route) => (DelRoute(route_message(route)), 0),
+    };
+    Some(Request::new(message, flags))
+}
+
+fn new_device(device: &Device) -> LinkMessage {
     let name = device_name(device.underlay);
     let builder =
         LinkVxlan::new(name, device.vni).port(device.port).learning(false).udp_csum(device.checksums);
@@ -355,106 +386,33 @@ async fn add_device(handle: &Handle, device: &Device) -> Result<(), rtnetlink::E
             builder.local6(Ipv6Addr::UNSPECIFIED).udp_zero_csum6_tx(zero).udp_zero_csum6_rx(zero)
         }
     };
-    let link = builder.address(device.mac.to_vec()).mtu(device.mtu).up().build();
-    handle.link().add(link).execute().await
-}
-
-async fn on_device(handle: &Handle, step: &Step, index: u32) -> Result<(), rtnetlink::Error> {
-    match step {
-        Step::DeleteDevice(_) => handle.link().del(index).execute().await,
-        Step::SetDevice(_, mtu) => {
-            handle.link().set(LinkUnspec::new_with_index(index).mtu(*mtu).up().build()).execute().await
-        }
-        Step::AddAddress(_, ip) => {
-            let mut request = handle.address().add(index, *ip, host_prefix(ip)).replace();
-            if ip.is_ipv6() {
-                let nodad = netlink_packet_route::address::AddressFlags::Nodad;
-                let flags = netlink_packet_route::address::AddressAttribute::Flags(nodad);
-                request.message_mut().attributes.push(flags);
-            }
-            request.execute().await
-        }
-        Step::DeleteAddress(_, ip) => {
-            let mut list =
-                handle.address().get().set_link_index_filter(index).set_address_filter(*ip).execute();
-            match list.try_next().await? {
-                Some(message) => handle.address().del(message).execute().await,
-                None => Ok(()),
-            }
-        }
-        Step::AddNeighbour(_, ip, mac) => {
-            let request = handle.neighbours().add(index, *ip).link_layer_address(mac);
-            request.state(NeighbourState::Permanent).replace().execute().await
-        }
-        Step::DeleteNeighbour(_, ip, _) => {
-            let mut message = NeighbourMessage::default();
-            message.header.family = (*ip).into();
-            message.header.ifindex = index;
-            message.attributes.push(NeighbourAttribute::Destination((*ip).into()));
-            handle.neighbours().del(message).execute().await
-        }
-        Step::AddForwarding(_, mac, node) => {
-            let mut request = handle.neighbours().add_bridge(index, mac).destination(*node);
-            request.message_mut().header.flags = NeighbourFlags::Own;
-            request.state(NeighbourState::Permanent).replace().execute().await
-        }
-        Step::DeleteForwarding(_, mac, node) => {
-            let mut message = NeighbourMessage::default();
-            message.header.family = AddressFamily::Bridge;
-            message.header.ifindex = index;
-            message.header.flags = NeighbourFlags::Own;
-            message.attributes = vec![
-                NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-                NeighbourAttribute::Destination((*node).into()),
-            ];
-            handle.neighbours().del(message).execute().await
-        }
-        // These are not on the device.
-        Step::AddDevice(_) | Step::AddRoute(_) | Step::ReplaceRoute(_) | Step::DeleteRoute(_) => Ok(()),
-    }
-}
-
-fn host_prefix(ip: &IpAddr) -> u8 {
-    if ip.is_ipv4() { 32 } else { 128 }
+    builder.address(device.mac.to_vec()).mtu(device.mtu).up().build()
 }
 
 fn route_message(route: &Route) -> RouteMessage {
-    let to = route.to;
-    let builder = RouteMessageBuilder::<IpAddr>::new().protocol(PROTOCOL).scope(RouteScope::Universe);
-    let kind = if route.via == Hop::Nobody { RouteType::Unreachable } else { RouteType::Unicast };
-    let mut message = builder.kind(kind).build();
-    message.header.address_family = to.addr().into();
-    message.header.destination_prefix_length = to.prefix_len();
-    message.attributes.push(RouteAttribute::Destination(to.network().into()));
-    if route.via == Hop::Nobody {
-        message.attributes.push(RouteAttribute::Priority(LAST_METRIC));
-    }
+    let is_to_nobody = route.via == Hop::Nobody;
+    let kind = if is_to_nobody { RouteType::Unreachable } else { RouteType::Unicast };
+    let mut message = request::route(route.to, PROTOCOL, kind);
+    message.attributes.push(RouteAttribute::Destination(route.to.network().into()));
+    message.attributes.extend(is_to_nobody.then_some(RouteAttribute::Priority(LAST_METRIC)));
     message
 }
 
-async fn add_route(
-    handle: &Handle,
-    route: &Route,
-    devices: &Indices,
-    is_new: bool,
-) -> Result<(), rtnetlink::Error> {
+fn new_route(route: &Route, devices: &Indices) -> Option<RouteMessage> {
     let mut message = route_message(route);
     let gateway = match &route.via {
         Hop::Nobody => None,
         Hop::Node(gateway) => Some(*gateway),
         Hop::Vtep(family, gateway) => {
-            let Some(index) = devices.get(family) else { return Ok(()) };
             // The gateway is in no network of the device.
             message.header.flags |= RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Oif(*index));
+            message.attributes.push(RouteAttribute::Oif(*devices.get(family)?));
             Some(*gateway)
         }
     };
     message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
     message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    let request = handle.route().add(message);
-    // A route of somebody else is never replaced: it may be the node's own way to its network.
-    if is_new { request.execute().await } else { request.replace().execute().await }
+    Some(message)
 }
 
 /// The largest packet on the way to an address: that of the route, if it says so, else of the interface that it leaves by.
@@ -466,7 +424,7 @@ pub(super) async fn path_mtu(
 ) -> Result<Option<u32>, KernelError> {
     let mut message = RouteMessage::default();
     message.header.address_family = to.into();
-    message.header.destination_prefix_length = host_prefix(&to);
+    message.header.destination_prefix_length = IpNet::from(to).prefix_len();
     message.attributes.push(RouteAttribute::Destination(to.into()));
     let mut answer = handle.route().get(message).execute();
     let route = match answer.try_next().await {
@@ -534,7 +492,7 @@ mod tests {
         let index = device_index(handle, Family::V4).await.unwrap().unwrap();
         if let Some(node) = node {
             let step = Step::AddForwarding(Family::V4, OTHER, node.into());
-            on_device(handle, &step, index).await.unwrap();
+            take(handle, &step, &Indices::from([(Family::V4, index)])).await.unwrap();
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use futures::{Stream, StreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
 use sluice_cni::net::is_host_name;
+use sluice_link::read;
 
 use super::kernel;
 
@@ -37,10 +37,7 @@ fn is_of_interest(
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return true };
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            !link.attributes.iter().any(|attribute| match attribute {
-                LinkAttribute::IfName(name) => is_host_name(name) && !awaited.contains(name),
-                _ => false,
-            })
+            !read::name(link).is_some_and(|name| is_host_name(name) && !awaited.contains(name))
         }
         RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour) => {
             devices.values().any(|index| *index == neighbour.header.ifindex)
