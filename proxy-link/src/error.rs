@@ -96,3 +96,37 @@ pub enum BatchError<T: fmt::Debug> {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
+
+/// Asks for a list again, up to so many times in all, while others change meanwhile what is listed (EINTR, by NLM_F_DUMP_INTR).
+pub fn uninterrupted<T>(
+    attempts: u32,
+    mut read: impl FnMut() -> Result<T, NetlinkError>,
+) -> Result<T, NetlinkError> {
+    for _ in 1..attempts {
+        match read() {
+            Err(error) if error.errno() == Some(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+    read()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_interruptions_are_repeated_and_not_for_ever() {
+        let failing = |number: i32| {
+            let mut asked = 0;
+            let answer = uninterrupted(3, || {
+                asked += 1;
+                let source = io::Error::from_raw_os_error(number);
+                Err::<(), _>(NetlinkError::Socket { operation: "list", source })
+            });
+            (asked, answer.err().and_then(|error| error.errno()))
+        };
+        assert_eq!(failing(libc::EINTR), (3, Some(libc::EINTR)));
+        assert_eq!(failing(libc::EPERM), (1, Some(libc::EPERM)));
+    }
+}

@@ -13,7 +13,7 @@ pub mod request;
 mod socket;
 pub mod sysctl;
 
-pub use error::{BatchError, NetlinkError, Refusal, Refusals};
+pub use error::{BatchError, NetlinkError, Refusal, Refusals, uninterrupted};
 pub use request::{Change, Request};
 pub use socket::Netlink;
 

@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
-use crate::error::{BatchError, NetlinkError, Refusal, Refusals};
+use crate::error::{BatchError, NetlinkError, Refusal, Refusals, uninterrupted};
 use crate::read;
 use crate::request::{self, Change, Request};
 
@@ -203,19 +203,14 @@ impl Netlink {
         question: &RouteNetlinkMessage,
         mut pick: impl FnMut(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<(Vec<T>, Option<String>), NetlinkError> {
-        let mut attempts = 1;
-        loop {
+        uninterrupted(ATTEMPTS, || {
             let (mut found, mut unreadable) = (Vec::new(), None);
-            let asked = self.converse(operation, question.clone(), NLM_F_DUMP, |message| match message {
+            self.converse(operation, question.clone(), NLM_F_DUMP, |message| match message {
                 Ok(message) => found.extend(pick(message)),
                 Err(reason) => unreadable = Some(reason),
-            });
-            match asked {
-                // Somebody changed what was being listed.
-                Err(error) if error.errno() == Some(libc::EINTR) && attempts < ATTEMPTS => attempts += 1,
-                other => return other.map(|()| (found, unreadable)),
-            }
-        }
+            })?;
+            Ok((found, unreadable))
+        })
     }
 
     /// Asks for changes, many in one message. The kernel makes each for itself, and goes on when one fails: the error is that of

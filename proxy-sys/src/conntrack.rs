@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use sluice_core::net::{Family, Protocol};
 
-use crate::netlink::{NetfilterSocket, NetlinkError, find};
+use crate::netlink::{NetfilterSocket, NetlinkError, find, uninterrupted};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 const GET: u16 = 0x101;
@@ -63,13 +63,7 @@ impl Conntrack {
         keep: impl Fn(&Flow) -> bool,
     ) -> Result<Vec<Flow>, NetlinkError> {
         const ATTEMPTS: u32 = 5;
-        for _ in 1..ATTEMPTS {
-            match self.flows(family, protocol, &keep) {
-                Err(error) if error.errno() == Some(libc::EINTR) => {}
-                other => return other,
-            }
-        }
-        self.flows(family, protocol, keep)
+        uninterrupted(ATTEMPTS, || self.flows(family, protocol, &keep))
     }
 
     /// The flows of a family and protocol for which `keep` says so; of other protocols than UDP only those in which not both

@@ -6,7 +6,7 @@
 
 mod batch;
 
-pub use sluice_link::{BatchError, NetlinkError, Refusal, Refusals};
+pub use sluice_link::{BatchError, NetlinkError, Refusal, Refusals, uninterrupted};
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use sluice_link::netns;
 
-use crate::netlink::{NetfilterSocket, NetlinkError};
+use crate::netlink::{NetfilterSocket, NetlinkError, uninterrupted};
 
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -113,21 +113,18 @@ fn each(protocol: u8, states: u32, mut each: impl FnMut(&[u8])) -> Result<(), Ne
     const ATTEMPTS: u32 = 5;
     let mut socket = NetfilterSocket::sock_diag()?;
     for family in FAMILIES {
-        let mut attempt = 1;
-        loop {
+        let listed = uninterrupted(ATTEMPTS, || {
             let fill = |writer: &mut crate::netlink::Writer| {
                 writer.raw(&states.to_ne_bytes());
                 writer.raw(&[0; ID.end - ID.start]);
             };
             let head = [family, protocol, 0, 0];
-            let result = socket.dump("list sockets", BY_FAMILY, head, fill, |message| each(message.body));
-            match result {
-                Ok(()) => break,
-                // No sockets of this kind can be listed.
-                Err(error) if error.errno() == Some(libc::ENOENT) => break,
-                Err(error) if error.errno() == Some(libc::EINTR) && attempt < ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error),
-            }
+            socket.dump("list sockets", BY_FAMILY, head, fill, |message| each(message.body))
+        });
+        match listed {
+            // No sockets of this kind can be listed.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            other => other?,
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use sluice_core::nft::{
 };
 
 use super::{Command, INET, Nft, our_table};
-use crate::netlink::{Message, NetlinkError, Writer, attrs, find};
+use crate::netlink::{Message, NetlinkError, Writer, attrs, find, uninterrupted};
 
 const ATTEMPTS: u32 = 5;
 
@@ -23,14 +23,15 @@ pub fn observe(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
 }
 
 fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
-    let altered = uninterrupted(|| is_dormant(nft))?;
-    let (chains, misnamed) = uninterrupted(|| chains(nft))?;
-    let sets = uninterrupted(|| sets(nft))?;
+    // What is read at different times may not fit together; the kernel tells of changes, and another pass follows.
+    let altered = uninterrupted(ATTEMPTS, || is_dormant(nft))?;
+    let (chains, misnamed) = uninterrupted(ATTEMPTS, || chains(nft))?;
+    let sets = uninterrupted(ATTEMPTS, || sets(nft))?;
     if chains.is_empty() && sets.is_empty() {
         return Ok(None);
     }
     let mut observed = Observed { sets, altered: altered || misnamed, ..Observed::default() };
-    observed.chains = uninterrupted(|| rules(nft, chains.clone()))?;
+    observed.chains = uninterrupted(ATTEMPTS, || rules(nft, chains.clone()))?;
     for (name, ..) in observed.sets.clone() {
         if let Some(set) = SetId::by_name(&name)
             && set.kind != SetKind::Affinity
@@ -39,18 +40,6 @@ fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
         }
     }
     Ok(Some(observed))
-}
-
-/// Reads one kind of object, anew when any table changed meanwhile. What is read at different times may not fit together; the
-/// kernel tells of changes, and another pass follows.
-fn uninterrupted<T>(mut read: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
-    let mut attempt = 1;
-    loop {
-        match read() {
-            Err(error) if error.errno() == Some(libc::EINTR) && attempt < ATTEMPTS => attempt += 1,
-            other => return other,
-        }
-    }
 }
 
 /// Takes additions of elements that are there already out of a full pass's operations.

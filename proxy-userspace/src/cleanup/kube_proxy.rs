@@ -3,11 +3,14 @@
 use sluice_core::net::Family;
 use sluice_sys::dummy::Link;
 use sluice_sys::ipset;
-use sluice_sys::netlink::NetlinkError;
+use sluice_sys::netlink::uninterrupted;
 use sluice_sys::nft::{FAMILIES, Nft};
 
 use super::plan::{TablePlan, plan};
 use super::{Step, StepError, legacy, names, virtual_servers};
+
+/// How often the ruleset is listed while others change it.
+const ATTEMPTS: u32 = 5;
 
 /// What becomes of virtual servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +62,8 @@ fn tables() -> Result<Vec<Step>, StepError> {
 
 fn chains() -> Result<Vec<Step>, StepError> {
     let mut nft = Nft::open()?;
-    let chains = settled(|| nft.foreign_chains())?;
-    let jumps = settled(|| nft.foreign_jumps())?;
+    let chains = uninterrupted(ATTEMPTS, || nft.foreign_chains())?;
+    let jumps = uninterrupted(ATTEMPTS, || nft.foreign_jumps())?;
     let steps =
         plan(&chains, &jumps).into_iter().map(|((family, table), TablePlan { removals, gone, kept })| {
             let mut what = format!("{gone} iptables chains in table {} {table}", family_name(family));
@@ -71,17 +74,6 @@ fn chains() -> Result<Vec<Step>, StepError> {
             Step { what, result: nft.remove_foreign(&removals).map_err(StepError::from) }
         });
     Ok(steps.collect())
-}
-
-/// Asks again when somebody changed the ruleset while it was listed.
-fn settled<T>(mut ask: impl FnMut() -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
-    for _ in 0..4 {
-        match ask() {
-            Err(error) if error.errno() == Some(libc::EINTR) => {}
-            other => return other,
-        }
-    }
-    ask()
 }
 
 /// The interface tells that there are virtual servers of kube-proxy's, and with its addresses, which.
