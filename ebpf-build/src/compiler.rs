@@ -11,7 +11,8 @@ const LEAST_MINOR: u32 = 95;
 /// bpf-linker reads bitcode up to that of its own LLVM.
 const MOST_LLVM: u32 = 22;
 
-/// Debian's packages with a compiler that is recent enough, and the sources of its standard library.
+/// Debian's packages with a compiler that is recent enough, and the sources of its standard
+/// library.
 pub const DEBIANS_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 /// What fetches the other compiler.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the user tells cargo of the network and of the terminal, which counts for cargo inside cargo too; and the job
-/// server, so that both together use no more processors than was said.
+/// What the user tells cargo of the network and of the terminal, which counts for cargo inside
+/// cargo too; and the job server, so that both together use no more processors than was said.
 const KEPT: [&str; 7] = [
     "CARGO_HOME",
     "CARGO_HTTP_",
@@ -15,7 +15,8 @@ const KEPT: [&str; 7] = [
     "CARGO_TERM_",
 ];
 
-/// Removes what an outer cargo, rustup or clippy tells of itself: it would choose another compiler or other flags.
+/// Removes what an outer cargo, rustup or clippy tells of itself: it would choose another compiler
+/// or other flags.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_none_or(is_of_the_outer) {

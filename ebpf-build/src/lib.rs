@@ -1,10 +1,12 @@
 //! How the eBPF programs of `proxy-ebpf/` become one object file.
 //!
-//! The build script of sluice and `cargo xtask` share this. Neither aya-build nor the workspace's own compiler do: the target
-//! `bpfel-unknown-none` has no ready-made `core`, so a compiler is needed that comes with the sources of it and may use
-//! unstable options; and bpf-linker must understand the bitcode of that compiler's LLVM.
+//! The build script of sluice and `cargo xtask` share this. Neither aya-build nor the workspace's
+//! own compiler do: the target `bpfel-unknown-none` has no ready-made `core`, so a compiler is
+//! needed that comes with the sources of it and may use unstable options; and bpf-linker must
+//! understand the bitcode of that compiler's LLVM.
 //!
-//! Nothing is installed here. [`Search`] says what there is and what is missing; installing is for `cargo xtask`.
+//! Nothing is installed here. [`Search`] says what there is and what is missing; installing is for
+//! `cargo xtask`.
 
 mod compiler;
 mod environment;
@@ -20,7 +22,8 @@ pub use compiler::{Compiler, DEBIANS_COMPILER, NIGHTLY_COMMAND};
 pub use environment::{clean, own_target_directory};
 pub use linker::{DEBIANS_LLVM, LINKER_VERSION, install_command};
 
-/// The target of the programs: the byte order of this machine is little-endian wherever sluice runs.
+/// The target of the programs: the byte order of this machine is little-endian wherever sluice
+/// runs.
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Why there is no object file.
@@ -172,8 +175,9 @@ fn run(command: &mut Command) -> Result<(), Error> {
     }
 }
 
-/// Without the debugging information that BTF was made of, which is most of the file and which nothing here reads; and with
-/// plain names of functions: mangled ones have a hash of the directory that was built in.
+/// Without the debugging information that BTF was made of, which is most of the file and which
+/// nothing here reads; and with plain names of functions: mangled ones have a hash of the directory
+/// that was built in.
 fn stripped(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
     let mut file = Builder::read(object)?;
     for section in &mut file.sections {
@@ -201,7 +205,8 @@ fn plain(name: &[u8]) -> String {
     format!("{:#}", rustc_demangle::demangle(&String::from_utf8_lossy(name)))
 }
 
-/// Puts a file in its place at once, and only when it differs: others may be reading it, or look at its time.
+/// Puts a file in its place at once, and only when it differs: others may be reading it, or look at
+/// its time.
 fn publish(bytes: &[u8], to: &Path) -> Result<(), Error> {
     if std::fs::read(to).is_ok_and(|there| there == bytes) {
         return Ok(());

@@ -1,4 +1,5 @@
-//! bpf-linker: makes one object of the bitcode of all crates, with the types (BTF) that the kernel wants.
+//! bpf-linker: makes one object of the bitcode of all crates, with the types (BTF) that the kernel
+//! wants.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +7,8 @@ use std::process::Command;
 use crate::compiler::programs;
 use crate::environment::{cargo_home, output, target_directory};
 
-/// The version that the programs were tested with; others link other code, which the verifier may refuse.
+/// The version that the programs were tested with; others link other code, which the verifier may
+/// refuse.
 pub const LINKER_VERSION: &str = "0.13.0";
 
 /// Where the library of LLVM is that bpf-linker is built with.

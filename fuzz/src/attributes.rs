@@ -1,5 +1,5 @@
-//! Mutation of netlink messages: attributes change their values, types, lengths and places, and the lengths around them fit,
-//! mostly.
+//! Mutation of netlink messages: attributes change their values, types, lengths and places, and the
+//! lengths around them fit, mostly.
 
 use fastrand::Rng;
 
@@ -48,7 +48,8 @@ enum Value {
 }
 
 impl Attributes {
-    /// From valid messages, each with the number of bytes that it has between its header and its attributes.
+    /// From valid messages, each with the number of bytes that it has between its header and its
+    /// attributes.
     pub fn new(corpus: &[(usize, Vec<u8>)]) -> Self {
         let messages: Vec<Message> =
             corpus.iter().map(|(head, bytes)| Message::parse(*head, bytes)).collect();
@@ -111,7 +112,8 @@ impl Attributes {
     }
 }
 
-/// Makes a value one of other bytes, or of another length: that of some number or address, or nearly.
+/// Makes a value one of other bytes, or of another length: that of some number or address, or
+/// nearly.
 fn resize(value: &mut Value, rng: &mut Rng) {
     let mut bytes = value.bytes();
     match rng.choice([0, 1, 2, 3, 4, 5, 8, 16, 20, 300]) {

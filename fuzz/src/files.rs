@@ -7,7 +7,8 @@ pub fn below(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// What the files of these directories have in them, those of one directory in the order of their names.
+/// What the files of these directories have in them, those of one directory in the order of their
+/// names.
 ///
 /// # Panics
 /// If one cannot be read, or if there are none: without valid inputs nothing much is looked at.

@@ -50,7 +50,8 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-/// Settings of a property test that is a target too: so many cases, unless the environment asks for more or fewer.
+/// Settings of a property test that is a target too: so many cases, unless the environment asks for
+/// more or fewer.
 pub fn cases(usual: u32) -> Config {
     let asked = number(CASES).map(|cases| u32::try_from(cases).unwrap_or(u32::MAX));
     Config { cases: asked.unwrap_or(usual), failure_persistence: None, ..Config::default() }

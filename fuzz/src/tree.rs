@@ -6,7 +6,8 @@ use serde_json::{Map, Number, Value};
 /// At most so many changes of one value.
 const CHANGES: usize = 6;
 
-/// Makes values from valid ones: fields change their values, names and places, and those of others come into them.
+/// Makes values from valid ones: fields change their values, names and places, and those of others
+/// come into them.
 #[derive(Debug, Clone)]
 pub struct Trees {
     corpus: Vec<Value>,
@@ -163,7 +164,8 @@ fn nth<'a>(value: &'a mut Value, at: usize, count: &mut usize) -> Option<&'a mut
     }
 }
 
-/// The API objects in a value, wherever they stand in it; `read` reads texts that have some in them.
+/// The API objects in a value, wherever they stand in it; `read` reads texts that have some in
+/// them.
 pub fn objects(value: &Value, read: &dyn Fn(&str) -> Vec<Value>) -> Vec<Value> {
     let mut found = Vec::new();
     let is_object = value.get("apiVersion").is_some() && value.get("kind").is_some();

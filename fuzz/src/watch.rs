@@ -25,16 +25,17 @@ struct State {
     target: String,
     limit: Duration,
     file: PathBuf,
-    /// The file that has the input that is being read, for when the process ends with it: nothing else outlives a stack that is
-    /// too small.
+    /// The file that has the input that is being read, for when the process ends with it: nothing
+    /// else outlives a stack that is too small.
     copy: Option<File>,
     /// Nothing between inputs.
     reading: Mutex<Option<Reading>>,
     over: Mutex<bool>,
 }
 
-/// The input that is being read, and how many looks it has taken. Time is counted by looks: while the whole process is stopped, as on a
-/// machine that sleeps, nobody looks. A reader that others only keep from a processor is given the whole limit, no more.
+/// The input that is being read, and how many looks it has taken. Time is counted by looks: while
+/// the whole process is stopped, as on a machine that sleeps, nobody looks. A reader that others
+/// only keep from a processor is given the whole limit, no more.
 #[derive(Debug)]
 struct Reading {
     looks: u32,
@@ -100,7 +101,8 @@ impl State {
             let Some(reading) = &mut *reading else { continue };
             if reading.takes_too_long(self.limit) {
                 let written = crate::run::write(&self.file, &reading.input);
-                // Straight to stderr: what tests print is kept back until their end, which will not come.
+                // Straight to stderr: what tests print is kept back until their end, which will not
+                // come.
                 eprintln!("{}: an input takes more than {:?}: {written}", self.target, self.limit);
                 std::process::abort();
             }

@@ -1,4 +1,5 @@
-//! Another plugin that manages addresses, run as the runtime would run it (specification 1.1.0, section 4).
+//! Another plugin that manages addresses, run as the runtime would run it (specification 1.1.0,
+//! section 4).
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use crate::ipam::Lease;
 use crate::spec::go_json::{self, Json, Shape};
 use crate::spec::{Attachment, CniError, Code, NetConf, Outcome};
 
-/// How long it may take. Runtimes give up after some minutes; a plugin that waits for DHCP takes seconds.
+/// How long it may take. Runtimes give up after some minutes; a plugin that waits for DHCP takes
+/// seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(2);
 /// What it may answer.

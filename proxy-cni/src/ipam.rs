@@ -1,6 +1,7 @@
 //! Our own management of addresses: which address a pod gets.
 //!
-//! All of it is decided here, from what is written down about who has what; who writes it down is not of interest.
+//! All of it is decided here, from what is written down about who has what; who writes it down is
+//! not of interest.
 
 mod allocate;
 mod range;

@@ -1,5 +1,5 @@
-//! `sluice-cni`: called by a container runtime, with parameters in the environment and a configuration on stdin. Called by the
-//! name of `loopback` it is that plugin.
+//! `sluice-cni`: called by a container runtime, with parameters in the environment and a
+//! configuration on stdin. Called by the name of `loopback` it is that plugin.
 
 use std::io::{Read, Write};
 use std::path::Path;

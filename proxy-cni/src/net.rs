@@ -1,4 +1,5 @@
-//! Effects on the network: links, addresses, routes and neighbours, by netlink; no process is started.
+//! Effects on the network: links, addresses, routes and neighbours, by netlink; no process is
+//! started.
 
 mod error;
 mod pod;
@@ -43,7 +44,8 @@ impl Namespace {
     }
 }
 
-/// Wires a pod: makes both ends, and the bridge if there is none. What an earlier try has left is replaced.
+/// Wires a pod: makes both ends, and the bridge if there is none. What an earlier try has left is
+/// replaced.
 pub fn connect(
     wiring: &mut Wiring,
     namespace: &Namespace,
@@ -87,7 +89,8 @@ pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
     Ok(own.map(|(name, _)| name).collect())
 }
 
-/// What is wrong with the host's end of a pod, and with the ways to the pod's addresses that go by it.
+/// What is wrong with the host's end of a pod, and with the ways to the pod's addresses that go by
+/// it.
 pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, NetError> {
     let mut netlink = Netlink::open()?;
     let Some(link) = netlink.link(host)? else {
@@ -103,8 +106,8 @@ pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, Net
     Ok(wrong)
 }
 
-/// By which interface packets leave to the pods of these host's ends: the bridge that it is a port of, or the end itself. Ends
-/// that are not there are left out.
+/// By which interface packets leave to the pods of these host's ends: the bridge that it is a port
+/// of, or the end itself. Ends that are not there are left out.
 pub fn ways_out(hosts: &BTreeSet<String>) -> Result<BTreeMap<String, String>, NetError> {
     let mut netlink = Netlink::open()?;
     let mut ways = BTreeMap::new();
@@ -137,8 +140,8 @@ pub fn is_host_name(name: &str) -> bool {
     rest.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// The index of the bridge, which has the gateways' addresses. One that this plugin has made is known by its hardware address; of
-/// others nothing is changed but that gateways are added.
+/// The index of the bridge, which has the gateways' addresses. One that this plugin has made is
+/// known by its hardware address; of others nothing is changed but that gateways are added.
 fn bridge(netlink: &mut Netlink, wiring: &mut Wiring) -> Result<u32, NetError> {
     let mac = bridge_mac(&wiring.bridge);
     let link = match netlink.link(&wiring.bridge)? {
@@ -188,7 +191,8 @@ fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkM
     netlink.link(&wiring.bridge)?.ok_or_else(|| NetError::Gone(wiring.bridge.clone()))
 }
 
-/// Whether the bridge should not have an address (any more): no pod has one near it, or can get one.
+/// Whether the bridge should not have an address (any more): no pod has one near it, or can get
+/// one.
 fn is_stale(address: &IpNet, wanted: &[IpNet], wiring: &Wiring) -> bool {
     let is_link_local = matches!(address.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     let Some(in_use) = &wiring.in_use else { return false };
@@ -202,9 +206,10 @@ fn serves_others(netlink: &mut Netlink, wiring: &Wiring) -> Result<bool, NetErro
     Ok(names(netlink)?.iter().any(is_other))
 }
 
-/// What a link to pods takes from them: no pod may tell the node where to route, neither by router advertisements
-/// (CVE-2020-10749) nor by redirects, nor say in a packet which way it shall go (`accept_source_route`). `send_redirects` would
-/// tell a pod that is led back to itself that there is a shorter way.
+/// What a link to pods takes from them: no pod may tell the node where to route, neither by router
+/// advertisements (CVE-2020-10749) nor by redirects, nor say in a packet which way it shall go
+/// (`accept_source_route`). `send_redirects` would tell a pod that is led back to itself that there
+/// is a shorter way.
 const CLOSED: [&str; 7] = [
     "net/ipv6/conf/LINK/accept_ra",
     "net/ipv6/conf/LINK/accept_redirects",

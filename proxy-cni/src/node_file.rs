@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// The node's part of the pod network. The daemon writes it when pods can start; a boot takes it away. It stays when the
-/// daemon ends, because pods can start without it.
+/// The node's part of the pod network. The daemon writes it when pods can start; a boot takes it
+/// away. It stays when the daemon ends, because pods can start without it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeFile {

@@ -166,7 +166,8 @@ fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Resul
     Outcome { dns, ..wiring.outcome(&netns) }.object(config.version)
 }
 
-/// Addresses for a pod, and what goes with them. Others may have theirs while links are made: nothing stays locked.
+/// Addresses for a pod, and what goes with them. Others may have theirs while links are made:
+/// nothing stays locked.
 fn give(
     environment: &Environment,
     config: &NetConf,
@@ -202,9 +203,10 @@ fn take_back(environment: &Environment, config: &NetConf, whose: &Attachment) ->
     }
 }
 
-/// Writes down that somebody has nothing any more. Where nothing can be read, nobody has anything that could be taken back, and
-/// a disk that takes nothing may be full until pods are gone: the pod has to go all the same. The daemon collects addresses
-/// without a link. Other trouble is an error, because the runtime tries again.
+/// Writes down that somebody has nothing any more. Where nothing can be read, nobody has anything
+/// that could be taken back, and a disk that takes nothing may be full until pods are gone: the pod
+/// has to go all the same. The daemon collects addresses without a link. Other trouble is an error,
+/// because the runtime tries again.
 fn forget(config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
     match addresses::store(config).map(|mut store| store.take_back(whose)) {
         Ok(Err(error)) if error.is_of_the_disk() => Ok(()),

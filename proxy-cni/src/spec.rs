@@ -1,7 +1,9 @@
-//! The protocol between container runtime and plugin (CNI specification 1.1.0, and the versions before).
+//! The protocol between container runtime and plugin (CNI specification 1.1.0, and the versions
+//! before).
 //!
-//! A runtime calls the plugin with a configuration on stdin and parameters in environment variables; the plugin answers on
-//! stdout with a result or an error object, in the version of the configuration.
+//! A runtime calls the plugin with a configuration on stdin and parameters in environment
+//! variables; the plugin answers on stdout with a result or an error object, in the version of the
+//! configuration.
 
 mod config;
 mod environment;

@@ -1,9 +1,11 @@
 //! Who has which address, on disk: one small file for each network, replaced as a whole.
 //!
-//! Whoever holds a [`Store`] holds its lock, so several plugins at once take turns. A file is written beside the old one,
-//! synced, and renamed over it: a plugin that is killed at any point leaves the old file or the new one. Addresses of before
-//! the last boot are nobody's, because no container survives that. Fields that another version has added are not understood,
-//! but kept: at the top for good, and those of a lease, of ports or of a hardware address for as long as its holder has it.
+//! Whoever holds a [`Store`] holds its lock, so several plugins at once take turns. A file is
+//! written beside the old one, synced, and renamed over it: a plugin that is killed at any point
+//! leaves the old file or the new one. Addresses of before the last boot are nobody's, because no
+//! container survives that. Fields that another version has added are not understood, but kept: at
+//! the top for good, and those of a lease, of ports or of a hardware address for as long as its
+//! holder has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -65,7 +67,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk does not take what is to be written, or is broken. It may stay so for as long as pods keep it full.
+    /// Whether the disk does not take what is to be written, or is broken. It may stay so for as
+    /// long as pods keep it full.
     pub fn is_of_the_disk(&self) -> bool {
         let errno = match self {
             StoreError::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
@@ -147,7 +150,8 @@ pub struct Contents {
     pub leases: Leases,
     /// In the order in which they were asked for.
     pub host_ports: Vec<HostPorts>,
-    /// Hardware addresses of pods on a bridge, whose frames are held against them. Pods of versions before have none.
+    /// Hardware addresses of pods on a bridge, whose frames are held against them. Pods of versions
+    /// before have none.
     pub macs: BTreeMap<Attachment, Mac>,
 }
 
@@ -186,7 +190,8 @@ impl Store {
         Self::open_or_begin(directory, network, boot, || false)
     }
 
-    /// The same, but a damaged file is set aside where nobody has an address: `is_unused` is asked under the lock.
+    /// The same, but a damaged file is set aside where nobody has an address: `is_unused` is asked
+    /// under the lock.
     pub fn open_or_begin(
         directory: &Path,
         network: &str,
@@ -217,8 +222,8 @@ impl Store {
         &self.contents.leases
     }
 
-    /// Writes down that somebody has addresses, besides what he has, that ports of the node lead to him, and which hardware
-    /// address his frames have.
+    /// Writes down that somebody has addresses, besides what he has, that ports of the node lead to
+    /// him, and which hardware address his frames have.
     pub fn give(
         &mut self,
         whose: &Attachment,
@@ -268,7 +273,8 @@ impl Store {
         let text = serde_json::to_vec(&written).map_err(io::Error::other).map_err(failed("write", &new))?;
         let mut file = File::create(&new).map_err(failed("write", &new))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", &new))?;
-        // Its directory is not synced: after a crash the old file would count for nothing either, because the boot is another.
+        // Its directory is not synced: after a crash the old file would count for nothing either,
+        // because the boot is another.
         fs::rename(&new, &path).map_err(failed("replace", &path))?;
         (self.contents, self.foreign) = (contents, foreign);
         Ok(())
@@ -315,7 +321,8 @@ fn written(boot: &str, contents: &Contents, foreign: &Foreign) -> Written {
     }
 }
 
-/// Where a damaged file can go without taking the place of another. When all places are taken, the last one is given again.
+/// Where a damaged file can go without taking the place of another. When all places are taken, the
+/// last one is given again.
 fn free_place(directory: &Path) -> PathBuf {
     let numbered = (2..=KEPT_DAMAGED).map(|number| format!("{DAMAGED}.{number}"));
     let mut places = std::iter::once(DAMAGED.to_owned()).chain(numbered).map(|name| directory.join(name));
@@ -328,7 +335,8 @@ pub fn file(directory: &Path, network: &str) -> PathBuf {
     directory.join(network).join(FILE)
 }
 
-/// What is written down at the moment, for who only looks: no lock is taken, and a network that has nothing yet has nothing.
+/// What is written down at the moment, for who only looks: no lock is taken, and a network that has
+/// nothing yet has nothing.
 pub fn look(directory: &Path, network: &str) -> Result<Contents, StoreError> {
     read(&file(directory, network), &boot_id()?).map(|(contents, _)| contents)
 }

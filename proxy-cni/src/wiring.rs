@@ -1,4 +1,5 @@
-//! How a pod is wired: names, hardware addresses, addresses and routes, decided from what was asked for.
+//! How a pod is wired: names, hardware addresses, addresses and routes, decided from what was asked
+//! for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +12,8 @@ use sluice_link::Mac;
 use crate::ipam::Lease;
 use crate::spec::{Attachment, Interface, Ip, Mode, Outcome, Route};
 
-/// What a pod asks for a way out of in mode routed: addresses of the link itself, the same in all pods.
+/// What a pod asks for a way out of in mode routed: addresses of the link itself, the same in all
+/// pods.
 const ROUTED_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const ROUTED_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// `IFALIASZ` of linux/if.h, less the final zero.
@@ -40,12 +42,14 @@ pub struct Wiring {
     pub mtu: u32,
     /// The pod's addresses, with their gateways.
     pub leases: Vec<Lease>,
-    /// The hardware address that the gateways have. `None`: on a bridge of somebody else it may change, and pods have to ask.
+    /// The hardware address that the gateways have. `None`: on a bridge of somebody else it may
+    /// change, and pods have to ask.
     pub gateway_mac: Option<Mac>,
-    /// Routes that are asked for beside those to everything, or in their place. One without a gateway goes by that of its family.
+    /// Routes that are asked for beside those to everything, or in their place. One without a
+    /// gateway goes by that of its family.
     pub routes: Vec<Route>,
-    /// All addresses that pods of the network may have or need: gateways that these are near to stay on the bridge. `None`: it
-    /// is not known, and all stay.
+    /// All addresses that pods of the network may have or need: gateways that these are near to
+    /// stay on the bridge. `None`: it is not known, and all stay.
     pub in_use: Option<BTreeSet<IpAddr>>,
 }
 
@@ -86,7 +90,8 @@ pub fn network_of(alias: &str) -> &str {
     alias.split(' ').next().unwrap_or_default()
 }
 
-/// A hardware address out of some bytes: locally administered, of one machine (IEEE 802, section 8.2).
+/// A hardware address out of some bytes: locally administered, of one machine (IEEE 802, section
+/// 8.2).
 fn mac(bytes: &[u8]) -> Mac {
     let mut mac = [0; 6];
     mac.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);

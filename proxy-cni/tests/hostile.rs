@@ -91,7 +91,8 @@ fn any_config() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A configuration by which nothing of this machine's is touched. Go reads names of fields in any case.
+/// A configuration by which nothing of this machine's is touched. Go reads names of fields in any
+/// case.
 fn elsewhere(mut config: Value) -> Value {
     if let Some(fields) = config.as_object_mut() {
         for place in ["dataDir", "runDir"] {
@@ -118,8 +119,9 @@ fn any_environment() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     )
 }
 
-/// A thread from which nothing of this machine is reached: what the plugin takes for a configuration may be no JSON for the
-/// parser of these tests, and then it names the usual places. Without rights the plugin can touch nothing there either.
+/// A thread from which nothing of this machine is reached: what the plugin takes for a
+/// configuration may be no JSON for the parser of these tests, and then it names the usual places.
+/// Without rights the plugin can touch nothing there either.
 fn leave() {
     if !nix::unistd::geteuid().is_root() {
         return;
@@ -176,7 +178,8 @@ proptest! {
     }
 }
 
-/// The plugin makes its directory in the mount namespace of the thread, and nothing at the machine's own place.
+/// The plugin makes its directory in the mount namespace of the thread, and nothing at the
+/// machine's own place.
 #[test]
 fn nothing_is_left_at_the_usual_places() {
     if !nix::unistd::geteuid().is_root() {

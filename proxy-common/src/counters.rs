@@ -25,8 +25,8 @@ counters! {
     SocketTranslated = "socket_translated",
     /// System calls refused on the socket path, because a service has no endpoints
     SocketRefused = "socket_refused",
-    /// System calls of this node's processes that end as if nothing came back, because the client is not in
-    /// loadBalancerSourceRanges or there is no local endpoint
+    /// System calls of this node's processes that end as if nothing came back, because the client
+    /// is not in loadBalancerSourceRanges or there is no local endpoint
     SocketDropped = "socket_dropped",
     /// Flows begun on the packet path
     FlowsBegun = "flows_begun",

@@ -4,8 +4,8 @@ use crate::{Address, sizes};
 
 /// Key of the map `FLOWS`: a packet as it comes in.
 ///
-/// Every connection has two entries: one for packets of the client, one for replies. The key of one is the translated
-/// packet of the other, turned round.
+/// Every connection has two entries: one for packets of the client, one for replies. The key of one
+/// is the translated packet of the other, turned round.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -39,14 +39,15 @@ pub struct Flow {
     pub flags: u16,
     /// The last packet in this direction: nanoseconds of `CLOCK_MONOTONIC`. Or [`CLAIMED`].
     pub used: u64,
-    /// Group id without its list of the service port; for UDP, whose `MEMBERS` tell whether the endpoint still serves.
+    /// Group id without its list of the service port; for UDP, whose `MEMBERS` tell whether the
+    /// endpoint still serves.
     pub group: u64,
 }
 
 /// [`Flow::used`] of an entry that somebody is about to remove or to replace, and nobody else may.
 ///
-/// No other value comes back: it is a time that only goes on. Whoever exchanges the value that he has read for this one has
-/// claimed what he has read, and not what came in its place.
+/// No other value comes back: it is a time that only goes on. Whoever exchanges the value that he
+/// has read for this one has claimed what he has read, and not what came in its place.
 pub const CLAIMED: u64 = u64::MAX;
 
 impl FlowKey {
@@ -65,8 +66,8 @@ impl FlowKey {
 }
 
 impl Flow {
-    /// Whether this is an entry of a flow whose other entry has that key. If not, another flow has the key of its other entry; or
-    /// this one lets pass what is for nobody's flow, and has none.
+    /// Whether this is an entry of a flow whose other entry has that key. If not, another flow has
+    /// the key of its other entry; or this one lets pass what is for nobody's flow, and has none.
     #[inline(always)]
     #[must_use]
     pub fn is_other_of(&self, key: &FlowKey) -> bool {
@@ -96,8 +97,9 @@ impl Flow {
 
 /// Value of the map `NEWEST`: a flow that began.
 ///
-/// Slot 0 has in `used` the number of the flow that begins next. The others are a ring: the slot of a number holds the flow that
-/// began so many flows ago, which ends now if its client's entry is as it was entered: `used` is still what it is here.
+/// Slot 0 has in `used` the number of the flow that begins next. The others are a ring: the slot of
+/// a number holds the flow that began so many flows ago, which ends now if its client's entry is as
+/// it was entered: `used` is still what it is here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Begun {
@@ -107,7 +109,8 @@ pub struct Begun {
     pub used: u64,
 }
 
-/// What the program `end_flow` is told, [`ORDER_AT`] bytes into its packet: a flow to remove, if nobody has used it since.
+/// What the program `end_flow` is told, [`ORDER_AT`] bytes into its packet: a flow to remove, if
+/// nobody has used it since.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Order {
@@ -132,10 +135,12 @@ pub mod flag {
     pub const REPLY: u16 = 1;
     /// The flow's source is translated too.
     pub const MASQUERADED: u16 = 2;
-    /// Of an entry of replies, whose other one is gone: these ends are a connection straight to the endpoint, which was there
-    /// before the flow, and of which the table knows nothing else. Packets pass as they are.
+    /// Of an entry of replies, whose other one is gone: these ends are a connection straight to the
+    /// endpoint, which was there before the flow, and of which the table knows nothing else.
+    /// Packets pass as they are.
     pub const PASSES: u16 = 4;
-    /// The flow is a connection straight to the endpoint, which gets another source port: that of the client is a Service flow's.
+    /// The flow is a connection straight to the endpoint, which gets another source port: that of
+    /// the client is a Service flow's.
     pub const STRAIGHT: u16 = 8;
 }
 
@@ -173,14 +178,14 @@ pub struct Fragment {
     pub source_port: u16,
     /// Destination port, in network order.
     pub destination_port: u16,
-    /// When the first fragment came: seconds of `CLOCK_MONOTONIC`. Identifications are used again soon. With
-    /// [`Fragment::CUT`] or without.
+    /// When the first fragment came: seconds of `CLOCK_MONOTONIC`. Identifications are used again
+    /// soon. With [`Fragment::CUT`] or without.
     pub seen: u32,
 }
 
 impl Fragment {
-    /// The first fragment was too big for its way and went by the node's stack. So do the others, or a stack that puts
-    /// fragments together would wait for them in vain.
+    /// The first fragment was too big for its way and went by the node's stack. So do the others,
+    /// or a stack that puts fragments together would wait for them in vain.
     pub const CUT: u32 = 1 << 31;
 }
 

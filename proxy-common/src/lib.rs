@@ -1,8 +1,10 @@
-//! The bytes that sluice shares with its eBPF programs: keys and values of maps, and the meaning of their fields.
+//! The bytes that sluice shares with its eBPF programs: keys and values of maps, and the meaning of
+//! their fields.
 //!
-//! Every type is `repr(C)`, has no padding and takes any bit pattern, so that it can be read from and written to a map as
-//! it is; the assertions at the end of each module hold for both sides. A change of any of them is a new [`LAYOUT`].
-//! Numbers are in host order; ports are in network order, because that is how both packets and `bpf_sock_addr` have them.
+//! Every type is `repr(C)`, has no padding and takes any bit pattern, so that it can be read from
+//! and written to a map as it is; the assertions at the end of each module hold for both sides. A
+//! change of any of them is a new [`LAYOUT`]. Numbers are in host order; ports are in network
+//! order, because that is how both packets and `bpf_sock_addr` have them.
 
 #![no_std]
 
@@ -12,17 +14,19 @@ pub mod node;
 pub mod service;
 pub mod socket;
 
-/// Version of all layouts together. Maps of another version are never reused: the pins of a version have a directory of
-/// their own. Words that were zero may get a meaning without a new version where older programs and daemons do no harm with it: after a
-/// return to one that does not know [`flow::flag::PASSES`] or [`flow::flag::STRAIGHT`], such flows may have to begin anew, and what `lo`
-/// had before ([`node::Config::lo_before`]) is not given back. Nor does a map more, or one of another size: what connections of before
-/// are in would be left behind with the version.
+/// Version of all layouts together. Maps of another version are never reused: the pins of a version
+/// have a directory of their own. Words that were zero may get a meaning without a new version
+/// where older programs and daemons do no harm with it: after a return to one that does not know
+/// [`flow::flag::PASSES`] or [`flow::flag::STRAIGHT`], such flows may have to begin anew, and what
+/// `lo` had before ([`node::Config::lo_before`]) is not given back. Nor does a map more, or one of
+/// another size: what connections of before are in would be left behind with the version.
 pub const LAYOUT: u32 = 1;
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), in network order.
 ///
-/// One width for both families makes one layout of each map, and an IPv6 socket that connects to a mapped IPv4 address is
-/// the same as an IPv4 one. Words and not bytes, because eBPF reads context and packets in words.
+/// One width for both families makes one layout of each map, and an IPv6 socket that connects to a
+/// mapped IPv4 address is the same as an IPv4 one. Words and not bytes, because eBPF reads context
+/// and packets in words.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {

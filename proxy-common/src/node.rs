@@ -64,7 +64,8 @@ pub mod scheduler {
     pub const RANDOM: u32 = 0;
     /// In turn.
     pub const ROUND_ROBIN: u32 = 1;
-    /// By a hash of client and frontend that moves few clients when endpoints change (Eisenbud et al., NSDI 2016).
+    /// By a hash of client and frontend that moves few clients when endpoints change (Eisenbud et
+    /// al., NSDI 2016).
     pub const MAGLEV: u32 = 2;
 }
 
@@ -76,8 +77,8 @@ pub mod address {
     pub const NODE_PORTS: u32 = 2;
 }
 
-/// Bits of the values of the map `NETWORKS`, a longest prefix match over addresses. A network has the bits of those around
-/// it, too.
+/// Bits of the values of the map `NETWORKS`, a longest prefix match over addresses. A network has
+/// the bits of those around it, too.
 pub mod network {
     /// ClusterIPs are allocated from it.
     pub const SERVICES: u32 = 1;
@@ -91,7 +92,8 @@ pub mod network {
 pub struct Interface {
     /// Bits of [`interface`].
     pub flags: u32,
-    /// With [`interface::BRIDGE_PORT`]: the last four bytes of the bridge's Ethernet address, as a packet has them.
+    /// With [`interface::BRIDGE_PORT`]: the last four bytes of the bridge's Ethernet address, as a
+    /// packet has them.
     pub bridge: u32,
     /// Its first IPv4 address, or zero.
     pub address4: Address,
@@ -101,15 +103,16 @@ pub struct Interface {
 
 /// Flags of [`Interface`].
 pub mod interface {
-    /// A cable whose other end is in another network namespace, so that packets can be handed there at once
-    /// (`bpf_redirect_peer`).
+    /// A cable whose other end is in another network namespace, so that packets can be handed there
+    /// at once (`bpf_redirect_peer`).
     pub const PEER: u32 = 1;
     /// What comes in by it comes from pods (detectLocalMode BridgeInterface, InterfaceNamePrefix).
     pub const PODS: u32 = 2;
     /// It is a port of a bridge.
     pub const BRIDGE_PORT: u32 = 4;
-    /// A link of a pod of ours, which sends with its own addresses only: those of `POD_SOURCES`, and others that routes lead to by
-    /// this link. Behind ports of bridges routes say nothing; there any address passes until all of the pod's are known.
+    /// A link of a pod of ours, which sends with its own addresses only: those of `POD_SOURCES`,
+    /// and others that routes lead to by this link. Behind ports of bridges routes say nothing;
+    /// there any address passes until all of the pod's are known.
     pub const OWN_SOURCES: u32 = 8;
     /// IPv4 packets that come in by it pass if answers would leave by it, too (`rp_filter` 1).
     pub const STRICT: u32 = 0x10;
@@ -117,8 +120,8 @@ pub mod interface {
     pub const LOOSE: u32 = 0x20;
 }
 
-/// Key of the map `POD_SOURCES`: the pod behind a link has this address. Where there is one with the address zero, all of the
-/// pod's are there.
+/// Key of the map `POD_SOURCES`: the pod behind a link has this address. Where there is one with
+/// the address zero, all of the pod's are there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodSource {

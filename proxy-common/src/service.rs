@@ -6,7 +6,8 @@ use crate::{Address, sizes};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey {
-    /// The address captured. For node ports the unspecified address of the family: `::`, or `::ffff:0.0.0.0`.
+    /// The address captured. For node ports the unspecified address of the family: `::`, or
+    /// `::ffff:0.0.0.0`.
     pub address: Address,
     /// The port captured, in network order; 0 in the entry that marks an address as a ClusterIP.
     pub port: u16,
@@ -62,8 +63,8 @@ pub mod action {
 pub mod flag {
     /// Only sources in the map `SOURCES` may connect.
     pub const FILTERED: u8 = 1;
-    /// An address that is marked as a ClusterIP, and nothing more: [`action`](super::action)s are what its undefined ports
-    /// get.
+    /// An address that is marked as a ClusterIP, and nothing more: [`action`](super::action)s are
+    /// what its undefined ports get.
     pub const CLUSTER_IP: u8 = 2;
 }
 
@@ -113,8 +114,9 @@ pub struct Endpoint {
     pub reserved: u16,
 }
 
-/// Key of the map `MEMBERS`, whose value is a `u32` without meaning: which endpoints may still be used by whoever was sent
-/// there before. Held for groups with affinity, and for UDP ([`list::SERVING`]).
+/// Key of the map `MEMBERS`, whose value is a `u32` without meaning: which endpoints may still be
+/// used by whoever was sent there before. Held for groups with affinity, and for UDP
+/// ([`list::SERVING`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberKey {
@@ -128,7 +130,8 @@ pub struct MemberKey {
     pub reserved: [u16; 3],
 }
 
-/// Data of the map `SOURCES`, a longest prefix match over this: networks that may use a filtered frontend.
+/// Data of the map `SOURCES`, a longest prefix match over this: networks that may use a filtered
+/// frontend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey {
@@ -145,10 +148,12 @@ pub const SOURCE_PREFIX: u32 = 160;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
-    /// Group id without its list: all frontends and both lists of a service port share what they remember.
+    /// Group id without its list: all frontends and both lists of a service port share what they
+    /// remember.
     pub group: u64,
-    /// The client's address. Of the node's own processes, which may use any of its addresses: the cookie of the network
-    /// namespace in the last two words and zeros (which no client's address has) before.
+    /// The client's address. Of the node's own processes, which may use any of its addresses: the
+    /// cookie of the network namespace in the last two words and zeros (which no client's address
+    /// has) before.
     pub client: Address,
 }
 

@@ -3,8 +3,8 @@
 use crate::service::Endpoint;
 use crate::{Address, sizes};
 
-/// Key of the maps `PEERS` and `TCP_PEERS`: a socket, and an endpoint that it talks to without knowing; and of the map `PICKS`: a socket, and
-/// a frontend that it talks to.
+/// Key of the maps `PEERS` and `TCP_PEERS`: a socket, and an endpoint that it talks to without
+/// knowing; and of the map `PICKS`: a socket, and a frontend that it talks to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketKey {
@@ -49,8 +49,8 @@ pub struct Pick {
 }
 
 impl Pick {
-    /// In place of the endpoint's port, which is never 0: these datagrams are left to the packet path, because the endpoint
-    /// stands for another frontend in answers to the socket.
+    /// In place of the endpoint's port, which is never 0: these datagrams are left to the packet
+    /// path, because the endpoint stands for another frontend in answers to the socket.
     pub const BY_PACKETS: u16 = 0;
 }
 

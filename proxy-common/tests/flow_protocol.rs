@@ -1,9 +1,11 @@
-//! The protocol by which programs and daemon share the flow table, with every interleaving of their steps: two clients and two
-//! ports for masquerading, two packets at once on two processors, the daemon looking for silent flows, and time.
+//! The protocol by which programs and daemon share the flow table, with every interleaving of their
+//! steps: two clients and two ports for masquerading, two packets at once on two processors, the
+//! daemon looking for silent flows, and time.
 //!
-//! Everything goes to one endpoint, by ports that are contended for: as if all of it were masqueraded, but connections straight to
-//! the endpoint, which flows give way to, have the ends of some. Of what a flow has seen it matters
-//! whether it is over. What an endpoint makes of its segments is not part of this.
+//! Everything goes to one endpoint, by ports that are contended for: as if all of it were
+//! masqueraded, but connections straight to the endpoint, which flows give way to, have the ends of
+//! some. Of what a flow has seen it matters whether it is over. What an endpoint makes of its
+//! segments is not part of this.
 
 #[path = "flow_protocol/before.rs"]
 mod before;
@@ -68,7 +70,8 @@ fn what_gives_way_to_connections_straight_to_the_endpoint_does_no_harm() {
     is_right(World { straight: true, full: true, ..ONE });
 }
 
-/// Two processors: a client's flow begins while an answer of its ends is found to be another connection's.
+/// Two processors: a client's flow begins while an answer of its ends is found to be another
+/// connection's.
 #[test]
 fn a_flow_that_begins_beside_one_that_gives_way_does_not_go_on_by_half() {
     is_right(World { processors: 2, daemon: false, straight: true, ..ONE });

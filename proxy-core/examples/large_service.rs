@@ -1,5 +1,6 @@
-//! What one changed endpoint of a large Service costs, by stage, in processor time, without a kernel:
-//! `cargo run --release -p sluice-core --example large_service [ENDPOINTS] [udp|tcp] [IN_SLICE]`.
+//! What one changed endpoint of a large Service costs, by stage, in processor time, without a
+//! kernel: `cargo run --release -p sluice-core --example large_service [ENDPOINTS] [udp|tcp]
+//! [IN_SLICE]`.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -110,7 +111,8 @@ fn measure(mode: &str, shape: Shape) {
     println!("  {} operations a change", ops / all.len());
 }
 
-/// Times of planning and lowering, and how many operations there are. What a change replaces is freed in it.
+/// Times of planning and lowering, and how many operations there are. What a change replaces is
+/// freed in it.
 fn step(index: &mut Index, planner: &mut Planner, ledger: &mut Ledger) -> (Duration, Duration, usize) {
     let begun = Instant::now();
     let dirty = index.take_dirty();
@@ -139,7 +141,8 @@ fn service(protocol: Protocol) -> Service {
     }
 }
 
-/// A slice, of which one endpoint may be gone. Their addresses are mixed with those of other slices.
+/// A slice, of which one endpoint may be gone. Their addresses are mixed with those of other
+/// slices.
 fn slice(at: u32, shape: Shape, gone: Option<u32>) -> EndpointSlice {
     let endpoints = (0..shape.in_slice).filter(|i| Some(*i) != gone).map(|i| {
         let number = (at * shape.in_slice + i).wrapping_mul(0x9E37_79B1) >> 8;

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-/// A kernel object as a value: a key that identifies it, and a content that may change under that key.
+/// A kernel object as a value: a key that identifies it, and a content that may change under that
+/// key.
 pub trait Keyed {
     /// What identifies the object.
     type Key<'a>: Ord

@@ -1,4 +1,5 @@
-//! Endpoint groups as backends hold them: an identity that needs no memory, and which slot each endpoint has.
+//! Endpoint groups as backends hold them: an identity that needs no memory, and which slot each
+//! endpoint has.
 
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use crate::model::ServicePortName;
 use crate::plan::{Group, PlanChange, ServicePlan, Target};
 use crate::slots::arrange;
 
-/// Identity of a group in the kernel: 63 bits of a SHA-256 over the service port's identity and affinity
-/// timeout, and one bit for Cluster or Local.
+/// Identity of a group in the kernel: 63 bits of a SHA-256 over the service port's identity and
+/// affinity timeout, and one bit for Cluster or Local.
 ///
-/// A hash, because it needs no memory over restarts; a strong one, because Services of different tenants
-/// must not be able to collide on purpose. The timeout is in it so that a changed timeout starts afresh.
+/// A hash, because it needs no memory over restarts; a strong one, because Services of different
+/// tenants must not be able to collide on purpose. The timeout is in it so that a changed timeout
+/// starts afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(u64);
 
@@ -61,7 +63,8 @@ pub struct Part {
 /// Gives what is to be lowered of a group.
 pub type Parts<'a> = dyn Fn(GroupId, &List<Target>) -> Part + 'a;
 
-/// Groups of so many members know where each of them is, because to look for one would cost a look at all.
+/// Groups of so many members know where each of them is, because to look for one would cost a look
+/// at all.
 const LARGE: usize = 1000;
 
 /// The members of a group in the order of their slots.
@@ -116,7 +119,8 @@ impl Order {
     }
 }
 
-/// Which slots the endpoints of all groups have. Small groups take memory only if their order is not the sorted one.
+/// Which slots the endpoints of all groups have. Small groups take memory only if their order is
+/// not the sorted one.
 #[derive(Default)]
 pub(crate) struct Slots {
     orders: FxHashMap<GroupId, Order>,
@@ -152,8 +156,8 @@ impl Slots {
         self.orders.clear();
     }
 
-    /// Takes over the slots of a group as a kernel holds them, in any order. With a hole they are ignored: the
-    /// order says nothing about the slots then.
+    /// Takes over the slots of a group as a kernel holds them, in any order. With a hole they are
+    /// ignored: the order says nothing about the slots then.
     pub(crate) fn adopt(&mut self, id: GroupId, mut read: Vec<(u32, Member)>) {
         read.sort_unstable();
         if read.iter().enumerate().all(|(at, (slot, _))| at == *slot as usize) {
@@ -216,7 +220,8 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
-    /// Between two lists. `order`: of the old one, where it is not the sorted one. The result is that of [`arrange`].
+    /// Between two lists. `order`: of the old one, where it is not the sorted one. The result is
+    /// that of [`arrange`].
     fn between(old: &List<Target>, new: &List<Target>, order: Option<&Order>) -> Edit {
         let (gone, came) = old.difference(new);
         let (left, arrived) = (without(&gone, &came), without(&came, &gone));

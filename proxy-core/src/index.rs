@@ -142,8 +142,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// Applies an event and remembers what it touched until [`Index::take_dirty`]. Returns whether anything
-    /// changed.
+    /// Applies an event and remembers what it touched until [`Index::take_dirty`]. Returns whether
+    /// anything changed.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {
             Event::Service(change) => {
@@ -219,7 +219,8 @@ impl Index {
         any
     }
 
-    /// Lets equal node and port names share one allocation: there are few of them and many endpoints.
+    /// Lets equal node and port names share one allocation: there are few of them and many
+    /// endpoints.
     fn share_names(&mut self, slice: &mut EndpointSlice) {
         let names = &mut self.names;
         let mut share = |name: &mut Arc<str>| match names.get(name.as_ref()) {
@@ -259,8 +260,8 @@ impl Index {
         self.nodes.listed
     }
 
-    /// The addresses of a node's pods whose sockets are to be left alone, sorted. `None`: not known before Pods and
-    /// Namespaces have been listed, which nothing else waits for.
+    /// The addresses of a node's pods whose sockets are to be left alone, sorted. `None`: not known
+    /// before Pods and Namespaces have been listed, which nothing else waits for.
     pub fn opted_out(&self, node: &str) -> Option<Vec<IpAddr>> {
         if !self.pods.listed || !self.namespaces.listed {
             return None;
@@ -320,7 +321,8 @@ impl Index {
         nets
     }
 
-    /// The slices of a Service, in the order of their names. One that has not changed is the same allocation as before.
+    /// The slices of a Service, in the order of their names. One that has not changed is the same
+    /// allocation as before.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
         self.slices_of.get(service).into_iter().flat_map(BTreeMap::values)
     }
@@ -336,11 +338,12 @@ impl Index {
         found
     }
 
-    /// The endpoints of a service port, merged over all slices (reference 1.5): sorted by address and port,
-    /// each pair once.
+    /// The endpoints of a service port, merged over all slices (reference 1.5): sorted by address
+    /// and port, each pair once.
     ///
-    /// Where several slices list the same pair, a non-terminating entry beats a terminating one, then a ready
-    /// one an unready one, then the first slice by name wins. kube-proxy's winner is random in that last case.
+    /// Where several slices list the same pair, a non-terminating entry beats a terminating one,
+    /// then a ready one an unready one, then the first slice by name wins. kube-proxy's winner is
+    /// random in that last case.
     pub fn endpoints(&self, id: &ServicePortName) -> Vec<Endpoint<'_>> {
         let mut found: Vec<Endpoint<'_>> = Vec::new();
         for slice in self.slices(&id.service).filter(|slice| slice.family == id.family) {

@@ -1,14 +1,15 @@
 //! Sluice's decisions, pure.
 //!
-//! Data flows one way through this crate:
-//! [`event::Event`] → [`index::Index`] → [`plan::Planner`] → [`nft::lower()`] or [`ebpf::lower()`] →
-//! [`diff::diff`].
+//! Data flows one way through this crate: [`event::Event`] → [`index::Index`] → [`plan::Planner`] →
+//! [`nft::lower()`] or [`ebpf::lower()`] → [`diff::diff`].
 //!
 //! Invariants:
-//! - No I/O, no clock, no async runtime, no logging: the crate's dependencies could not do any of it.
-//! - Policy (traffic policies, readiness, termination, topology, masquerading) is decided once, in [`plan`].
-//!   Lowering code never sees a Service.
-//! - One event costs time in proportion to the services that it touches, never to the number of services.
+//! - No I/O, no clock, no async runtime, no logging: the crate's dependencies could not do any of
+//!   it.
+//! - Policy (traffic policies, readiness, termination, topology, masquerading) is decided once, in
+//!   [`plan`]. Lowering code never sees a Service.
+//! - One event costs time in proportion to the services that it touches, never to the number of
+//!   services.
 
 pub mod diff;
 pub mod ebpf;

@@ -1,5 +1,5 @@
-//! Sorted lists of which versions share what is the same in both: one endpoint of 250,000 that changes costs its piece, and a
-//! pointer for each of the others.
+//! Sorted lists of which versions share what is the same in both: one endpoint of 250,000 that
+//! changes costs its piece, and a pointer for each of the others.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-/// So many members a piece has when it is made; it is cut in pieces again when it has twice as many.
+/// So many members a piece has when it is made; it is cut in pieces again when it has twice as
+/// many.
 const PIECE: usize = 128;
 
 /// A sorted list that never changes. Copies of it and edited versions share their pieces.
@@ -112,7 +113,8 @@ impl<T: Copy + Ord> List<T> {
         let (mut gone, mut came, mut rest) = (gone, came, self.pieces());
         let mut edited = Edited(Vec::with_capacity(rest.len() + 1));
         while let Some(next) = gone.first().into_iter().chain(came.first()).min() {
-            // Where it is, or would be: in the last piece that begins before it, or else in the first one.
+            // Where it is, or would be: in the last piece that begins before it, or else in the
+            // first one.
             let at = rest.partition_point(|piece| piece.first() <= Some(next)).saturating_sub(1);
             edited.keep(&rest[..at]);
             let (piece, behind) = rest[at..].split_first().map_or((&[][..], &[][..]), |(p, rest)| (p, rest));
@@ -124,7 +126,8 @@ impl<T: Copy + Ord> List<T> {
         List::of_pieces(edited.0)
     }
 
-    /// What is only in this list and what is only in another one. Costs what the pieces cost that they do not share.
+    /// What is only in this list and what is only in another one. Costs what the pieces cost that
+    /// they do not share.
     pub fn difference(&self, other: &List<T>) -> (Vec<T>, Vec<T>) {
         let (mut gone, mut came) = (Vec::new(), Vec::new());
         let (mut old, mut new) = (Cursor::of(self), Cursor::of(other));
@@ -156,7 +159,8 @@ impl<T: Copy + Ord> List<T> {
 struct Edited<T>(Vec<Arc<[T]>>);
 
 impl<T: Copy> Edited<T> {
-    /// Adds the pieces from one that was changed to the next, as they are; but a small one is joined to that before it.
+    /// Adds the pieces from one that was changed to the next, as they are; but a small one is
+    /// joined to that before it.
     fn keep(&mut self, pieces: &[Arc<[T]>]) {
         match (self.0.last(), pieces) {
             (Some(last), [first, others @ ..]) if last.len() + first.len() <= PIECE => {
@@ -167,7 +171,8 @@ impl<T: Copy> Edited<T> {
         }
     }
 
-    /// Adds a piece that was changed. Small ones are joined to those before them, or there would be more and more.
+    /// Adds a piece that was changed. Small ones are joined to those before them, or there would be
+    /// more and more.
     fn push(&mut self, mut piece: Vec<T>) {
         if let Some(last) = self.0.last().filter(|last| last.len() + piece.len() <= PIECE) {
             piece.splice(..0, last.iter().copied());

@@ -1,8 +1,10 @@
-//! Node ports on the node's loopback addresses: who answers, and where connections go that a process of ours answers.
+//! Node ports on the node's loopback addresses: who answers, and where connections go that a
+//! process of ours answers.
 //!
-//! The kernel translates no connection from one loopback address to another node. So a listener takes TCP connections,
-//! and opens another one to an endpoint for each; what cannot be served so is refused, because otherwise it would reach
-//! whatever process of the node happens to use the number of a node port.
+//! The kernel translates no connection from one loopback address to another node. So a listener
+//! takes TCP connections, and opens another one to an endpoint for each; what cannot be served so
+//! is refused, because otherwise it would reach whatever process of the node happens to use the
+//! number of a node port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -36,7 +38,8 @@ impl Loopback {
     }
 }
 
-/// The loopback address that listeners have; all of 127.0.0.0/8 is loopback, but only this one is served.
+/// The loopback address that listeners have; all of 127.0.0.0/8 is loopback, but only this one is
+/// served.
 pub fn localhost(family: Family) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -49,15 +52,16 @@ pub fn localhost(family: Family) -> IpAddr {
 pub struct Backends {
     /// The endpoints; at least one. The plan's own list, which may be long.
     pub endpoints: List<Target>,
-    /// ClientIP affinity: how long after the last connection the next one goes to the same endpoint.
+    /// ClientIP affinity: how long after the last connection the next one goes to the same
+    /// endpoint.
     pub affinity: Option<Duration>,
 }
 
 /// A listener, and where its connections go; nowhere: it is to be closed.
 pub type Change = (SocketAddr, Option<Arc<Backends>>);
 
-/// What changed plans mean for listeners, in order; the last word on an address counts. A node port without endpoints
-/// has no listener, so that it is refused like any closed port.
+/// What changed plans mean for listeners, in order; the last word on an address counts. A node port
+/// without endpoints has no listener, so that it is refused like any closed port.
 pub fn changes(changes: &[PlanChange], served: [bool; 2]) -> Vec<Change> {
     let listeners = |plan: &Option<Arc<ServicePlan>>| -> Vec<(SocketAddr, Backends)> {
         let ports = plan.iter().flat_map(|plan| plan.ports.iter());
@@ -69,8 +73,8 @@ pub fn changes(changes: &[PlanChange], served: [bool; 2]) -> Vec<Change> {
     closed.chain(opened.map(|(at, backends)| (at, Some(Arc::new(backends))))).collect()
 }
 
-/// The listeners of a service port. Who connects is this node itself, and is still given the local endpoints only by
-/// externalTrafficPolicy Local: what is asked for is the node port's own view.
+/// The listeners of a service port. Who connects is this node itself, and is still given the local
+/// endpoints only by externalTrafficPolicy Local: what is asked for is the node port's own view.
 fn of_port(port: &PortPlan) -> Vec<(SocketAddr, Backends)> {
     let mut found = Vec::new();
     for frontend in &port.frontends {
@@ -107,7 +111,8 @@ impl Picker {
         self.backends = backends;
     }
 
-    /// The endpoint of a connection that comes `now`, since any one moment in the past. `random` is uniform.
+    /// The endpoint of a connection that comes `now`, since any one moment in the past. `random` is
+    /// uniform.
     pub fn pick(&mut self, now: Duration, random: u64) -> Option<SocketAddr> {
         let endpoints = &self.backends.endpoints;
         let Some(timeout) = self.backends.affinity else { return choose(endpoints, random) };

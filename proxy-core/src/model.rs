@@ -1,7 +1,8 @@
 //! The domain model: what the proxy needs of each Kubernetes object, already validated and compact.
 //!
-//! Whoever reads objects (Kubernetes API, manifests) converts them into these types and reports what it had
-//! to leave out; nothing here can hold an address that does not parse or a protocol that does not exist.
+//! Whoever reads objects (Kubernetes API, manifests) converts them into these types and reports
+//! what it had to leave out; nothing here can hold an address that does not parse or a protocol
+//! that does not exist.
 
 mod endpoint_slice;
 mod node;

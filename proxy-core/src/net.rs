@@ -36,8 +36,8 @@ impl Family {
         }
     }
 
-    /// A network that no packet comes from: the unspecified address, which is never a source of what is forwarded.
-    /// As the only source range it lets nobody in.
+    /// A network that no packet comes from: the unspecified address, which is never a source of
+    /// what is forwarded. As the only source range it lets nobody in.
     pub fn nobody(self) -> IpNet {
         match self {
             Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
@@ -52,8 +52,9 @@ impl fmt::Display for Family {
     }
 }
 
-/// Why an address is nobody's in particular: what it is, of those that mean something else on each node or link, or no single
-/// machine (RFC 6890, RFC 4291). A Service or endpoint with one would take what others say to themselves.
+/// Why an address is nobody's in particular: what it is, of those that mean something else on each
+/// node or link, or no single machine (RFC 6890, RFC 4291). A Service or endpoint with one would
+/// take what others say to themselves.
 pub fn special(ip: &IpAddr) -> Option<&'static str> {
     let ip = ip.to_canonical();
     let is_link_local = match ip {
@@ -123,8 +124,8 @@ impl fmt::Display for Protocol {
 }
 
 /// Parses an address as kube-proxy does: IPv4 octets may have leading zeros and are read as decimal
-/// (`172.30.0.041` is `172.30.0.41`), also where they end an IPv6 address. IPv4-mapped IPv6 addresses count as
-/// IPv4. Reference 1.3.
+/// (`172.30.0.041` is `172.30.0.41`), also where they end an IPv6 address. IPv4-mapped IPv6
+/// addresses count as IPv4. Reference 1.3.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     match parse_ipv6(text) {
         Some(ip) => Some(IpAddr::V6(ip).to_canonical()),
@@ -154,9 +155,10 @@ fn parse_ipv4(text: &str) -> Option<Ipv4Addr> {
     parts.next().is_none().then(|| Ipv4Addr::from(octets))
 }
 
-/// Parses a CIDR as kube-proxy does: surrounding white space is ignored, leading zeros in octets and in the
-/// prefix length are accepted, host bits are cleared. A network within `::ffff:0:0/96` counts as IPv4
-/// (`::ffff:10.0.0.0/104` is `10.0.0.0/8`); a larger one around it is IPv6. Reference 1.3.
+/// Parses a CIDR as kube-proxy does: surrounding white space is ignored, leading zeros in octets
+/// and in the prefix length are accepted, host bits are cleared. A network within `::ffff:0:0/96`
+/// counts as IPv4 (`::ffff:10.0.0.0/104` is `10.0.0.0/8`); a larger one around it is IPv6.
+/// Reference 1.3.
 pub fn parse_cidr(text: &str) -> Option<IpNet> {
     let (addr, prefix) = text.trim().split_once('/')?;
     if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) {

@@ -1,13 +1,15 @@
 //! Lowering a plan to nf_tables objects: all service state is map elements, chains exist per class.
 //!
-//! One table `inet sluice`. A new connection is looked up in `services4` (address, protocol, port) or
-//! `nodeports4` (protocol, port); the verdict is a *class chain*, shared by all frontends of the same
-//! masquerade rule, group size and affinity timeout. Its rule finds the group in `ids4`, picks a slot, finds
-//! the endpoint in `endpoints4` and translates. See `docs/nftables.md` for the whole packet path.
+//! One table `inet sluice`. A new connection is looked up in `services4` (address, protocol, port)
+//! or `nodeports4` (protocol, port); the verdict is a *class chain*, shared by all frontends of the
+//! same masquerade rule, group size and affinity timeout. Its rule finds the group in `ids4`, picks
+//! a slot, finds the endpoint in `endpoints4` and translates. See `docs/nftables.md` for the whole
+//! packet path.
 //!
 //! Invariants:
-//! - Group ids are hashes of the service port's identity, so the same plan gives the same elements in every
-//!   run: nothing has to be remembered over a restart but the order of slots, which the kernel tells.
+//! - Group ids are hashes of the service port's identity, so the same plan gives the same elements
+//!   in every run: nothing has to be remembered over a restart but the order of slots, which the
+//!   kernel tells.
 //! - The kernel words (set, chain, rule, verdict) live here and in `sluice-sys`, nowhere else.
 
 mod classes;
@@ -45,7 +47,8 @@ use crate::loopback::Loopback;
 use crate::net::Family;
 use crate::plan::Detector;
 
-/// Operations that need every kind of set, chain and expression that any configuration does, and leave nothing.
+/// Operations that need every kind of set, chain and expression that any configuration does, and
+/// leave nothing.
 pub fn probe() -> Vec<Op> {
     let config = NftConfig { match_all_node_addresses: [true, true], ..NftConfig::default() };
     let mut ops = Ledger::new(config.clone(), NodeView::default()).create_skeleton();
@@ -60,11 +63,12 @@ pub fn probe() -> Vec<Op> {
     ops
 }
 
-/// Operations that leave nothing of the table, which may exist or not, but chains at the NAT hooks that do nothing.
+/// Operations that leave nothing of the table, which may exist or not, but chains at the NAT hooks
+/// that do nothing.
 ///
-/// When another backend takes over, connections that were translated here, or by kube-proxy, go on: conntrack knows their
-/// translation, but applies it only as long as some NAT chain is registered, and works only as long as some rule asks
-/// for it.
+/// When another backend takes over, connections that were translated here, or by kube-proxy, go on:
+/// conntrack knows their translation, but applies it only as long as some NAT chain is registered,
+/// and works only as long as some rule asks for it.
 pub fn remnant(exists: bool) -> Vec<Op> {
     let chains = chains(&NftConfig::default(), &NodeView::default(), &[]).into_iter();
     let nat: Vec<Chain> =
@@ -85,8 +89,9 @@ pub enum Balancer {
     /// The ruleset itself.
     #[default]
     Ruleset,
-    /// IPVS ([`crate::ipvs`]). The ruleset does the rest: it filters and refuses before IPVS sees a connection, tells by
-    /// marks who is masqueraded and who is short-circuited past eTP=Local, and masquerades behind IPVS.
+    /// IPVS ([`crate::ipvs`]). The ruleset does the rest: it filters and refuses before IPVS sees a
+    /// connection, tells by marks who is masqueraded and who is short-circuited past eTP=Local, and
+    /// masquerades behind IPVS.
     Ipvs,
 }
 
@@ -97,7 +102,8 @@ pub struct NftConfig {
     pub masquerade_bit: u8,
     /// How pods are told from others, for IPv4 and IPv6.
     pub detectors: [Detector; 2],
-    /// How endpoints are picked. There is no [`Scheduler::Maglev`] here: settings that ask for it are refused.
+    /// How endpoints are picked. There is no [`Scheduler::Maglev`] here: settings that ask for it
+    /// are refused.
     pub scheduler: Scheduler,
     /// Whether node ports answer on all local addresses of a family, or on listed ones.
     pub match_all_node_addresses: [bool; 2],

@@ -1,4 +1,5 @@
-//! Every decision, made once: from Services and endpoints to what each frontend does with each kind of client.
+//! Every decision, made once: from Services and endpoints to what each frontend does with each kind
+//! of client.
 //!
 //! Nothing of a kernel is in a plan, and nothing of Kubernetes policy is left to decide after it.
 
@@ -84,8 +85,8 @@ pub enum Group {
 /// What happens to a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Send it to an endpoint of the group, hiding the source address or not. Hairpin connections are
-    /// masqueraded in any case.
+    /// Send it to an endpoint of the group, hiding the source address or not. Hairpin connections
+    /// are masqueraded in any case.
     Forward {
         /// The endpoint list.
         group: Group,
@@ -137,7 +138,8 @@ pub struct PortPlan {
     pub local: List<Target>,
     /// The frontends that this service port won (reference 1.5, conflicts).
     pub frontends: Box<[Frontend]>,
-    /// UDP only: all serving endpoints, whatever their readiness or place, sorted; flows to others are stale.
+    /// UDP only: all serving endpoints, whatever their readiness or place, sorted; flows to others
+    /// are stale.
     pub serving: List<Member>,
     /// iTP=Local with endpoints somewhere but none here.
     pub lacks_local_internal: bool,

@@ -1,7 +1,8 @@
 //! The pod network between nodes: what this node needs so that its pods reach those of all others.
 //!
-//! Everything follows from the Nodes, and nothing has to be written into them: the hardware address of a node's VXLAN device
-//! is a hash of the node's name, its address the first one of the node's pod CIDR.
+//! Everything follows from the Nodes, and nothing has to be written into them: the hardware address
+//! of a node's VXLAN device is a hash of the node's name, its address the first one of the node's
+//! pod CIDR.
 
 mod guard;
 mod kernel;
@@ -41,7 +42,8 @@ pub type Mac = [u8; 6];
 pub enum Transport {
     /// In VXLAN, always.
     Vxlan,
-    /// As they are: the network between the nodes knows the pods' addresses, or all nodes are in one subnet.
+    /// As they are: the network between the nodes knows the pods' addresses, or all nodes are in
+    /// one subnet.
     Direct,
     /// As they are to nodes of the same subnet, in VXLAN to others.
     CrossSubnet,
@@ -54,7 +56,8 @@ pub struct Between {
     pub transport: Transport,
     /// What tells this VXLAN from others on the same port.
     pub vni: u32,
-    /// The family of outer packets; `None`: each two nodes have the one that follows from their addresses.
+    /// The family of outer packets; `None`: each two nodes have the one that follows from their
+    /// addresses.
     pub underlay: Option<Family>,
 }
 
@@ -74,8 +77,8 @@ pub struct Route {
     pub to: IpNet,
     /// By whom.
     pub via: Hop,
-    /// The address that this node's own processes have on that way; `None`: the kernel chooses, which is the address of the
-    /// VXLAN device there.
+    /// The address that this node's own processes have on that way; `None`: the kernel chooses,
+    /// which is the address of the VXLAN device there.
     pub source: Option<IpAddr>,
 }
 
@@ -84,10 +87,12 @@ pub struct Route {
 pub enum Hop {
     /// The node itself, at this address.
     Node(IpAddr),
-    /// Its VXLAN device, which has this address, through our device with outer packets of this family.
+    /// Its VXLAN device, which has this address, through our device with outer packets of this
+    /// family.
     Vtep(Family, IpAddr),
-    /// Nobody: the kernel says at once that there is no such host. So it is with addresses of this node's pods that no pod has,
-    /// which would else leave by the default route, and come back from a router that knows whose they are.
+    /// Nobody: the kernel says at once that there is no such host. So it is with addresses of this
+    /// node's pods that no pod has, which would else leave by the default route, and come back from
+    /// a router that knows whose they are.
     Nobody,
 }
 
@@ -105,7 +110,8 @@ pub struct Vtep {
 /// Why the pods of a node cannot be reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum Problem {
-    /// Two nodes have been given overlapping pod CIDRs. The first by name is routed to, or this node itself.
+    /// Two nodes have been given overlapping pod CIDRs. The first by name is routed to, or this
+    /// node itself.
     #[error(
         "pod CIDR {cidr} of node {node} overlaps {other} of node {owner}; pods of {node} cannot be reached"
     )]
@@ -172,8 +178,8 @@ pub struct PodNetwork {
     pub routes: BTreeSet<Route>,
     /// VXLAN devices of others.
     pub vteps: BTreeSet<Vtep>,
-    /// Addresses of other nodes, from which packets out of these networks may come in VXLAN: those of their pods, and of the nodes
-    /// themselves.
+    /// Addresses of other nodes, from which packets out of these networks may come in VXLAN: those
+    /// of their pods, and of the nodes themselves.
     pub peers: BTreeSet<(IpAddr, IpNet)>,
     /// Networks of this node's pods in which no other address is anybody's.
     pub own: BTreeSet<IpNet>,
@@ -198,8 +204,8 @@ pub fn vtep_address(cidr: &IpNet) -> IpAddr {
     cidr.network()
 }
 
-/// The family in which two nodes wrap packets for each other, which is the same seen from either: the one that is set; the
-/// only one that both have; the one that both list first; IPv4.
+/// The family in which two nodes wrap packets for each other, which is the same seen from either:
+/// the one that is set; the only one that both have; the one that both list first; IPv4.
 fn underlay(set: Option<Family>, own: &Node, node: &Node) -> Result<Family, Problem> {
     let lacks = |family: &Family, of: &Node| of.address(*family).is_none();
     if let Some(family) = set {
@@ -359,7 +365,8 @@ fn no_address(own: &Node, node: &Node, family: Family) -> Problem {
     Problem::NoAddress { node: node.name.clone(), own: own.name.clone(), family }
 }
 
-/// The networks by which other nodes reach this one. What else is on this node (other bridges, tunnels) is no way to nodes.
+/// The networks by which other nodes reach this one. What else is on this node (other bridges,
+/// tunnels) is no way to nodes.
 fn subnets(own: &Own) -> impl Iterator<Item = &IpNet> {
     let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
     own.networks.iter().filter(move |net| !is_host(net) && own.node.addresses.contains(&net.addr()))
@@ -370,7 +377,8 @@ fn is_near(own: &Own, address: &IpAddr) -> bool {
     subnets(own).any(|net| net.contains(address))
 }
 
-/// What no pod CIDR of another node may overlap: the subnets of this node, and all nodes' addresses.
+/// What no pod CIDR of another node may overlap: the subnets of this node, and all nodes'
+/// addresses.
 fn underlay_networks(own: &Own, others: &[&Node]) -> Vec<IpNet> {
     let addresses = others.iter().flat_map(|node| node.addresses.iter()).chain(&own.node.addresses);
     subnets(own).map(IpNet::trunc).chain(addresses.map(|ip| IpNet::from(*ip))).collect()

@@ -1,10 +1,11 @@
 //! Which slot of a group each endpoint has.
 //!
-//! A backend that picks by slot number needs slots 0..N without holes. Keeping survivors where they are makes
-//! a change of one endpoint cost one or two slots, whatever the size of the group.
+//! A backend that picks by slot number needs slots 0..N without holes. Keeping survivors where they
+//! are makes a change of one endpoint cost one or two slots, whatever the size of the group.
 
-/// Arranges `next` so that members of `previous` keep their slot where that slot still exists; holes are
-/// filled with members from beyond the new end, then with new members, each in their given order.
+/// Arranges `next` so that members of `previous` keep their slot where that slot still exists;
+/// holes are filled with members from beyond the new end, then with new members, each in their
+/// given order.
 ///
 /// `next` must not hold duplicates. The result is a permutation of `next`.
 pub fn arrange<T: Clone + Eq + std::hash::Hash>(previous: &[T], next: &[T]) -> Vec<T> {

@@ -1,5 +1,6 @@
-//! What holds for every history of events on eBPF maps: between any two operations each lookup finds what was right
-//! before or is right after, and in the end the maps are what a fresh load would make of them.
+//! What holds for every history of events on eBPF maps: between any two operations each lookup
+//! finds what was right before or is right after, and in the end the maps are what a fresh load
+//! would make of them.
 
 #![expect(clippy::panic, clippy::expect_used, reason = "tests fail by panicking")]
 
@@ -216,7 +217,8 @@ type Lookup = (FrontendKey, Who, &'static str);
 /// Inside all, some and none of the networks that services allow.
 const CLIENTS: [&str; 5] = ["192.0.2.130", "192.0.2.1", "10.9.0.1", "2001:db8:2::7", "203.0.113.77"];
 
-/// What may become of every lookup: what either view says, and any endpoint that a group has in either.
+/// What may become of every lookup: what either view says, and any endpoint that a group has in
+/// either.
 fn allowed(before: &View, after: &View) -> BTreeMap<Lookup, BTreeSet<Outcome>> {
     let mut keys: BTreeSet<FrontendKey> =
         before.frontends.keys().chain(after.frontends.keys()).copied().collect();
@@ -232,8 +234,8 @@ fn allowed(before: &View, after: &View) -> BTreeMap<Lookup, BTreeSet<Outcome>> {
                 let inside = is_filtered(&key, before)
                     && is_filtered(&key, after)
                     && [before, after].iter().any(|view| view.may(&key, address(ip(source))));
-                // Networks come before the frontend and go after it: who is in those of either view may meet for a moment
-                // what those meet who are in the other's.
+                // Networks come before the frontend and go after it: who is in those of either view
+                // may meet for a moment what those meet who are in the other's.
                 let meets = |view: &View, client: &str| {
                     client == source || hands || (inside && view.may(&key, address(ip(client))))
                 };
@@ -262,8 +264,8 @@ fn is_filtered(key: &FrontendKey, view: &View) -> bool {
     view.frontends.get(key).is_some_and(|frontend| frontend.flags & flag::FILTERED != 0)
 }
 
-/// A frontend that is filtered both before and after, but for different Services: the clients of one may come to the
-/// other's endpoints for a moment.
+/// A frontend that is filtered both before and after, but for different Services: the clients of
+/// one may come to the other's endpoints for a moment.
 fn changes_hands(key: &FrontendKey, before: &View, after: &View) -> bool {
     let group =
         |view: &View| view.frontends.get(key).filter(|f| f.flags & flag::FILTERED != 0).map(|f| f.group);

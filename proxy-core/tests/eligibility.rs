@@ -1,9 +1,11 @@
-//! Which endpoints a service port uses: each row of kube-proxy's `TestCategorizeEndpoints` (reference 9.2).
+//! Which endpoints a service port uses: each row of kube-proxy's `TestCategorizeEndpoints`
+//! (reference 9.2).
 //!
-//! Row 11, "PreferSameNode falls back to same-zone when feature gate disabled", has no counterpart: the gate
-//! is locked on upstream, and there is no such switch here.
+//! Row 11, "PreferSameNode falls back to same-zone when feature gate disabled", has no counterpart:
+//! the gate is locked on upstream, and there is no such switch here.
 //!
-//! kube-proxy's third list, the union of both, is not computed here: each list is asked for by itself.
+//! kube-proxy's third list, the union of both, is not computed here: each list is asked for by
+//! itself.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -29,8 +31,8 @@ struct Row {
     external: TrafficPolicy,
     /// 0: the Service is reached by its ClusterIP only.
     node_port: u16,
-    /// Each `ADDRESS CONDITIONS [@NODE] [zones=A,B] [nodes=A,B]`. Conditions: `r` ready, `s` serving,
-    /// `t` terminating, `-` none of them.
+    /// Each `ADDRESS CONDITIONS [@NODE] [zones=A,B] [nodes=A,B]`. Conditions: `r` ready, `s`
+    /// serving, `t` terminating, `-` none of them.
     endpoints: &'static [&'static str],
     /// The Cluster list, addresses only.
     cluster: &'static [&'static str],

@@ -1,5 +1,5 @@
-//! How objects are joined: merging of slices and contested frontends (reference 1.5), listings, and what an
-//! event touches.
+//! How objects are joined: merging of slices and contested frontends (reference 1.5), listings, and
+//! what an event touches.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 

@@ -1,5 +1,6 @@
-//! What holds for every history of events with IPVS: every operation fits what the kernel holds, nobody's connections are
-//! cut off, and in the end the kernel holds what a fresh load would make of the same objects.
+//! What holds for every history of events with IPVS: every operation fits what the kernel holds,
+//! nobody's connections are cut off, and in the end the kernel holds what a fresh load would make
+//! of the same objects.
 
 #![expect(clippy::panic, clippy::expect_used, reason = "tests fail by panicking")]
 

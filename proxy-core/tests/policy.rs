@@ -1,5 +1,5 @@
-//! What each frontend does with each kind of client: tables 2.2 and 2.3 of the reference, source ranges (2.5),
-//! which frontends a Service has (1.2, 1.3, 1.8) and health-check counts (5.3).
+//! What each frontend does with each kind of client: tables 2.2 and 2.3 of the reference, source
+//! ranges (2.5), which frontends a Service has (1.2, 1.3, 1.8) and health-check counts (5.3).
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -114,8 +114,8 @@ fn by_client(pod: Action, host: Action, other: Action) -> Actions {
     Actions { pod, host, other }
 }
 
-/// What a frontend does: with a detector, with a detector and masqueradeAll, without a detector, without a
-/// detector and with masqueradeAll. The same in both families.
+/// What a frontend does: with a detector, with a detector and masqueradeAll, without a detector,
+/// without a detector and with masqueradeAll. The same in both families.
 fn matrix(service: &Service, slices: &[EndpointSlice], role: Role) -> [Actions; 4] {
     [(true, false), (true, true), (false, false), (false, true)].map(|(detects, masquerade_all)| {
         let world = World::of(config(detects, masquerade_all), std::slice::from_ref(service), slices);

@@ -1,5 +1,5 @@
-//! What holds for every history of events: plans depend on the objects only, and the ledger's operations keep a
-//! model of the kernel equal to what a fresh load would make of it.
+//! What holds for every history of events: plans depend on the objects only, and the ledger's
+//! operations keep a model of the kernel equal to what a fresh load would make of it.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -457,8 +457,8 @@ fn world() -> (Service, Service, EndpointSlice) {
     (older, younger, slice("a4", "s2", ("http", Tcp, 8080), endpoints))
 }
 
-/// The daemon concatenates the changes of a new configuration and those of events of the same moment: here the
-/// node loses its zone, and the owner of a contested address goes.
+/// The daemon concatenates the changes of a new configuration and those of events of the same
+/// moment: here the node loses its zone, and the owner of a contested address goes.
 #[test]
 fn a_service_that_changes_twice_at_once_ends_right() {
     let (older, younger, slice) = world();

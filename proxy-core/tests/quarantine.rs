@@ -78,7 +78,8 @@ impl World {
         kernel
     }
 
-    /// A full pass, as a driver does it whose transaction is refused. Returns the Services that were refused.
+    /// A full pass, as a driver does it whose transaction is refused. Returns the Services that
+    /// were refused.
     fn full(
         &mut self,
         before: &[Arc<ServicePlan>],

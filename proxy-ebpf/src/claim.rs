@@ -1,14 +1,18 @@
 //! Who removes or replaces an entry of the flow table claims it before.
 //!
-//! Maps have no "remove if": what is at a key may be another flow's by the time that it is removed. So an entry that shall go
-//! is marked in place of the time that it was used last, in one step, and only if nobody has used it since. The rules:
+//! Maps have no "remove if": what is at a key may be another flow's by the time that it is removed.
+//! So an entry that shall go is marked in place of the time that it was used last, in one step, and
+//! only if nobody has used it since. The rules:
 //!
-//! - Nobody removes or replaces an entry that he has not claimed, and nobody claims one that is claimed.
-//! - Nobody waits: who finds an entry claimed takes another port, or lets the packet go; its sender sends it again.
+//! - Nobody removes or replaces an entry that he has not claimed, and nobody claims one that is
+//!   claimed.
+//! - Nobody waits: who finds an entry claimed takes another port, or lets the packet go; its sender
+//!   sends it again.
 //! - Where no entry is, one is only added (`BPF_NOEXIST`).
 //!
-//! So what is removed is what was claimed, unless a full table has dropped it in between; then, as after each other loss of one
-//! of a flow's two entries, `flow::follow` mends it. `proxy-common/tests/flow_protocol.rs` goes through all interleavings.
+//! So what is removed is what was claimed, unless a full table has dropped it in between; then, as
+//! after each other loss of one of a flow's two entries, `flow::follow` mends it.
+//! `proxy-common/tests/flow_protocol.rs` goes through all interleavings.
 
 use core::arch::asm;
 use core::ptr;
@@ -41,7 +45,8 @@ pub fn next(number: *mut u64) -> u64 {
 #[inline(always)]
 fn exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
     let was: u64;
-    // SAFETY: `word` is an aligned field of a map's value. The target's own atomics are made for one thread.
+    // SAFETY: `word` is an aligned field of a map's value. The target's own atomics are made for
+    // one thread.
     unsafe {
         asm!(
             "r0 = cmpxchg_64({word} + 0, r0, {new})",
@@ -89,7 +94,8 @@ pub fn release(flow: *mut Flow, used: u64) {
     exchange(unsafe { &raw mut (*flow).used }, CLAIMED, used);
 }
 
-/// Removes an entry that was claimed. Where that cannot be done now (`EBUSY`), the claim is given up.
+/// Removes an entry that was claimed. Where that cannot be done now (`EBUSY`), the claim is given
+/// up.
 #[inline(always)]
 pub fn remove(key: &FlowKey, flow: *mut Flow, used: u64) -> bool {
     match FLOWS.remove(key) {
@@ -114,8 +120,8 @@ pub fn obey(skb: *mut __sk_buff) -> i32 {
     if end(key, *used, other, *other_used) { ENDED as i32 } else { NOT_ENDED }
 }
 
-/// Removes both entries of a flow, if neither was used since the times were read; 0: there is no other one. Returns whether they
-/// are removed.
+/// Removes both entries of a flow, if neither was used since the times were read; 0: there is no
+/// other one. Returns whether they are removed.
 #[inline(always)]
 pub fn end(key: &FlowKey, used: u64, other_key: &FlowKey, other_used: u64) -> bool {
     let Some(flow) = FLOWS.get_ptr_mut(key) else { return false };

@@ -1,5 +1,5 @@
-//! Decisions on single packets, told through aya-log. The daemon sets `AYA_LOG_LEVEL` before it loads the programs; when it
-//! is off, which is the rule, the verifier removes all of this.
+//! Decisions on single packets, told through aya-log. The daemon sets `AYA_LOG_LEVEL` before it
+//! loads the programs; when it is off, which is the rule, the verifier removes all of this.
 
 use aya_log_ebpf::info;
 use sluice_common::flow::Flow;

@@ -25,8 +25,8 @@ pub fn now() -> u64 {
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
     let found = FLOWS.get_ptr_mut(key).or_else(|| bring(key))?;
-    // SAFETY: an entry that is evicted and reused while a packet is translated sends this one packet astray; the
-    // alternative would be a copy for each packet.
+    // SAFETY: an entry that is evicted and reused while a packet is translated sends this one
+    // packet astray; the alternative would be a copy for each packet.
     Some(unsafe { &mut *found })
 }
 
@@ -40,7 +40,8 @@ fn bring(key: &FlowKey) -> Option<*mut Flow> {
     if copy.used == CLAIMED {
         return None;
     }
-    // Another processor may have been faster, or may have begun a new flow. If there is no room it stays where it is.
+    // Another processor may have been faster, or may have begun a new flow. If there is no room it
+    // stays where it is.
     if let Err(error) = FLOWS.insert(key, copy, u64::from(BPF_NOEXIST))
         && error != EXISTS
     {
@@ -67,10 +68,12 @@ pub enum Follow {
     Passes,
 }
 
-/// Decides about a packet whose flow was found, and notes it. `other_key` and `spare` are scratch memory.
+/// Decides about a packet whose flow was found, and notes it. `other_key` and `spare` are scratch
+/// memory.
 ///
-/// A first segment on a connection that lives changes nothing: anybody could send it. It goes to the endpoint, which asks
-/// back; a client that really begins anew answers with a RST, and the next first segment begins a new flow.
+/// A first segment on a connection that lives changes nothing: anybody could send it. It goes to
+/// the endpoint, which asks back; a client that really begins anew answers with a RST, and the next
+/// first segment begins a new flow.
 #[inline(always)]
 pub fn follow(
     flow: &mut Flow,
@@ -97,8 +100,9 @@ pub fn follow(
         return end(flow, used, packet, other_key);
     }
     let is_more = note_seen(flow, packet);
-    // Once a second, because all CPUs share the entry. A claim is only made on what was silent for longer, or must end at once, or
-    // has not gone on since it began: what goes on says so here, and a first segment that comes again does not.
+    // Once a second, because all CPUs share the entry. A claim is only made on what was silent for
+    // longer, or must end at once, or has not gone on since it began: what goes on says so here,
+    // and a first segment that comes again does not.
     let is_due = now.wrapping_sub(used) > SECOND || packet.is_syn_ack() || is_more;
     if !is_due || packet.is_syn() {
         return Follow::GoesOn;
@@ -109,9 +113,9 @@ pub fn follow(
     if claim::touch(flow, used, now) { Follow::GoesOn } else { Follow::Lost }
 }
 
-/// Whether what an endpoint says first is no answer to the first segment of its flow. The client's port is not translated, so it
-/// has a connection straight to the endpoint by the same ends, which programs do not see begin; or had one that the endpoint
-/// has not forgotten.
+/// Whether what an endpoint says first is no answer to the first segment of its flow. The client's
+/// port is not translated, so it has a connection straight to the endpoint by the same ends, which
+/// programs do not see begin; or had one that the endpoint has not forgotten.
 #[inline(always)]
 fn is_of_another(flow: &Flow, packet: &Packet, other_key: &FlowKey) -> bool {
     if packet.key.protocol != protocol::TCP
@@ -131,8 +135,8 @@ fn is_of_another(flow: &Flow, packet: &Packet, other_key: &FlowKey) -> bool {
     })
 }
 
-/// Gives the ends of an entry of replies to the connection that has them. The client's entry goes: when it says again what the
-/// endpoint has not answered, its flow begins anew, by another port.
+/// Gives the ends of an entry of replies to the connection that has them. The client's entry goes:
+/// when it says again what the endpoint has not answered, its flow begins anew, by another port.
 #[inline(always)]
 fn give_way(
     flow: &mut Flow,
@@ -157,7 +161,8 @@ fn give_way(
     Follow::Lost
 }
 
-/// Whether packets straight to an endpoint would get answers that are taken for a Service's. `other_key` is scratch memory.
+/// Whether packets straight to an endpoint would get answers that are taken for a Service's.
+/// `other_key` is scratch memory.
 #[inline(always)]
 pub fn meets_service(key: &FlowKey, other_key: &mut FlowKey) -> bool {
     other_key.source = key.destination;
@@ -176,8 +181,8 @@ pub fn meets_service(key: &FlowKey, other_key: &mut FlowKey) -> bool {
 fn goes_on(flow: &Flow, used: u64, packet: &Packet, other_key: &FlowKey, config: &Config, now: u64) -> bool {
     let is_reply = flow.flags & flag::REPLY != 0;
     let is_tcp = packet.key.protocol == protocol::TCP;
-    // Replies begin nothing, except the answer to a handshake that was none of ours: somebody else may have given the port
-    // to a connection.
+    // Replies begin nothing, except the answer to a handshake that was none of ours: somebody else
+    // may have given the port to a connection.
     let may_begin = if is_reply { packet.is_syn_ack() } else { !is_tcp || packet.is_syn() };
     if !may_begin {
         return true;
@@ -206,8 +211,8 @@ fn goes_on(flow: &Flow, used: u64, packet: &Packet, other_key: &FlowKey, config:
 /// Seconds after which a handshake that came to nothing gives way to a new one.
 const SILENT: u32 = 120;
 
-/// Sees to it that a flow has both its entries: a full table drops one without the other. `false`: another flow has the key of
-/// the other one.
+/// Sees to it that a flow has both its entries: a full table drops one without the other. `false`:
+/// another flow has the key of the other one.
 #[inline(always)]
 fn is_whole(flow: &Flow, packet: &Packet, other_key: &FlowKey, spare: &mut Flow, now: u64) -> bool {
     if let Some(other) = find(other_key) {
@@ -220,7 +225,8 @@ fn is_whole(flow: &Flow, packet: &Packet, other_key: &FlowKey, spare: &mut Flow,
     true
 }
 
-/// Removes both entries of a flow, or later packets of the connection in its place would be taken for its own.
+/// Removes both entries of a flow, or later packets of the connection in its place would be taken
+/// for its own.
 #[inline(always)]
 fn end(flow: &mut Flow, used: u64, packet: &Packet, other_key: &FlowKey) -> Follow {
     let key = &packet.key;
@@ -231,7 +237,8 @@ fn end(flow: &mut Flow, used: u64, packet: &Packet, other_key: &FlowKey) -> Foll
     if claim::remove(key, flow, used) { Follow::Ended } else { Follow::Lost }
 }
 
-/// Removes the other entry of the flow of `key`, if it has one. `false`: it has one that somebody else is at.
+/// Removes the other entry of the flow of `key`, if it has one. `false`: it has one that somebody
+/// else is at.
 #[inline(always)]
 fn end_other(other_key: &FlowKey, key: &FlowKey) -> bool {
     let Some(other) = FLOWS.get_ptr_mut(other_key) else { return true };
@@ -243,8 +250,8 @@ fn end_other(other_key: &FlowKey, key: &FlowKey) -> bool {
     claim::claim(other_key, other, used) && claim::remove(other_key, other, used)
 }
 
-/// Notes what a packet shows. Writes only what changes, because all CPUs share the entry. Returns whether it is the first that
-/// shows more than a beginning.
+/// Notes what a packet shows. Writes only what changes, because all CPUs share the entry. Returns
+/// whether it is the first that shows more than a beginning.
 #[inline(always)]
 fn note_seen(flow: &mut Flow, packet: &Packet) -> bool {
     let mut new = seen_in(packet);
@@ -281,17 +288,18 @@ pub fn seen_in(packet: &Packet) -> u16 {
     seen
 }
 
-/// Tries to find a source port. Connections that are over keep theirs for a while, because servers remember them too; where
-/// many of them have come and gone, half of the ports may be taken by such. So the last tries are content with one of those.
+/// Tries to find a source port. Connections that are over keep theirs for a while, because servers
+/// remember them too; where many of them have come and gone, half of the ports may be taken by
+/// such. So the last tries are content with one of those.
 const TRIES: u32 = 16;
 const FREE_TRIES: u32 = 10;
 
-/// Enters a new flow: `flow` says where packets of `key` go; its source port is chosen here. `masquerade`: the source
-/// address is the node's own, so the port must be none of its sockets'.
+/// Enters a new flow: `flow` says where packets of `key` go; its source port is chosen here.
+/// `masquerade`: the source address is the node's own, so the port must be none of its sockets'.
 ///
-/// The entry of replies decides: whoever enters it first has the port. If another processor has entered a flow for the same
-/// client meanwhile, that one counts, and `flow` is what it says; the port that was taken in vain is free when it was silent
-/// for long enough.
+/// The entry of replies decides: whoever enters it first has the port. If another processor has
+/// entered a flow for the same client meanwhile, that one counts, and `flow` is what it says; the
+/// port that was taken in vain is free when it was silent for long enough.
 #[inline(always)]
 pub fn enter(
     skb: *mut __sk_buff,
@@ -350,8 +358,9 @@ pub enum Entered {
     Refused,
 }
 
-/// Replaces the entry of replies if it is of the same two ends or of a connection that was broken off; with `closed`, also
-/// if it is of one that both its ends have closed. `key` is that of the new flow.
+/// Replaces the entry of replies if it is of the same two ends or of a connection that was broken
+/// off; with `closed`, also if it is of one that both its ends have closed. `key` is that of the
+/// new flow.
 #[inline(always)]
 fn takes_over(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) -> bool {
     let Some(held) = FLOWS.get_ptr_mut(reply_key) else {
@@ -375,7 +384,8 @@ fn takes_over(reply_key: &FlowKey, reply: &Flow, key: &FlowKey, closed: bool) ->
     false
 }
 
-/// Whether the connection of an entry of replies is over: broken off, or, with `closed`, closed by both its ends.
+/// Whether the connection of an entry of replies is over: broken off, or, with `closed`, closed by
+/// both its ends.
 #[inline(never)]
 fn gives_way(held: &Flow, reply_key: &FlowKey, closed: bool) -> bool {
     if held.seen & seen::RST != 0 {

@@ -1,4 +1,5 @@
-//! ICMP errors: those that this node makes, and those about translated packets on their way through.
+//! ICMP errors: those that this node makes, and those about translated packets on their way
+//! through.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
@@ -39,9 +40,11 @@ impl Error {
     }
 }
 
-/// Errors of a kind that a CPU makes in a second: a flood of packets to where nothing is must not be answered one by one.
+/// Errors of a kind that a CPU makes in a second: a flood of packets to where nothing is must not
+/// be answered one by one.
 const PER_SECOND: u64 = 1_000;
-/// Quoted of the transport header and what follows: as much as any checksum in it needs, in whole words.
+/// Quoted of the transport header and what follows: as much as any checksum in it needs, in whole
+/// words.
 const QUOTED: u32 = 28;
 /// Between Ethernet and IP header, of include/uapi/linux/bpf.h.
 const ROOM_MAC: u32 = 1;
@@ -52,8 +55,9 @@ const TTL: u32 = 64;
 const PRECEDENCE: u32 = 0xc0;
 const DROP: i32 = 2;
 
-/// Turns the packet into an ICMP error about itself and sends it back where it came from: out by the interface that it came
-/// in by, or, if a process of this node sent it, in by the one that it was to leave by.
+/// Turns the packet into an ICMP error about itself and sends it back where it came from: out by
+/// the interface that it came in by, or, if a process of this node sent it, in by the one that it
+/// was to leave by.
 #[inline(always)]
 pub fn answer<const L2: u32>(
     skb: *mut __sk_buff,
@@ -83,7 +87,8 @@ pub fn answer<const L2: u32>(
         {
             return DROP;
         }
-        // No packet loses the checksum that a card has yet to finish. Others have no sum any more after this.
+        // No packet loses the checksum that a card has yet to finish. Others have no sum any more
+        // after this.
         let unfinished = bpf_skb_change_tail(skb, scratch.packet.transport + 4, 0) != 0;
         if unfinished {
             finish(scratch, v4);
@@ -108,8 +113,9 @@ pub fn answer<const L2: u32>(
     unsafe { bpf_redirect(ifindex, if hook == Hook::Egress { INWARDS } else { 0 }) as i32 }
 }
 
-/// The card, or the kernel in its stead, will finish the checksum in the quote as if that were the packet. Puts what comes out
-/// into the copy of the quote, of which the error's own checksum is made; a receiver on this machine asks for neither.
+/// The card, or the kernel in its stead, will finish the checksum in the quote as if that were the
+/// packet. Puts what comes out into the copy of the quote, of which the error's own checksum is
+/// made; a receiver on this machine asks for neither.
 #[inline(always)]
 fn finish(scratch: &mut Scratch, v4: bool) {
     let header = if v4 { 5 } else { 10 };
@@ -149,7 +155,8 @@ fn is_too_much(scratch: &mut Scratch, error: Error) -> bool {
     *made > PER_SECOND
 }
 
-/// The address that the error comes from: the one that was asked, if it is the node's; else that of the interface.
+/// The address that the error comes from: the one that was asked, if it is the node's; else that of
+/// the interface.
 #[inline(always)]
 fn source(scratch: &Scratch, config: &Config, ifindex: u32, v4: bool) -> Address {
     let asked = scratch.packet.key.destination;

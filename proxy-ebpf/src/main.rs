@@ -1,6 +1,7 @@
 //! Sluice's eBPF programs. `docs/ebpf.md` tells the whole; `sluice-common` has the maps' layouts.
 //!
-//! Two paths: `socket` translates when processes connect, `nat` when packets come by. Both ask `service` what to do.
+//! Two paths: `socket` translates when processes connect, `nat` when packets come by. Both ask
+//! `service` what to do.
 
 #![no_std]
 #![no_main]
@@ -62,7 +63,8 @@ socket_programs! {
     getpeername6, getpeername6, socket::untranslate, Family::V6;
 }
 
-// A frame of their own would cost 32 of the 512 bytes of stack that the verifiers of older kernels allow.
+// A frame of their own would cost 32 of the 512 bytes of stack that the verifiers of older kernels
+// allow.
 
 // Packets that come in by an interface with Ethernet headers.
 #[classifier]

@@ -1,4 +1,5 @@
-//! The maps; `sluice_common::maps` says who writes what. Sizes are those of a small node: the daemon sets others at load.
+//! The maps; `sluice_common::maps` says who writes what. Sizes are those of a small node: the
+//! daemon sets others at load.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
@@ -62,7 +63,8 @@ pub static POD_SOURCES: HashMap<PodSource, u32> = HashMap::with_max_entries(8_19
 pub static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(16_384, GROWS);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT as u32, 0);
-/// What a packet's way through the programs needs to remember: eBPF's stack of 512 bytes is too small for it.
+/// What a packet's way through the programs needs to remember: eBPF's stack of 512 bytes is too
+/// small for it.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 

@@ -52,12 +52,14 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     let (Some(config), Some(scratch)) = (config(), scratch()) else { return NEXT };
     scratch.interface = 0;
     let mut bridge = 0;
-    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace
+    // period.
     if hook == Hook::Ingress
         && let Some(interface) = unsafe { INTERFACES.get((*skb).ifindex) }
     {
         (scratch.interface, bridge) = (interface.flags, interface.bridge);
-        // Whatever else it is: the stack takes frames to groups, and those with a tag of priority only.
+        // Whatever else it is: the stack takes frames to groups, and those with a tag of priority
+        // only.
         if interface.flags & interface::OWN_SOURCES != 0
             && !source::is_own(skb, scratch, L2, ether_type == ETH_IPV4)
         {
@@ -97,8 +99,8 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if scratch.packet.is(is::PORTS)
         && let Some(flow) = flow::find(&scratch.packet.key)
     {
-        // What leaves by a port has left by the bridge before. From port to port nothing begins, and what the endpoint does not
-        // know by its own port there has none.
+        // What leaves by a port has left by the bridge before. From port to port nothing begins,
+        // and what the endpoint does not know by its own port there has none.
         let is_straight = flow.flags & (flag::STRAIGHT | flag::REPLY) == flag::STRAIGHT;
         if (bridged && is_straight) || (hook == Hook::Egress && is_port(skb)) {
             return NEXT;
@@ -125,14 +127,16 @@ pub fn run<const L2: u32>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     begin::<L2>(&context, scratch)
 }
 
-/// What is neither IPv4 nor IPv6 is the stack's, but for what hides IP from here: the stack takes a tag off before programs see a
-/// packet, and one behind it, if both are of priority only, after that. A pod needs none.
+/// What is neither IPv4 nor IPv6 is the stack's, but for what hides IP from here: the stack takes a
+/// tag off before programs see a packet, and one behind it, if both are of priority only, after
+/// that. A pod needs none.
 #[inline(always)]
 fn unknown(skb: *mut __sk_buff, ether_type: u16, hook: Hook) -> i32 {
     if hook == Hook::Egress || (ether_type != ETH_VLAN && ether_type != ETH_SERVICE_VLAN) {
         return NEXT;
     }
-    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace
+    // period.
     let of_pod = unsafe { INTERFACES.get((*skb).ifindex) };
     if of_pod.is_some_and(|link| link.flags & interface::OWN_SOURCES != 0) {
         count(Counter::DropPodSource);
@@ -144,19 +148,22 @@ fn unknown(skb: *mut __sk_buff, ether_type: u16, hook: Hook) -> i32 {
 /// Whether an interface is a port of a bridge.
 #[inline(always)]
 fn is_port(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace
+    // period.
     unsafe { INTERFACES.get((*skb).ifindex) }.is_some_and(|port| port.flags & interface::BRIDGE_PORT != 0)
 }
 
-/// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own programs see it next: it is for
-/// the bridge's Ethernet address, of which `bridge` is the last four bytes, or the port's own, which may be the same. Were it
-/// translated here, it would be twice; and it could come from the node's own address, and the stack takes no such packet.
+/// Whether a frame that comes in by a port of a bridge is for this node, so that the bridge's own
+/// programs see it next: it is for the bridge's Ethernet address, of which `bridge` is the last
+/// four bytes, or the port's own, which may be the same. Were it translated here, it would be
+/// twice; and it could come from the node's own address, and the stack takes no such packet.
 #[inline(always)]
 fn is_for_bridge<const L2: u32>(skb: *mut __sk_buff, kind: u32, bridge: u32, bytes: &mut [u32; 32]) -> bool {
     L2 != 0 && (kind == TO_THIS_HOST || load(skb, 2, bytes.as_mut_ptr(), 4) && bytes[0] == bridge)
 }
 
-/// Whether `rp_filter` of the interface that it came in by, as far as it is of these kinds, keeps a packet out.
+/// Whether `rp_filter` of the interface that it came in by, as far as it is of these kinds, keeps a
+/// packet out.
 #[inline(always)]
 fn is_kept_out(context: &Context<'_>, scratch: &mut Scratch, kinds: u32) -> bool {
     if scratch.interface & kinds == 0 || source::has_way_back(context.skb, scratch, kinds) {
@@ -169,8 +176,8 @@ fn is_kept_out(context: &Context<'_>, scratch: &mut Scratch, kinds: u32) -> bool
     true
 }
 
-/// What becomes of a packet that is kept out. One for another hardware address does not enter the stack by this interface, but it
-/// may by one above it (macvlan), whose programs see it next.
+/// What becomes of a packet that is kept out. One for another hardware address does not enter the
+/// stack by this interface, but it may by one above it (macvlan), whose programs see it next.
 #[inline(always)]
 fn kept_out(context: &Context<'_>) -> i32 {
     if context.bridged { NEXT } else { DROP }
@@ -186,8 +193,8 @@ fn may_begin(packet: &Packet) -> bool {
     packet.key.protocol != protocol::TCP || packet.is_syn()
 }
 
-/// Addresses out of the service networks that no Service has lead nowhere: on the way out, after other proxies had their
-/// turn.
+/// Addresses out of the service networks that no Service has lead nowhere: on the way out, after
+/// other proxies had their turn.
 #[inline(always)]
 fn leaving(packet: &Packet, config: &Config) -> i32 {
     if !may_begin(packet) || config.options & option::DRAINING != 0 {
@@ -215,8 +222,8 @@ fn begin<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     }
 }
 
-/// Leaves in `scratch.flow` where a packet goes that belongs to no flow yet, and says whether it is masqueraded; or what becomes
-/// of one that begins none.
+/// Leaves in `scratch.flow` where a packet goes that belongs to no flow yet, and says whether it is
+/// masqueraded; or what becomes of one that begins none.
 #[inline(always)]
 fn choose<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> Result<bool, i32> {
     let config = context.config;
@@ -317,8 +324,8 @@ fn admitted<const L2: u32>(
     Ok(what)
 }
 
-/// Sources that nobody outside of this node can have: the node's own addresses, loopback, multicast, none. The stack drops
-/// them.
+/// Sources that nobody outside of this node can have: the node's own addresses, loopback,
+/// multicast, none. The stack drops them.
 #[inline(always)]
 fn is_nobody_outside(source: &Address) -> bool {
     let [a, b, c, d] = source.words;
@@ -331,7 +338,8 @@ fn is_nobody_outside(source: &Address) -> bool {
     strange || own_address(source) & address::OWN != 0
 }
 
-/// What a packet's sender gets (reference 2.1). What comes in is not from this node's own processes.
+/// What a packet's sender gets (reference 2.1). What comes in is not from this node's own
+/// processes.
 #[inline(always)]
 fn action_for(context: &Context<'_>, frontend: &Frontend, packet: &Packet) -> u8 {
     match context.hook {
@@ -350,7 +358,8 @@ fn is_pod(context: &Context<'_>, packet: &Packet) -> bool {
     if context.config.options & option::BY_INTERFACE == 0 {
         return networks_of(&packet.key.source) & network::PODS != 0;
     }
-    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace period.
+    // SAFETY: the context is valid; elements of a map without preallocation are freed after a grace
+    // period.
     unsafe { INTERFACES.get((*context.skb).ifindex) }.is_some_and(|i| i.flags & interface::PODS != 0)
 }
 
@@ -421,8 +430,8 @@ fn forward<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, masquera
     translate::<L2>(context, scratch, way)
 }
 
-/// The address that masqueraded packets have on a way out: the one that the kernel chooses for it, or, where the kernel does not
-/// tell, the first of the interface, or of the node.
+/// The address that masqueraded packets have on a way out: the one that the kernel chooses for it,
+/// or, where the kernel does not tell, the first of the interface, or of the node.
 #[inline(always)]
 fn masquerade_address(fib: &bpf_fib_lookup, v4: bool, config: &Config) -> Option<Address> {
     let none = Address::default();
@@ -441,8 +450,8 @@ fn masquerade_address(fib: &bpf_fib_lookup, v4: bool, config: &Config) -> Option
     (address != none).then_some(address)
 }
 
-/// Whether a packet that leaves would have to turn back to this node itself: the stack takes no such packet. Processes that the
-/// socket path serves never send one.
+/// Whether a packet that leaves would have to turn back to this node itself: the stack takes no
+/// such packet. Processes that the socket path serves never send one.
 #[inline(always)]
 fn is_stuck(context: &Context<'_>, way: Route) -> bool {
     context.hook == Hook::Egress && way == Route::Stack
@@ -456,11 +465,13 @@ fn too_big<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i32 {
     answer::<L2>(context, scratch, Error::TooBig(mtu))
 }
 
-/// Translates the packet as `scratch.flow` says and sends it on; by `way`, if it is known, which `scratch.fib` has then.
+/// Translates the packet as `scratch.flow` says and sends it on; by `way`, if it is known, which
+/// `scratch.fib` has then.
 #[inline(always)]
 fn translate<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch, way: Option<Route>) -> i32 {
     let same_way = scratch.flow.destination == scratch.packet.key.destination;
-    // A reply that a process of this node sends, and one between two ports of a bridge, is on its way already.
+    // A reply that a process of this node sends, and one between two ports of a bridge, is on its
+    // way already.
     let on_its_way = same_way && (context.bridged || context.hook == Hook::Egress);
     let way = match way {
         Some(way) => way,
@@ -538,7 +549,8 @@ fn error_about<const L2: u32>(context: &Context<'_>, scratch: &mut Scratch) -> i
     if is_kept_out(context, scratch, GOING_ON) {
         return kept_out(context);
     }
-    // Its receiver sent the quoted packet, as it was before it was translated: the flow's end, turned round.
+    // Its receiver sent the quoted packet, as it was before it was translated: the flow's end,
+    // turned round.
     scratch.flow = *flow;
     scratch.reply = Flow {
         source: flow.destination,

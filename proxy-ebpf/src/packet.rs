@@ -148,7 +148,8 @@ pub struct Scratch {
     pub others: u64,
 }
 
-/// This CPU's scratch memory. Packet programs run with bottom halves off, so no other packet's run comes between.
+/// This CPU's scratch memory. Packet programs run with bottom halves off, so no other packet's run
+/// comes between.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: one run at a time on a CPU, which takes it once.
@@ -174,7 +175,8 @@ fn half(word: u32, at: u32) -> u32 {
     u32::from(u16::from_be((word >> (16 * at)) as u16))
 }
 
-/// Reads the packet whose IP header is at `offset`; `false`: it is nothing that services have to do with.
+/// Reads the packet whose IP header is at `offset`; `false`: it is nothing that services have to do
+/// with.
 #[inline(always)]
 pub fn parse(skb: *mut __sk_buff, offset: u32, v4: bool, bytes: &mut [u32; 32], out: &mut Packet) -> bool {
     let read = if v4 { parse4(skb, offset, bytes, out) } else { parse6(skb, offset, bytes, out) };
@@ -333,18 +335,21 @@ pub fn remember_fragment(packet: &Packet) {
         destination_port: packet.key.destination_port,
         seen: if packet.is(is::CUT) { seconds() | Fragment::CUT } else { seconds() },
     };
-    // If it cannot be remembered, the later parts go nowhere and the packet is lost, as on any congested way.
+    // If it cannot be remembered, the later parts go nowhere and the packet is lost, as on any
+    // congested way.
     let _ = FRAGMENTS.insert(fragment_key(packet), ports, 0);
 }
 
-/// Forgets what an earlier packet of the same identification left, which this one's later parts must not be taken for.
+/// Forgets what an earlier packet of the same identification left, which this one's later parts
+/// must not be taken for.
 #[inline(always)]
 pub fn forget_fragment(packet: &Packet) {
     // Mostly there is none.
     let _ = FRAGMENTS.remove(fragment_key(packet));
 }
 
-/// How long the parts of a packet may come after each other, in seconds (Linux: net.ipv4.ipfrag_time).
+/// How long the parts of a packet may come after each other, in seconds (Linux:
+/// net.ipv4.ipfrag_time).
 const FRAGMENT_SECONDS: u32 = 30;
 
 /// The time in seconds.
@@ -357,8 +362,8 @@ fn seconds() -> u32 {
 #[inline(always)]
 fn recall_fragment(packet: &mut Packet) -> bool {
     let Some(ports) = FRAGMENTS.get_ptr(fragment_key(packet)) else { return false };
-    // SAFETY: an element that is evicted and reused meanwhile gives the ports of another packet, whose flow is not of these
-    // addresses.
+    // SAFETY: an element that is evicted and reused meanwhile gives the ports of another packet,
+    // whose flow is not of these addresses.
     let ports = unsafe { *ports };
     if seconds().wrapping_sub(ports.seen & !Fragment::CUT) > FRAGMENT_SECONDS {
         return false;

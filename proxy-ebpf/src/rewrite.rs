@@ -15,7 +15,8 @@ use crate::packet::{Packet, is, protocol};
 const PSEUDO_HEADER: u64 = 0x10;
 /// A UDP checksum of 0 means none: none becomes 0.
 const MANGLED_0: u64 = 0x20;
-/// The packet is IPv6, whose addresses are in no other checksum (Linux 6.16; older ones do not know it).
+/// The packet is IPv6, whose addresses are in no other checksum (Linux 6.16; older ones do not know
+/// it).
 const IPV6: u64 = 0x80;
 
 /// Offsets of the addresses in the IP header.
@@ -30,7 +31,8 @@ pub fn store<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
     store_with(skb, offset, from, 0)
 }
 
-/// Writes bytes that no checksum in the packet makes up for: the sum over all of it that the card has made is mended.
+/// Writes bytes that no checksum in the packet makes up for: the sum over all of it that the card
+/// has made is mended.
 #[inline(always)]
 pub fn store_summed<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
     store_with(skb, offset, from, u64::from(BPF_F_RECOMPUTE_CSUM))
@@ -75,7 +77,8 @@ fn has_no_checksum(skb: *mut __sk_buff, packet: &Packet) -> bool {
         }
 }
 
-/// Writes both addresses and mends the IP header's checksum. `bare`: there is no transport checksum that they are part of.
+/// Writes both addresses and mends the IP header's checksum. `bare`: there is no transport checksum
+/// that they are part of.
 #[inline(always)]
 fn write_addresses(
     skb: *mut __sk_buff,
@@ -151,11 +154,11 @@ pub fn age(skb: *mut __sk_buff, network: u32, v4: bool) -> bool {
     }
 }
 
-/// Rewrites an ICMP error: the packet that it quotes (at `quoted`) becomes `inner`, and its own addresses `source` and
-/// `destination`.
+/// Rewrites an ICMP error: the packet that it quotes (at `quoted`) becomes `inner`, and its own
+/// addresses `source` and `destination`.
 ///
-/// The quoted transport checksum is left as it is: it is about a packet that the receiver of the error never compares it
-/// with, and it is often cut off.
+/// The quoted transport checksum is left as it is: it is about a packet that the receiver of the
+/// error never compares it with, and it is often cut off.
 #[inline(always)]
 pub fn translate_error(
     skb: *mut __sk_buff,
@@ -175,8 +178,8 @@ pub fn translate_error(
     let new = ports(inner.source_port, inner.destination_port);
     // SAFETY: the helper checks the offsets.
     unsafe {
-        // The addresses of a quoted IPv4 header and its mended checksum cancel out; ICMPv6 has no such checksum, but a
-        // pseudo header.
+        // The addresses of a quoted IPv4 header and its mended checksum cancel out; ICMPv6 has no
+        // such checksum, but a pseudo header.
         if !v4 {
             if bpf_l4_csum_replace(skb, checksum, 0, inner_diff as u64, 0) != 0 {
                 return false;

@@ -69,8 +69,8 @@ pub fn find_with_source(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &m
     route
 }
 
-/// The source address that [`find_with_source`] found, where its answer was [`Route::Forward`], [`Route::Resolve`], or
-/// [`Route::TooBig`] of a packet that may be cut; zero: none.
+/// The source address that [`find_with_source`] found, where its answer was [`Route::Forward`],
+/// [`Route::Resolve`], or [`Route::TooBig`] of a packet that may be cut; zero: none.
 #[inline(always)]
 pub fn source(fib: &bpf_fib_lookup, v4: bool) -> Address {
     // SAFETY: plain words.
@@ -87,7 +87,8 @@ pub fn source(fib: &bpf_fib_lookup, v4: bool) -> Address {
 /// Flag of [`look_up`], not of the helper: whatever the size.
 const ANY_SIZE: u32 = 1 << 31;
 
-/// What the helper says. Not inlined: the older verifier counts 512 bytes of stack, its callers' with it.
+/// What the helper says. Not inlined: the older verifier counts 512 bytes of stack, its callers'
+/// with it.
 #[inline(never)]
 fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lookup, flags: u32) -> i64 {
     let v4 = packet.is(is::V4);
@@ -95,7 +96,8 @@ fn look_up(skb: *mut __sk_buff, packet: &Packet, to: &Flow, fib: &mut bpf_fib_lo
     let (ifindex, gso) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
     fib.family = if v4 { AF_INET } else { AF_INET6 };
     fib.l4_protocol = packet.key.protocol as u8;
-    // Rules of routing and the kernel's own choice know the sender as it is before its address is translated.
+    // Rules of routing and the kernel's own choice know the sender as it is before its address is
+    // translated.
     fib.sport = packet.key.source_port;
     fib.dport = to.destination_port;
     // What will be cut up on the way out is as big as its segments.
@@ -131,8 +133,8 @@ fn route_of(result: i64) -> Route {
     }
 }
 
-/// Gives the packet an Ethernet header if it has none: helpers take no others, and take it off again where there is none on the
-/// way out.
+/// Gives the packet an Ethernet header if it has none: helpers take no others, and take it off
+/// again where there is none on the way out.
 #[inline(always)]
 fn has_ethernet<const L2: u32>(skb: *mut __sk_buff) -> bool {
     if L2 != 0 {
@@ -153,9 +155,9 @@ const LOOPBACK: u32 = 1;
 /// Of include/uapi/linux/bpf.h: BPF_F_INGRESS.
 const INWARDS: u64 = 1;
 
-/// Hands a translated packet to the stack, which forwards it in pieces that fit. By `lo`: on the interface that it came in by,
-/// the stack takes no packet with the node's own source address, and with strict `rp_filter` none with a Service's. The daemon
-/// sees to it that `lo` takes them.
+/// Hands a translated packet to the stack, which forwards it in pieces that fit. By `lo`: on the
+/// interface that it came in by, the stack takes no packet with the node's own source address, and
+/// with strict `rp_filter` none with a Service's. The daemon sees to it that `lo` takes them.
 #[inline(always)]
 pub fn send_cut<const L2: u32>(skb: *mut __sk_buff) -> i32 {
     // The Ethernet address of `lo`, twice.
@@ -182,8 +184,8 @@ pub fn send<const L2: u32>(skb: *mut __sk_buff, route: Route, fib: &mut bpf_fib_
             return unsafe { bpf_redirect_peer(out, 0) } as i32;
         }
     }
-    // The kernel writes the Ethernet addresses, and asks whether a neighbour that was silent for long still has its own: a
-    // lookup of the route says what was known, however old it is.
+    // The kernel writes the Ethernet addresses, and asks whether a neighbour that was silent for
+    // long still has its own: a lookup of the route says what was known, however old it is.
     let family = u32::from(fib.family);
     // SAFETY: all zeros is an address.
     let mut next = bpf_redir_neigh { nh_family: family, __bindgen_anon_1: unsafe { core::mem::zeroed() } };

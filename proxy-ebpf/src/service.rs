@@ -14,12 +14,13 @@ use crate::maps::{ADDRESSES, AFFINITY, CURSORS, ENDPOINTS, FRONTENDS, GROUPS, MA
 /// Looks a frontend up by its key.
 #[inline(always)]
 fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: elements of a map without preallocation are freed after a grace period, so a reader never sees one reused.
+    // SAFETY: elements of a map without preallocation are freed after a grace period, so a reader
+    // never sees one reused.
     unsafe { FRONTENDS.get(key) }
 }
 
-/// Finds the frontend of a destination; leaves the key that it was found by in `key`, which must hold address, port and
-/// protocol. `loopback` is what becomes of node ports there.
+/// Finds the frontend of a destination; leaves the key that it was found by in `key`, which must
+/// hold address, port and protocol. `loopback` is what becomes of node ports there.
 #[inline(always)]
 pub fn find(key: &mut FrontendKey, loopback: Loopback) -> Option<&'static Frontend> {
     key.kind = kind::ADDRESS;
@@ -89,8 +90,8 @@ impl Loopback {
         }
     }
 
-    /// What a node port found there does. Nobody is short-circuited past externalTrafficPolicy Local, and what has no
-    /// endpoints is refused like a closed port.
+    /// What a node port found there does. Nobody is short-circuited past externalTrafficPolicy
+    /// Local, and what has no endpoints is refused like a closed port.
     #[inline(always)]
     pub fn action(self, frontend: &Frontend) -> u8 {
         if self == Loopback::Served && forwards(frontend.other) { frontend.other } else { action::REJECT }
@@ -134,8 +135,8 @@ pub fn is_member(group: u64, endpoint: &Endpoint) -> bool {
     unsafe { MEMBERS.get(key) }.is_some()
 }
 
-/// Picks an endpoint for a new connection and remembers it for the client, if the service port has affinity. `hash` is of
-/// what identifies the connection's client, for Maglev.
+/// Picks an endpoint for a new connection and remembers it for the client, if the service port has
+/// affinity. `hash` is of what identifies the connection's client, for Maglev.
 #[inline(always)]
 pub fn pick(frontend: &Frontend, what: u8, client: &Address, hash: u32, config: &Config) -> Option<Endpoint> {
     let group = frontend.group | list_of(what);
@@ -147,8 +148,8 @@ pub fn pick(frontend: &Frontend, what: u8, client: &Address, hash: u32, config: 
     let now = unsafe { bpf_ktime_get_ns() };
     let timeout = u64::from(frontend.affinity) * 1_000_000_000;
     if let Some(known) = AFFINITY.get_ptr_mut(key) {
-        // SAFETY: the element may be evicted and reused meanwhile; then another client's endpoint is read, which must be
-        // a member of the group too, or it does not count.
+        // SAFETY: the element may be evicted and reused meanwhile; then another client's endpoint
+        // is read, which must be a member of the group too, or it does not count.
         let (used, endpoint) = unsafe { ((*known).used, (*known).endpoint) };
         if now.wrapping_sub(used) < timeout && is_member(group, &endpoint) {
             // SAFETY: as above; a lost update costs one pick.
@@ -187,7 +188,8 @@ fn turn(group: u64, hash: u32, config: &Config) -> u32 {
     match config.scheduler {
         scheduler::ROUND_ROBIN => {
             if let Some(cursor) = CURSORS.get_ptr_mut(group) {
-                // SAFETY: aligned, and lives until after a grace period. Two CPUs at once may take the same turn.
+                // SAFETY: aligned, and lives until after a grace period. Two CPUs at once may take
+                // the same turn.
                 return unsafe {
                     let turn = core::ptr::read_volatile(cursor);
                     core::ptr::write_volatile(cursor, turn.wrapping_add(1));
@@ -197,7 +199,8 @@ fn turn(group: u64, hash: u32, config: &Config) -> u32 {
         }
         scheduler::MAGLEV => {
             if let Some(table) = MAGLEV.get_ptr(group) {
-                // The verifier cannot tell that a remainder is below the divisor: it must see the comparison.
+                // The verifier cannot tell that a remainder is below the divisor: it must see the
+                // comparison.
                 let at = core::hint::black_box(hash % MAGLEV_SLOTS as u32) as usize;
                 if at < MAGLEV_SLOTS {
                     // SAFETY: `at` is below the table's length.

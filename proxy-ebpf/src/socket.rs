@@ -1,12 +1,14 @@
-//! The socket path: destinations are translated when a process connects or sends, so its packets cost nothing.
+//! The socket path: destinations are translated when a process connects or sends, so its packets
+//! cost nothing.
 //!
-//! What it cannot decide is left to the packet path by leaving the address as it is: a socket's source address is not known
-//! yet when it connects, so what depends on it (source ranges, affinity, pods that the detector may not take for pods) waits
-//! for the packet.
+//! What it cannot decide is left to the packet path by leaving the address as it is: a socket's
+//! source address is not known yet when it connects, so what depends on it (source ranges,
+//! affinity, pods that the detector may not take for pods) waits for the packet.
 //!
-//! An answer to an unconnected UDP socket has nothing but the endpoint's address in it, so each endpoint can stand for one
-//! frontend only: the one that the socket used last. Of a pod, datagrams to a second frontend that leads to the same endpoint are
-//! left to the packet path, where their answers have ports of their own if they are masqueraded.
+//! An answer to an unconnected UDP socket has nothing but the endpoint's address in it, so each
+//! endpoint can stand for one frontend only: the one that the socket used last. Of a pod, datagrams
+//! to a second frontend that leads to the same endpoint are left to the packet path, where their
+//! answers have ports of their own if they are masqueraded.
 
 use core::ptr;
 
@@ -48,7 +50,8 @@ pub enum Family {
     V6,
 }
 
-/// The context of a hook. Its fields may be read and written as whole words only, each by its own instruction.
+/// The context of a hook. Its fields may be read and written as whole words only, each by its own
+/// instruction.
 struct Socket<'a> {
     ctx: &'a SockAddrContext,
     family: Family,
@@ -191,14 +194,15 @@ fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Outcome {
     }
 }
 
-/// What a process of this node must get no answer from: packets are dropped on their way out, but those to an address of
-/// the node itself never come by an interface that has programs.
+/// What a process of this node must get no answer from: packets are dropped on their way out, but
+/// those to an address of the node itself never come by an interface that has programs.
 #[inline(always)]
 fn unanswered(key: &FrontendKey) -> Outcome {
     if own_address(&key.address) != 0 { Outcome::Drop } else { Outcome::Leave }
 }
 
-/// The node's own processes have many addresses to stick to an endpoint by; the cookie of their namespace stands for all.
+/// The node's own processes have many addresses to stick to an endpoint by; the cookie of their
+/// namespace stands for all.
 #[inline(always)]
 fn client(netns: u64) -> Address {
     Address { words: [0, 0, netns as u32, (netns >> 32) as u32] }
@@ -260,8 +264,8 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     ALLOW
 }
 
-/// Who remembers what a socket believes to talk to. UDP sockets are found by it when their endpoint goes away, so TCP
-/// connections, of which there are many more, must not push them out.
+/// Who remembers what a socket believes to talk to. UDP sockets are found by it when their endpoint
+/// goes away, so TCP connections, of which there are many more, must not push them out.
 #[inline(always)]
 fn peers(protocol: u32) -> &'static LruHashMap<SocketKey, Peer> {
     if protocol == TCP { &TCP_PEERS } else { &PEERS }
@@ -311,8 +315,8 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let now = (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32;
     let own_process = netns == config.netns;
     if let Some(known) = PICKS.get_ptr_mut(pick_key) {
-        // SAFETY: an element that is evicted and reused meanwhile belongs to another service port, or its endpoint is a
-        // member of this one.
+        // SAFETY: an element that is evicted and reused meanwhile belongs to another service port,
+        // or its endpoint is a member of this one.
         let (group, endpoint, used) = unsafe { ((*known).group, (*known).endpoint, (*known).used) };
         if group == frontend.group {
             if endpoint.port == Pick::BY_PACKETS {
@@ -341,16 +345,18 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     ALLOW
 }
 
-/// Makes an endpoint stand for the frontend of `pick_key` in answers to its socket. `false`: it stands for another frontend
-/// already, and this one goes by packets from now on.
+/// Makes an endpoint stand for the frontend of `pick_key` in answers to its socket. `false`: it
+/// stands for another frontend already, and this one goes by packets from now on.
 ///
-/// Not of this node's own processes: their answers would come in by an endpoint's interface from an address that is not
-/// there, which the stack refuses where `rp_filter` is strict; and nothing takes their datagrams to the node's own addresses.
+/// Not of this node's own processes: their answers would come in by an endpoint's interface from an
+/// address that is not there, which the stack refuses where `rp_filter` is strict; and nothing
+/// takes their datagrams to the node's own addresses.
 #[inline(always)]
 fn stands_for(pick_key: &SocketKey, endpoint: &Endpoint, group: u64, own_process: bool) -> bool {
     let peer_key = SocketKey { address: endpoint.address, port: endpoint.port, ..*pick_key };
     if let Some(peer) = PEERS.get_ptr(peer_key) {
-        // SAFETY: an element that is evicted and reused meanwhile is another socket's; then this frontend goes by packets.
+        // SAFETY: an element that is evicted and reused meanwhile is another socket's; then this
+        // frontend goes by packets.
         let (address, port) = unsafe { ((*peer).address, (*peer).port) };
         if address == pick_key.address && port == pick_key.port {
             return true;
@@ -367,7 +373,8 @@ fn stands_for(pick_key: &SocketKey, endpoint: &Endpoint, group: u64, own_process
     true
 }
 
-/// A socket sends to an address that is left as it is. If that is an endpoint, it stands for itself from now on.
+/// A socket sends to an address that is left as it is. If that is an endpoint, it stands for itself
+/// from now on.
 #[inline(always)]
 fn stands_for_itself(to: &SocketKey) {
     if PEERS.get_ptr(to).is_some() {
@@ -382,7 +389,8 @@ pub fn untranslate(ctx: &SockAddrContext, family: Family) -> i32 {
     let protocol = socket.protocol();
     let key = socket.key(socket.address(), socket.port(), protocol);
     if let Some(peer) = peers(protocol).get_ptr(key) {
-        // SAFETY: an element that is evicted and reused meanwhile shows the address of another frontend; nothing worse.
+        // SAFETY: an element that is evicted and reused meanwhile shows the address of another
+        // frontend; nothing worse.
         let (address, port) = unsafe { ((*peer).address, (*peer).port) };
         socket.set(&address, port);
     }

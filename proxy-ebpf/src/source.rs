@@ -1,5 +1,6 @@
-//! Whether packets that come in are from whom they say. `rp_filter` and the rules of the pod network tell that of what the stack
-//! sees; what is translated before does not come there as it was.
+//! Whether packets that come in are from whom they say. `rp_filter` and the rules of the pod
+//! network tell that of what the stack sees; what is translated before does not come there as it
+//! was.
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
@@ -13,10 +14,12 @@ use crate::maps::POD_SOURCES;
 use crate::packet::{Scratch, is, load};
 use crate::route::{AF_INET, AF_INET6};
 
-/// Whether a packet of a pod's link has an address of the pod. Nothing is known of it but where its IP header is; those that are
-/// for no Service too, because the stack's rules let sources pass that answers have after their translation.
+/// Whether a packet of a pod's link has an address of the pod. Nothing is known of it but where its
+/// IP header is; those that are for no Service too, because the stack's rules let sources pass that
+/// answers have after their translation.
 ///
-/// Addresses that lead no further than the link are for the stack's rules, and so is an address that a pod does not have yet.
+/// Addresses that lead no further than the link are for the stack's rules, and so is an address
+/// that a pod does not have yet.
 #[inline(never)]
 pub fn is_own(skb: *mut __sk_buff, scratch: &mut Scratch, at: u32, v4: bool) -> bool {
     let bytes = &mut scratch.bytes;
@@ -51,7 +54,8 @@ pub fn is_own(skb: *mut __sk_buff, scratch: &mut Scratch, at: u32, v4: bool) -> 
     }
     // A pod that nobody has told of yet.
     let fib = &mut scratch.fib;
-    // The other end as routes take it that go by both: these have none for an address of a link or of a group.
+    // The other end as routes take it that go by both: these have none for an address of a link or
+    // of a group.
     if v4 {
         fib.__bindgen_anon_3.ipv6_src = [bytes[1], 0, 0, 0];
     } else if is_link_local(bytes[4]) || bytes[4] as u8 == 0xff {
@@ -119,7 +123,8 @@ fn look_back(skb: *mut __sk_buff, fib: &mut bpf_fib_lookup, source: &Address, v4
 /// How often a route of several ways is asked for another one of them.
 const WAYS: u32 = 64;
 
-/// Whether `rp_filter` lets an IPv4 packet pass (`__fib_validate_source` of net/ipv4/fib_frontend.c), of the flags in `kinds`.
+/// Whether `rp_filter` lets an IPv4 packet pass (`__fib_validate_source` of
+/// net/ipv4/fib_frontend.c), of the flags in `kinds`.
 #[inline(never)]
 pub fn has_way_back(skb: *mut __sk_buff, scratch: &mut Scratch, kinds: u32) -> bool {
     let kinds = scratch.interface & kinds;
@@ -139,8 +144,9 @@ pub fn has_way_back(skb: *mut __sk_buff, scratch: &mut Scratch, kinds: u32) -> b
     if kinds & interface::STRICT == 0 || fib.ifindex == own {
         return true;
     }
-    // It may be one way of several, another of which is by here: `rp_filter` looks at all of them. The helper tells of one,
-    // chosen by a hash of both addresses, so others are found with other addresses; if any route to there goes by here at all.
+    // It may be one way of several, another of which is by here: `rp_filter` looks at all of them.
+    // The helper tells of one, chosen by a hash of both addresses, so others are found with other
+    // addresses; if any route to there goes by here at all.
     if look_back(skb, fib, source, true, BPF_FIB_LOOKUP_OUTPUT) != Back::Found {
         return false;
     }

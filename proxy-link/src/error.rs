@@ -97,7 +97,8 @@ pub enum BatchError<T: fmt::Debug> {
     Netlink(#[from] NetlinkError),
 }
 
-/// Asks for a list again, up to so many times in all, while others change meanwhile what is listed (EINTR, by NLM_F_DUMP_INTR).
+/// Asks for a list again, up to so many times in all, while others change meanwhile what is listed
+/// (EINTR, by NLM_F_DUMP_INTR).
 pub fn uninterrupted<T>(
     attempts: u32,
     mut read: impl FnMut() -> Result<T, NetlinkError>,

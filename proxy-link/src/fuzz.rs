@@ -14,7 +14,8 @@ use sluice_fuzz::{Attributes, fuzz};
 use crate::socket::answers;
 use crate::{read, request};
 
-/// Messages of all kinds that are read, with the number of bytes between the netlink header and their attributes.
+/// Messages of all kinds that are read, with the number of bytes between the netlink header and
+/// their attributes.
 fn valid() -> Vec<(usize, RouteNetlinkMessage)> {
     let ip: IpAddr = "10.96.0.1".parse().unwrap();
     let mut link = request::link_named("sluice-ipvs0");

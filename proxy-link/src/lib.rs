@@ -1,8 +1,9 @@
-//! Links, addresses, routes and neighbours, by route netlink; network namespaces; sysctls. The daemon and the CNI plugin both
-//! use it, so it knows neither eBPF nor Services.
+//! Links, addresses, routes and neighbours, by route netlink; network namespaces; sysctls. The
+//! daemon and the CNI plugin both use it, so it knows neither eBPF nor Services.
 //!
-//! There is one set of messages: `request` makes requests, and `read` says what is in answers. [`Netlink`] sends them and
-//! waits. The daemon also sends them by the crate rtnetlink, which does not wait.
+//! There is one set of messages: `request` makes requests, and `read` says what is in answers.
+//! [`Netlink`] sends them and waits. The daemon also sends them by the crate rtnetlink, which does
+//! not wait.
 
 mod error;
 #[cfg(test)]

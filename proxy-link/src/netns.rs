@@ -59,8 +59,9 @@ pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> Res
     thread::scope(|scope| scope.spawn(run).join().unwrap_or(Err(NetnsError::Thread)))
 }
 
-/// Runs something in each of these namespaces, one after another, on a thread that is used for nothing else. What has no
-/// network namespace behind it is passed over; one that cannot be entered gives the error.
+/// Runs something in each of these namespaces, one after another, on a thread that is used for
+/// nothing else. What has no network namespace behind it is passed over; one that cannot be entered
+/// gives the error.
 pub fn in_each<T: Send + 'static>(
     namespaces: Vec<File>,
     mut work: impl FnMut() -> T + Send + 'static,
@@ -80,8 +81,9 @@ pub fn in_each<T: Send + 'static>(
     thread.join().map_err(|_| io::Error::other(NetnsError::Thread))
 }
 
-/// All network namespaces that can be seen from here: this thread's, those of processes in /proc (which has all of them where the process
-/// namespace is the machine's), and those with a name. Each once.
+/// All network namespaces that can be seen from here: this thread's, those of processes in /proc
+/// (which has all of them where the process namespace is the machine's), and those with a name.
+/// Each once.
 pub fn all() -> Vec<File> {
     let of_processes = list("/proc").into_iter().filter_map(|process| {
         let is_process = process.file_name()?.to_str()?.bytes().all(|byte| byte.is_ascii_digit());

@@ -116,7 +116,8 @@ pub fn up(index: u32) -> LinkMessage {
     link
 }
 
-/// Adds an address that can be used at once: nobody else on the link can have it (IPv6: no duplicate address detection).
+/// Adds an address that can be used at once: nobody else on the link can have it (IPv6: no
+/// duplicate address detection).
 pub fn add_address(index: u32, address: IpNet) -> Change {
     let message = RouteNetlinkMessage::NewAddress(broadcasting(index, address));
     change(format!("add address {address}"), message, NLM_F_CREATE | NLM_F_REPLACE)

@@ -1,4 +1,5 @@
-//! A socket to route netlink that waits for answers: questions one after the other, changes together.
+//! A socket to route netlink that waits for answers: questions one after the other, changes
+//! together.
 
 use std::fmt;
 use std::io;
@@ -23,8 +24,8 @@ use crate::request::{self, Change, Request};
 /// What the kernel may answer to one request, at most; it makes dumps of parts of 32 kB.
 const BUFFER: usize = 64 << 10;
 
-/// How many bytes of changes are sent at once. The answers to that many fit the receive buffer even if all of them are refused,
-/// and larger ones are not faster.
+/// How many bytes of changes are sent at once. The answers to that many fit the receive buffer even
+/// if all of them are refused, and larger ones are not faster.
 const CHUNK: usize = 1 << 16;
 const RECEIVE_BUFFER: usize = 8 << 20;
 
@@ -176,7 +177,8 @@ impl Netlink {
         readable(operation, found, unreadable)
     }
 
-    /// Asks for a list, again if others change it meanwhile. A message of the answer that cannot be read is an error.
+    /// Asks for a list, again if others change it meanwhile. A message of the answer that cannot be
+    /// read is an error.
     pub fn list<T>(
         &mut self,
         operation: &str,
@@ -187,7 +189,8 @@ impl Netlink {
         readable(operation, found, unreadable)
     }
 
-    /// The same, for lists in which others have things of their own: what cannot be read is not ours, and is passed over.
+    /// The same, for lists in which others have things of their own: what cannot be read is not
+    /// ours, and is passed over.
     pub fn list_readable<T>(
         &mut self,
         operation: &str,
@@ -213,8 +216,8 @@ impl Netlink {
         })
     }
 
-    /// Asks for changes, many in one message. The kernel makes each for itself, and goes on when one fails: the error is that of
-    /// the first that did.
+    /// Asks for changes, many in one message. The kernel makes each for itself, and goes on when
+    /// one fails: the error is that of the first that did.
     pub fn apply(&mut self, changes: Vec<Change>) -> Result<(), NetlinkError> {
         let changes = changes.into_iter().map(|change| (change.operation, change.request));
         match self.apply_each(changes) {
@@ -226,9 +229,11 @@ impl Netlink {
         }
     }
 
-    /// Asks for a change for each item. A refused one keeps none of the others from being done; the error has all that were.
+    /// Asks for a change for each item. A refused one keeps none of the others from being done; the
+    /// error has all that were.
     ///
-    /// Only the last request of those that are sent together asks for an acknowledgement; refusals come unasked.
+    /// Only the last request of those that are sent together asks for an acknowledgement; refusals
+    /// come unasked.
     pub fn apply_each<T: fmt::Display + fmt::Debug>(
         &mut self,
         items: impl IntoIterator<Item = (T, Request)>,
@@ -255,7 +260,8 @@ impl Netlink {
         if refused.is_empty() { Ok(()) } else { Err(Refusals(refused).into()) }
     }
 
-    /// Waits for the answer to the last of the requests that were sent, and takes the refusals before it.
+    /// Waits for the answer to the last of the requests that were sent, and takes the refusals
+    /// before it.
     fn take_refusals<T: fmt::Display>(
         &mut self,
         sent: Vec<(T, &'static [i32])>,

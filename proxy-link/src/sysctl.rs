@@ -1,4 +1,5 @@
-//! Sysctls, of the network namespace that the thread is in, and other files of /proc and /sys that hold one value.
+//! Sysctls, of the network namespace that the thread is in, and other files of /proc and /sys that
+//! hold one value.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,8 @@ pub struct ProcError {
     pub source: std::io::Error,
 }
 
-/// The file of a sysctl: `net.ipv4.ip_forward`, or as in sysctl(8) with slashes, where a dot is part of a name.
+/// The file of a sysctl: `net.ipv4.ip_forward`, or as in sysctl(8) with slashes, where a dot is
+/// part of a name.
 fn file(name: &str) -> PathBuf {
     let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     Path::new("/proc/sys").join(relative)
@@ -44,7 +46,8 @@ fn write_file(path: PathBuf, value: &str) -> Result<(), ProcError> {
     std::fs::write(&path, value).map_err(|source| ProcError { operation: "write", path, source })
 }
 
-/// Writes a number to a file, unless the file holds it or a greater one. Returns whether it was changed.
+/// Writes a number to a file, unless the file holds it or a greater one. Returns whether it was
+/// changed.
 pub fn write_if_lower(path: PathBuf, value: i64) -> Result<bool, ProcError> {
     let now = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<i64>().ok());
     if now.is_some_and(|now| now >= value) { Ok(false) } else { write_if_different(path, &value.to_string()) }

@@ -1,11 +1,13 @@
 //! eBPF: maps, programs and links, kept in one directory of a bpf filesystem.
 //!
-//! [`Instance`] is what there is of sluice in the kernel: pinned maps, pinned links, and the programs that the links hold.
-//! The daemon may end, or be replaced, and nothing changes for traffic: whoever comes next opens the pins, loads its own
-//! programs with the same maps, and puts them in the place of the old ones, link by link, without a gap.
+//! [`Instance`] is what there is of sluice in the kernel: pinned maps, pinned links, and the
+//! programs that the links hold. The daemon may end, or be replaced, and nothing changes for
+//! traffic: whoever comes next opens the pins, loads its own programs with the same maps, and puts
+//! them in the place of the old ones, link by link, without a gap.
 //!
-//! aya reads and relocates the object file and loads programs. What it has no words for goes to bpf(2) directly: maps with
-//! contents of any type, operations on many entries, replacing the program of a link.
+//! aya reads and relocates the object file and loads programs. What it has no words for goes to
+//! bpf(2) directly: maps with contents of any type, operations on many entries, replacing the
+//! program of a link.
 
 mod cgroup;
 mod clsact;
@@ -114,13 +116,15 @@ impl BpfError {
 /// Kernels before 5.11 count maps and programs as locked memory of the process.
 fn lift_memory_limit() {
     let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the pointer is to a whole rlimit. A refusal does not matter: newer kernels have no such limit.
+    // SAFETY: the pointer is to a whole rlimit. A refusal does not matter: newer kernels have no
+    // such limit.
     unsafe {
         libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
     }
 }
 
-/// The cookie of the network namespace that this thread is in (`SO_NETNS_COOKIE`, since Linux 5.14).
+/// The cookie of the network namespace that this thread is in (`SO_NETNS_COOKIE`, since Linux
+/// 5.14).
 pub fn netns_cookie() -> Result<u64, BpfError> {
     const SO_NETNS_COOKIE: i32 = 71;
     let failed =

@@ -1,7 +1,7 @@
 //! Connection tracking over netlink: finding and deleting flows.
 //!
-//! Attribute numbers: linux/netfilter/nfnetlink_conntrack.h. Dumps are streamed; memory does not grow with the
-//! kernel's table.
+//! Attribute numbers: linux/netfilter/nfnetlink_conntrack.h. Dumps are streamed; memory does not
+//! grow with the kernel's table.
 
 use std::net::IpAddr;
 
@@ -55,7 +55,8 @@ impl Conntrack {
         Ok(Conntrack { socket: NetfilterSocket::open()? })
     }
 
-    /// The same as [`flows`](Self::flows), begun again where the table changed in between, a few times.
+    /// The same as [`flows`](Self::flows), begun again where the table changed in between, a few
+    /// times.
     pub fn all_flows(
         &mut self,
         family: Family,
@@ -66,9 +67,9 @@ impl Conntrack {
         uninterrupted(ATTEMPTS, || self.flows(family, protocol, &keep))
     }
 
-    /// The flows of a family and protocol for which `keep` says so; of other protocols than UDP only those in which not both
-    /// sides have spoken. The kernel filters by protocol (since 5.8; older kernels send everything and the filter is
-    /// applied here).
+    /// The flows of a family and protocol for which `keep` says so; of other protocols than UDP
+    /// only those in which not both sides have spoken. The kernel filters by protocol (since 5.8;
+    /// older kernels send everything and the filter is applied here).
     pub fn flows(
         &mut self,
         family: Family,

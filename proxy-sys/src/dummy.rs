@@ -1,7 +1,8 @@
 //! A dummy link, whose addresses are the node's without being on any wire.
 //!
-//! The link stays down, as kube-proxy's does: its addresses are the node's all the same, of both families, and the
-//! kernel does nothing by itself (no link-local address, no multicast groups, no routers asked).
+//! The link stays down, as kube-proxy's does: its addresses are the node's all the same, of both
+//! families, and the kernel does nothing by itself (no link-local address, no multicast groups, no
+//! routers asked).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -113,12 +114,14 @@ impl Link {
         Ok(all.filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr()).collect())
     }
 
-    /// Makes the changes, in their order, each with what it is done for. An address that is bound already, or gone already, is no
-    /// error. The error has all those that were refused; the others are done.
+    /// Makes the changes, in their order, each with what it is done for. An address that is bound
+    /// already, or gone already, is no error. The error has all those that were refused; the others
+    /// are done.
     ///
-    /// With IPv6, the kernel makes an address that is bound the node's a moment later, not before this returns; and it looks
-    /// at all addresses of the node for each one bound, and at all routes for each one unbound. Binding 10,000 takes 4 s,
-    /// unbinding them 12 s (with IPv4 1 s each); [`Link::delete`] does away with as many in 0.1 s.
+    /// With IPv6, the kernel makes an address that is bound the node's a moment later, not before
+    /// this returns; and it looks at all addresses of the node for each one bound, and at all
+    /// routes for each one unbound. Binding 10,000 takes 4 s, unbinding them 12 s (with IPv4 1 s
+    /// each); [`Link::delete`] does away with as many in 0.1 s.
     pub fn apply<T: fmt::Display + fmt::Debug>(
         &mut self,
         changes: impl IntoIterator<Item = (T, AddressChange)>,
@@ -171,11 +174,12 @@ fn message(link: u32, ip: IpAddr) -> AddressMessage {
     message
 }
 
-/// Others must not see packets that the node sends come from a Service's address just because the interface that they leave
-/// by has none of its own. IPv4 takes none of scope host for that; IPv6 has no such scope, and takes a deprecated one
-/// after all others (RFC 6724, rule 3).
+/// Others must not see packets that the node sends come from a Service's address just because the
+/// interface that they leave by has none of its own. IPv4 takes none of scope host for that; IPv6
+/// has no such scope, and takes a deprecated one after all others (RFC 6724, rule 3).
 fn keep_from_sources(message: &mut AddressMessage, ip: IpAddr) {
-    // Nobody else can have the address, for the link has no neighbours; and the local route is all that is needed.
+    // Nobody else can have the address, for the link has no neighbours; and the local route is all
+    // that is needed.
     let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
     message.attributes.push(AddressAttribute::Flags(flags));
     if ip.is_ipv6() {
@@ -185,8 +189,9 @@ fn keep_from_sources(message: &mut AddressMessage, ip: IpAddr) {
     }
 }
 
-/// Should somebody set the link up, the kernel is to do nothing by itself either, and addresses are to survive its going
-/// down. This is a precaution: where it fails, or there is no IPv6, all works the same.
+/// Should somebody set the link up, the kernel is to do nothing by itself either, and addresses are
+/// to survive its going down. This is a precaution: where it fails, or there is no IPv6, all works
+/// the same.
 fn quieten(name: &str) {
     for (sysctl, value) in
         [("addr_gen_mode", "1"), ("accept_ra", "0"), ("autoconf", "0"), ("keep_addr_on_down", "1")]

@@ -18,8 +18,8 @@ const SEQUENCE: std::ops::Range<usize> = 8..12;
 /// Bytes between a netlink header and attributes, of netfilter and of generic netlink.
 pub(crate) const HEAD: usize = 4;
 
-/// Gives the readers of one subsystem messages that are made from valid ones, each with the number of bytes before its
-/// attributes.
+/// Gives the readers of one subsystem messages that are made from valid ones, each with the number
+/// of bytes before its attributes.
 pub(crate) fn answers(target: &str, valid: &[(usize, Vec<u8>)], check: impl FnMut(&[u8])) {
     assert!(!valid.is_empty(), "{target}");
     let attributes = Attributes::new(valid);

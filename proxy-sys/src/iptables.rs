@@ -1,5 +1,5 @@
-//! The tables of the kernel's own iptables (not of its nf_tables variant). Numbers: linux/netfilter/x_tables.h and
-//! linux/netfilter_ipv4/ip_tables.h; those of IPv6 are the same.
+//! The tables of the kernel's own iptables (not of its nf_tables variant). Numbers:
+//! linux/netfilter/x_tables.h and linux/netfilter_ipv4/ip_tables.h; those of IPv6 are the same.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -43,11 +43,11 @@ pub fn has_chain(family: Family, table: &str, wanted: impl Fn(&str) -> bool) -> 
     Ok(false)
 }
 
-/// Makes rules of built-in chains jump no more to chains that `wanted` accepts: such a rule goes on to the next one
-/// instead. Returns how many there were.
+/// Makes rules of built-in chains jump no more to chains that `wanted` accepts: such a rule goes on
+/// to the next one instead. Returns how many there were.
 ///
-/// The table keeps its layout, so this is one replacement of the table by itself with other jump distances. The
-/// kernel counts packets from zero afterwards.
+/// The table keeps its layout, so this is one replacement of the table by itself with other jump
+/// distances. The kernel counts packets from zero afterwards.
 pub fn disconnect(family: Family, table: &str, wanted: impl Fn(&str) -> bool) -> io::Result<usize> {
     const ATTEMPTS: u32 = 5;
     let mut attempt = 1;
@@ -190,7 +190,8 @@ impl Port {
         let count = word(info, INFO - 8).and_then(|count| usize::try_from(count).ok()).unwrap_or_default();
         // The kernel writes the counters of the old rules, 16 bytes for each, to this memory.
         let mut counters = vec![0u8; count * 16];
-        // `struct ipt_replace`: name, hooks, number and size of entries, where the hooks begin and end, counters.
+        // `struct ipt_replace`: name, hooks, number and size of entries, where the hooks begin and
+        // end, counters.
         let mut request = info[..NAME + 4].to_vec();
         request.extend_from_slice(&info[INFO - 8..]);
         request.extend_from_slice(&info[NAME + 4..INFO - 8]);
@@ -199,8 +200,9 @@ impl Port {
         request.extend_from_slice(&(counters.as_mut_ptr() as usize).to_ne_bytes());
         request.extend_from_slice(entries);
         let length = libc::socklen_t::try_from(request.len()).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is open for the life of `socket`; `request` and `length` describe memory that
-        // the kernel reads, and `counters`, which lives until the end, has room for what it writes.
+        // SAFETY: the descriptor is open for the life of `socket`; `request` and `length` describe
+        // memory that the kernel reads, and `counters`, which lives until the end, has room for
+        // what it writes.
         let result = unsafe {
             libc::setsockopt(
                 self.socket.as_raw_fd(),
@@ -215,8 +217,8 @@ impl Port {
 
     fn get(&self, option: i32, buffer: &mut [u8]) -> io::Result<()> {
         let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is open for the life of `socket`; `buffer` and `length` describe memory that
-        // the kernel may write to.
+        // SAFETY: the descriptor is open for the life of `socket`; `buffer` and `length` describe
+        // memory that the kernel may write to.
         let result = unsafe {
             let descriptor = self.socket.as_raw_fd();
             libc::getsockopt(descriptor, self.level, option, buffer.as_mut_ptr().cast(), &raw mut length)

@@ -1,8 +1,10 @@
-//! IP virtual servers over generic netlink. Source of all numbers: linux/genetlink.h, linux/ip_vs.h.
+//! IP virtual servers over generic netlink. Source of all numbers: linux/genetlink.h,
+//! linux/ip_vs.h.
 //!
-//! What the kernel does that cannot be seen in its header is said at the operation that it concerns, here and in
-//! `sluice_core::ipvs`. The kernel loads module ip_vs when the family is looked up, and a scheduler's module when a server
-//! asks for it, but only where it can run modprobe itself, with its first process's root directory.
+//! What the kernel does that cannot be seen in its header is said at the operation that it
+//! concerns, here and in `sluice_core::ipvs`. The kernel loads module ip_vs when the family is
+//! looked up, and a scheduler's module when a server asks for it, but only where it can run
+//! modprobe itself, with its first process's root directory.
 
 mod decode;
 mod encode;
@@ -71,7 +73,8 @@ pub struct Info {
     pub table_size: u32,
 }
 
-/// For how many seconds connections are kept in which nothing is sent. A zero that is written changes nothing.
+/// For how many seconds connections are kept in which nothing is sent. A zero that is written
+/// changes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP.
@@ -134,9 +137,9 @@ impl Ipvs {
 
     /// All virtual servers of this network namespace, without their destinations, each once.
     ///
-    /// The kernel goes on with its list at a position that counts the servers of all network namespaces
-    /// (`ip_vs_genl_dump_services`): those that others add meanwhile make it tell some twice, and those that
-    /// they delete make it pass over some.
+    /// The kernel goes on with its list at a position that counts the servers of all network
+    /// namespaces (`ip_vs_genl_dump_services`): those that others add meanwhile make it tell some
+    /// twice, and those that they delete make it pass over some.
     pub fn servers(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
         let mut servers = Vec::new();
         let head = Command::GetService.head();
@@ -160,8 +163,9 @@ impl Ipvs {
 
     /// All virtual servers of this network namespace with their destinations.
     ///
-    /// The kernel does not tell whether somebody changed anything meanwhile: what others add or delete then may be told
-    /// or not, and keep something else from being told, or have it told twice.
+    /// The kernel does not tell whether somebody changed anything meanwhile: what others add or
+    /// delete then may be told or not, and keep something else from being told, or have it told
+    /// twice.
     pub fn dump(&mut self) -> Result<Vec<ObservedServer>, NetlinkError> {
         let mut servers = self.servers()?;
         for observed in &mut servers {
@@ -170,18 +174,19 @@ impl Ipvs {
         Ok(servers)
     }
 
-    /// Does all operations on virtual servers and destinations, in their order, and passes over those on addresses
-    /// ([`dummy::Link::apply`](crate::dummy::Link::apply)).
+    /// Does all operations on virtual servers and destinations, in their order, and passes over
+    /// those on addresses ([`dummy::Link::apply`](crate::dummy::Link::apply)).
     ///
-    /// This is no transaction: an operation that is refused keeps none of the others from being done. The error has all
-    /// those that were refused:
+    /// This is no transaction: an operation that is refused keeps none of the others from being
+    /// done. The error has all those that were refused:
     /// - EEXIST: to be added, and there;
     /// - ESRCH: there is no such virtual server;
     /// - ENOENT: there is no such destination, or no such scheduler;
-    /// - EINVAL: for a destination, an address that is none of a single host; any, in a network namespace that has no
-    ///   address at all.
+    /// - EINVAL: for a destination, an address that is none of a single host; any, in a network
+    ///   namespace that has no address at all.
     ///
-    /// Each server with a scheduler that the kernel lacks costs an attempt to load it: ask [`Ipvs::has_scheduler`] before.
+    /// Each server with a scheduler that the kernel lacks costs an attempt to load it: ask
+    /// [`Ipvs::has_scheduler`] before.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), BatchError<Op>> {
         let family = self.family;
         let is_elsewhere = |op: &Op| {
@@ -222,7 +227,8 @@ impl Ipvs {
         Ok(modules::load(&format!("{MODULE}_{scheduler}")).is_ok() && self.try_scheduler(scheduler)?)
     }
 
-    /// Adds a virtual server and deletes it again, of an address that is for documentation only, as kube-proxy does.
+    /// Adds a virtual server and deletes it again, of an address that is for documentation only, as
+    /// kube-proxy does.
     fn try_scheduler(&mut self, scheduler: SchedulerName) -> Result<bool, NetlinkError> {
         let address = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0));
         let key = ServerKey::Address(address, Protocol::Tcp, 20000);

@@ -1,9 +1,9 @@
-//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset, IPVS, dummy links and rules of routing, iptables,
-//! capabilities, modules.
+//! Ports to the Linux kernel: eBPF, nf_tables, conntrack, ipset, IPVS, dummy links and rules of
+//! routing, iptables, capabilities, modules.
 //!
-//! Everything here is an effect and nothing here decides. Each port owns its sockets, speaks netlink
-//! directly (no process is ever started, but for modprobe) and returns errors that name the operation and the
-//! kernel's answer.
+//! Everything here is an effect and nothing here decides. Each port owns its sockets, speaks
+//! netlink directly (no process is ever started, but for modprobe) and returns errors that name the
+//! operation and the kernel's answer.
 
 pub mod bpf;
 pub mod capability;

@@ -1,11 +1,12 @@
-//! The interface `lo`, by which the eBPF programs hand IPv4 packets to the stack that are too big for their way out, and that
-//! may be cut up. Source of all numbers: linux/ip.h.
+//! The interface `lo`, by which the eBPF programs hand IPv4 packets to the stack that are too big
+//! for their way out, and that may be cut up. Source of all numbers: linux/ip.h.
 //!
-//! They come from the node's own addresses, or from Services', which the stack takes from an interface only where its settings
-//! say so. On `lo` these let nobody else in: other packets come in there only when this node has sent them.
+//! They come from the node's own addresses, or from Services', which the stack takes from an
+//! interface only where its settings say so. On `lo` these let nobody else in: other packets come
+//! in there only when this node has sent them.
 //!
-//! What is written goes by rtnetlink, for which CAP_NET_ADMIN is enough: containers cannot write to /proc/sys, unless they are
-//! privileged.
+//! What is written goes by rtnetlink, for which CAP_NET_ADMIN is enough: containers cannot write to
+//! /proc/sys, unless they are privileged.
 
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -41,12 +42,13 @@ const SETTINGS: [Setting; 3] = [
     // Packets from the node's own addresses.
     Setting { name: "accept_local", number: 23, needed: 1 },
     Setting { name: "forwarding", number: 1, needed: 1 },
-    // Packets whose answers would leave by another interface, where this or `all` is 1: the greater one counts.
+    // Packets whose answers would leave by another interface, where this or `all` is 1: the greater
+    // one counts.
     Setting { name: "rp_filter", number: 8, needed: 2 },
 ];
 
-/// What settings were before they were changed, for a number that others keep: 4 bits each, of which 0 says that it was not
-/// changed, and others are greater by one than what it was.
+/// What settings were before they were changed, for a number that others keep: 4 bits each, of
+/// which 0 says that it was not changed, and others are greater by one than what it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Before(pub u32);
 
@@ -104,7 +106,8 @@ fn message(values: &[(u16, u32)]) -> LinkMessage {
     message
 }
 
-/// What is to be changed so that the stack takes such packets. `before`: of changes that were made earlier.
+/// What is to be changed so that the stack takes such packets. `before`: of changes that were made
+/// earlier.
 pub fn opening(before: Before) -> Result<Change, LoError> {
     Ok(needed(before, read()?, read_number(&path("all", "rp_filter"))?))
 }

@@ -14,8 +14,8 @@ pub struct ModuleError {
     pub reason: String,
 }
 
-/// Loads a module with the modprobe program, which knows where modules are, and what else they need. Succeeds if it is
-/// loaded already, or part of the kernel.
+/// Loads a module with the modprobe program, which knows where modules are, and what else they
+/// need. Succeeds if it is loaded already, or part of the kernel.
 pub fn load(module: &str) -> Result<(), ModuleError> {
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("modprobe")

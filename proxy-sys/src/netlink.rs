@@ -1,8 +1,8 @@
 //! Netlink framing: messages, attributes, and a socket for the netfilter subsystems.
 //!
-//! A thin layer of our own under nf_tables: a full load is 100,000 elements, which is written straight into
-//! one buffer, and the expressions that the layout needs are not in the published packet crates.
-//! Source of all numbers: linux/netlink.h, linux/netfilter/nfnetlink.h.
+//! A thin layer of our own under nf_tables: a full load is 100,000 elements, which is written
+//! straight into one buffer, and the expressions that the layout needs are not in the published
+//! packet crates. Source of all numbers: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 mod batch;
 
@@ -33,7 +33,8 @@ pub struct Writer {
 pub struct Nest(usize);
 
 impl Writer {
-    /// Begins a netfilter message: type `subsystem << 8 | command`, netfilter family and resource id.
+    /// Begins a netfilter message: type `subsystem << 8 | command`, netfilter family and resource
+    /// id.
     pub fn begin(&mut self, message_type: u16, flags: u16, sequence: u32, family: u8, resource: u16) {
         let [high, low] = resource.to_be_bytes();
         self.begin_with(message_type, flags, sequence, [family, 0, high, low]);
@@ -94,7 +95,8 @@ impl Writer {
         self.attr(kind, &value.to_be_bytes());
     }
 
-    /// Writes a 32-bit attribute in the byte order of this machine, as generic netlink and rtnetlink want them.
+    /// Writes a 32-bit attribute in the byte order of this machine, as generic netlink and
+    /// rtnetlink want them.
     pub fn host_u32(&mut self, kind: u16, value: u32) {
         self.attr(kind, &value.to_ne_bytes());
     }
@@ -152,7 +154,8 @@ impl<'a> Attr<'a> {
         Some(u64::from_be_bytes(self.value.try_into().ok()?))
     }
 
-    /// The value as a number in the byte order of this machine, as generic netlink and rtnetlink write them.
+    /// The value as a number in the byte order of this machine, as generic netlink and rtnetlink
+    /// write them.
     pub fn host_u32(&self) -> Option<u32> {
         Some(u32::from_ne_bytes(self.value.try_into().ok()?))
     }
@@ -214,7 +217,8 @@ impl<'a> Message<'a> {
         }
         let (code, rest) = self.body.split_first_chunk::<4>()?;
         let code = -i32::from_ne_bytes(*code);
-        // With NETLINK_CAP_ACK the echoed request is its header only; extended acknowledgements follow.
+        // With NETLINK_CAP_ACK the echoed request is its header only; extended acknowledgements
+        // follow.
         let detail = rest.get(HEADER..).and_then(|tlvs| find(tlvs, 1)).map(|attr| attr.text().to_owned());
         Some((code, detail.filter(|text| !text.is_empty())))
     }
@@ -328,8 +332,8 @@ impl NetfilterSocket {
             .map_err(|source| NetlinkError::Socket { operation, source })
     }
 
-    /// Receives one datagram and gives its messages to `each`. With `wait` false, returns false when nothing
-    /// is there.
+    /// Receives one datagram and gives its messages to `each`. With `wait` false, returns false
+    /// when nothing is there.
     pub fn receive(&mut self, wait: bool, mut each: impl FnMut(Message<'_>)) -> Result<bool, NetlinkError> {
         let operation = "receive from the kernel";
         let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
@@ -367,9 +371,11 @@ impl NetfilterSocket {
         Ok(sequence)
     }
 
-    /// Asks for a dump and gives each message of the answer to `each`. `fill` adds attributes to the request.
+    /// Asks for a dump and gives each message of the answer to `each`. `fill` adds attributes to
+    /// the request.
     ///
-    /// An interrupted dump (the kernel's tables changed meanwhile) is an error with EINTR: ask again.
+    /// An interrupted dump (the kernel's tables changed meanwhile) is an error with EINTR: ask
+    /// again.
     pub fn dump(
         &mut self,
         operation: &'static str,
@@ -384,7 +390,8 @@ impl NetfilterSocket {
         })
     }
 
-    /// The same until `each` wants no more, after which the socket is good for nothing else: the rest of the answer is in its way.
+    /// The same until `each` wants no more, after which the socket is good for nothing else: the
+    /// rest of the answer is in its way.
     pub fn dump_while(
         &mut self,
         operation: &'static str,
@@ -430,7 +437,8 @@ impl NetfilterSocket {
         self.ask(operation, message_type, head, fill, |_| {})
     }
 
-    /// Sends one request, gives the messages of the answer to `each`, and waits for the acknowledgement.
+    /// Sends one request, gives the messages of the answer to `each`, and waits for the
+    /// acknowledgement.
     pub fn ask(
         &mut self,
         operation: &'static str,
@@ -463,8 +471,9 @@ impl NetfilterSocket {
 }
 
 fn set_option(socket: &Socket, level: i32, option: i32, value: i32) {
-    // SAFETY: the descriptor is open for the life of `socket`, and value and length describe one int.
-    // A refusal (no CAP_NET_ADMIN) leaves the default buffer, which is good enough for small transactions.
+    // SAFETY: the descriptor is open for the life of `socket`, and value and length describe one
+    // int. A refusal (no CAP_NET_ADMIN) leaves the default buffer, which is good enough for small
+    // transactions.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

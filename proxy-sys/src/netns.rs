@@ -15,7 +15,8 @@ pub struct Namespace {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Looks into all network namespaces but the own. Those that cannot be entered, or that just end, are passed over.
+/// Looks into all network namespaces but the own. Those that cannot be entered, or that just end,
+/// are passed over.
 pub fn others() -> Result<Vec<Namespace>, BpfError> {
     let own = netns_cookie()?;
     let found = in_each(all(), look).map_err(|source| BpfError::System {

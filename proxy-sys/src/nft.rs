@@ -1,4 +1,5 @@
-//! nf_tables over netlink: transactions, reading our table back, and notice of changes made by others.
+//! nf_tables over netlink: transactions, reading our table back, and notice of changes made by
+//! others.
 
 mod counters;
 mod encode;
@@ -183,8 +184,8 @@ impl Nft {
         }
     }
 
-    /// Checks that the kernel offers what the layout needs: a transaction writes all kinds of sets, chains and
-    /// rules to a scratch table and removes it again. The error names what was refused.
+    /// Checks that the kernel offers what the layout needs: a transaction writes all kinds of sets,
+    /// chains and rules to a scratch table and removes it again. The error names what was refused.
     pub fn probe(&mut self) -> Result<(), NetlinkError> {
         self.commit_to(Table::inet("sluice-probe"), &sluice_core::nft::probe()).map(|_| ())
     }

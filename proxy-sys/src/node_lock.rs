@@ -1,10 +1,11 @@
-//! One daemon at a time in a network namespace, whatever its mode: all that the backends write belongs to the namespace, so
-//! two would undo each other's work.
+//! One daemon at a time in a network namespace, whatever its mode: all that the backends write
+//! belongs to the namespace, so two would undo each other's work.
 //!
-//! The lock is an abstract unix socket (unix(7)): its name belongs to the network namespace, as what it guards does; it needs
-//! no file and no right; and the kernel lets go of it with the process, however that ends. The name tells who holds it, by
-//! `SO_PEERCRED`, in the asker's numbers of processes. Anybody in the namespace may take a name, so only a process of root,
-//! or of the asker's own user, counts as a holder.
+//! The lock is an abstract unix socket (unix(7)): its name belongs to the network namespace, as
+//! what it guards does; it needs no file and no right; and the kernel lets go of it with the
+//! process, however that ends. The name tells who holds it, by `SO_PEERCRED`, in the asker's
+//! numbers of processes. Anybody in the namespace may take a name, so only a process of root, or of
+//! the asker's own user, counts as a holder.
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
@@ -29,7 +30,8 @@ pub struct NodeLock {
 /// A daemon that is at work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its process id as this process sees it. `None`: it is in another PID namespace, or may not be asked.
+    /// Its process id as this process sees it. `None`: it is in another PID namespace, or may not
+    /// be asked.
     pub pid: Option<u32>,
 }
 
@@ -81,16 +83,16 @@ impl NodeLock {
         }
     }
 
-    /// Who asks for the holder comes by here, and has its answer already: all that is left to do is to accept and to close, or
-    /// the queue of connections would fill up. Nonblocking.
+    /// Who asks for the holder comes by here, and has its answer already: all that is left to do is
+    /// to accept and to close, or the queue of connections would fill up. Nonblocking.
     pub fn visitors(&self) -> io::Result<UnixListener> {
         self.listener.set_nonblocking(true)?;
         self.listener.try_clone()
     }
 }
 
-/// Which daemon is at work in this network namespace, if there is one. Nothing is taken, so that nobody is kept from
-/// starting.
+/// Which daemon is at work in this network namespace, if there is one. Nothing is taken, so that
+/// nobody is kept from starting.
 pub fn holder() -> io::Result<Option<Holder>> {
     Ok(match ask(NAME)? {
         Asked::Daemon(holder) => Some(holder),
@@ -98,7 +100,8 @@ pub fn holder() -> io::Result<Option<Holder>> {
     })
 }
 
-/// Asks who listens by this name. It is asked without waiting, because a queue that is full would hold us up for ever.
+/// Asks who listens by this name. It is asked without waiting, because a queue that is full would
+/// hold us up for ever.
 fn ask(name: &str) -> io::Result<Asked> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let asker: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

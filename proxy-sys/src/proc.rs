@@ -36,8 +36,8 @@ pub fn monotonic_nanos() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// Lets this process open as many files as it ever may: the soft `RLIMIT_NOFILE` becomes the hard one. The usual 1024 is
-/// for programs that use select(2). Returns the limit.
+/// Lets this process open as many files as it ever may: the soft `RLIMIT_NOFILE` becomes the hard
+/// one. The usual 1024 is for programs that use select(2). Returns the limit.
 pub fn raise_open_files() -> std::io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a whole rlimit that the call fills.

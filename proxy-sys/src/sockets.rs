@@ -35,12 +35,14 @@ pub struct Destroyed {
     pub left: BTreeSet<Connected>,
     /// The kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY).
     pub is_unsupported: bool,
-    /// Why sockets may have been missed: a network namespace could not be entered or looked through.
+    /// Why sockets may have been missed: a network namespace could not be entered or looked
+    /// through.
     pub unread: Option<String>,
 }
 
-/// Ends those of these UDP sockets that are still connected there, in whatever network namespace they are. Their processes
-/// see ECONNABORTED. Namespaces in which that fails do not keep it from being done in others.
+/// Ends those of these UDP sockets that are still connected there, in whatever network namespace
+/// they are. Their processes see ECONNABORTED. Namespaces in which that fails do not keep it from
+/// being done in others.
 pub fn destroy_udp(sockets: &BTreeSet<Connected>) -> Result<Destroyed, NetlinkError> {
     let wanted = sockets.clone();
     let work = move || destroy_here(&wanted);

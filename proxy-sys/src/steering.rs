@@ -1,7 +1,9 @@
-//! Rules of routing that lead packets for others' addresses to this host's input hook, by protocol and port.
+//! Rules of routing that lead packets for others' addresses to this host's input hook, by protocol
+//! and port.
 //!
-//! A rule sends what it matches to a table of our own, whose only route says that everything is local. This way a virtual
-//! server takes the packets for one port of an address that the host does not have, and all others go on to whoever has it.
+//! A rule sends what it matches to a table of our own, whose only route says that everything is
+//! local. This way a virtual server takes the packets for one port of an address that the host does
+//! not have, and all others go on to whoever has it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +18,8 @@ use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
 use sluice_core::net::{Family, Protocol};
 use sluice_link::{BatchError, Change, LOOPBACK, Netlink, NetlinkError, Request, request};
 
-/// The table, whose number no other program is known to use, and whom it and the rules belong to (as for other routes of ours).
+/// The table, whose number no other program is known to use, and whom it and the rules belong to
+/// (as for other routes of ours).
 const TABLE: u32 = 0x5392;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
 /// Behind the table of local addresses (0), before all that administrators usually have.
@@ -77,8 +80,8 @@ impl Steering {
         })
     }
 
-    /// Makes everything local in the table. `sources` are the host's addresses, of either family, that its own processes have
-    /// towards what is led here; a family without one stays out.
+    /// Makes everything local in the table. `sources` are the host's addresses, of either family,
+    /// that its own processes have towards what is led here; a family without one stays out.
     pub fn deliver(&mut self, sources: [Option<IpAddr>; 2]) -> Result<(), NetlinkError> {
         for source in sources.into_iter().flatten() {
             let mut route = route(Family::of(&source));
@@ -90,8 +93,9 @@ impl Steering {
         Ok(())
     }
 
-    /// Makes the changes, in their order, each with what it is done for. A rule that is there already, or gone already, is no
-    /// error. The error has all those that were refused; the others are done.
+    /// Makes the changes, in their order, each with what it is done for. A rule that is there
+    /// already, or gone already, is no error. The error has all those that were refused; the others
+    /// are done.
     pub fn apply<T: fmt::Display + fmt::Debug>(
         &mut self,
         changes: impl IntoIterator<Item = (T, RuleChange)>,

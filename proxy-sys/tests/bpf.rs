@@ -1,4 +1,5 @@
-//! eBPF maps, programs and links against the real kernel. Each test has namespaces, a bpf filesystem and a cgroup of its own.
+//! eBPF maps, programs and links against the real kernel. Each test has namespaces, a bpf
+//! filesystem and a cgroup of its own.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "bpf/lab.rs"]

@@ -1,5 +1,5 @@
-//! The pod network's guards against real packets, in namespaces that are made here and removed again: who may come out of the
-//! tunnel, and what pods may say of themselves.
+//! The pod network's guards against real packets, in namespaces that are made here and removed
+//! again: who may come out of the tunnel, and what pods may say of themselves.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 use std::fs::File;
@@ -123,8 +123,9 @@ fn arrives(from: &UdpSocket, data: &[u8], to: &str, at: &UdpSocket) -> bool {
     at.recv(&mut [0; 64]).is_ok()
 }
 
-/// Whether one of several datagrams gets there: after a link was down, the kernel may let a second pass before it tells the
-/// bridge of the carrier (`linkwatch`), and another before it asks again for a hardware address.
+/// Whether one of several datagrams gets there: after a link was down, the kernel may let a second
+/// pass before it tells the bridge of the carrier (`linkwatch`), and another before it asks again
+/// for a hardware address.
 fn gets_through(from: &UdpSocket, data: &[u8], to: &str, at: &UdpSocket) -> bool {
     (0..10).any(|_| arrives(from, data, to, at))
 }
@@ -202,7 +203,8 @@ fn nothing_comes_out_of_the_tunnel_but_pods_of_the_node_that_sent_it() {
     inside(node, move || Nft::open().unwrap().commit_to(Table::inet(TABLE), &difference).map(drop)).unwrap();
     assert!(arrives(&stranger, &vxlan(1, [10, 244, 4, 1]), to, &inner));
     assert_eq!(world.drops(Dropped::TunnelSource), 4);
-    // What this node forwards for other nodes is theirs; without checks of sources a node may send anything, and nobody else.
+    // What this node forwards for other nodes is theirs; without checks of sources a node may send
+    // anything, and nobody else.
     let any = TunnelGuard { checks_inner: false, ..now.tunnel.clone().unwrap() };
     write(node, PodRules { tunnel: Some(any), ..now.clone() });
     assert!(arrives(&peer, &of_another, to, &inner) && !arrives(&pod, &own, to, &inner));
@@ -311,7 +313,8 @@ fn pods_on_a_bridge_cannot_be_others() {
         MACS[0]
     )));
     assert!(gets_through(&own, b"x", "10.244.1.1:9999", &node_socket));
-    // Where programs have turned answers back, sources of no pod pass, with the right hardware address.
+    // Where programs have turned answers back, sources of no pod pass, with the right hardware
+    // address.
     let checked = |nets: &[&str]| PodPorts {
         checked: Some(nets.iter().map(|net| net.parse().unwrap()).collect()),
         ..ports()

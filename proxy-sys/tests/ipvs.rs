@@ -1,4 +1,5 @@
-//! The ports of the IPVS backend against the real kernel, each test in a network namespace of its own.
+//! The ports of the IPVS backend against the real kernel, each test in a network namespace of its
+//! own.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,11 +32,12 @@ fn in_netns(test: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// One test after another: the kernel's lists of servers count those of all network namespaces, so that what one adds and
-/// deletes makes it tell another a server twice, or not at all.
+/// One test after another: the kernel's lists of servers count those of all network namespaces, so
+/// that what one adds and deletes makes it tell another a server twice, or not at all.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Runs a test with the IPVS of a fresh network namespace. Where the kernel has none: a skip that says so.
+/// Runs a test with the IPVS of a fresh network namespace. Where the kernel has none: a skip that
+/// says so.
 fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     in_netns(|| match Ipvs::open() {
@@ -45,7 +47,8 @@ fn with_ipvs(test: impl FnOnce(Ipvs) + Send + 'static) {
     });
 }
 
-/// Runs a test with a dummy link in a fresh network namespace. Where the kernel has none: a skip that says so.
+/// Runs a test with a dummy link in a fresh network namespace. Where the kernel has none: a skip
+/// that says so.
 fn with_link(test: impl FnOnce(Link) + Send + 'static) {
     in_netns(|| match Link::open("sluice-test0") {
         Ok(link) => test(link),
@@ -448,7 +451,8 @@ fn ten_thousand_addresses() {
 const FRONTEND: &str = "10.96.0.1";
 const ENDPOINTS: [&str; 2] = ["10.244.0.1", "10.244.0.2"];
 
-/// Two endpoints that answer with their number and close, and a network of clients, all of them on the loopback.
+/// Two endpoints that answer with their number and close, and a network of clients, all of them on
+/// the loopback.
 fn endpoints() {
     for address in [FRONTEND, ENDPOINTS[0], ENDPOINTS[1], "192.0.2.1/24"] {
         let arguments = ["address", "add", address, "dev", "lo"];

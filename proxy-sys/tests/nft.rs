@@ -321,7 +321,8 @@ fn what_is_done_to_clients_that_are_remembered_is_nobodys_repair() {
     });
 }
 
-/// A node port of each protocol on loopback, which the ruleset refuses; the local stack would answer for none of them.
+/// A node port of each protocol on loopback, which the ruleset refuses; the local stack would
+/// answer for none of them.
 #[test]
 fn node_ports_on_loopback_are_refused_and_counted() {
     in_netns(|| {

@@ -1,4 +1,5 @@
-//! The skeleton, read back by the nft program through the `nftables` crate: an independent pair of eyes.
+//! The skeleton, read back by the nft program through the `nftables` crate: an independent pair of
+//! eyes.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,15 +10,16 @@ use nftables::types::{NfChainType, NfFamily, NfHook};
 use sluice_core::nft::{Balancer, Ledger, NftConfig, NodeView, sets};
 use sluice_sys::nft::Nft;
 
-/// What nft lists. Maps are read from the JSON itself: nft 1.0.6 writes their data types as one text
-/// (`mark . ipv4_addr`, `verdict`), which the crate (0.6.3) does not know.
+/// What nft lists. Maps are read from the JSON itself: nft 1.0.6 writes their data types as one
+/// text (`mark . ipv4_addr`, `verdict`), which the crate (0.6.3) does not know.
 struct Listed {
     objects: Vec<NfListObject<'static>>,
     /// Name and data type.
     maps: BTreeMap<String, String>,
 }
 
-/// Loads the skeleton in a fresh network namespace and lists it; `None`, with the reason, where that cannot be.
+/// Loads the skeleton in a fresh network namespace and lists it; `None`, with the reason, where
+/// that cannot be.
 fn listed(balancer: Balancer) -> Option<Listed> {
     let text = sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {
         let node = NodeView {

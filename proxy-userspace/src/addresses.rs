@@ -33,7 +33,8 @@ pub struct Network {
     pub networks: Vec<IpNet>,
     /// All interfaces but the loopback, by index.
     pub devices: Vec<Device>,
-    /// There is a link that holds addresses of Services, which are left out: they are local, and not the node's own.
+    /// There is a link that holds addresses of Services, which are left out: they are local, and
+    /// not the node's own.
     pub holds_services: bool,
 }
 
@@ -91,7 +92,8 @@ async fn follow_once(network: &watch::Sender<Option<Network>>, settings: bool) -
     }
 }
 
-/// Links that hold the addresses of services for IPVS, ours and kube-proxy's: these are not the node's own.
+/// Links that hold the addresses of services for IPVS, ours and kube-proxy's: these are not the
+/// node's own.
 const HIDDEN: [&str; 2] = [ipvs::LINK, cleanup::KUBE_PROXY_LINK];
 
 /// Whether a message tells of an address of such a link.
@@ -136,7 +138,8 @@ async fn list(handle: &rtnetlink::Handle) -> Result<(Network, BTreeSet<u32>), rt
     addresses.sort_unstable();
     addresses.dedup();
     for device in devices.values_mut() {
-        // Without an address of its own the kernel makes no difference (`no_addr` of `__fib_validate_source`).
+        // Without an address of its own the kernel makes no difference (`no_addr` of
+        // `__fib_validate_source`).
         if device.reverse_path == ReversePath::Loose && !with_ipv4.contains(&device.index) {
             device.reverse_path = ReversePath::Strict;
         }
@@ -177,8 +180,8 @@ impl AllInterfaces {
         }
     }
 
-    /// The greater setting counts. Where the kernel takes packets from its own addresses, or looks the way back up by a
-    /// packet's mark, programs cannot tell what it would do.
+    /// The greater setting counts. Where the kernel takes packets from its own addresses, or looks
+    /// the way back up by a packet's mark, programs cannot tell what it would do.
     fn reverse_path(self, own: &InetDevConf) -> ReversePath {
         if self.accept_local | self.src_valid_mark | own.accept_local | own.src_vmark != 0 {
             return ReversePath::Any;
@@ -235,12 +238,12 @@ fn device(message: &LinkMessage, all: AllInterfaces) -> Option<Device> {
             _ => {}
         }
     }
-    // Others than cables, such as macvlan and vlan, are linked to the interface below them, to which no packet can be
-    // handed as if it came out of a cable.
+    // Others than cables, such as macvlan and vlan, are linked to the interface below them, to
+    // which no packet can be handed as if it came out of a cable.
     device.peer_is_elsewhere = is_cable && is_linked_elsewhere;
     device.bridge = controller.filter(|_| port == Some(&InfoPortKind::Bridge));
-    // What comes in by a port of anything but a VRF enters the stack by the controller, whose setting counts: by routes, nothing
-    // would be behind the port itself.
+    // What comes in by a port of anything but a VRF enters the stack by the controller, whose
+    // setting counts: by routes, nothing would be behind the port itself.
     if controller.is_some() && port != Some(&InfoPortKind::Vrf) {
         device.reverse_path = ReversePath::Any;
     }
@@ -252,8 +255,8 @@ fn is_cable_info(info: &LinkInfo) -> bool {
     matches!(info, LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit))
 }
 
-/// What packets of an interface begin with, by its ARPHRD number (linux/if_arp.h); `None` where IP is not at once behind
-/// one of these.
+/// What packets of an interface begin with, by its ARPHRD number (linux/if_arp.h); `None` where IP
+/// is not at once behind one of these.
 fn layer(kind: u16) -> Option<Layer> {
     match kind {
         1 => Some(Layer::Ethernet),

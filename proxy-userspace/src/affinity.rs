@@ -1,7 +1,8 @@
 //! How full the tables are in which clients are remembered (ClientIP affinity).
 //!
-//! One table is for all Services of a family. In mode ebpf the daemon counts its map with the others ([`crate::flows`]); here are the
-//! sets of nftables, in which the daemon makes room as well ([`room`]).
+//! One table is for all Services of a family. In mode ebpf the daemon counts its map with the
+//! others ([`crate::flows`]); here are the sets of nftables, in which the daemon makes room as well
+//! ([`room`]).
 
 pub mod room;
 
@@ -22,7 +23,8 @@ use crate::metrics::Metrics;
 const PERIOD: Duration = Duration::from_secs(30);
 /// Between two looks as long as the table is not there.
 const BEFORE: Duration = Duration::from_secs(1);
-/// Older kernels do not tell how many there are: to count them takes no more than a part in so many of the time.
+/// Older kernels do not tell how many there are: to count them takes no more than a part in so many
+/// of the time.
 const SHARE: u32 = 50;
 
 /// What happens to clients when a set is nearly full.

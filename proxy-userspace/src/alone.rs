@@ -14,8 +14,8 @@ const DOUBT: Duration = Duration::from_secs(1);
 /// Between two attempts.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Takes the lock of the network namespace; must be kept for as long as the daemon works. `None`: somebody has the name who is
-/// no daemon, which must not keep Services from being served.
+/// Takes the lock of the network namespace; must be kept for as long as the daemon works. `None`:
+/// somebody has the name who is no daemon, which must not keep Services from being served.
 pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
     let begun = Instant::now();
     let mut told = false;

@@ -119,8 +119,8 @@ impl Backend {
         }
     }
 
-    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single Services is told, and keeps
-    /// nothing else from being done.
+    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single
+    /// Services is told, and keeps nothing else from being done.
     pub fn full(
         &mut self,
         settings: &Settings,
@@ -184,12 +184,14 @@ impl Backend {
         matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
     }
 
-    /// Whether [`Backend::check`] looks at what is there for Services, and not only at what all of them rest on.
+    /// Whether [`Backend::check`] looks at what is there for Services, and not only at what all of
+    /// them rest on.
     pub fn checks_services(&self) -> bool {
         matches!(self, Backend::Ipvs(_))
     }
 
-    /// Whether the kernel does with packets what is written, as far as is known: programs may be detached, rules cannot.
+    /// Whether the kernel does with packets what is written, as far as is known: programs may be
+    /// detached, rules cannot.
     pub fn is_attached(&self) -> bool {
         match self {
             Backend::Nftables(_) | Backend::Ipvs(_) => true,
@@ -197,7 +199,8 @@ impl Backend {
         }
     }
 
-    /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of changes of destinations.
+    /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of
+    /// changes of destinations.
     pub fn audit_period(&self, settings: &Settings) -> Option<Duration> {
         matches!(self, Backend::Ipvs(_)).then_some(settings.sync_period)
     }

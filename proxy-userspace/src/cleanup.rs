@@ -91,8 +91,9 @@ impl Options {
     }
 }
 
-/// `sluice cleanup`: removes our table, our eBPF programs and maps and, when asked, kube-proxy's leftovers. A step that
-/// fails is told, and the others still run. Beside a daemon that is at work nothing is removed, unless forced.
+/// `sluice cleanup`: removes our table, our eBPF programs and maps and, when asked, kube-proxy's
+/// leftovers. A step that fails is told, and the others still run. Beside a daemon that is at work
+/// nothing is removed, unless forced.
 pub fn cleanup(options: &Options) -> Result<(), ExitError> {
     let _lock = match alone::take_or_holder() {
         Ok(Ok(lock)) => Some(lock),
@@ -193,8 +194,9 @@ fn tell_of_files() {
     }
 }
 
-/// Removes kube-proxy's leftovers when the daemon has taken over from it, except those of IPVS that connections may still
-/// need: with `adopts`, virtual servers are this daemon's from now on; without, they are drained.
+/// Removes kube-proxy's leftovers when the daemon has taken over from it, except those of IPVS that
+/// connections may still need: with `adopts`, virtual servers are this daemon's from now on;
+/// without, they are drained.
 pub fn take_over(adopts: bool) {
     let servers = if adopts { kube_proxy::Servers::Adopted } else { kube_proxy::Servers::Left };
     for Step { what, result } in kube_proxy::remove(servers) {

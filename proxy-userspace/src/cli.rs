@@ -41,10 +41,11 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show what of Sluice is in the kernel. No daemon is needed.
     ///
-    /// That is the table of Services, virtual servers, eBPF maps with counters and programs, and the pod network. The exit
-    /// code tells nothing (4) from something (0); see sluice --help.
+    /// That is the table of Services, virtual servers, eBPF maps with counters and programs, and
+    /// the pod network. The exit code tells nothing (4) from something (0); see sluice --help.
     Status {
-        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
+        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the
+        /// configuration.
         #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
         /// How to print it: text may change, of JSON fields only more may come.
@@ -53,18 +54,23 @@ pub enum Command {
     },
     /// Remove everything of Sluice from the kernel.
     ///
-    /// It removes nothing while a daemon is at work in this network namespace, and names its process.
+    /// It removes nothing while a daemon is at work in this network namespace, and names its
+    /// process.
     Cleanup {
-        /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS, ipsets.
+        /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS,
+        /// ipsets.
         #[arg(long)]
         kube_proxy: bool,
-        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the configuration.
+        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the
+        /// configuration.
         #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
-        /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the configuration.
+        /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the
+        /// configuration.
         #[arg(long, value_name = "DIR", default_value = sluice_cni::spec::RUN)]
         run_dir: PathBuf,
-        /// Go on although a daemon is at work. Connections break, and the daemon writes its part again.
+        /// Go on although a daemon is at work. Connections break, and the daemon writes its part
+        /// again.
         #[arg(long)]
         force: bool,
     },
@@ -100,7 +106,8 @@ pub enum OutputFormat {
     Json,
 }
 
-/// A directory by its whole path: by a part of it, something else would be found where the command runs.
+/// A directory by its whole path: by a part of it, something else would be found where the command
+/// runs.
 fn absolute() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| {
         if path.is_absolute() { Ok(path) } else { Err("give an absolute path, such as /sys/fs/bpf/sluice") }
@@ -160,7 +167,8 @@ pub const SUPPORTS: &str = "1.36 to 1.38";
 /// The newest of them, whose defaults of feature gates count.
 pub const KUBE_PROXY: &str = "1.38";
 
-/// Whether a command line is that of the daemon, before it is read: signals that end the daemon are not to be missed meanwhile.
+/// Whether a command line is that of the daemon, before it is read: signals that end the daemon are
+/// not to be missed meanwhile.
 pub fn is_run(arguments: &[OsString]) -> bool {
     is_kube_proxys(arguments) || arguments.get(1).is_some_and(|command| command == "run")
 }

@@ -81,7 +81,8 @@ fn document(text: &str) -> Result<Document, String> {
     Ok(Document { value, ..read })
 }
 
-/// Durations that are no pointers in kube-proxy, whose decoder wants a text there and takes null for an empty one.
+/// Durations that are no pointers in kube-proxy, whose decoder wants a text there and takes null
+/// for an empty one.
 const NEVER_NULL: [&str; 10] = [
     "configSyncPeriod",
     "iptables.syncPeriod",
@@ -95,7 +96,8 @@ const NEVER_NULL: [&str; 10] = [
     "ipvs.udpTimeout",
 ];
 
-/// Takes null as Go's JSON decoder does: a field counts as left out, a value of a map or a list is the zero value.
+/// Takes null as Go's JSON decoder does: a field counts as left out, a value of a map or a list is
+/// the zero value.
 fn nulls(value: &mut Value, path: &str) {
     match value {
         Value::Object(fields) => {

@@ -1,13 +1,14 @@
 //! Stale UDP flows (reference 4): a flow whose endpoint is gone must not stay pinned to it.
 //!
-//! And attempts at TCP and SCTP connections that passed before there were rules or endpoints. Connection tracking remembers
-//! them, untranslated, for two minutes: whoever sends again, or gets the same source port for another attempt, would not be
-//! translated either. kube-proxy leaves them.
+//! And attempts at TCP and SCTP connections that passed before there were rules or endpoints.
+//! Connection tracking remembers them, untranslated, for two minutes: whoever sends again, or gets
+//! the same source port for another attempt, would not be translated either. kube-proxy leaves
+//! them.
 //!
-//! Level-triggered: requests carry the desired state of a frontend, not what happened to it, so several
-//! requests for one frontend merge into the last, and a failed pass is repeated. It runs beside the
-//! programming of rules, never before or inside it. Unlike kube-proxy it also ends flows of Services that
-//! went empty or away, and its node port test looks at the destination address.
+//! Level-triggered: requests carry the desired state of a frontend, not what happened to it, so
+//! several requests for one frontend merge into the last, and a failed pass is repeated. It runs
+//! beside the programming of rules, never before or inside it. Unlike kube-proxy it also ends flows
+//! of Services that went empty or away, and its node port test looks at the destination address.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -38,8 +39,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// All node ports on an address that the node has lost, or that they do not answer on any more. Of use in mode ebpf only,
-    /// whose flows would stay: to such an address nothing comes that conntrack would translate.
+    /// All node ports on an address that the node has lost, or that they do not answer on any more.
+    /// Of use in mode ebpf only, whose flows would stay: to such an address nothing comes that
+    /// conntrack would translate.
     pub fn node_ports_of(address: IpAddr) -> Self {
         Request { capture: Capture::Address(address, Protocol::Udp, 0), state: State::Gone }
     }
@@ -56,8 +58,8 @@ pub enum State {
     Opened,
 }
 
-/// The frontends that changes touch, added to `requests`: those that are gone first, because another Service may have taken
-/// one over.
+/// The frontends that changes touch, added to `requests`: those that are gone first, because
+/// another Service may have taken one over.
 pub fn requests(changes: &[PlanChange], requests: &mut Vec<Request>) {
     for change in changes {
         let new: FxHashSet<Capture> =
@@ -105,8 +107,9 @@ struct Own<'a> {
 }
 
 impl Own<'_> {
-    /// Whether a flow to an address is one of the node port of that number. On addresses without node ports it is some
-    /// process's own, unless it was translated: then the address had node ports when it began.
+    /// Whether a flow to an address is one of the node port of that number. On addresses without
+    /// node ports it is some process's own, unless it was translated: then the address had node
+    /// ports when it began.
     fn node_port_of(&self, ip: &IpAddr, translated: bool) -> bool {
         (translated && self.facts.interfaces.contains(ip)) || has_node_ports(self.settings, self.facts, ip)
     }

@@ -53,8 +53,8 @@ fn preflight() -> Result<(), ExitError> {
     })
 }
 
-/// Opens the backend that is asked for, after a check that it can do everything that it will have to. Decides what is left
-/// to be decided.
+/// Opens the backend that is asked for, after a check that it can do everything that it will have
+/// to. Decides what is left to be decided.
 fn open_backend(settings: &mut Settings) -> Result<Backend, ExitError> {
     if capability::has_net_admin() == Some(false) {
         return Err(ExitError::Capability);
@@ -73,15 +73,15 @@ fn open_backend(settings: &mut Settings) -> Result<Backend, ExitError> {
     Backend::open(settings, &NodeFacts::default()).map_err(ExitError::Backend)
 }
 
-/// Whether the machine, or this program, lacks something that it will lack at the next start too. Anything else, like
-/// another daemon that is still at work or memory that is short, passes; with another backend meanwhile, connections would
-/// go from one to the other and back.
+/// Whether the machine, or this program, lacks something that it will lack at the next start too.
+/// Anything else, like another daemon that is still at work or memory that is short, passes; with
+/// another backend meanwhile, connections would go from one to the other and back.
 fn is_lack(error: &BackendError) -> bool {
     matches!(error, BackendError::Missing(_) | BackendError::NotBuilt)
 }
 
-/// To open it is to load the programs. What is missing is looked for when that fails, and in mode auto before the first
-/// time, because there is no way back once the programs have been chosen.
+/// To open it is to load the programs. What is missing is looked for when that fails, and in mode
+/// auto before the first time, because there is no way back once the programs have been chosen.
 fn open_ebpf(settings: &mut Settings) -> Result<Backend, BackendError> {
     if settings.backend == BackendKind::Auto && !Directory::new(&settings.ebpf.bpffs).exists() {
         nothing_missing(settings)?;
@@ -433,8 +433,8 @@ async fn config_change(settings: &Settings) -> ExitError {
     std::future::pending().await
 }
 
-/// Once our rules are in force, those of kube-proxy and of the other backend may go; connections keep the translation that
-/// they have.
+/// Once our rules are in force, those of kube-proxy and of the other backend may go; connections
+/// keep the translation that they have.
 async fn after_first_pass(
     started: oneshot::Receiver<Option<u32>>,
     notices: mpsc::Sender<Notice>,
@@ -465,8 +465,8 @@ async fn from_ipvs(settings: &Settings) {
     }
 }
 
-/// Settings of the process and the node's connection tracking (reference 3.6). Failures are told, not fatal:
-/// in a container /proc/sys may be read-only, and the proxy works without them.
+/// Settings of the process and the node's connection tracking (reference 3.6). Failures are told,
+/// not fatal: in a container /proc/sys may be read-only, and the proxy works without them.
 fn prepare_process(settings: &Settings) {
     const OOM: &str = "/proc/self/oom_score_adj";
     let mut left = Left::default();
@@ -487,8 +487,9 @@ fn prepare_process(settings: &Settings) {
     }
 }
 
-/// How many files may be open: as many as ever may. Each connection of a client is one, and one that is carried from loopback
-/// to an endpoint two; the rest of the daemon must not go short of them.
+/// How many files may be open: as many as ever may. Each connection of a client is one, and one
+/// that is carried from loopback to an endpoint two; the rest of the daemon must not go short of
+/// them.
 fn open_files() -> u64 {
     proc::raise_open_files().unwrap_or_else(|error| {
         warn!(%error, "cannot raise the limit of open files");

@@ -1,5 +1,5 @@
-//! Events for the Kubernetes API (reference 5.5). They are a courtesy to whoever looks: posted from a task of
-//! its own, dropped when there are too many, and never waited for but at the end.
+//! Events for the Kubernetes API (reference 5.5). They are a courtesy to whoever looks: posted from
+//! a task of its own, dropped when there are too many, and never waited for but at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,7 +104,8 @@ impl Event {
         Event { regarding: Regarding::Node, warning: true, reason, action: "ConfigurePodNetwork", note }
     }
 
-    /// Others change what is ours. Always the same words, so that it is posted once however often they do.
+    /// Others change what is ours. Always the same words, so that it is posted once however often
+    /// they do.
     pub fn changed_by_others(what: &str) -> Event {
         let note = format!(
             "another program changes {what}. What is ours is put back, see sluice_foreign_changes_total and \

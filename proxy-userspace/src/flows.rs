@@ -1,13 +1,16 @@
 //! The flows of the eBPF backend: what conntrack and its cleanup are for other backends.
 //!
-//! Flows that were silent for too long leave the table every half minute. The table would evict by itself when it is full,
-//! but then a flow that lives might go. UDP flows to endpoints that do not serve any more, or by frontends that are gone or
-//! another Service's, end at once, as in [`crate::conntrack`]: with every request two passes are made, because a packet that
-//! passed the old maps may enter its flow just after the first. Which endpoints serve what is read from the maps: once to
-//! find what must end, and again after that, because meanwhile frontends and flows by them may have come.
+//! Flows that were silent for too long leave the table every half minute. The table would evict by
+//! itself when it is full, but then a flow that lives might go. UDP flows to endpoints that do not
+//! serve any more, or by frontends that are gone or another Service's, end at once, as in
+//! [`crate::conntrack`]: with every request two passes are made, because a packet that passed the
+//! old maps may enter its flow just after the first. Which endpoints serve what is read from the
+//! maps: once to find what must end, and again after that, because meanwhile frontends and flows by
+//! them may have come.
 //!
-//! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the kernel does the removing,
-//! and only of a flow that nobody has used since (`proxy-ebpf/src/claim.rs`).
+//! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the
+//! kernel does the removing, and only of a flow that nobody has used since
+//! (`proxy-ebpf/src/claim.rs`).
 
 mod expiry;
 mod stale;
@@ -36,9 +39,11 @@ use stale::{Serving, Suspects};
 
 /// Between two looks for flows that are over.
 const PERIOD: Duration = Duration::from_secs(30);
-/// The flow table. Programs give keys of it to other flows at any time, so that flows in it are ended by a program, too.
+/// The flow table. Programs give keys of it to other flows at any time, so that flows in it are
+/// ended by a program, too.
 const FLOWS: &str = "FLOWS";
-/// Both tables, while the flow table gets another size. To the old one nobody adds anything, so that it can be deleted from.
+/// Both tables, while the flow table gets another size. To the old one nobody adds anything, so
+/// that it can be deleted from.
 const TABLES: [&str; 2] = [FLOWS, "OLD_FLOWS"];
 /// Clients that are remembered.
 const AFFINITY: &str = "AFFINITY";
@@ -175,9 +180,10 @@ impl Keeper {
         Ok(Serving::new(members, frontends, addresses, &config))
     }
 
-    /// Ends sockets that are connected to endpoints that do not serve: nothing else could send their datagrams elsewhere.
-    /// The last pass also forgets sockets that are not connected, or were closed: else they would be looked for in all
-    /// namespaces with every change. An earlier one does not, because endpoints that just ended may still answer.
+    /// Ends sockets that are connected to endpoints that do not serve: nothing else could send
+    /// their datagrams elsewhere. The last pass also forgets sockets that are not connected, or
+    /// were closed: else they would be looked for in all namespaces with every change. An earlier
+    /// one does not, because endpoints that just ended may still answer.
     fn end_sockets(&mut self, suspects: &Suspects, is_last: bool) -> Result<(), FlowError> {
         let sockets = &suspects.sockets;
         if sockets.is_empty() {
@@ -250,7 +256,8 @@ impl Keeper {
     }
 }
 
-/// What follows when a map is full. Maps that only the driver fills grow before that; the old flow table only becomes emptier.
+/// What follows when a map is full. Maps that only the driver fills grow before that; the old flow
+/// table only becomes emptier.
 fn when_full(map: &str) -> Option<&'static str> {
     Some(match map {
         "FLOWS" => "flows that were silent longest are forgotten (sluice.ebpf.flows)",
@@ -365,7 +372,8 @@ fn end_if(
     Ok(false)
 }
 
-/// Ends a flow of the old table, to which nobody adds anything. Returns how many entries it had there.
+/// Ends a flow of the old table, to which nobody adds anything. Returns how many entries it had
+/// there.
 fn delete_old(table: &Map, key: &FlowKey, flow: &Flow) -> Result<usize, BpfError> {
     let other_key = key.other(flow);
     let other = own(key, table.get_value(&other_key)?);

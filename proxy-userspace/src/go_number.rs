@@ -1,7 +1,8 @@
 //! Numbers as Go's strconv reads them.
 
-/// `strconv.ParseInt(text, 0, ..)`: decimal, or by the prefixes `0x`, `0o`, `0b` and `0`. `underscores` allows
-/// single ones between digits, as in Go source. The value has less than 65 bits.
+/// `strconv.ParseInt(text, 0, ..)`: decimal, or by the prefixes `0x`, `0o`, `0b` and `0`.
+/// `underscores` allows single ones between digits, as in Go source. The value has less than 65
+/// bits.
 pub(crate) fn parse_int(text: &str, underscores: bool) -> Option<i128> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -29,7 +30,8 @@ fn without_underscores(digits: &str, has_prefix: bool) -> Option<String> {
     (!misplaced).then(|| digits.replace('_', ""))
 }
 
-/// `strconv.ParseFloat(text, 32)`: decimal or hexadecimal (`0x1p3`), infinities and NaN; nothing out of range.
+/// `strconv.ParseFloat(text, 32)`: decimal or hexadecimal (`0x1p3`), infinities and NaN; nothing
+/// out of range.
 pub(crate) fn parse_f32(text: &str) -> Option<f32> {
     let lower = text.to_ascii_lowercase();
     let (sign, digits) = match lower.strip_prefix('-') {

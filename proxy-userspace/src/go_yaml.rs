@@ -1,5 +1,6 @@
-//! YAML as the Go programs of Kubernetes read it: `YAMLToJSON` of sigs.k8s.io/yaml 1.6, which stands on
-//! go.yaml.in/yaml/v2. The syntax is granit-parser's; what a plain scalar stands for is YAML 1.1 as Go resolves it.
+//! YAML as the Go programs of Kubernetes read it: `YAMLToJSON` of sigs.k8s.io/yaml 1.6, which
+//! stands on go.yaml.in/yaml/v2. The syntax is granit-parser's; what a plain scalar stands for is
+//! YAML 1.1 as Go resolves it.
 
 mod lines;
 mod scalar;

@@ -1,5 +1,5 @@
-//! From one backend of sluice to the other: new connections go by the new one at once, and what the old one still
-//! holds for connections of before goes when the last of those has ended.
+//! From one backend of sluice to the other: new connections go by the new one at once, and what the
+//! old one still holds for connections of before goes when the last of those has ended.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,16 +18,18 @@ use crate::{cleanup, flows};
 
 /// Between two looks at the flows of the eBPF backend.
 const FLOWS_PERIOD: Duration = Duration::from_secs(30);
-/// How long UDP sockets that the eBPF programs have connected may go on: who asks for something (DNS) has an answer by then.
+/// How long UDP sockets that the eBPF programs have connected may go on: who asks for something
+/// (DNS) has an answer by then.
 const UDP_GRACE: Duration = Duration::from_secs(15);
 /// Between two looks at conntrack.
 const CONNTRACK_PERIOD: Duration = Duration::from_secs(3600);
 
-/// After the nftables backend has taken over: the eBPF programs capture nothing new, translate what they did before, and
-/// go when that has ended.
+/// After the nftables backend has taken over: the eBPF programs capture nothing new, translate what
+/// they did before, and go when that has ended.
 pub async fn from_ebpf(bpffs: &Path) {
     let directory = Directory::new(bpffs);
-    // Nobody may be at work on the maps, least of all somebody whose Services would vanish from them.
+    // Nobody may be at work on the maps, least of all somebody whose Services would vanish from
+    // them.
     let Some(_lock) = lock(&directory).await else { return };
     let begun = tokio::task::block_in_place(|| drain(&directory));
     let maps = match begun {
@@ -63,7 +65,8 @@ pub async fn from_ebpf(bpffs: &Path) {
     }
 }
 
-/// Waits until no other process is at work on the directory. `None`: nothing is in it, or it cannot be locked.
+/// Waits until no other process is at work on the directory. `None`: nothing is in it, or it cannot
+/// be locked.
 async fn lock(directory: &Directory) -> Option<Lock> {
     let mut told = false;
     while directory.exists() {
@@ -99,8 +102,9 @@ fn ender(directory: &Directory) -> Result<Ender, BackendError> {
     Ok(Ender::open(ebpf::object()?, directory)?)
 }
 
-/// Connected UDP sockets stay with their endpoint whatever becomes of it, because nobody looks any more whether it still
-/// serves. So they end, once; their processes connect anew, by the other backend.
+/// Connected UDP sockets stay with their endpoint whatever becomes of it, because nobody looks any
+/// more whether it still serves. So they end, once; their processes connect anew, by the other
+/// backend.
 fn end_sockets(maps: &Maps) {
     match flows::end_all_sockets(maps) {
         Ok(0) => {}
@@ -116,8 +120,9 @@ fn remove(directory: &Directory) {
     }
 }
 
-/// After another backend has taken over from mode ipvs, ours and, with `and_kube_proxy`, kube-proxy's: virtual servers get
-/// no new connections, because these are translated before, and go with their last one.
+/// After another backend has taken over from mode ipvs, ours and, with `and_kube_proxy`,
+/// kube-proxy's: virtual servers get no new connections, because these are translated before, and
+/// go with their last one.
 pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
     let links = [ipvs::LINK, cleanup::KUBE_PROXY_LINK];
     let links = if and_kube_proxy { &links[..] } else { &links[..1] };
@@ -137,8 +142,9 @@ pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
     }
 }
 
-/// After the eBPF backend has taken over, before others' rules are removed: connections that nf_tables or iptables rules
-/// translate go on without those rules. Returns whether there is anything to do for them later.
+/// After the eBPF backend has taken over, before others' rules are removed: connections that
+/// nf_tables or iptables rules translate go on without those rules. Returns whether there is
+/// anything to do for them later.
 pub async fn keep_translations() -> bool {
     let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;

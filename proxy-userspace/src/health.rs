@@ -47,8 +47,8 @@ impl Progress {
     }
 }
 
-/// Shared health state. Both families are programmed by the same transactions, so they share their times. What is counted is
-/// counted by a clock that nobody sets.
+/// Shared health state. Both families are programmed by the same transactions, so they share their
+/// times. What is counted is counted by a clock that nobody sets.
 #[derive(Clone)]
 pub struct Health {
     state: Arc<Mutex<State>>,
@@ -71,8 +71,8 @@ struct State {
 pub enum Question {
     /// /healthz: whether traffic may be sent to this node.
     Serves,
-    /// /livez: whether the process is to be left alone. It is when changes wait because there is much to do, or because the
-    /// kernel refuses them: the next process would have to do the same.
+    /// /livez: whether the process is to be left alone. It is when changes wait because there is
+    /// much to do, or because the kernel refuses them: the next process would have to do the same.
     Lives,
 }
 

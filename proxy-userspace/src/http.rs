@@ -1,7 +1,9 @@
-//! The HTTP servers. Anybody who reaches the node may connect, so what one client holds is bounded: a [`Gate`] says how many
-//! connections there are, each ends some time after its last request, and heads of requests are small.
+//! The HTTP servers. Anybody who reaches the node may connect, so what one client holds is bounded:
+//! a [`Gate`] says how many connections there are, each ends some time after its last request, and
+//! heads of requests are small.
 //!
-//! A crowd does not keep a probe out: to accept never stops, and when all connections are taken, one of the crowd's goes.
+//! A crowd does not keep a probe out: to accept never stops, and when all connections are taken,
+//! one of the crowd's goes.
 
 mod gate;
 
@@ -27,16 +29,19 @@ use tracing::debug;
 pub use gate::Gate;
 use gate::Place;
 
-/// How long after it was accepted, or after the head of its last request, a connection ends: whether it is idle, sends slowly, or
-/// reads slowly. No multiple of the usual periods of those who ask again and again, or both would often meet.
+/// How long after it was accepted, or after the head of its last request, a connection ends:
+/// whether it is idle, sends slowly, or reads slowly. No multiple of the usual periods of those who
+/// ask again and again, or both would often meet.
 const PATIENCE: Duration = Duration::from_secs(9);
 /// Bytes of the head of a request. Tokens and cookies have their place in it.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Fields of the head of a request.
 const HEAD_FIELDS: usize = 64;
-/// Connections that wait to be accepted; the kernel's limit for it (net.core.somaxconn) is the same by default.
+/// Connections that wait to be accepted; the kernel's limit for it (net.core.somaxconn) is the same
+/// by default.
 const BACKLOG: u32 = 4096;
-/// Between two tries to accept, when that fails: nearly always because there are too many open files.
+/// Between two tries to accept, when that fails: nearly always because there are too many open
+/// files.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Whose connections the IPv6 wildcard takes.
@@ -84,7 +89,8 @@ pub async fn serve(listener: TcpListener, gate: Gate, router: Router) {
     }
 }
 
-/// A connection and its place, which is free when the connection is closed: fields are dropped in their order.
+/// A connection and its place, which is free when the connection is closed: fields are dropped in
+/// their order.
 struct Guest {
     stream: TcpStream,
     place: Place,

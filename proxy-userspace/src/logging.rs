@@ -81,15 +81,16 @@ fn json_line(message: &str) -> String {
 
 fn shows(logging: &Logging, metadata: &Metadata<'_>) -> bool {
     let is_ours = metadata.target().starts_with("sluice");
-    // The client tells each failed request as an error; the watch tells of them too, but does not flood the log.
+    // The client tells each failed request as an error; the watch tells of them too, but does not
+    // flood the log.
     if metadata.target().starts_with("kube_client") && verbosity(logging, metadata.file()) < 4 {
         return false;
     }
     *metadata.level() <= most(verbosity(logging, metadata.file()), is_ours)
 }
 
-/// The most detailed level of a verbosity as kube-proxy counts: up to 1 what is worth to know, from 2 what we do
-/// and why, from 4 each object and what the libraries do.
+/// The most detailed level of a verbosity as kube-proxy counts: up to 1 what is worth to know, from
+/// 2 what we do and why, from 4 each object and what the libraries do.
 fn most(verbosity: u32, is_ours: bool) -> LevelFilter {
     match verbosity {
         0..=1 => LevelFilter::INFO,
@@ -99,7 +100,8 @@ fn most(verbosity: u32, is_ours: bool) -> LevelFilter {
     }
 }
 
-/// The verbosity of a source file: of the first pattern that matches its name, else that of the whole.
+/// The verbosity of a source file: of the first pattern that matches its name, else that of the
+/// whole.
 fn verbosity(logging: &Logging, file: Option<&str>) -> u32 {
     let name = file.and_then(|file| Path::new(file).file_stem()?.to_str());
     let matching = |name| logging.vmodule.iter().find(|part| glob(part.file_pattern.as_bytes(), name));

@@ -1,5 +1,6 @@
-//! TCP node ports on 127.0.0.1 and ::1: a listener for each, which opens a connection to an endpoint for each that it
-//! takes. Which listeners, and which endpoint, is decided in [`sluice_core::loopback`].
+//! TCP node ports on 127.0.0.1 and ::1: a listener for each, which opens a connection to an
+//! endpoint for each that it takes. Which listeners, and which endpoint, is decided in
+//! [`sluice_core::loopback`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,7 +26,8 @@ pub type Listeners = BTreeMap<SocketAddr, Arc<Backends>>;
 
 /// How long an endpoint may take to answer; there is no second try.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Between two tries to accept, when that fails: nearly always because there are too many open files.
+/// Between two tries to accept, when that fails: nearly always because there are too many open
+/// files.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that are on their way in one direction of a connection, at most.
 const CHUNK: usize = 16 * 1024;
@@ -38,8 +40,9 @@ struct Open {
     tasks: JoinSet<()>,
 }
 
-/// Keeps listeners in step with what is wanted until nobody publishes any more. What cannot be opened, because some
-/// process listens there, is tried again with each publication and after `retry`.
+/// Keeps listeners in step with what is wanted until nobody publishes any more. What cannot be
+/// opened, because some process listens there, is tried again with each publication and after
+/// `retry`.
 pub async fn run(
     (mut wanted, facts): (watch::Receiver<Listeners>, watch::Receiver<NodeFacts>),
     retry: Duration,
@@ -62,7 +65,8 @@ pub async fn run(
     }
 }
 
-/// Closes what is not wanted any more, with its connections: its port may be another process's next.
+/// Closes what is not wanted any more, with its connections: its port may be another process's
+/// next.
 async fn close(open: &mut BTreeMap<SocketAddr, Open>, wanted: &Listeners) {
     let gone: Vec<SocketAddr> = open.keys().filter(|at| !wanted.contains_key(at)).copied().collect();
     for at in gone {
@@ -73,8 +77,8 @@ async fn close(open: &mut BTreeMap<SocketAddr, Open>, wanted: &Listeners) {
     }
 }
 
-/// Opens what is missing, and tells the others where their connections go from now on. Returns what could not be opened,
-/// which is logged when it was not among those that `failed` before.
+/// Opens what is missing, and tells the others where their connections go from now on. Returns what
+/// could not be opened, which is logged when it was not among those that `failed` before.
 fn renew(
     open: &mut BTreeMap<SocketAddr, Open>,
     wanted: Listeners,
@@ -144,13 +148,14 @@ async fn accept(listener: TcpListener, picker: Arc<Mutex<Picker>>, facts: watch:
     }
 }
 
-/// Whether an address is this node's. Where the sysctl route_localnet is set, as kube-proxy's mode iptables leaves it,
-/// neighbours of the node reach its loopback addresses.
+/// Whether an address is this node's. Where the sysctl route_localnet is set, as kube-proxy's mode
+/// iptables leaves it, neighbours of the node reach its loopback addresses.
 fn is_own(ip: &IpAddr, facts: &watch::Receiver<NodeFacts>) -> bool {
     ip.is_loopback() || facts.borrow().interfaces.contains(ip)
 }
 
-/// Carries a connection until both sides have ended it. Without an endpoint that answers, the client's is closed.
+/// Carries a connection until both sides have ended it. Without an endpoint that answers, the
+/// client's is closed.
 async fn relay(client: TcpStream, endpoint: SocketAddr) {
     let connected = match tokio::time::timeout(CONNECT, TcpStream::connect(endpoint)).await {
         Ok(connected) => connected,
@@ -175,8 +180,8 @@ async fn relay(client: TcpStream, endpoint: SocketAddr) {
     }
 }
 
-/// Ends a connection whose other side has gone without a word, as those of kube-proxy do: Go's net asks after 15 s of silence,
-/// then every 15 s, nine times.
+/// Ends a connection whose other side has gone without a word, as those of kube-proxy do: Go's net
+/// asks after 15 s of silence, then every 15 s, nine times.
 fn keep_alive(leg: &TcpStream) {
     let _ = setsockopt(leg, sockopt::TcpKeepIdle, &15);
     let _ = setsockopt(leg, sockopt::TcpKeepInterval, &15);
@@ -186,7 +191,8 @@ fn keep_alive(leg: &TcpStream) {
     }
 }
 
-/// Passes on what comes until its end, and then the end: dropping the half that is written shuts it down.
+/// Passes on what comes until its end, and then the end: dropping the half that is written shuts it
+/// down.
 async fn pump(from: OwnedReadHalf, to: OwnedWriteHalf) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {

@@ -26,7 +26,8 @@ fn main() -> ExitCode {
 }
 
 fn result(arguments: Vec<OsString>) -> Result<ExitCode, ExitError> {
-    // Before anything else is done: a signal that comes meanwhile ends the daemon as any other does.
+    // Before anything else is done: a signal that comes meanwhile ends the daemon as any other
+    // does.
     let process = if cli::is_run(&arguments) { Some(Process::begin()?) } else { None };
     let is_json = process.is_some() && cli::asks_for_json(&arguments);
     let invocation = match cli::parse(arguments) {

@@ -1,4 +1,5 @@
-//! Metrics: kube-proxy's names (reference 5.6), and our own with the prefix `sluice_`. docs/metrics.md lists them.
+//! Metrics: kube-proxy's names (reference 5.6), and our own with the prefix `sluice_`.
+//! docs/metrics.md lists them.
 
 mod process;
 mod text;
@@ -53,8 +54,8 @@ fn histograms<const N: usize>(make: fn() -> Histogram) -> Histograms<N> {
     Histograms::new_with_constructor(make)
 }
 
-/// Makes the struct of all metrics and the function that registers them: `field: Type = value, "name", "help";`.
-/// The name of a counter goes without its `_total`.
+/// Makes the struct of all metrics and the function that registers them: `field: Type = value,
+/// "name", "help";`. The name of a counter goes without its `_total`.
 macro_rules! metrics {
     ($($field:ident: $type:ty = $value:expr, $name:literal, $help:literal;)*) => {
         /// All metrics; clones share the values.
@@ -210,7 +211,8 @@ impl Metrics {
         let _ = self.maps.set(maps);
     }
 
-    /// From now on, what the ruleset refuses on loopback is on the page, and that nobody listens there yet.
+    /// From now on, what the ruleset refuses on loopback is on the page, and that nobody listens
+    /// there yet.
     pub fn count_loopback_refusals(&self) {
         self.counts_refusals.store(true, Ordering::Relaxed);
         Metrics::for_families(|family| {

@@ -6,9 +6,11 @@ use sluice_sys::nft::{Monitor, Nft, Notice, Table};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-/// Reports what others than the netlink port `own` do to a table, from a thread of its own, until nobody listens.
+/// Reports what others than the netlink port `own` do to a table, from a thread of its own, until
+/// nobody listens.
 ///
-/// To be started late: the kernel writes a notification for each element of a first load that somebody listens to.
+/// To be started late: the kernel writes a notification for each element of a first load that
+/// somebody listens to.
 pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
     let thread = std::thread::Builder::new().name("nft-monitor".into());
     let spawned = thread.spawn(move || {
@@ -16,8 +18,8 @@ pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
         while !notices.is_closed() {
             match Monitor::open(table, own) {
                 Ok(mut monitor) => {
-                    // The table may have gone before the monitor was there; after a failure anything may have
-                    // happened.
+                    // The table may have gone before the monitor was there; after a failure
+                    // anything may have happened.
                     let there =
                         || Nft::open().and_then(|mut nft| nft.has_table(Table::inet(table))).unwrap_or(false);
                     if !first || !there() {

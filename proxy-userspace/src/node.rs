@@ -29,8 +29,8 @@ pub struct Device {
     pub mtu: u32,
     /// Part of a bond or team, whose packets come again by that.
     pub is_port: bool,
-    /// A cable (veth, netkit) whose other end is in another network namespace, and belongs to one host alone: a cable on which
-    /// this node has an address of a network may lead to a switch.
+    /// A cable (veth, netkit) whose other end is in another network namespace, and belongs to one
+    /// host alone: a cable on which this node has an address of a network may lead to a switch.
     pub peer_is_elsewhere: bool,
     /// One end of a pair of veth devices, wherever the other one is.
     pub is_veth: bool,
@@ -71,7 +71,8 @@ pub struct NodeFacts {
     pub service_networks: Vec<IpNet>,
     /// Addresses of others, in mode ipvs.
     pub others: Others,
-    /// Where API servers listen, or the proxy before them. A ClusterIP that leads there is none of these.
+    /// Where API servers listen, or the proxy before them. A ClusterIP that leads there is none of
+    /// these.
     pub api_servers: BTreeSet<(IpAddr, u16)>,
 }
 
@@ -168,8 +169,9 @@ pub fn primary_addresses(settings: &Settings, facts: &NodeFacts) -> [Option<IpAd
     })
 }
 
-/// Addresses that others than this node and Services have: other nodes, pods, and API servers. Networks of pods that ClusterIPs are allocated from, too, do not
-/// count: somebody has configured them wrongly, and ClusterIPs go first.
+/// Addresses that others than this node and Services have: other nodes, pods, and API servers.
+/// Networks of pods that ClusterIPs are allocated from, too, do not count: somebody has configured
+/// them wrongly, and ClusterIPs go first.
 pub fn others(
     node_name: &str,
     nodes: &[Node],
@@ -187,8 +189,8 @@ pub fn others(
     Others { listed: true, addresses, networks }
 }
 
-/// Addresses of this node that a Service may have too. Those of a link (IPv6) come and go with every pod, and no Service
-/// has them.
+/// Addresses of this node that a Service may have too. Those of a link (IPv6) come and go with
+/// every pod, and no Service has them.
 fn own_addresses(facts: &NodeFacts) -> Vec<IpAddr> {
     let is_usable = |ip: &&IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_loopback(),
@@ -210,14 +212,15 @@ pub fn loopback(settings: &Settings, family: Family) -> Loopback {
     }
 }
 
-/// In which families we listen on loopback for node ports. The programs of mode ebpf need no listener.
+/// In which families we listen on loopback for node ports. The programs of mode ebpf need no
+/// listener.
 pub fn listens_on_loopback(settings: &Settings) -> [bool; 2] {
     let by_programs = settings.backend == BackendKind::Ebpf;
     Family::BOTH.map(|family| !by_programs && loopback(settings, family) == Loopback::Served)
 }
 
-/// What is listed in families that do not match all: interface addresses, loopback ones too, and the primary addresses,
-/// which need not be an interface's.
+/// What is listed in families that do not match all: interface addresses, loopback ones too, and
+/// the primary addresses, which need not be an interface's.
 fn listed_addresses(settings: &Settings, facts: &NodeFacts) -> Vec<IpAddr> {
     let selection = &settings.node_port_addresses;
     let chosen = facts.interfaces.iter().copied().filter(|ip| selection.lists(ip));
@@ -319,8 +322,8 @@ fn timeouts(settings: &Settings) -> ebpf::Timeouts {
     }
 }
 
-/// Where health-check node ports listen: everywhere in families that match all, else on what is listed, as far as an
-/// interface has it. Loopback counts here, because it is an ordinary listener.
+/// Where health-check node ports listen: everywhere in families that match all, else on what is
+/// listed, as far as an interface has it. Loopback counts here, because it is an ordinary listener.
 pub fn health_check_addresses(settings: &Settings, facts: &NodeFacts, family: Family) -> Vec<IpAddr> {
     if matches_all(settings, family) {
         return vec![match family {

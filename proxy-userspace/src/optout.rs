@@ -1,7 +1,9 @@
-//! Pods that leave the socket path: from their addresses to the network namespaces that the socket programs know.
+//! Pods that leave the socket path: from their addresses to the network namespaces that the socket
+//! programs know.
 //!
-//! Level-triggered, beside the programming of Services: the wanted addresses come in, the set of namespaces goes out, whole
-//! each time. What cannot be found out keeps what is in force. Sockets that are connected stay as they are.
+//! Level-triggered, beside the programming of Services: the wanted addresses come in, the set of
+//! namespaces goes out, whole each time. What cannot be found out keeps what is in force. Sockets
+//! that are connected stay as they are.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -63,9 +65,10 @@ fn pause(unsettled: Option<Duration>) -> Duration {
     }
 }
 
-/// Tells `write` whose sockets are to be left alone, until nobody says any more which addresses are `wanted` (`None`: not
-/// known yet). `scan` looks into the network namespaces of the machine. `write` gets all cookies each time, makes the kernel
-/// hold just these, and returns how many entries that took.
+/// Tells `write` whose sockets are to be left alone, until nobody says any more which addresses are
+/// `wanted` (`None`: not known yet). `scan` looks into the network namespaces of the machine.
+/// `write` gets all cookies each time, makes the kernel hold just these, and returns how many
+/// entries that took.
 pub async fn run<S, E, W, F>(mut wanted: watch::Receiver<Option<Vec<IpAddr>>>, scan: S, mut write: W)
 where
     S: Fn() -> Result<Vec<Namespace>, E> + Clone + Send + 'static,

@@ -1,4 +1,5 @@
-//! What commands print. Whoever reads it may have gone, and the disk behind it may be full: that ends no work.
+//! What commands print. Whoever reads it may have gone, and the disk behind it may be full: that
+//! ends no work.
 
 use std::fmt::Display;
 use std::io::{self, Write};

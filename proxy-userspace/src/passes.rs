@@ -1,9 +1,10 @@
-//! When to look through all flows of the node, and for what: a pass costs time for each flow there is, and may be asked for by
-//! each change of a Service.
+//! When to look through all flows of the node, and for what: a pass costs time for each flow there
+//! is, and may be asked for by each change of a Service.
 //!
-//! A request has two passes: one soon, and one [`SECOND_PASS`] after it came, because a packet that passed the old rules may
-//! set up its flow just after the first. Passes begin at least [`INTERVAL`] apart, and take a quarter of the time at most. So
-//! what is kept is what came within the last seconds, however many changes there are.
+//! A request has two passes: one soon, and one [`SECOND_PASS`] after it came, because a packet that
+//! passed the old rules may set up its flow just after the first. Passes begin at least
+//! [`INTERVAL`] apart, and take a quarter of the time at most. So what is kept is what came within
+//! the last seconds, however many changes there are.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,7 +1,7 @@
 //! The pod network: what the nodes say, in the kernel, and repaired when somebody takes it away.
 //!
-//! A task of its own beside the reconcile loop, level-triggered: any notice leads to a pass that looks at the kernel, takes
-//! the steps that are missing, and does nothing when none is.
+//! A task of its own beside the reconcile loop, level-triggered: any notice leads to a pass that
+//! looks at the kernel, takes the steps that are missing, and does nothing when none is.
 
 mod abandoned;
 mod host_ports;
@@ -56,7 +56,8 @@ const AUDIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
-/// An address whose pod has no link for so long is nobody's: its plugin was killed, or its runtime forgot it.
+/// An address whose pod has no link for so long is nobody's: its plugin was killed, or its runtime
+/// forgot it.
 const ABANDONED: Duration = Duration::from_secs(120);
 
 /// Why a pass failed.
@@ -240,7 +241,8 @@ impl PodNetworkTask {
         }
     }
 
-    /// How long to rest when nothing is noticed: until the table has to be written anew for what was, or until the next audit.
+    /// How long to rest when nothing is noticed: until the table has to be written anew for what
+    /// was, or until the next audit.
     fn until_repair(&self) -> Duration {
         let due = self.rules.due().map(|due| due.saturating_duration_since(Instant::now()));
         due.map_or(AUDIT, |due| due.clamp(FIRST_RETRY, AUDIT))
@@ -278,11 +280,12 @@ impl PodNetworkTask {
         let Some((own, wanted)) = self.decide(nodes, network) else {
             return tokio::task::block_in_place(|| self.rules.restore(network));
         };
-        // What is wrong with one thing keeps no other from being done; the first error is told in the end.
+        // What is wrong with one thing keeps no other from being done; the first error is told in
+        // the end.
         let prepared = node::prepare(&families(&own), self.settings.mode).map_err(PassError::from);
         let (mtu, small) = mtu::of_pods(handle, &self.settings, &own, &wanted, network).await?;
-        // Before the device and the routes: what is for nobody else never comes in, and what another node sends passes as soon
-        // as this one can answer.
+        // Before the device and the routes: what is for nobody else never comes in, and what
+        // another node sends passes as soon as this one can answer.
         let from_loopback = self.can_open_loopback();
         let written = tokio::task::block_in_place(|| {
             let is_due = self.audited.elapsed() >= AUDIT;
@@ -327,7 +330,8 @@ impl PodNetworkTask {
         decided
     }
 
-    /// Takes the steps that are missing in the kernel. Returns an error that concerns the way to one other node only.
+    /// Takes the steps that are missing in the kernel. Returns an error that concerns the way to
+    /// one other node only.
     async fn settle(
         &mut self,
         handle: &Handle,
@@ -410,7 +414,8 @@ impl PodNetworkTask {
         Ok(())
     }
 
-    /// Takes addresses back whose pods are gone: the host's end of a pod's cable goes with the pod's network namespace.
+    /// Takes addresses back whose pods are gone: the host's end of a pod's cable goes with the
+    /// pod's network namespace.
     fn audit(&mut self) -> Result<(), PassError> {
         if self.audited.elapsed() < AUDIT {
             return Ok(());
@@ -427,7 +432,8 @@ impl PodNetworkTask {
         Ok(())
     }
 
-    /// Where it cannot be opened, ports of the node do not answer to 127.0.0.1, and everything else goes on.
+    /// Where it cannot be opened, ports of the node do not answer to 127.0.0.1, and everything else
+    /// goes on.
     fn can_open_loopback(&mut self) -> bool {
         let Err(error) = localnet::can_open() else { return true };
         if !std::mem::replace(&mut self.told_loopback, true) {

@@ -1,8 +1,9 @@
 //! The one loop: events → index → plan → backend. It alone retries, counts and logs failures.
 //!
-//! Phases: waiting for the initial lists (nothing is written, nothing withdrawn); then a full pass that adopts
-//! what the kernel holds; then incremental steps. Any failure leads to a full pass, and so does notice that
-//! somebody else changed our table. A full pass on a slow timer finds silent drift.
+//! Phases: waiting for the initial lists (nothing is written, nothing withdrawn); then a full pass
+//! that adopts what the kernel holds; then incremental steps. Any failure leads to a full pass, and
+//! so does notice that somebody else changed our table. A full pass on a slow timer finds silent
+//! drift.
 
 mod no_local;
 mod own_node;
@@ -44,8 +45,8 @@ use crate::watch::kubernetes::Peers;
 use own_node::{OwnNode, Told};
 use quarantine::{News, Quarantine};
 
-/// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on them; but
-/// Services must not wait for them for ever.
+/// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on
+/// them; but Services must not wait for them for ever.
 const SECONDARY_LISTS: Duration = Duration::from_secs(10);
 /// Chains that nobody needs are deleted this long after the last change.
 const GARBAGE_DELAY: Duration = Duration::from_secs(2);
@@ -235,7 +236,8 @@ impl Reconciler {
         }
     }
 
-    /// When something is due that no event announces. Only what `step` would then do may count, or the loop spins.
+    /// When something is due that no event announces. Only what `step` would then do may count, or
+    /// the loop spins.
     fn wake_at(&self) -> Instant {
         let due = match self.phase {
             Phase::AwaitingLists => {
@@ -448,7 +450,8 @@ impl Reconciler {
         self.facts.api_servers = all;
     }
 
-    /// Other nodes may have other addresses. Until they have been listed, any address may be one of them.
+    /// Other nodes may have other addresses. Until they have been listed, any address may be one of
+    /// them.
     fn others_changed(&mut self) {
         let Some(nodes) = self.index.nodes() else { return };
         let (networks, api_servers) = (self.index.service_networks(), &self.facts.api_servers);
@@ -632,7 +635,8 @@ impl Reconciler {
             return;
         }
         self.check_at = Instant::now() + CHECK_PERIOD;
-        // What the kernel refuses is not there, which nobody else did; it is tried again soon enough.
+        // What the kernel refuses is not there, which nobody else did; it is tried again soon
+        // enough.
         if self.quarantine.len() > 0 && self.backend.checks_services() {
             return;
         }

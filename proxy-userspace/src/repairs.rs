@@ -1,9 +1,10 @@
 //! When our table is looked through after others changed it, and how often that is told.
 //!
-//! A look reads the whole table, so somebody who changes it a hundred times a second must not cause as many. What may have
-//! touched what is ours is put right at once, then every [`INTERVAL`], and takes half of the time: so it is back within a
-//! second wherever a look takes a third of a second or less, and within three times that, or twice and a second, where it
-//! takes longer. What others only added is cleaned at once too, then after longer and longer times.
+//! A look reads the whole table, so somebody who changes it a hundred times a second must not cause
+//! as many. What may have touched what is ours is put right at once, then every [`INTERVAL`], and
+//! takes half of the time: so it is back within a second wherever a look takes a third of a second
+//! or less, and within three times that, or twice and a second, where it takes longer. What others
+//! only added is cleaned at once too, then after longer and longer times.
 
 use std::time::{Duration, Instant};
 
@@ -82,8 +83,8 @@ impl Repairs {
         self.due().is_some_and(|due| due <= now)
     }
 
-    /// The table has been looked through and put right, for whatever reason. What is noticed from now on may be from before;
-    /// then it causes a look more.
+    /// The table has been looked through and put right, for whatever reason. What is noticed from
+    /// now on may be from before; then it causes a look more.
     pub(crate) fn done(&mut self, begun: Instant, ended: Instant, operations: usize) {
         if self.harm.is_some() || self.clutter.is_some() {
             self.tally.looks += 1;

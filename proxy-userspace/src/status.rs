@@ -115,7 +115,8 @@ struct Unseen {
 pub enum Verdict {
     /// All that was found is as it should be, as far as the kernel tells.
     Fine,
-    /// A daemon is at work, and nothing of it is in the kernel; or something could not be looked at.
+    /// A daemon is at work, and nothing of it is in the kernel; or something could not be looked
+    /// at.
     Problem,
     /// A right is missing.
     Right,

@@ -30,8 +30,8 @@ impl Setting {
     }
 }
 
-/// The CPUs of the host that are online. The maximum is of the host, so neither the affinity of this process nor a CPU
-/// limit of its pod counts.
+/// The CPUs of the host that are online. The maximum is of the host, so neither the affinity of
+/// this process nor a CPU limit of its pod counts.
 pub(crate) fn cpus() -> i64 {
     let fallback = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     i64::try_from(proc::online_cpus().unwrap_or_else(fallback)).unwrap_or(1)
@@ -50,7 +50,8 @@ impl Left {
     /// Takes note of an attempt.
     pub(crate) fn note(&mut self, path: &str, value: i64, result: Result<bool, ProcError>) {
         let Err(error) = result else { return };
-        // Read-only for lack of privilege, as /proc/sys in a container; or not of this container's namespaces.
+        // Read-only for lack of privilege, as /proc/sys in a container; or not of this container's
+        // namespaces.
         let is_forbidden =
             matches!(error.source.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM));
         if is_forbidden {

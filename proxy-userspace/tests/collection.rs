@@ -1,6 +1,7 @@
-//! A collection of configurations and command lines, judged by two releases of kube-proxy: what each makes of an entry
-//! is in `collection/recorded.json`, and what is recorded is compared with the real programs where there are any
-//! (`SLUICE_KUBE_PROXY`, or `target/cluster-tools/bin/kube-proxy`, for 1.36; `SLUICE_KUBE_PROXY_1_37` for 1.37).
+//! A collection of configurations and command lines, judged by two releases of kube-proxy: what
+//! each makes of an entry is in `collection/recorded.json`, and what is recorded is compared with
+//! the real programs where there are any (`SLUICE_KUBE_PROXY`, or
+//! `target/cluster-tools/bin/kube-proxy`, for 1.36; `SLUICE_KUBE_PROXY_1_37` for 1.37).
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 #[path = "support/kube_proxy.rs"]
@@ -16,7 +17,8 @@ use serde_json::{Map, Value, json};
 
 const RELEASES: [&str; 2] = ["1.36", "1.37"];
 
-/// Where we are not like a release, as docs/differences.md says. A difference that is gone fails the test.
+/// Where we are not like a release, as docs/differences.md says. A difference that is gone fails
+/// the test.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("files/no-kind", "1.36 1.37", "a file may lack its kind"),
     ("files/gate-of-1.37", "1.36", "gates of every release are taken"),
@@ -253,8 +255,8 @@ fn changes(defaults: &Map<String, Value>, taken: &Map<String, Value>) -> Map<Str
     changed.map(|(path, value)| (path.clone(), value.clone())).chain(gone).collect()
 }
 
-/// Whether kube-proxy's words name a field or flag. Up to 1.37 some paths are names of Go types, so that only the last part of
-/// ours is sure to be there, or what the type calls it.
+/// Whether kube-proxy's words name a field or flag. Up to 1.37 some paths are names of Go types, so
+/// that only the last part of ours is sure to be there, or what the type calls it.
 fn names(words: &str, path: &str) -> bool {
     let last = path.rsplit('.').next().unwrap_or(path).split('[').next().unwrap_or(path);
     let of_the_type = if last == "bridgeInterface" { "interfaceName" } else { last };
@@ -285,8 +287,8 @@ fn what_is_recorded_is_what_kube_proxy_does() {
     assert!(unnamed.is_empty(), "{}", unnamed.join("\n"));
 }
 
-/// Records what both programs do. The fields that a refusal or warning is about stay as they stand in the record, and are
-/// written by hand for a new entry, whose words are shown.
+/// Records what both programs do. The fields that a refusal or warning is about stay as they stand
+/// in the record, and are written by hand for a new entry, whose words are shown.
 #[test]
 #[ignore = "writes recorded.json"]
 fn record_what_kube_proxy_does() {

@@ -1,5 +1,6 @@
-//! Configuration as kube-proxy reads it. What kube-proxy does is checked in here, and compared with the real program
-//! where there is one: `SLUICE_KUBE_PROXY`, or `target/cluster-tools/bin/kube-proxy`.
+//! Configuration as kube-proxy reads it. What kube-proxy does is checked in here, and compared with
+//! the real program where there is one: `SLUICE_KUBE_PROXY`, or
+//! `target/cluster-tools/bin/kube-proxy`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 #[path = "support/kube_proxy.rs"]

@@ -1,4 +1,5 @@
-//! The manifests of `deploy/`: they are what the API server would read, fit each other, and grant what the daemon asks for.
+//! The manifests of `deploy/`: they are what the API server would read, fit each other, and grant
+//! what the daemon asks for.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +55,8 @@ fn config_map() -> ConfigMap {
     object("configmap.yaml", "ConfigMap")
 }
 
-/// What a configuration comes to. Nothing is odd about it. The name tells the files of several tests apart.
+/// What a configuration comes to. Nothing is odd about it. The name tells the files of several
+/// tests apart.
 fn settings(name: &str, text: &str) -> Settings {
     let file = std::env::temp_dir().join(format!("sluice-deploy-{name}-{}.conf", std::process::id()));
     std::fs::write(&file, text).unwrap();
@@ -205,7 +207,8 @@ fn the_component_for_mode_ebpf_has_what_the_mode_needs_where_its_configuration_s
 
     let volumes: Vec<Volume> = serde_json::from_value(spec["volumes"].clone()).unwrap();
     let mounts = container.volume_mounts.unwrap();
-    // Where a path of the container is on the node, and whether later mounts of the node are seen there.
+    // Where a path of the container is on the node, and whether later mounts of the node are seen
+    // there.
     let on_the_node = |path: &Path| {
         let mount = mounts.iter().find(|mount| path.starts_with(&mount.mount_path)).unwrap();
         let volume = volumes.iter().find(|volume| volume.name == mount.name).unwrap();
@@ -274,7 +277,8 @@ fn the_component_for_the_pod_network_has_the_nodes_directories_at_their_own_plac
 /// API group, resource and verb.
 type Request = (String, String, String);
 
-/// A server that has no streamed lists: answers every list with nothing and every watch with silence, and remembers them.
+/// A server that has no streamed lists: answers every list with nothing and every watch with
+/// silence, and remembers them.
 async fn serve(State(seen): State<Arc<Mutex<BTreeSet<Request>>>>, uri: Uri) -> Response {
     let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
     let (group, resource) = match parts[..] {
@@ -321,7 +325,8 @@ async fn the_roles_grant_reading_of_exactly_what_the_daemon_reads() {
     reads_exactly(true, &base.union(&more).cloned().collect()).await;
 }
 
-/// Fails unless a daemon asks for all of this and nothing else: in mode ebpf, which asks for pods, or in another one.
+/// Fails unless a daemon asks for all of this and nothing else: in mode ebpf, which asks for pods,
+/// or in another one.
 async fn reads_exactly(pods: bool, granted: &BTreeSet<Request>) {
     let seen = Arc::<Mutex<BTreeSet<Request>>>::default();
     let router = Router::new().fallback(serve).with_state(seen.clone());

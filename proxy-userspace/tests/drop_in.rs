@@ -1,5 +1,5 @@
-//! `sluice` in the place of kube-proxy on a node: what it removes, what it serves, and when it ends. Each test has a
-//! network namespace of its own.
+//! `sluice` in the place of kube-proxy on a node: what it removes, what it serves, and when it
+//! ends. Each test has a network namespace of its own.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]
@@ -271,7 +271,8 @@ fn connect() -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&"10.96.0.9:80".parse().unwrap(), Duration::from_secs(2))
 }
 
-/// Installs what another proxy had, lets the daemon take over under load, and expects no connection to fail.
+/// Installs what another proxy had, lets the daemon take over under load, and expects no connection
+/// to fail.
 fn take_over_under_load(directory: &Path, install: impl FnOnce(), is_left: impl Fn() -> bool) {
     shell("ip link add br0 type bridge && ip addr add 10.0.0.1/24 dev br0 && ip link set br0 up", "");
     shell("ip route add 10.96.0.0/16 dev br0", "");

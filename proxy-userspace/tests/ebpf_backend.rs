@@ -1,4 +1,5 @@
-//! The eBPF backend's driver against the real kernel: in namespaces, a bpf filesystem and a cgroup of its own.
+//! The eBPF backend's driver against the real kernel: in namespaces, a bpf filesystem and a cgroup
+//! of its own.
 #![cfg(feature = "ebpf")]
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 

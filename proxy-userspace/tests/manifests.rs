@@ -383,7 +383,8 @@ async fn pods_and_namespaces_say_who_leaves_the_socket_path() {
 /// What kubectl's builder says of the same text: tests/kubectl-reader.
 const KUBECTL: &str = include_str!("inputs/kubectl.json");
 
-/// Where Sluice serves what kubectl refuses or loses, with what is then served; `docs/configuration.md` says why.
+/// Where Sluice serves what kubectl refuses or loses, with what is then served;
+/// `docs/configuration.md` says why.
 const SERVED_HERE: [(&str, &[&str]); 9] = [
     ("document on the marker line", &["one 80", "two 80"]),
     ("flow mapping on the marker line", &["one 80", "two"]),
@@ -427,7 +428,8 @@ async fn files_are_read_as_kubectl_reads_them() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The files of the faults that were found, with the Services that are in them and how much is reported.
+/// The files of the faults that were found, with the Services that are in them and how much is
+/// reported.
 #[tokio::test]
 async fn the_files_that_were_read_wrongly_are_read() {
     for (file, text, services, reports) in [

@@ -1,7 +1,9 @@
-//! Memory while a large file is read again and again. How large and how often: `SLUICE_SERVICES` and
-//! `SLUICE_REREADS`; 10,000 Services with ten endpoints each, read 1,000 times, take minutes with a release build:
+//! Memory while a large file is read again and again. How large and how often: `SLUICE_SERVICES`
+//! and `SLUICE_REREADS`; 10,000 Services with ten endpoints each, read 1,000 times, take minutes
+//! with a release build:
 //!
-//! `SLUICE_SERVICES=10000 SLUICE_REREADS=1000 cargo test --release -p sluice --test manifests_memory -- --nocapture`
+//! `SLUICE_SERVICES=10000 SLUICE_REREADS=1000 cargo test --release -p sluice --test
+//! manifests_memory -- --nocapture`
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 use std::fmt::Write as _;
@@ -19,8 +21,8 @@ fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Services with ten endpoints each. The first has a port by which a version of the file is known; with `all`, so
-/// has every one.
+/// Services with ten endpoints each. The first has a port by which a version of the file is known;
+/// with `all`, so has every one.
 fn manifests(services: usize, version: u16, all: bool) -> String {
     let mut text = String::new();
     for i in 0..services {
@@ -88,7 +90,8 @@ async fn memory_is_flat_over_re_reads_and_unchanged_documents_are_not_sent_again
         }
     }
     std::fs::remove_dir_all(directory).unwrap();
-    // Twenty have one after which all is new. What the allocator keeps counts, and what is just being read.
+    // Twenty have one after which all is new. What the allocator keeps counts, and what is just
+    // being read.
     let most = |readings: &[u64]| readings.iter().copied().max().unwrap();
     let few = 20.min(readings.len());
     let (first, last) = (most(&readings[..few]), most(&readings[readings.len() - few..]));

@@ -1,4 +1,5 @@
-//! Somebody else changes our table every ten milliseconds: what is ours is back within a second, and it costs little.
+//! Somebody else changes our table every ten milliseconds: what is ours is back within a second,
+//! and it costs little.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]
@@ -121,8 +122,8 @@ fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
         let (begun, mut seconds, mut changes) = (Instant::now(), 0.0, 0);
         while seconds < 6.0 {
             let id = ids[changes * 7 % ids.len()];
-            // Some are removed, others lead elsewhere.
-            // To no endpoint of the same Service: its slots may have any order, and what the kernel has is kept.
+            // Some are removed, others lead elsewhere. To no endpoint of the same Service: its
+            // slots may have any order, and what the kernel has is kept.
             let is_of_another = |other: &ElementId| other.key.as_slice()[..8] != id.key.as_slice()[..8];
             let another = |(other, value): &(&ElementId, &Value)| {
                 other.set == id.set
@@ -191,7 +192,8 @@ fn what_others_add_is_cleaned_less_and_less_often_and_ours_does_not_wait_for_it(
             after.repairs - before.repairs,
             (after.processor - before.processor) / begun.elapsed().as_secs_f64() * 100.0
         );
-        // At 0, 1 or 2, 3 or 6 s and so on; or later, if what made the daemon listen was cleaned several times before.
+        // At 0, 1 or 2, 3 or 6 s and so on; or later, if what made the daemon listen was cleaned
+        // several times before.
         assert!((1.0..=5.0).contains(&(after.repairs - before.repairs)));
         // The last look may be half a minute away.
         let end = Instant::now() + Duration::from_secs(90);

@@ -1,5 +1,5 @@
-//! One daemon on a node: what a second one, a cleanup, a signal and a reader that has gone do to it. Each test has a network
-//! namespace of its own.
+//! One daemon on a node: what a second one, a cleanup, a signal and a reader that has gone do to
+//! it. Each test has a network namespace of its own.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]
@@ -42,8 +42,8 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs a test with a mount namespace too, with a bpf filesystem, a cgroup, and directories for runtimes that are its own.
-/// Without a cgroup2 filesystem: a skip that says so.
+/// Runs a test with a mount namespace too, with a bpf filesystem, a cgroup, and directories for
+/// runtimes that are its own. Without a cgroup2 filesystem: a skip that says so.
 #[cfg(feature = "ebpf")]
 fn with_ebpf(name: &'static str, test: impl FnOnce(&Path, &Path) + Send + 'static) {
     let Some(cgroups) = cgroup::root() else {
@@ -282,7 +282,8 @@ fn a_daemon_whose_log_cannot_be_written_goes_on() {
     });
 }
 
-/// Waits until a process is the daemon's own: before that the kernel and the loader have it, and no program could answer.
+/// Waits until a process is the daemon's own: before that the kernel and the loader have it, and no
+/// program could answer.
 fn wait_for_main(daemon: &Daemon) {
     let end = std::time::Instant::now() + Duration::from_secs(10);
     let catches_term = || {
@@ -344,7 +345,8 @@ fn a_service(directory: &Path) -> std::net::TcpListener {
     std::net::TcpListener::bind("10.0.0.1:8080").unwrap()
 }
 
-/// Whether a process of the cgroup reaches the Service. There is no route to it but through the programs.
+/// Whether a process of the cgroup reaches the Service. There is no route to it but through the
+/// programs.
 #[cfg(feature = "ebpf")]
 fn is_served(cgroup: &Path) -> bool {
     let line = "echo $$ > \"$0/cgroup.procs\" && exec 3<>/dev/tcp/10.96.0.1/80";
@@ -384,7 +386,8 @@ fn pins_that_are_removed_under_a_daemon_come_back_or_health_is_red() {
         until("served", &log, || is_served(cgroup));
         until("green", &log, || health("/healthz") == "200");
         let remove = || {
-            // The daemon may still be at work in it, so that a file goes under the hands of whoever removes it.
+            // The daemon may still be at work in it, so that a file goes under the hands of whoever
+            // removes it.
             until("removed", &log, || std::fs::remove_dir_all(&pins).is_ok());
             until("out of service", &log, || !is_served(cgroup));
         };

@@ -1,5 +1,6 @@
-//! The packet programs, run by the kernel on built packets, each test on a node of its own (a network namespace), so that the
-//! programs' route lookups have answers: what they return, what becomes of the packet byte for byte, what is in the maps.
+//! The packet programs, run by the kernel on built packets, each test on a node of its own (a
+//! network namespace), so that the programs' route lookups have answers: what they return, what
+//! becomes of the packet byte for byte, what is in the maps.
 #![cfg(feature = "ebpf")]
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! The kernel refuses something of single Services: a map has room for three frontends and no more, because somebody has made
-//! the table before us. All that fits is in force, and who is refused keeps what it had.
+//! The kernel refuses something of single Services: a map has room for three frontends and no more,
+//! because somebody has made the table before us. All that fits is in force, and who is refused
+//! keeps what it had.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]
@@ -108,7 +109,8 @@ fn what_the_kernel_refuses_of_one_service_keeps_no_other_out() {
         let (a, b, c, d, e) = (served[0], served[1], served[2], out[0], out[1]);
         assert_eq!(refused(), "2");
 
-        // One of them gets another port, for which there is no room; its endpoints stay as well. The others get theirs.
+        // One of them gets another port, for which there is no room; its endpoints stay as well.
+        // The others get theirs.
         let services = [(a, 81, &[11][..]), (b, 80, &[b, 12]), (c, 80, &[13]), (d, 80, &[d]), (e, 80, &[e])];
         write(directory, &services);
         let took = wait_for(&mut nft, limit, &[(a, 80), (b, 80), (c, 80)], &[a, b, 12, 13]);

@@ -1,4 +1,5 @@
-//! The set of clients that are remembered gets full: Services with few clients keep them, and new ones of theirs are taken.
+//! The set of clients that are remembered gets full: Services with few clients keep them, and new
+//! ones of theirs are taken.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]
@@ -32,7 +33,8 @@ fn write_small_table() {
     Nft::open().unwrap().commit(&ops).unwrap();
 }
 
-/// Adds clients of a service port as the packet path does; with each the time that is left is longer.
+/// Adds clients of a service port as the packet path does; with each the time that is left is
+/// longer.
 fn remember(share: u32, numbers: std::ops::Range<u32>) {
     let mut elements = String::new();
     for n in numbers {

@@ -1,4 +1,5 @@
-//! `sluice status` in namespaces of a test's own: what is there, what cannot be seen, and what the exit code says of it.
+//! `sluice status` in namespaces of a test's own: what is there, what cannot be seen, and what the
+//! exit code says of it.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 #[path = "support/daemon.rs"]

@@ -1,4 +1,5 @@
-//! What tests did not run, and why: told on stderr, and written to a ledger that `cargo xtask test` sums up.
+//! What tests did not run, and why: told on stderr, and written to a ledger that `cargo xtask test`
+//! sums up.
 //!
 //! Each process appends to the file that [`LEDGER`] names; without it a skip is only told.
 

@@ -7,7 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::{Skip, Why, running_test, tell};
 
-/// Runs a test in a thread with namespaces of its own. Without the rights for them: a skip, and `None`.
+/// Runs a test in a thread with namespaces of its own. Without the rights for them: a skip, and
+/// `None`.
 ///
 /// # Panics
 /// If the test does, and if its skip cannot be counted.

@@ -1,4 +1,5 @@
-//! The address plan that every lab shares: underlay, node addresses, pod CIDRs, the ranges a client sends to a node.
+//! The address plan that every lab shares: underlay, node addresses, pod CIDRs, the ranges a client
+//! sends to a node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,6 +1,8 @@
-//! The runner's end of an agent: a child process that lives in one namespace and opens sockets there on request.
+//! The runner's end of an agent: a child process that lives in one namespace and opens sockets
+//! there on request.
 //!
-//! Requests and replies are JSON lines with ids, so that several can be under way. The child's end is [`serve`].
+//! Requests and replies are JSON lines with ids, so that several can be under way. The child's end
+//! is [`serve`].
 
 pub mod bench;
 pub mod dial;
@@ -168,7 +170,8 @@ impl Agent {
         }
     }
 
-    /// Waits until `pod` answers at `target`; the Unix time at which the first such connection began.
+    /// Waits until `pod` answers at `target`; the Unix time at which the first such connection
+    /// began.
     pub fn await_answer(&self, target: Target, pod: &str, limit: Duration) -> Result<f64> {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request::AwaitAnswer { target, pod: pod.to_owned(), limit_ms };

@@ -1,5 +1,6 @@
-//! Bursts: as many connections as go through, with pauses in which their flows become silent for long enough to be ended, by
-//! client ports that come again and again. Whoever ends flows must not end one that has just begun.
+//! Bursts: as many connections as go through, with pauses in which their flows become silent for
+//! long enough to be ended, by client ports that come again and again. Whoever ends flows must not
+//! end one that has just begun.
 
 use std::time::{Duration, Instant};
 
@@ -33,23 +34,26 @@ const SERVER_PORT: u16 = 9_001;
 /// Client ports: 6,000 numbers. Linux connects from the even ones, one after the other.
 const PORTS: &str = "net/ipv4/ip_local_port_range";
 const CLIENT_PORTS: &str = "40000 45999";
-/// Timestamps of all the client's connections by one clock. A connection's port for masquerading was another client port's
-/// just before, and is in TIME_WAIT at the server, which takes a SYN only if it is younger than what came from there. With an
-/// offset for each connection, as they usually have, every other SYN would be sent again a second later.
+/// Timestamps of all the client's connections by one clock. A connection's port for masquerading
+/// was another client port's just before, and is in TIME_WAIT at the server, which takes a SYN only
+/// if it is younger than what came from there. With an offset for each connection, as they usually
+/// have, every other SYN would be sent again a second later.
 const ONE_CLOCK: (&str, &str) = ("net/ipv4/tcp_timestamps", "2");
-/// The node's processes have most ports, so that few are left for masquerading and these, too, come again.
+/// The node's processes have most ports, so that few are left for masquerading and these, too, come
+/// again.
 const NODE_PORTS: &str = "1024 61000";
 /// Connections at a time.
 const WORKERS: usize = 4;
-/// A first segment that is lost is sent again after 1, 3 and 7 s: what gets through at all gets through in this time, also where
-/// others keep the machine busy.
+/// A first segment that is lost is sent again after 1, 3 and 7 s: what gets through at all gets
+/// through in this time, also where others keep the machine busy.
 const PATIENCE: Duration = Duration::from_secs(12);
-/// Between two passes of the daemon over the flow table, and how long a connection that is over stays in it after that. The
-/// first pass tells when the others are.
+/// Between two passes of the daemon over the flow table, and how long a connection that is over
+/// stays in it after that. The first pass tells when the others are.
 const PASSES: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
-/// A round begins with a burst. Then nobody says anything until just before the pass that ends its flows: while the daemon looks
-/// for those and ends them, the client begins them anew, one after the other.
+/// A round begins with a burst. Then nobody says anything until just before the pass that ends its
+/// flows: while the daemon looks for those and ends them, the client begins them anew, one after
+/// the other.
 const BURST: Duration = Duration::from_secs(10);
 const BEFORE_PASS: Duration = Duration::from_millis(400);
 /// Then bursts follow one after the other, for so long at least.
@@ -57,7 +61,8 @@ const RUN: Duration = Duration::from_secs(2);
 const AFTER_PASS: Duration = Duration::from_secs(10);
 /// How long the proxy may take to serve.
 const START: Duration = Duration::from_secs(120);
-/// How long the bursts behind a pause may take. A machine that is too busy for them says so, and has seen fewer.
+/// How long the bursts behind a pause may take. A machine that is too busy for them says so, and
+/// has seen fewer.
 const ROUND: Duration = Duration::from_secs(600);
 /// Enough of them to know.
 const FAILURES: u64 = 20;
@@ -69,7 +74,8 @@ const COUNTED: &str = "sluice_ebpf_map_entries{map=\"FLOWS\"} ";
 /// How exactly the time of a pass is known.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs it and prints what became of the connections; fails if one of them failed, or if there was nothing to see.
+/// Runs it and prints what became of the connections; fails if one of them failed, or if there was
+/// nothing to see.
 pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     let topology: Topology = serde_json::from_str(TOPOLOGY)?;
     let mut lab = Lab::create(&topology, options)?;
@@ -104,8 +110,8 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A burst, a pause, and bursts until there were so many connections; those that were answered and that were not. The
-/// daemon's passes count from `pass`.
+/// A burst, a pause, and bursts until there were so many connections; those that were answered and
+/// that were not. The daemon's passes count from `pass`.
 fn one_round(lab: &mut Lab, pass: Instant, connections: u64, round: u32) -> Result<(u64, u64)> {
     let first = burst(lab, BURST)?;
     tell(round, "first burst", &first);
@@ -129,8 +135,8 @@ fn one_round(lab: &mut Lab, pass: Instant, connections: u64, round: u32) -> Resu
     Ok((done, failed))
 }
 
-/// Waits for a pass of the daemon, which counts the flows that there are more of now. Other proxies than the eBPF one have
-/// none; whatever they do is not timed.
+/// Waits for a pass of the daemon, which counts the flows that there are more of now. Other proxies
+/// than the eBPF one have none; whatever they do is not timed.
 fn a_pass(lab: &Lab) -> Result<Instant> {
     let Some(before) = metric(lab, COUNTED)? else { return Ok(Instant::now()) };
     let begun = Instant::now();

@@ -12,10 +12,12 @@ use nix::unistd::Pid;
 
 use crate::process::{self, Namespace};
 
-/// Bytes of a packet that are kept. All headers, and the packet that an ICMP error quotes, are within.
+/// Bytes of a packet that are kept. All headers, and the packet that an ICMP error quotes, are
+/// within.
 const KEPT: &str = "2048";
-/// The kernel's buffer, in KiB: some 8,000 packets. Where packets are kept whole, one on a link with offloads takes 64 KiB of the
-/// usual 2 MiB, so 32 packets fill it: that is a moment in which tcpdump does not get a processor.
+/// The kernel's buffer, in KiB: some 8,000 packets. Where packets are kept whole, one on a link
+/// with offloads takes 64 KiB of the usual 2 MiB, so 32 packets fill it: that is a moment in which
+/// tcpdump does not get a processor.
 const BUFFER: &str = "16384";
 
 /// A running capture to a file.
@@ -63,7 +65,8 @@ impl Capture {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Ends the capture and returns its packets as text, one line of a packet's own for each at least.
+    /// Ends the capture and returns its packets as text, one line of a packet's own for each at
+    /// least.
     pub fn finish(mut self) -> Result<Packets> {
         self.settle()?;
         kill(self.pid(), Signal::SIGINT)?;
@@ -78,8 +81,9 @@ impl Capture {
         Ok(Packets { count: brief.lines().filter(|line| !line.trim().is_empty()).count(), brief, verbose })
     }
 
-    /// What was sent a moment ago may still be on its way to the file. A packet wakes tcpdump at once, though on a busy machine
-    /// it may have to wait for a processor: it sleeps only when it has written everything.
+    /// What was sent a moment ago may still be on its way to the file. A packet wakes tcpdump at
+    /// once, though on a busy machine it may have to wait for a processor: it sleeps only when it
+    /// has written everything.
     fn settle(&self) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(30);
         std::thread::sleep(Duration::from_millis(300));
@@ -97,7 +101,8 @@ impl Capture {
     }
 
     fn read(&self, options: &[&str]) -> Result<String> {
-        // Read where it was captured, or interface numbers become names of the runner's own interfaces.
+        // Read where it was captured, or interface numbers become names of the runner's own
+        // interfaces.
         let mut command = self.namespace.command("tcpdump")?;
         command.args(["-n", "-Z", "root"]).args(options).arg("-r").arg(&self.file);
         let finished = process::run(command, None, Duration::from_secs(20))?;

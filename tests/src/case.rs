@@ -24,7 +24,8 @@ pub use steps::{
 pub struct Case {
     /// Its name
     pub name: String,
-    /// The sections of docs/kube-proxy-behaviour.md that say what it shows; empty for what only sluice has
+    /// The sections of docs/kube-proxy-behaviour.md that say what it shows; empty for what only
+    /// sluice has
     pub reference: String,
     /// Why kube-proxy is not expected to pass
     pub beyond: Option<String>,

@@ -1,7 +1,8 @@
-//! A control plane for labs: etcd, kube-apiserver and, where wanted, kube-controller-manager, in a namespace of their own.
+//! A control plane for labs: etcd, kube-apiserver and, where wanted, kube-controller-manager, in a
+//! namespace of their own.
 //!
-//! One control plane serves one lab at a time: it is plugged into the lab's switch, and emptied before the next. Its
-//! processes are killed when the thread that started it ends.
+//! One control plane serves one lab at a time: it is plugged into the lab's switch, and emptied
+//! before the next. Its processes are killed when the thread that started it ends.
 
 pub mod api;
 mod credentials;
@@ -32,8 +33,8 @@ pub const ADDRESSES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 168, 77, 2)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2))];
 /// The port of the API server.
 pub const PORT: u16 = 6443;
-/// The account of the proxy under test, with the rights of the manifests that users install; one control plane serves
-/// labs of all modes.
+/// The account of the proxy under test, with the rights of the manifests that users install; one
+/// control plane serves labs of all modes.
 const RBAC: [&str; 2] =
     [include_str!("../../deploy/rbac.yaml"), include_str!("../../deploy/components/ebpf/rbac.yaml")];
 /// How long a control plane may take to start: two cores are often shared by several.
@@ -201,7 +202,8 @@ impl Cluster {
         self.wait_ready()
     }
 
-    /// Starts kube-controller-manager with the controllers that make EndpointSlices of Pods and Services.
+    /// Starts kube-controller-manager with the controllers that make EndpointSlices of Pods and
+    /// Services.
     pub fn start_controllers(&self) -> Result<()> {
         let kubeconfig =
             self.kubeconfig(Account::Admin, &self.place.dir.join("controllers.kubeconfig"), true)?;
@@ -309,7 +311,8 @@ fn apiserver_arguments(credentials: &Credentials) -> Vec<String> {
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", credentials.account_public_key.display()),
         format!("--service-account-signing-key-file={}", credentials.account_key.display()),
-        // Pods of a lab have no account, and its nodes no kubelet that would take the not-ready taint away.
+        // Pods of a lab have no account, and its nodes no kubelet that would take the not-ready
+        // taint away.
         "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".into(),
     ]
 }

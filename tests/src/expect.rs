@@ -44,7 +44,8 @@ pub struct Senders {
     pub node_or_original: bool,
 }
 
-/// Judges the connections to one destination. `same_as` is who answered the probe that this one is compared with.
+/// Judges the connections to one destination. `same_as` is who answered the probe that this one is
+/// compared with.
 pub fn probe(
     step: &ProbeStep,
     senders: &Senders,
@@ -170,7 +171,8 @@ pub fn describe(seen: &[Outcome]) -> String {
 pub fn held(step: &HeldStep, datagrams: bool, status: &HoldStatus) -> Verdict {
     let age = status.since_answer_ms.unwrap_or(u64::MAX);
     let fresh = age <= if datagrams { 500 } else { 1_000 };
-    // A stalled TCP line may be a retransmission under way; only two silent seconds make a connection dead.
+    // A stalled TCP line may be a retransmission under way; only two silent seconds make a
+    // connection dead.
     let dead = status.broken.is_some() || age > if datagrams { 500 } else { 2_000 };
     let met = if step.alive { status.broken.is_none() && fresh } else { dead };
     let endpoint = step.endpoint.as_ref().is_none_or(|name| status.endpoint.as_ref() == Some(name));
@@ -255,7 +257,8 @@ pub fn conntrack(step: &ConntrackStep, output: &str) -> Verdict {
     )
 }
 
-/// Whether a line is about the protocol and original destination; the first `dst=` and `dport=` are the original ones.
+/// Whether a line is about the protocol and original destination; the first `dst=` and `dport=` are
+/// the original ones.
 fn tracks(step: &ConntrackStep, line: &str) -> bool {
     let mut fields = line.split_whitespace();
     let proto = fields.next() == Some(step.proto.name());

@@ -1,7 +1,7 @@
 //! An HTTP proxy in front of an API server that makes faults when it is told to.
 //!
-//! It listens for HTTP, plain or by TLS, passes requests on (the Authorization header too) over HTTP or HTTPS, and runs in
-//! a thread of its own that may enter a network namespace first.
+//! It listens for HTTP, plain or by TLS, passes requests on (the Authorization header too) over
+//! HTTP or HTTPS, and runs in a thread of its own that may enter a network namespace first.
 
 mod answer;
 mod server;
@@ -30,7 +30,8 @@ pub enum Fault {
         /// The pause.
         pause: Duration,
     },
-    /// Connections stay open, and nothing comes. An answer that froze stays so when the fault is taken away.
+    /// Connections stay open, and nothing comes. An answer that froze stays so when the fault is
+    /// taken away.
     Freeze,
     /// So many requests are answered with this status; they do not reach the server.
     Status {
@@ -48,7 +49,8 @@ pub enum Fault {
         /// How many are cut.
         events: usize,
     },
-    /// The events of watches become something that is no JSON; so many of them, one after the other.
+    /// The events of watches become something that is no JSON; so many of them, one after the
+    /// other.
     Corrupt {
         /// How many pass before.
         after: usize,

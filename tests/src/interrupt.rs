@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: a flag that every wait looks at, so that labs are removed by their ordinary `Drop`.
+//! SIGINT and SIGTERM: a flag that every wait looks at, so that labs are removed by their ordinary
+//! `Drop`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Cases that are wrong, with the evidence, or demand what a proxy is documented not to do: they count as skipped, not as
-//! failures of the proxy.
+//! Cases that are wrong, with the evidence, or demand what a proxy is documented not to do: they
+//! count as skipped, not as failures of the proxy.
 
 use anyhow::{Result, anyhow};
 use serde::Deserialize;
@@ -8,7 +8,8 @@ use sluice_skips::Why;
 /// The list that the project keeps.
 pub const OF_THE_PROJECT: &str = include_str!("../known-case-errors.yaml");
 
-/// Cases that demand what the real kube-proxy does not do, or what a backend has as a documented limit.
+/// Cases that demand what the real kube-proxy does not do, or what a backend has as a documented
+/// limit.
 #[derive(Debug, Clone, Default)]
 pub struct KnownErrors(Vec<KnownError>);
 

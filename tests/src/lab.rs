@@ -1,7 +1,8 @@
 //! A lab: a small cluster of network namespaces on this machine, removed again when it is dropped.
 //!
-//! Labs use the same addresses and do not see each other, so any number can run at once. Processes of a lab are killed
-//! when the thread that started them ends: use a lab from the thread that created it.
+//! Labs use the same addresses and do not see each other, so any number can run at once. Processes
+//! of a lab are killed when the thread that started them ends: use a lab from the thread that
+//! created it.
 
 pub mod bpffs;
 pub mod cgroup;
@@ -123,12 +124,14 @@ impl Drop for Places {
 }
 
 impl Lab {
-    /// Builds a lab: namespaces, network, echo servers, and the objects of its own nodes, in files. No proxy runs yet.
+    /// Builds a lab: namespaces, network, echo servers, and the objects of its own nodes, in files.
+    /// No proxy runs yet.
     pub fn create(topology: &Topology, options: LabOptions) -> Result<Self> {
         Self::build(topology, options, None)
     }
 
-    /// The same with the objects in an API server, which is emptied first and plugged into the lab's switch.
+    /// The same with the objects in an API server, which is emptied first and plugged into the
+    /// lab's switch.
     pub fn create_with(topology: &Topology, options: LabOptions, cluster: Rc<Cluster>) -> Result<Self> {
         Self::build(topology, options, Some(cluster))
     }
@@ -215,7 +218,8 @@ impl Lab {
         self.plugin(&node, &dir).call("ADD", name, &self.places.netns(name), pod, &json!({}))
     }
 
-    /// Takes a pod off the network, and wires it anew with what a runtime may ask for (`runtimeConfig`).
+    /// Takes a pod off the network, and wires it anew with what a runtime may ask for
+    /// (`runtimeConfig`).
     pub fn rewire(&self, name: &str, runtime_config: &Value) -> Result<()> {
         let pod = self.topology.pods.get(name).ok_or_else(|| anyhow!("no pod {name}"))?;
         let (node, dir) = (self.namespace(&From::Host(pod.node.clone())), self.node_dir(&pod.node)?);
@@ -224,7 +228,8 @@ impl Lab {
         plugin.call("ADD", name, &self.places.netns(name), pod, runtime_config)
     }
 
-    /// A network namespace that is no pod of the topology, to be removed with the lab. Its name for `ip netns`.
+    /// A network namespace that is no pod of the topology, to be removed with the lab. Its name for
+    /// `ip netns`.
     pub fn extra_namespace(&mut self, name: &str) -> Result<String> {
         let name = self.places.netns(name);
         ip_batch(None, &format!("netns add {name}\n"))?;
@@ -297,10 +302,12 @@ impl Lab {
         self.topology.check_node(node)?;
         let (program, rest) = argv.split_first().ok_or_else(|| anyhow!("an empty argv"))?;
         let path = self.options.proxy.path_variable();
-        // The standard library resolves a bare name with the child's PATH, as long as that was set explicitly.
+        // The standard library resolves a bare name with the child's PATH, as long as that was set
+        // explicitly.
         let mut command = self.namespace(&From::Host(node.to_owned())).command(program)?;
         command.args(rest).env("PATH", path).current_dir(self.node_dir(node)?);
-        // Where `sluice cleanup` looks for this node's maps and programs, and not for the machine's.
+        // Where `sluice cleanup` looks for this node's maps and programs, and not for the
+        // machine's.
         command.env("SLUICE_BPFFS", self.places.pins.of(node));
         Ok(command)
     }
@@ -310,7 +317,8 @@ impl Lab {
         process::run(self.command(node, argv)?, None, Duration::from_secs(30))
     }
 
-    /// Runs a line of shell at a place, for at most 30 s, and returns what it prints; fails if it does.
+    /// Runs a line of shell at a place, for at most 30 s, and returns what it prints; fails if it
+    /// does.
     pub fn shell(&self, place: &From, line: &str) -> Result<String> {
         let mut command = self.namespace(place).command("sh")?;
         command.args(["-ec", line]);
@@ -404,7 +412,8 @@ impl Lab {
         };
         let config = match program.mode() {
             "ebpf" => &proxy::merged(self.of_the_node(node)?, config),
-            // It removes what the eBPF backend left, and must not look for that where the machine has it.
+            // It removes what the eBPF backend left, and must not look for that where the machine
+            // has it.
             _ if program.is_sluice() => {
                 &proxy::merged(json!({"sluice": {"ebpf": {"bpffs": self.places.pins.of(node)}}}), config)
             }

@@ -39,7 +39,8 @@ enum Command {
     },
     /// Run scenarios: controllers, an API server in trouble, migration and restarts under load
     Scenarios(ScenarioArguments),
-    /// Open connections by few client ports, with pauses in which flows end; fails if one of them fails
+    /// Open connections by few client ports, with pauses in which flows end; fails if one of them
+    /// fails
     Bursts(BurstArguments),
     /// A day's work within an hour: memory, elements and connections must be as they were
     Soak(SoakArguments),

@@ -60,7 +60,8 @@ pub fn check_name(need: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a podman that can run a container, which many machines that are containers themselves do not let it.
+/// Whether there is a podman that can run a container, which many machines that are containers
+/// themselves do not let it.
 fn runs_containers() -> bool {
     let dir = std::env::temp_dir().join(format!("sluice-lab-{}-podman", std::process::id()));
     let rootfs = dir.join("rootfs");

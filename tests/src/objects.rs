@@ -1,4 +1,5 @@
-//! Kubernetes objects as files: what a case applies, and the Node and ServiceCIDR objects of the lab itself.
+//! Kubernetes objects as files: what a case applies, and the Node and ServiceCIDR objects of the
+//! lab itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! How much longer than usual an expectation may take to be met, on a machine that is slow, such as an emulated one.
+//! How much longer than usual an expectation may take to be met, on a machine that is slow, such as
+//! an emulated one.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,7 +17,8 @@ pub fn factor() -> u32 {
     FACTOR.load(Ordering::Relaxed)
 }
 
-/// A time limit on this machine. What must not happen for some time is no limit, and stays as it is.
+/// A time limit on this machine. What must not happen for some time is no limit, and stays as it
+/// is.
 #[must_use]
 pub fn stretched(limit: Duration) -> Duration {
     limit.saturating_mul(factor())

@@ -1,4 +1,5 @@
-//! Processes in a namespace: entering it, its cgroup, ending with the runner, running with a time limit.
+//! Processes in a namespace: entering it, its cgroup, ending with the runner, running with a time
+//! limit.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -41,8 +42,8 @@ impl Namespace {
         &self.name
     }
 
-    /// A command that runs in the namespace and in its cgroup, in its own process group, and is killed when the thread
-    /// that spawns it ends.
+    /// A command that runs in the namespace and in its cgroup, in its own process group, and is
+    /// killed when the thread that spawns it ends.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let path = Path::new(NETNS_DIR).join(&self.name);
         let netns = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -65,8 +66,8 @@ impl Namespace {
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
-        // SAFETY: the closure makes only system calls (prctl, getppid, write, setns) on descriptors opened before the
-        // fork; on success it neither allocates nor locks.
+        // SAFETY: the closure makes only system calls (prctl, getppid, write, setns) on descriptors
+        // opened before the fork; on success it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         Ok(command)
     }

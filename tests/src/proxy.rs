@@ -1,4 +1,5 @@
-//! The proxy under test as a process in a node: its configuration, start, stop, and what its log says.
+//! The proxy under test as a process in a node: its configuration, start, stop, and what its log
+//! says.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +16,8 @@ use crate::address::CLUSTER_CIDR;
 use crate::cluster::Account;
 use crate::process::{self, Namespace};
 
-/// Programs of iptables, which kube-proxy runs by these names. The kernel's own tables, not those of nf_tables.
+/// Programs of iptables, which kube-proxy runs by these names. The kernel's own tables, not those
+/// of nf_tables.
 const IPTABLES: [&str; 6] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 /// What they are links to.
@@ -59,7 +61,8 @@ impl ProxyProgram {
         Ok(Self { kube_proxy: Some(binary), version: Some(version), ..own })
     }
 
-    /// The names that a case may except it by: `kube-proxy-nftables`, and with `@1.37` or `@1.37.2` behind.
+    /// The names that a case may except it by: `kube-proxy-nftables`, and with `@1.37` or `@1.37.2`
+    /// behind.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let mut names = vec![self.name.clone()];
@@ -163,7 +166,8 @@ pub fn configuration(mode: &str, source: &Source, over: &Value) -> Value {
         "clusterCIDR": CLUSTER_CIDR,
     });
     if let Source::Api(kubeconfig) = source {
-        // The size of the connection table can be set outside of namespaces only; kube-proxy ends when it cannot.
+        // The size of the connection table can be set outside of namespaces only; kube-proxy ends
+        // when it cannot.
         let of_the_lab = json!({
             "clientConnection": {"kubeconfig": kubeconfig},
             "conntrack": {"maxPerCore": 0},
@@ -205,8 +209,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it with a whole configuration, which has its metrics at that URL; it may take a moment until it has done its
-    /// first sync.
+    /// Starts it with a whole configuration, which has its metrics at that URL; it may take a
+    /// moment until it has done its first sync.
     pub fn start(
         program: &ProxyProgram,
         node: &str,

@@ -1,7 +1,7 @@
 //! An API server that replays: lists as they were given, and changes as they are told.
 //!
-//! For benchmarks where a real one would take longer than everything that is measured: it knows nothing but four kinds,
-//! keeps no history, and takes no writes.
+//! For benchmarks where a real one would take longer than everything that is measured: it knows
+//! nothing but four kinds, keeps no history, and takes no writes.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,4 +1,5 @@
-//! What a run tells: a line for each case, the details of failures, the counts, and the same as JSON.
+//! What a run tells: a line for each case, the details of failures, the counts, and the same as
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

@@ -88,7 +88,8 @@ fn failed(failure: Failure) -> Ending {
     Ending::Failed(Box::new(failure))
 }
 
-/// Executes a case unless it is to be skipped. `cluster` is this worker's API server, started when first needed.
+/// Executes a case unless it is to be skipped. `cluster` is this worker's API server, started when
+/// first needed.
 fn run_selected(case: &Case, options: &RunOptions, cluster: &mut Option<Rc<Cluster>>) -> Ending {
     let names = options.lab.proxy.names();
     if let Some(why) = names.iter().find_map(|name| options.known.skip_reason(&case.name, name)) {
@@ -121,7 +122,8 @@ fn broken(error: &anyhow::Error) -> Ending {
     failed(Failure { reason: Some(format!("{error:#}")), ..Failure::default() })
 }
 
-/// Executes one case in a lab of its own, which is gone afterwards. With a cluster, objects are in its API server.
+/// Executes one case in a lab of its own, which is gone afterwards. With a cluster, objects are in
+/// its API server.
 #[must_use]
 pub fn run_case(case: &Case, options: &LabOptions, cluster: Option<&Rc<Cluster>>) -> Ending {
     let run = || match Execution::run(case, options, cluster) {
@@ -168,7 +170,8 @@ impl<'a> Execution<'a> {
         };
         lab.apply(&case.objects)?;
         lab.start_proxies(&case.config)?;
-        // The time that expectations have is the proxy's to converge in, not the machine's to start it.
+        // The time that expectations have is the proxy's to converge in, not the machine's to start
+        // it.
         lab.await_first_syncs()?;
         let asked = case.steps.iter().map(|(_, step)| asked_time(step)).sum::<Duration>();
         let limit = patience::stretched(CASE_LIMIT + asked);
@@ -216,7 +219,8 @@ impl<'a> Execution<'a> {
     ) -> Result<()> {
         let within = patience::stretched(within.unwrap_or(WITHIN));
         let mut end = Instant::now() + within;
-        // A look may itself take the whole time, as a lost SYN does: one that fails is followed by another.
+        // A look may itself take the whole time, as a lost SYN does: one that fails is followed by
+        // another.
         let mut last = within.is_zero();
         loop {
             self.check_time()?;
@@ -234,7 +238,8 @@ impl<'a> Execution<'a> {
         }
     }
 
-    /// Looks over and over until the time is over; every look must find the expectation met. Looks at least once.
+    /// Looks over and over until the time is over; every look must find the expectation met. Looks
+    /// at least once.
     fn always(
         &mut self,
         within: Option<Duration>,

@@ -1,5 +1,6 @@
-//! Scenarios: what happens around a proxy in a cluster (controllers at work, an API server in trouble, a proxy that is
-//! exchanged or killed under load), each as a program with a lab and a real API server.
+//! Scenarios: what happens around a proxy in a cluster (controllers at work, an API server in
+//! trouble, a proxy that is exchanged or killed under load), each as a program with a lab and a
+//! real API server.
 
 mod backends;
 mod controllers;

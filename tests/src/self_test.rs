@@ -1,6 +1,8 @@
-//! The runner's own test: it must notice each of many wrong expectations, and accept their right counterparts.
+//! The runner's own test: it must notice each of many wrong expectations, and accept their right
+//! counterparts.
 //!
-//! A runner that passes everything would be worse than none, so this runs with a real proxy and in real labs.
+//! A runner that passes everything would be worse than none, so this runs with a real proxy and in
+//! real labs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,7 +38,8 @@ impl Pair {
     fn text(&self, last: &str) -> String {
         let mut text = BASE.to_owned();
         for step in self.before.iter().map(String::as_str).chain([last]) {
-            // A step of several lines goes on below its dash; one that begins a new step brings its own dash.
+            // A step of several lines goes on below its dash; one that begins a new step brings its
+            // own dash.
             let body = step.trim_end().replace('\n', "\n  ").replace("\n  - ", "\n- ");
             text += &format!("- {body}\n");
         }
@@ -73,7 +76,8 @@ impl Pair {
     }
 }
 
-/// A case whose proxies start slowly, at first and again: their start is not held against them, whatever time is given.
+/// A case whose proxies start slowly, at first and again: their start is not held against them,
+/// whatever time is given.
 const SLOW: &str = "
 - probe: {from: pod/client-1, to: 'tcp://10.96.0.10:80', reaches: [web-1, web-2], within: 500ms}
 - stop: node-a

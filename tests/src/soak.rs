@@ -1,5 +1,6 @@
-//! Soak: a day of a busy node within an hour. Objects change, pods come and go, somebody takes the kernel's state apart, the
-//! daemon is killed, and connections that must live do. In the end memory, the kernel's elements and the plan are as they were.
+//! Soak: a day of a busy node within an hour. Objects change, pods come and go, somebody takes the
+//! kernel's state apart, the daemon is killed, and connections that must live do. In the end
+//! memory, the kernel's elements and the plan are as they were.
 
 mod measure;
 mod work;
@@ -26,7 +27,8 @@ pub struct Arguments {
     pub minutes: f64,
 }
 
-/// The node whose daemon is killed, and whose kernel others take apart; and the one whose daemon lives through all of it.
+/// The node whose daemon is killed, and whose kernel others take apart; and the one whose daemon
+/// lives through all of it.
 const NODE: &str = "node-a";
 const CALM: &str = "node-b";
 const TOPOLOGY: &str = r#"{

@@ -118,8 +118,8 @@ impl Topology {
         self.nodes.keys().next().map_or("node-a", String::as_str)
     }
 
-    /// The node that balances a connection: the one that owns the destination, else the one the sender sits on, else the
-    /// one that the client sends through.
+    /// The node that balances a connection: the one that owns the destination, else the one the
+    /// sender sits on, else the one that the client sends through.
     #[must_use]
     pub fn balancing_node<'a>(&'a self, from: &'a From, via: Option<&'a str>, dest: IpAddr) -> &'a str {
         if let (From::Client, Some(via)) = (from, via) {

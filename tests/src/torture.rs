@@ -1,5 +1,6 @@
-//! The same experiments in two modes: `nftables`, whose packets take the kernel's own way and which says what is right, and
-//! `ebpf`. What differs is a fault, unless `docs/differences.md` names it and `torture-differences.yaml` leads there.
+//! The same experiments in two modes: `nftables`, whose packets take the kernel's own way and which
+//! says what is right, and `ebpf`. What differs is a fault, unless `docs/differences.md` names it
+//! and `torture-differences.yaml` leads there.
 
 mod differences;
 mod experiments;

@@ -1,9 +1,10 @@
-//! Virtual machines with stock kernels, whose root is this machine's own: for what this machine's kernel lacks, and for
-//! clusters of real nodes.
+//! Virtual machines with stock kernels, whose root is this machine's own: for what this machine's
+//! kernel lacks, and for clusters of real nodes.
 //!
-//! A [`Vm`] boots a [`Kernel`] under QEMU and then runs commands, several at a time where that is wanted. Its root is
-//! this machine's file system, read-only, below an overlay in its memory: every program here is there, and nothing
-//! that it writes comes back but what is in the shared directory `/out`. A [`switch::Switch`] links several.
+//! A [`Vm`] boots a [`Kernel`] under QEMU and then runs commands, several at a time where that is
+//! wanted. Its root is this machine's file system, read-only, below an overlay in its memory: every
+//! program here is there, and nothing that it writes comes back but what is in the shared directory
+//! `/out`. A [`switch::Switch`] links several.
 //!
 //! Nothing of it touches this machine's network. A VM and its files go with its [`Vm`].
 
@@ -43,7 +44,8 @@ pub struct VmOptions {
     pub cpus: u32,
     /// The directory of this machine that it finds as /out
     pub output: Option<PathBuf>,
-    /// Directories of this machine that it sees although they are below /tmp or /run, which are its own
+    /// Directories of this machine that it sees although they are below /tmp or /run, which are its
+    /// own
     pub keep: Vec<PathBuf>,
     /// Its network interfaces, eth0 and so on
     pub ports: Vec<Port>,
@@ -170,8 +172,8 @@ impl Vm {
         self.control.start(&command.script())
     }
 
-    /// Waits for the end of a command, and hands over what it writes meanwhile; `None` when the limit passed, or when
-    /// this process is asked to end: then it is killed.
+    /// Waits for the end of a command, and hands over what it writes meanwhile; `None` when the
+    /// limit passed, or when this process is asked to end: then it is killed.
     pub fn wait(
         &mut self,
         running: &mut Running,

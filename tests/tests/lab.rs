@@ -1,4 +1,5 @@
-//! The lab itself, with real namespaces and no proxy: who reaches whom, from which address, and that nothing stays.
+//! The lab itself, with real namespaces and no proxy: who reaches whom, from which address, and
+//! that nothing stays.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 

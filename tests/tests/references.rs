@@ -1,5 +1,5 @@
-//! What the repository cites is in it: each "(reference N)", and each `ref:` of a case, is a section of
-//! docs/kube-proxy-behaviour.md.
+//! What the repository cites is in it: each "(reference N)", and each `ref:` of a case, is a
+//! section of docs/kube-proxy-behaviour.md.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "the helpers of a test, too, may end it")]
 

@@ -1,6 +1,8 @@
-//! VMs, with real kernels: what commands inside return, what happens to those that do not end, and the wire between two.
+//! VMs, with real kernels: what commands inside return, what happens to those that do not end, and
+//! the wire between two.
 //!
-//! `SLUICE_VM_KERNEL` names the directory of a kernel that `cargo xtask vm kernels` has made; without it they are skipped.
+//! `SLUICE_VM_KERNEL` names the directory of a kernel that `cargo xtask vm kernels` has made;
+//! without it they are skipped.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 

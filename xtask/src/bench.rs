@@ -22,13 +22,16 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Sluice alone, without an API server: load and change times, memory and kernel objects by number of services.
+    /// Sluice alone, without an API server: load and change times, memory and kernel objects by
+    /// number of services.
     Scale(scale::Arguments),
-    /// The eBPF data path: ClusterIPs against direct access, and the cost of a packet by number of services.
+    /// The eBPF data path: ClusterIPs against direct access, and the cost of a packet by number of
+    /// services.
     Datapath(datapath::Arguments),
     /// Mode ipvs against kube-proxy's, in a VM: load and change times, memory.
     Ipvs(ipvs::Arguments),
-    /// The CNI plugin beside Debian's bridge and host-local: ADD and DEL, one after the other and all at once.
+    /// The CNI plugin beside Debian's bridge and host-local: ADD and DEL, one after the other and
+    /// all at once.
     Cni(cni::Arguments),
     /// Pod to pod over VXLAN between two VMs, beside the same plumbing made by hand.
     PodNetwork(pod_network::Arguments),

@@ -1,6 +1,7 @@
 //! `cargo xtask build-ebpf`: the eBPF programs, and what it takes to build them.
 //!
-//! The build script of sluice builds them too, but installs nothing. So all commands here that build sluice prepare first.
+//! The build script of sluice builds them too, but installs nothing. So all commands here that
+//! build sluice prepare first.
 
 mod record;
 

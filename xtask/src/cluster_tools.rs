@@ -1,6 +1,6 @@
-//! `cargo xtask cluster-tools`: builds kube-apiserver, kube-controller-manager, kube-proxy and etcd from the Go module in
-//! `tests/cluster-tools/VERSION`, and cnitool, gocni and CNI plugins from that in `tests/cni-tools`, once for each version
-//! of them.
+//! `cargo xtask cluster-tools`: builds kube-apiserver, kube-controller-manager, kube-proxy and etcd
+//! from the Go module in `tests/cluster-tools/VERSION`, and cnitool, gocni and CNI plugins from
+//! that in `tests/cni-tools`, once for each version of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! The integration tests of github.com/containernetworking/plugins with our plugin in the place of their `ptp` and `bridge`,
-//! before their own `bandwidth` and `host-local`, called by `cnitool`.
+//! The integration tests of github.com/containernetworking/plugins with our plugin in the place of
+//! their `ptp` and `bridge`, before their own `bandwidth` and `host-local`, called by `cnitool`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

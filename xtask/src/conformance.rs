@@ -22,7 +22,8 @@ pub(crate) struct Arguments {
     pub(crate) source: String,
     #[command(flatten)]
     pub(crate) cluster: cluster_tools::Arguments,
-    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN), sluice-bridge or sluice-direct
+    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN), sluice-bridge or
+    /// sluice-direct
     #[arg(long, default_value = "lab")]
     pub(crate) pod_network: String,
     /// Case files, or directories of them; the project's own when not given
@@ -34,7 +35,8 @@ pub(crate) struct Arguments {
     /// Cases at a time
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
-    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a VM 10 at least
+    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a
+    /// VM 10 at least
     #[arg(long, default_value_t = 1)]
     pub(crate) patience: u32,
     /// Run in a VM with that kernel instead of on this machine

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: runs targets, which are tests of the crates that they look into, with many inputs.
+//! `cargo xtask fuzz`: runs targets, which are tests of the crates that they look into, with many
+//! inputs.
 
 use std::path::PathBuf;
 use std::process::Command;

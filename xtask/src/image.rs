@@ -21,7 +21,8 @@ pub(crate) struct Arguments {
     /// The image's name and tag; by default sluice:VERSION
     #[arg(long, value_name = "NAME[:TAG]")]
     tag: Option<String>,
-    /// Unpack the written archive, verify its digests, and run it with nothing else around it (needs root)
+    /// Unpack the written archive, verify its digests, and run it with nothing else around it
+    /// (needs root)
     #[arg(long)]
     check: bool,
 }

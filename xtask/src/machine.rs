@@ -34,7 +34,8 @@ pub(crate) fn prepare() -> Result<()> {
     install(&PROGRAMS)
 }
 
-/// Installs those of the programs or files (given by their paths) that are missing, from Debian's packages.
+/// Installs those of the programs or files (given by their paths) that are missing, from Debian's
+/// packages.
 pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = wanted.iter().filter(|(program, _)| !has(program)).map(|(_, p)| *p).collect();
     install_packages(&missing)
@@ -87,8 +88,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
-    // What cargo tells xtask of itself; build scripts (ring's) that look at it would run anew, and all after them be built
-    // anew, whenever cargo is called with and without xtask in turn.
+    // What cargo tells xtask of itself; build scripts (ring's) that look at it would run anew, and
+    // all after them be built anew, whenever cargo is called with and without xtask in turn.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

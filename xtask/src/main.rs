@@ -39,7 +39,8 @@ struct Cli {
 enum Command {
     /// Show Sluice at work: two nodes, real traffic, live changes. Needs nothing but this machine.
     Demo(demo::Arguments),
-    /// Run all tests: unit, property, kernel, the runner's self-test, conformance, scenarios, some in a VM.
+    /// Run all tests: unit, property, kernel, the runner's self-test, conformance, scenarios, some
+    /// in a VM.
     Test(test::Arguments),
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
@@ -47,13 +48,17 @@ enum Command {
     Scenarios(scenarios::Arguments),
     /// Open connections by few client ports, with pauses in which flows end (docs/testing.md).
     Bursts(bursts::Arguments),
-    /// A day's work within an hour, in all modes: memory, elements and connections must be as they were (docs/testing.md).
+    /// A day's work within an hour, in all modes: memory, elements and connections must be as they
+    /// were (docs/testing.md).
     Soak(soak::Arguments),
-    /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not documented.
+    /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not
+    /// documented.
     Torture(torture::Arguments),
-    /// Give readers of files, objects, frames, configurations, netlink answers and packets anything (docs/testing.md).
+    /// Give readers of files, objects, frames, configurations, netlink answers and packets anything
+    /// (docs/testing.md).
     Fuzz(fuzz::Arguments),
-    /// Draw the pictures of docs/ from their texts, and make a site of all pages, with search, in target/docs.
+    /// Draw the pictures of docs/ from their texts, and make a site of all pages, with search, in
+    /// target/docs.
     Docs,
     /// Check rules of the repository: links, sizes, prose, walls between crates. Part of lint.
     Tidy,
@@ -63,11 +68,14 @@ enum Command {
     Bench(bench::Arguments),
     /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
     BuildEbpf(build_ebpf::Arguments),
-    /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where they are.
+    /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where
+    /// they are.
     ClusterTools(cluster_tools::Arguments),
-    /// Build the container image: an OCI archive with the static binary, without a container engine.
+    /// Build the container image: an OCI archive with the static binary, without a container
+    /// engine.
     Image(image::Arguments),
-    /// Check where all code comes from: licences, sources, advisories, the digests of what is built; and write an SBOM.
+    /// Check where all code comes from: licences, sources, advisories, the digests of what is
+    /// built; and write an SBOM.
     SupplyChain(supply_chain::Arguments),
     /// Check formatting and lints, warnings denied, and the licences and sources of dependencies.
     Lint,

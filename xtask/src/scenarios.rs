@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
     pub(crate) long: bool,
     #[command(flatten)]
     pub(crate) cluster: cluster_tools::Arguments,
-    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a VM 10 at least
+    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a
+    /// VM 10 at least
     #[arg(long)]
     pub(crate) patience: Option<u32>,
     /// Write the results there

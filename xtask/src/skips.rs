@@ -1,7 +1,8 @@
 //! What all tests together skipped: the ledger of a run, and which skips are expected.
 //!
-//! What a test cannot do for a reason of its own (a case that is documented not to be for a proxy, say) is a choice of the
-//! project. What it cannot do because the machine lacks something is expected only where `tests/expected-skips.yaml` says so.
+//! What a test cannot do for a reason of its own (a case that is documented not to be for a proxy,
+//! say) is a choice of the project. What it cannot do because the machine lacks something is
+//! expected only where `tests/expected-skips.yaml` says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

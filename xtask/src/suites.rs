@@ -1,4 +1,5 @@
-//! Suites one after another: one that fails keeps none from running, and a summary of all comes last.
+//! Suites one after another: one that fails keeps none from running, and a summary of all comes
+//! last.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

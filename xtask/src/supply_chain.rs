@@ -1,4 +1,5 @@
-//! `cargo xtask supply-chain`: where code comes from, and whether what is built of it is what it should be.
+//! `cargo xtask supply-chain`: where code comes from, and whether what is built of it is what it
+//! should be.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,7 +83,8 @@ impl Part {
     }
 }
 
-/// Checks licences, bans and sources. It asks nobody. Either workspace has duplicates that the other has not.
+/// Checks licences, bans and sources. It asks nobody. Either workspace has duplicates that the
+/// other has not.
 pub(crate) fn dependencies() -> Result<()> {
     let program = DENY.installed()?;
     for manifest in MANIFESTS {
@@ -109,7 +111,8 @@ fn advisories() -> Result<()> {
     Ok(())
 }
 
-/// Fetches the database of advisories; why that cannot be done here, which is a matter of the machine, not of the code.
+/// Fetches the database of advisories; why that cannot be done here, which is a matter of the
+/// machine, not of the code.
 fn fetch_advisories() -> Result<Option<Why>> {
     let mut fetch = deny(&DENY.installed()?, MANIFESTS[0]);
     fetch.args(["fetch", "db"]);
@@ -128,7 +131,8 @@ fn deny(program: &Path, manifest: &str) -> Command {
     command
 }
 
-/// Builds the image here and in a clone elsewhere, with nothing in common but the tools: the archives have to be equal.
+/// Builds the image here and in a clone elsewhere, with nothing in common but the tools: the
+/// archives have to be equal.
 fn same_image() -> Result<()> {
     ensure!(git(&["status", "--porcelain"])?.is_empty(), "a clone has what is committed only: commit first");
     let place = target_directory().join("again");

@@ -28,12 +28,14 @@ const PATIENCE: u32 = 5;
 /// Arguments of the test command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Instead of the tests of this machine, all those in VMs: every case with each backend, under each kernel
+    /// Instead of the tests of this machine, all those in VMs: every case with each backend, under
+    /// each kernel
     #[arg(long)]
     vm: bool,
 }
 
-/// Runs everything that this machine can run, or everything in VMs: all of it, whatever fails meanwhile.
+/// Runs everything that this machine can run, or everything in VMs: all of it, whatever fails
+/// meanwhile.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let required = skips::Required::of_environment()?;
     skips::begin()?;

@@ -20,7 +20,8 @@ pub(crate) struct Arguments {
     pub(crate) patience: u32,
 }
 
-/// Does the same experiments in modes nftables and ebpf; fails on a difference that docs/differences.md does not name.
+/// Does the same experiments in modes nftables and ebpf; fails on a difference that
+/// docs/differences.md does not name.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
     machine::install(&[("ethtool", "ethtool")])?;

@@ -31,7 +31,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum VmCommand {
-    /// Run a command in a VM. The exit status is that of the command; 124: it took too long; 125: the VM failed.
+    /// Run a command in a VM. The exit status is that of the command; 124: it took too long; 125:
+    /// the VM failed.
     Run(RunArguments),
     /// A shell in a VM, on this terminal. Exit ends the VM; Ctrl-A X ends it at once.
     Shell(MachineArguments),
@@ -140,7 +141,8 @@ fn run_command(arguments: &RunArguments) -> Result<ExitCode> {
     }
 }
 
-/// Runs a command to its end, or for `limit`, and prints what it writes. Returns its status, if it ended.
+/// Runs a command to its end, or for `limit`, and prints what it writes. Returns its status, if it
+/// ended.
 pub(crate) fn stream(vm: &mut Vm, command: &Command, limit: Duration) -> Result<Option<i32>> {
     let mut running = vm.spawn(command)?;
     vm.wait(&mut running, limit, |output, bytes| {

@@ -13,8 +13,9 @@ use crate::spec::{Attachment, Range};
 pub struct Leases {
     /// By address.
     pub held: BTreeMap<IpAddr, Attachment>,
-    /// The address that was given out last, of each family. The next one is looked for behind it, so that an address that was
-    /// given back rests for as long as others are free: somebody may still send to it.
+    /// The address that was given out last, of each family. The next one is looked for behind it,
+    /// so that an address that was given back rests for as long as others are free: somebody may
+    /// still send to it.
     pub last: BTreeMap<Family, IpAddr>,
 }
 
@@ -82,8 +83,8 @@ pub enum AllocationError {
 /// How many holders an error names.
 const NAMED: usize = 3;
 
-/// Chooses an address out of each set of ranges. Those in `requested` are taken if they are free, reserved or not; a set
-/// that none of them is in gives any that is free and not reserved.
+/// Chooses an address out of each set of ranges. Those in `requested` are taken if they are free,
+/// reserved or not; a set that none of them is in gives any that is free and not reserved.
 ///
 /// Somebody who has addresses already gets the same again: a runtime that was killed asks twice.
 pub fn allocate(

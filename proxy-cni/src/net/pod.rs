@@ -32,7 +32,8 @@ pub(super) fn settle(
         let mut netlink = Netlink::open()?;
         let index = netlink.index(&wiring.pod)?.ok_or_else(|| NetError::Gone(wiring.pod.clone()))?;
         if wiring.leases.iter().any(|lease| lease.address.addr().is_ipv6()) {
-            // Nobody may have to wait for the link's own address either. Without IPv6 the addresses fail, and say so.
+            // Nobody may have to wait for the link's own address either. Without IPv6 the addresses
+            // fail, and say so.
             drop(sysctl::write(&format!("net/ipv6/conf/{}/accept_dad", wiring.pod), "0"));
             drop(sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", wiring.pod), "0"));
         }
@@ -61,7 +62,8 @@ pub struct PodState {
     pub mac: Vec<u8>,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
-    /// Where the pod's routes lead, by whichever interface: another network may have the default route.
+    /// Where the pod's routes lead, by whichever interface: another network may have the default
+    /// route.
     pub routes: Vec<IpNet>,
 }
 

@@ -119,8 +119,8 @@ impl Addresses {
     }
 }
 
-/// Everything that is written down of a network. A damaged file counts for nothing while no pod is there; where links cannot be
-/// listed there may be some.
+/// Everything that is written down of a network. A damaged file counts for nothing while no pod is
+/// there; where links cannot be listed there may be some.
 pub(super) fn store(config: &NetConf) -> Result<Store, StoreError> {
     let is_unused = || net::host_links(&config.name).is_ok_and(|links| links.is_empty());
     Store::open_or_begin(&config.data, &config.name, &boot_id()?, is_unused)

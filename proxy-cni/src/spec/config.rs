@@ -15,7 +15,8 @@ use super::go_json::{self, Json};
 use super::result::{Dns, Outcome, Route};
 use super::version::Version;
 
-/// How much stdin may hold. A configuration has some hundred bytes; with the attachments of a full node (GC) some 100 kB.
+/// How much stdin may hold. A configuration has some hundred bytes; with the attachments of a full
+/// node (GC) some 100 kB.
 pub const STDIN_LIMIT: usize = 4 << 20;
 /// Where it is written down who has which address, unless the configuration says `dataDir`.
 pub const DATA: &str = "/var/lib/cni/sluice";
@@ -34,8 +35,9 @@ const PLUGIN: &str = "sluice-cni";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// A bridge, and a port of it for each pod. What pods of one node say to each other goes past connection tracking, and
-    /// with it past the translation of Services, unless the kernel has br_netfilter.
+    /// A bridge, and a port of it for each pod. What pods of one node say to each other goes past
+    /// connection tracking, and with it past the translation of Services, unless the kernel has
+    /// br_netfilter.
     Bridge,
     /// No bridge: a route to each pod.
     #[default]
@@ -82,7 +84,8 @@ pub struct NetConf {
 pub enum Ipam {
     /// Our own.
     Own {
-        /// Sets of ranges: an address out of each set. Empty: the node's pod CIDRs, one set for each family.
+        /// Sets of ranges: an address out of each set. Empty: the node's pod CIDRs, one set for
+        /// each family.
         sets: Vec<Vec<Range>>,
         /// Never given out unless asked for by name.
         reserved: Vec<IpAddr>,
@@ -125,8 +128,8 @@ pub struct Capabilities {
     pub port_mappings: Vec<PortMapping>,
 }
 
-/// A port of the node that leads to one of the pod, as the runtime wants it. What cannot be served is not refused: the pod
-/// starts, and the daemon, which serves it, says so.
+/// A port of the node that leads to one of the pod, as the runtime wants it. What cannot be served
+/// is not refused: the pod starts, and the daemon, which serves it, says so.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
@@ -148,7 +151,8 @@ fn tcp() -> String {
     "tcp".to_owned()
 }
 
-/// As it is written, in the specification's spelling ([`fields::CONFIG`]). Unknown fields are for others, or of later versions.
+/// As it is written, in the specification's spelling ([`fields::CONFIG`]). Unknown fields are for
+/// others, or of later versions.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Raw {
@@ -249,8 +253,8 @@ impl NetConf {
         NetConf::resolve(raw, version, document.text)
     }
 
-    /// Reads a configuration for DEL: a pod can go whatever is in there. ADD has refused what cannot be read, so it has given
-    /// nothing by that.
+    /// Reads a configuration for DEL: a pod can go whatever is in there. ADD has refused what
+    /// cannot be read, so it has given nothing by that.
     pub fn read_for_del(document: Document) -> Result<Self, CniError> {
         let version = document.version()?;
         let told = go_json::shaped(&document.json, &fields::FOR_DEL);

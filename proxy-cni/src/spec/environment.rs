@@ -66,7 +66,8 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Takes names that cannot leave the place where they are written to (specification 1.1.0, section 2, "Parameters").
+    /// Takes names that cannot leave the place where they are written to (specification 1.1.0,
+    /// section 2, "Parameters").
     pub fn new(container: &str, interface: &str) -> Result<Self, CniError> {
         container_id(container)?;
         interface_name(interface)?;
@@ -112,7 +113,8 @@ impl Environment {
         let arguments_text = given("CNI_ARGS").unwrap_or_default();
         let mut arguments_errors = Vec::new();
         let arguments = arguments(&arguments_text, &mut arguments_errors);
-        // For others it means nothing. libcni sets all variables to "dummy" when it asks for versions.
+        // For others it means nothing. libcni sets all variables to "dummy" when it asks for
+        // versions.
         if matches!(command, Command::Add | Command::Check) {
             match &netns {
                 None => errors.push("CNI_NETNS is not set".to_owned()),

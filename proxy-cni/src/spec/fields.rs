@@ -1,4 +1,5 @@
-//! The fields that this plugin reads, in the specification's spelling; [`go_json`](super::go_json) finds them in any.
+//! The fields that this plugin reads, in the specification's spelling; [`go_json`](super::go_json)
+//! finds them in any.
 
 use super::go_json::Shape::{self, EmptyIfNull, List, Map, Open, Places, Scalar, Size, Struct};
 

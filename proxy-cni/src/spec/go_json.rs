@@ -1,8 +1,10 @@
-//! JSON as Go's `encoding/json` reads it into structs: that is how other plugins read what runtimes write.
+//! JSON as Go's `encoding/json` reads it into structs: that is how other plugins read what runtimes
+//! write.
 //!
-//! Runtimes marshal structs without tags (`HostPort`) and empty lists as null, and no Go plugin minds: names of fields are
-//! compared without regard to case, null is as if nothing were there, and of a field that comes twice the last one counts.
-//! [`shaped`] makes of such a text what the specification's own spelling says, so that readers know one spelling only.
+//! Runtimes marshal structs without tags (`HostPort`) and empty lists as null, and no Go plugin
+//! minds: names of fields are compared without regard to case, null is as if nothing were there,
+//! and of a field that comes twice the last one counts. [`shaped`] makes of such a text what the
+//! specification's own spelling says, so that readers know one spelling only.
 
 use std::fmt;
 
@@ -56,8 +58,8 @@ pub fn parse(text: &[u8]) -> Result<Json, serde_json::Error> {
     serde_json::from_str(&String::from_utf8_lossy(text))
 }
 
-/// A value with the names of its shape, and without what is null. What does not fit is kept as it is, so that who reads it can
-/// say what is wrong.
+/// A value with the names of its shape, and without what is null. What does not fit is kept as it
+/// is, so that who reads it can say what is wrong.
 pub fn shaped(json: &Json, shape: &Shape) -> Value {
     read(json, shape, None).unwrap_or_default()
 }
@@ -114,14 +116,15 @@ fn object(pairs: &[(String, Json)], fields: Fields, keeps: bool, before: Option<
     Value::Object(object)
 }
 
-/// The field that a key means: the one that is called so, or else the one that differs in case only.
+/// The field that a key means: the one that is called so, or else the one that differs in case
+/// only.
 fn field<'a>(fields: &'a [(&'static str, Shape)], key: &str) -> Option<&'a (&'static str, Shape)> {
     let exact = fields.iter().find(|(name, _)| *name == key);
     exact.or_else(|| fields.iter().find(|(name, _)| name.chars().map(folded).eq(key.chars().map(folded))))
 }
 
-/// As `foldRune` of encoding/json. Names of fields are ASCII; two letters beyond it are folded to some of theirs: the long s,
-/// and the sign for kelvin.
+/// As `foldRune` of encoding/json. Names of fields are ASCII; two letters beyond it are folded to
+/// some of theirs: the long s, and the sign for kelvin.
 fn folded(letter: char) -> char {
     match letter {
         '\u{17f}' => 's',

@@ -11,8 +11,8 @@ use super::fields;
 use super::go_json::{self, Json};
 use super::version::Version;
 
-/// A result (specification 1.1.0, section 5, "Add Success"). Fields that the specification does not know are kept: whoever
-/// wrote them may look for them.
+/// A result (specification 1.1.0, section 5, "Add Success"). Fields that the specification does not
+/// know are kept: whoever wrote them may look for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Links that were made, or that addresses are at.
@@ -141,7 +141,8 @@ impl Outcome {
         Ok(object)
     }
 
-    /// Reads what a plugin has answered; its version is that of the configuration, unless it says another.
+    /// Reads what a plugin has answered; its version is that of the configuration, unless it says
+    /// another.
     pub fn parse(json: &Json, default: Version) -> Result<Self, CniError> {
         Outcome::of_value(go_json::shaped(json, &fields::RESULT), default)
     }

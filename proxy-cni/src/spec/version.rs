@@ -40,7 +40,8 @@ impl Version {
         }
     }
 
-    /// Reads what a configuration says. One without a version is of 0.1.0 (specification 0.2.0), which nobody speaks any more.
+    /// Reads what a configuration says. One without a version is of 0.1.0 (specification 0.2.0),
+    /// which nobody speaks any more.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let found = Version::ALL.into_iter().find(|version| version.text() == text);
         found.ok_or_else(|| {

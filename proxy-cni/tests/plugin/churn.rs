@@ -29,7 +29,8 @@ struct Churn<'a> {
 }
 
 impl Churn<'_> {
-    /// Calls the plugin, and kills it somewhere on its way, or does not. Returns whether it ended well.
+    /// Calls the plugin, and kills it somewhere on its way, or does not. Returns whether it ended
+    /// well.
     fn call(&mut self, command: &str, pod: &str) -> bool {
         let netns = self.node.directory.join(pod);
         let config = self.node.config("1.1.0", self.mode, &json!({})).to_string();

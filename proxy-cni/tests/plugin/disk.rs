@@ -1,4 +1,5 @@
-//! The file of addresses on a disk that is full, read-only or damaged, and as another version has written it.
+//! The file of addresses on a disk that is full, read-only or damaged, and as another version has
+//! written it.
 
 use std::fs;
 

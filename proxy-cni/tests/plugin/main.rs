@@ -1,5 +1,5 @@
-//! The plugin as a runtime calls it, against the real kernel: each test has a "node" of its own, a network namespace, with
-//! pods that are network namespaces too.
+//! The plugin as a runtime calls it, against the real kernel: each test has a "node" of its own, a
+//! network namespace, with pods that are network namespaces too.
 #![expect(clippy::unwrap_used, reason = "integration tests fail by panicking")]
 
 mod churn;
@@ -171,7 +171,8 @@ fn within<T: Send + 'static>(netns: PathBuf, work: impl FnOnce() -> T + Send + '
 
 /// Whom a server in one pod sees when a client in another one, or in the node, calls it.
 fn call_from(server: PathBuf, at: IpAddr, client: Option<PathBuf>) -> IpAddr {
-    // A port for each call: a process that another test is just starting may hold a copy of the last listener.
+    // A port for each call: a process that another test is just starting may hold a copy of the
+    // last listener.
     static NEXT: AtomicU16 = AtomicU16::new(8080);
     let to = SocketAddr::new(at, NEXT.fetch_add(1, Ordering::Relaxed));
     let listener = within(server, move || TcpListener::bind(to).unwrap());
@@ -478,7 +479,8 @@ fn a_pod_can_go_whatever_the_runtime_and_the_files_say() {
         std::fs::write(node.directory.join("data/pods/leases.json"), "{").unwrap();
         node.call("DEL", "a", "", &node.config("1.1.0", "routed", &json!({})).to_string()).ok();
         assert_eq!(node.links(), 0);
-        // What is written down, and cannot be taken back, is no success: the runtime will ask again.
+        // What is written down, and cannot be taken back, is no success: the runtime will ask
+        // again.
         node.remove_pod("a");
         node.add("a", "routed");
         let in_the_way = node.directory.join("data/pods/leases.new");

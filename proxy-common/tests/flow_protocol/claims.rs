@@ -1,5 +1,6 @@
-//! The protocol of `proxy-ebpf/src/flow.rs` and `claim.rs`, and of `expire` in `proxy-userspace/src/flows.rs`, step by step. Each
-//! step is named after the line of code that it stands for.
+//! The protocol of `proxy-ebpf/src/flow.rs` and `claim.rs`, and of `expire` in
+//! `proxy-userspace/src/flows.rs`, step by step. Each step is named after the line of code that it
+//! stands for.
 
 use crate::explore::{Outcome, Protocol};
 use crate::table::{Actor, DAEMON, Entry, IDLE, Packet, State, Wrong, is_reply, number, replies};
@@ -82,7 +83,8 @@ pub(crate) struct Claims {
     pub(crate) ports: u8,
     /// Removing may fail for a moment (`EBUSY`).
     pub(crate) busy: bool,
-    /// A full table may have dropped an entry that was claimed, so that another one is removed in its place.
+    /// A full table may have dropped an entry that was claimed, so that another one is removed in
+    /// its place.
     pub(crate) full: bool,
     /// Flows that only have begun give way.
     pub(crate) flood: bool,

@@ -1,5 +1,5 @@
-//! Goes through every state that can be reached, and from each in which nobody is at work, through every way a client's
-//! connection may take.
+//! Goes through every state that can be reached, and from each in which nobody is at work, through
+//! every way a client's connection may take.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -103,8 +103,8 @@ impl Hasher for Mix {
     }
 }
 
-/// One of the states that are the same but for the numbers of clients, ports and processors, without what does not matter any
-/// more.
+/// One of the states that are the same but for the numbers of clients, ports and processors,
+/// without what does not matter any more.
 fn canonical(mut state: State, protocol: &impl Protocol, world: World) -> State {
     for (who, actor) in state.actors.iter_mut().enumerate() {
         if actor.at == IDLE {
@@ -243,7 +243,8 @@ impl<P: Protocol> Attempts<P> {
         failed
     }
 
-    /// A minute later: the daemon has looked for silent flows, and the client, which alone was not silent, tries once more.
+    /// A minute later: the daemon has looked for silent flows, and the client, which alone was not
+    /// silent, tries once more.
     fn later(&self, table: Table, client: u8) -> Table {
         let mut state = State { table, ..State::EMPTY };
         for key in (0..KEYS).filter(|key| *key != client) {

@@ -1,6 +1,8 @@
-//! The flow table, and what runs of programs remember of it. Each function is one step that nothing comes between.
+//! The flow table, and what runs of programs remember of it. Each function is one step that nothing
+//! comes between.
 
-/// Clients, and ports for masquerading. Client 0 and 1 have the keys 0 and 1, replies to port 0 and 1 the keys 2 and 3.
+/// Clients, and ports for masquerading. Client 0 and 1 have the keys 0 and 1, replies to port 0 and
+/// 1 the keys 2 and 3.
 pub(crate) const EACH: u8 = 2;
 /// Keys.
 pub(crate) const KEYS: u8 = 2 * EACH;
@@ -86,7 +88,8 @@ pub(crate) struct Actor {
     pub(crate) tried: u8,
     /// Where the packet goes: a port, or a client.
     pub(crate) out: Option<u8>,
-    /// Pointers that it has: to the entry of `key`, to that of `other`, and to that of another client.
+    /// Pointers that it has: to the entry of `key`, to that of `other`, and to that of another
+    /// client.
     pub(crate) memos: [Option<Memo>; 3],
 }
 

@@ -1,5 +1,5 @@
-//! What of the endpoints of Services a change touches, and all that is lowered of them then: the rest of a large Service stays
-//! in the maps as it is.
+//! What of the endpoints of Services a change touches, and all that is lowered of them then: the
+//! rest of a large Service stays in the maps as it is.
 
 use rustc_hash::FxHashMap;
 
@@ -36,7 +36,8 @@ impl Edits {
     }
 }
 
-/// The UDP ports of a plan by their Cluster groups. Manifests may give several ports of a Service one name, and with it one group.
+/// The UDP ports of a plan by their Cluster groups. Manifests may give several ports of a Service
+/// one name, and with it one group.
 fn udp_ports(plan: Option<&ServicePlan>) -> FxHashMap<GroupId, Vec<&PortPlan>> {
     let mut found: FxHashMap<GroupId, Vec<&PortPlan>> = FxHashMap::default();
     let ports = plan.into_iter().flat_map(|plan| plan.ports.iter());

@@ -11,8 +11,8 @@ use sluice_common::service::{
 
 use crate::diff::{Delta, Keyed};
 
-/// A map that the daemon writes, in the order of writing: what programs look up late is written first and deleted
-/// last.
+/// A map that the daemon writes, in the order of writing: what programs look up late is written
+/// first and deleted last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MapKind {
     /// Which endpoints may still be used by whoever was sent there before.
@@ -80,9 +80,11 @@ impl MapKind {
 pub enum Entry {
     /// An endpoint that may still be used. There is nothing but the key.
     Member(MemberKey),
-    /// A network that may use a filtered frontend: prefix length in bits, frontend included, and data.
+    /// A network that may use a filtered frontend: prefix length in bits, frontend included, and
+    /// data.
     Source(u32, SourceKey),
-    /// The cursor of a group. What it says belongs to the programs, so it is put only where there is none.
+    /// The cursor of a group. What it says belongs to the programs, so it is put only where there
+    /// is none.
     Cursor(u64),
     /// The endpoint in a slot.
     Endpoint(EndpointKey, Endpoint),
@@ -147,8 +149,8 @@ impl Entry {
         self.id().map()
     }
 
-    /// The entry with nothing behind its prefix. In a longest prefix match such entries are the same, so they must
-    /// not differ here: to delete one would delete the other.
+    /// The entry with nothing behind its prefix. In a longest prefix match such entries are the
+    /// same, so they must not differ here: to delete one would delete the other.
     pub(super) fn canonical(self) -> Entry {
         match self {
             Entry::Source(length, SourceKey { frontend, source }) => {
@@ -162,8 +164,8 @@ impl Entry {
         }
     }
 
-    /// Marks of ClusterIPs: written after all frontends and deleted before them, because what they say of ports
-    /// that are not defined would be wrong for those not yet, or no more, written.
+    /// Marks of ClusterIPs: written after all frontends and deleted before them, because what they
+    /// say of ports that are not defined would be wrong for those not yet, or no more, written.
     fn is_mark(&self) -> bool {
         matches!(self, Entry::Frontend(_, frontend) if frontend.flags & flag::CLUSTER_IP != 0)
     }

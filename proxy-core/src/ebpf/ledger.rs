@@ -1,18 +1,23 @@
 //! The ledger: what the maps should hold, and the operations that lead from one plan to the next.
 //!
-//! It keeps only what cannot be derived from the plans: the order of slots where it is not the sorted one, and how
-//! many Services have each ClusterIP. Everything else is lowered again when it is needed.
+//! It keeps only what cannot be derived from the plans: the order of slots where it is not the
+//! sorted one, and how many Services have each ClusterIP. Everything else is lowered again when it
+//! is needed.
 //!
-//! Packets pass between any two operations, and each must find what was right before or what is right after. So:
-//! - What is looked up late is written first: members, sources, cursors, slots, Maglev tables, sizes of groups, then
-//!   frontends, at last the marks of ClusterIPs. It is deleted in the reverse order.
-//! - A group grows by slots and then by its size. It shrinks by writing the endpoints of its last slots into the holes,
-//!   then by its size, then by deleting the slots beyond. Until then two slots may have one endpoint.
-//! - A Maglev table is written when all slots that it names exist, and before any is deleted. While the group is still
-//!   smaller than that, programs take the remainder of what the table says by the size.
-//! - Networks that may use a frontend are there before it is filtered, and until it is not. While they change, both
-//!   old and new ones may. Only where a filtered frontend goes to another Service in the meantime is that one client
-//!   too many, for the time between two operations.
+//! Packets pass between any two operations, and each must find what was right before or what is
+//! right after. So:
+//! - What is looked up late is written first: members, sources, cursors, slots, Maglev tables,
+//!   sizes of groups, then frontends, at last the marks of ClusterIPs. It is deleted in the reverse
+//!   order.
+//! - A group grows by slots and then by its size. It shrinks by writing the endpoints of its last
+//!   slots into the holes, then by its size, then by deleting the slots beyond. Until then two
+//!   slots may have one endpoint.
+//! - A Maglev table is written when all slots that it names exist, and before any is deleted. While
+//!   the group is still smaller than that, programs take the remainder of what the table says by
+//!   the size.
+//! - Networks that may use a frontend are there before it is filtered, and until it is not. While
+//!   they change, both old and new ones may. Only where a filtered frontend goes to another Service
+//!   in the meantime is that one client too many, for the time between two operations.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,8 +31,8 @@ use crate::diff::{Delta, diff};
 use crate::group::{GroupId, Member, Slots};
 use crate::plan::{Group, PlanChange, Scheduler, ServicePlan};
 
-/// What the maps should hold of Services. Operations that it returns are applied in their order, one by one; the
-/// comment at the head of the file tells why they have that order.
+/// What the maps should hold of Services. Operations that it returns are applied in their order,
+/// one by one; the comment at the head of the file tells why they have that order.
 pub struct Ledger {
     scheduler: Scheduler,
     slots: Slots,
@@ -57,7 +62,8 @@ impl Ledger {
         MapKind::ALL.into_iter().filter(|map| map.is_of_services()).map(|map| (map, self.count(map)))
     }
 
-    /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
+    /// Takes changed plans into account, all in one: a frontend may move from one Service to
+    /// another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
         let changes = PlanChange::merged(changes);
         // What a change leaves alone in a large group is not lowered at all.
@@ -120,11 +126,11 @@ impl Ledger {
         }
     }
 
-    /// Operations that turn the maps as observed into what the plans ask for: nothing, when they are right. Entries of
-    /// the node's maps are left alone.
+    /// Operations that turn the maps as observed into what the plans ask for: nothing, when they
+    /// are right. Entries of the node's maps are left alone.
     ///
-    /// The ledger is rebuilt from the plans on the way. Where the maps were right for earlier plans, the operations are
-    /// as careful as those of [`Ledger::change`].
+    /// The ledger is rebuilt from the plans on the way. Where the maps were right for earlier
+    /// plans, the operations are as careful as those of [`Ledger::change`].
     pub fn reconcile(&mut self, plans: &[Arc<ServicePlan>], observed: Vec<Entry>) -> Vec<Op> {
         let mut held: Vec<Entry> = observed.into_iter().map(Entry::canonical).collect();
         held.retain(|entry| entry.map().is_of_services());
@@ -147,7 +153,8 @@ impl Ledger {
         ordered(diff(held, wanted))
     }
 
-    /// Takes over the order of slots that the maps hold, so that adoption leaves right endpoints where they are.
+    /// Takes over the order of slots that the maps hold, so that adoption leaves right endpoints
+    /// where they are.
     fn adopt_slots(&mut self, plans: &[Arc<ServicePlan>], held: &[Entry]) {
         let mut read: FxHashMap<u64, Vec<(u32, Member)>> = FxHashMap::default();
         for entry in held {

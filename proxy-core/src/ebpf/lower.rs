@@ -19,14 +19,15 @@ use crate::plan::{self, Action, Capture, PortPlan, Scheduler, ServicePlan, Targe
 pub trait Endpoints {
     /// Slots of a group with their members.
     fn slots(&self, id: GroupId, targets: &List<Target>) -> Vec<(u32, Member)>;
-    /// All members of a group in the order of their slots. Only a Maglev table depends on all of them.
+    /// All members of a group in the order of their slots. Only a Maglev table depends on all of
+    /// them.
     fn order(&self, id: GroupId, targets: &List<Target>) -> Vec<Member>;
     /// Who may keep flows of UDP, of a service port with this Cluster group.
     fn serving(&self, id: GroupId, port: &PortPlan) -> Vec<Member>;
 }
 
-/// The entries of one Service, sorted, each key once: all but the marks of its ClusterIPs, which it may share with
-/// others.
+/// The entries of one Service, sorted, each key once: all but the marks of its ClusterIPs, which it
+/// may share with others.
 pub fn lower(plan: &ServicePlan, scheduler: Scheduler, endpoints: &dyn Endpoints) -> Vec<Entry> {
     let mut entries = Vec::new();
     for port in &plan.ports {
@@ -120,8 +121,9 @@ impl Lowering<'_> {
     }
 }
 
-/// Who may keep flows of UDP: endpoints that serve, and those that get new flows now. With `publishNotReadyAddresses` the
-/// latter need not serve; their flows would be stale from the first packet on.
+/// Who may keep flows of UDP: endpoints that serve, and those that get new flows now. With
+/// `publishNotReadyAddresses` the latter need not serve; their flows would be stale from the first
+/// packet on.
 pub(super) fn serving(port: &PortPlan) -> impl Iterator<Item = Member> {
     let targets = port.cluster.iter().chain(port.local.iter());
     port.serving.iter().copied().chain(targets.map(crate::group::member))

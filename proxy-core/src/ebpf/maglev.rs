@@ -6,8 +6,8 @@ use sluice_common::service::{MAGLEV_SLOTS, MaglevTable};
 use super::entry::address;
 use crate::group::Member;
 
-/// The order in which an endpoint wants the parts of the hash space: it begins at `next` and goes on by `skip`. The
-/// number of parts is a prime, so it comes by each of them once.
+/// The order in which an endpoint wants the parts of the hash space: it begins at `next` and goes
+/// on by `skip`. The number of parts is a prime, so it comes by each of them once.
 struct Wishes {
     next: usize,
     skip: usize,
@@ -16,8 +16,9 @@ struct Wishes {
 
 /// The table of a group whose members are given in the order of their slots.
 ///
-/// Which endpoint has which part of the hash space depends on the set of endpoints and not on their slots: all nodes
-/// send a client to the same endpoint. Of more endpoints than there are parts, some get none.
+/// Which endpoint has which part of the hash space depends on the set of endpoints and not on their
+/// slots: all nodes send a client to the same endpoint. Of more endpoints than there are parts,
+/// some get none.
 pub fn table(members: &[Member]) -> Box<MaglevTable> {
     let mut slots = [0; MAGLEV_SLOTS];
     let mut wishes = wishes(members);
@@ -36,8 +37,8 @@ pub fn table(members: &[Member]) -> Box<MaglevTable> {
     Box::new(MaglevTable { slots, reserved: 0 })
 }
 
-/// The wishes of all endpoints in the order of their turns. That order is hashed too: it decides who gets a part more
-/// than others, or none, which should not always be the lowest addresses.
+/// The wishes of all endpoints in the order of their turns. That order is hashed too: it decides
+/// who gets a part more than others, or none, which should not always be the lowest addresses.
 fn wishes(members: &[Member]) -> Vec<Wishes> {
     let numbered = members.iter().zip(0u16..=u16::MAX);
     let mut wishes: Vec<([u64; 3], Wishes)> = numbered

@@ -44,8 +44,8 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Whether node ports answer on all local addresses of a family.
     pub match_all_node_addresses: [bool; 2],
-    /// Networks out of which ClusterIPs are allocated; none until the Services are in, or those not yet known would be
-    /// dropped.
+    /// Networks out of which ClusterIPs are allocated; none until the Services are in, or those not
+    /// yet known would be dropped.
     pub service_networks: Vec<IpNet>,
     /// How pods are told from others, for IPv4 and IPv6.
     pub detectors: [Detector; 2],
@@ -57,7 +57,8 @@ pub struct NodeView {
     pub timeouts: Timeouts,
     /// How endpoints are picked.
     pub scheduler: Scheduler,
-    /// What becomes of node ports on loopback, for IPv4 and IPv6. Only this node's processes get there.
+    /// What becomes of node ports on loopback, for IPv4 and IPv6. Only this node's processes get
+    /// there.
     pub loopback: [Loopback; 2],
     /// What settings of `lo` were before they were changed, for those who come later.
     pub lo_before: u32,
@@ -96,8 +97,8 @@ impl NodeView {
         sorted(entries)
     }
 
-    /// Operations that turn entries of the node's maps, those of an earlier view or those that the kernel holds, into
-    /// the entries of this view. Entries of other maps are left alone.
+    /// Operations that turn entries of the node's maps, those of an earlier view or those that the
+    /// kernel holds, into the entries of this view. Entries of other maps are left alone.
     pub fn change(&self, held: Vec<Entry>) -> Vec<Op> {
         let mut held: Vec<Entry> = held.into_iter().map(Entry::canonical).collect();
         held.retain(|entry| !entry.map().is_of_services());
@@ -149,8 +150,9 @@ impl NodeView {
         .fold(0, |options, (bit, _)| options | bit)
     }
 
-    /// The entries of `ADDRESSES`. An address that node ports answer on need not be an own one: the Node object may
-    /// name an address that a router translates, which this node's processes use all the same.
+    /// The entries of `ADDRESSES`. An address that node ports answer on need not be an own one: the
+    /// Node object may name an address that a router translates, which this node's processes use
+    /// all the same.
     fn addresses(&self) -> BTreeMap<Address, u32> {
         let matches_all = |ip: &IpAddr| self.match_all_node_addresses[Family::of(ip) as usize];
         let mut found = BTreeMap::new();
@@ -165,7 +167,8 @@ impl NodeView {
         found
     }
 
-    /// The entries of `NETWORKS`. The longest prefix wins, so a network has the flags of all around it.
+    /// The entries of `NETWORKS`. The longest prefix wins, so a network has the flags of all around
+    /// it.
     fn networks(&self) -> Vec<(u32, Address, u32)> {
         let mut listed: Vec<(IpNet, u32)> =
             self.service_networks.iter().map(|net| (net.trunc(), network::SERVICES)).collect();
@@ -213,14 +216,15 @@ impl PortRuns {
     }
 }
 
-/// Whether the ports that the node's own processes get (`net.ipv4.ip_local_port_range`) leave enough for masquerading.
+/// Whether the ports that the node's own processes get (`net.ipv4.ip_local_port_range`) leave
+/// enough for masquerading.
 pub fn leaves_ports(local: &RangeInclusive<u16>) -> bool {
     runs_without(&[local.clone(), NODE_PORTS]).count() >= ENOUGH
 }
 
-/// Ports for masqueraded packets: those that neither the node's own processes nor node ports use. Where too few are left,
-/// all but node ports: the programs take no port of a socket or of another flow, but a socket may get the port of a flow
-/// later, and then both take each other's packets.
+/// Ports for masqueraded packets: those that neither the node's own processes nor node ports use.
+/// Where too few are left, all but node ports: the programs take no port of a socket or of another
+/// flow, but a socket may get the port of a flow later, and then both take each other's packets.
 pub fn free_ports(local: &RangeInclusive<u16>) -> PortRuns {
     if leaves_ports(local) { runs_without(&[local.clone(), NODE_PORTS]) } else { runs_without(&[NODE_PORTS]) }
 }

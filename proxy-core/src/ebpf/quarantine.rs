@@ -1,10 +1,11 @@
-//! What the kernel refuses of one Service keeps no other from it: whose operation is refused gets none of its later ones in
-//! this pass, and those of all others are done.
+//! What the kernel refuses of one Service keeps no other from it: whose operation is refused gets
+//! none of its later ones in this pass, and those of all others are done.
 //!
-//! The order stays the ledger's, so a Service that stops stops between two operations, where each lookup is right
-//! ([`Ledger`](super::Ledger)). Services meet in frontends only, which may go from one to another: one that stays where it was
-//! still leads to the endpoints of before, so whoever had it stops too, before its endpoints go. Who does have it is what the
-//! map says, not what a plan says.
+//! The order stays the ledger's, so a Service that stops stops between two operations, where each
+//! lookup is right ([`Ledger`](super::Ledger)). Services meet in frontends only, which may go from
+//! one to another: one that stays where it was still leads to the endpoints of before, so whoever
+//! had it stops too, before its endpoints go. Who does have it is what the map says, not what a
+//! plan says.
 
 use std::sync::Arc;
 
@@ -52,8 +53,8 @@ pub struct Apart {
 }
 
 impl Apart {
-    /// For operations that turn what is `observed` into what `plans` ask for. `before`: plans of before that may still be in
-    /// force.
+    /// For operations that turn what is `observed` into what `plans` ask for. `before`: plans of
+    /// before that may still be in force.
     pub fn new(plans: &[Arc<ServicePlan>], before: &[Arc<ServicePlan>], observed: &[Entry]) -> Self {
         let mut apart = Apart::default();
         // What is now counts more than what was.
@@ -74,9 +75,9 @@ impl Apart {
         apart
     }
 
-    /// Commits all operations but those of Services of which one is refused. When more is refused than single Services explain,
-    /// nothing is written any more, but whoever lacks nothing still loses what it has too much: that may be the room that the
-    /// others wait for.
+    /// Commits all operations but those of Services of which one is refused. When more is refused
+    /// than single Services explain, nothing is written any more, but whoever lacks nothing still
+    /// loses what it has too much: that may be the room that the others wait for.
     pub fn commit<R, E>(
         mut self,
         ops: &[Op],
@@ -136,7 +137,8 @@ impl Apart {
         self.stop_holder(op, by, all);
     }
 
-    /// The network that an operation lets in, if that is for a frontend that is to be written after it.
+    /// The network that an operation lets in, if that is for a frontend that is to be written after
+    /// it.
     fn network(&self, op: &Op) -> Option<(FrontendKey, EntryId)> {
         match op {
             Op::Put(entry @ Entry::Source(_, key)) if self.wanted.contains_key(&key.frontend) => {
@@ -155,8 +157,9 @@ impl Apart {
         by.is_some()
     }
 
-    /// Who has a frontend that is not written keeps it, and so all that it leads to. Without the mark of a ClusterIP all of its
-    /// frontends stay: what is said of ports that are not defined is not there to take their place.
+    /// Who has a frontend that is not written keeps it, and so all that it leads to. Without the
+    /// mark of a ClusterIP all of its frontends stay: what is said of ports that are not defined is
+    /// not there to take their place.
     fn stop_holder<R>(&mut self, op: &Op, by: usize, all: &mut [Refused<R>]) {
         let frontend = match op {
             Op::Put(Entry::Frontend(key, _)) | Op::Delete(EntryId::Frontend(key)) => key,

@@ -8,7 +8,8 @@ use crate::model::ObjectName;
 use crate::net::Family;
 use crate::plan::{Capture, PortPlan, ServicePlan};
 
-/// The Services that need what an operation is about: of a virtual server one, of an address perhaps several.
+/// The Services that need what an operation is about: of a virtual server one, of an address
+/// perhaps several.
 pub fn concerned(op: &Op, plans: &[Arc<ServicePlan>], marks: &Marks) -> Vec<ObjectName> {
     let has =
         |plan: &ServicePlan| matches!(op, Op::BindAddress(address) if plan.cluster_ips.contains(address));

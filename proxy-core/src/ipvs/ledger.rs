@@ -1,12 +1,15 @@
-//! The ledger: what IPVS, the dummy link and the ruleset should hold, and the steps from one plan to the next.
+//! The ledger: what IPVS, the dummy link and the ruleset should hold, and the steps from one plan
+//! to the next.
 //!
-//! Connections begin between any two operations, and each must find what was right before or what is right after. So:
+//! Connections begin between any two operations, and each must find what was right before or what
+//! is right after. So:
 //! - Virtual servers by mark come before the ruleset sets their mark.
-//! - The ruleset comes before the other virtual servers: it refuses what is to be refused before destinations are drained.
-//!   Those of frontends that it has refused until now come before it, because IPVS itself refuses where it has none.
+//! - The ruleset comes before the other virtual servers: it refuses what is to be refused before
+//!   destinations are drained. Those of frontends that it has refused until now come before it,
+//!   because IPVS itself refuses where it has none.
 //! - An address is bound, or packets for its port are led here, when its virtual servers are there.
-//! - What nobody wants any more goes last: destinations are drained, or deleted if they are of UDP; a virtual server goes
-//!   with its last destination, an address with its last virtual server.
+//! - What nobody wants any more goes last: destinations are drained, or deleted if they are of UDP;
+//!   a virtual server goes with its last destination, an address with its last virtual server.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -40,8 +43,9 @@ pub struct Observed {
 /// Operations, to be applied in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
-    /// Virtual servers by mark, which are to be there before the ruleset leads to them, and those whose frontends it refuses
-    /// no more; where another backend's ruleset is to be replaced, all others and addresses too.
+    /// Virtual servers by mark, which are to be there before the ruleset leads to them, and those
+    /// whose frontends it refuses no more; where another backend's ruleset is to be replaced, all
+    /// others and addresses too.
     pub before: Vec<Op>,
     /// The ruleset.
     pub ruleset: Vec<nft::Op>,
@@ -118,7 +122,8 @@ impl Ledger {
         &mut self.ruleset
     }
 
-    /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
+    /// Takes changed plans into account, all in one: a frontend may move from one Service to
+    /// another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Steps {
         let changes = PlanChange::merged(changes);
         // By the marks of before.
@@ -135,7 +140,8 @@ impl Ledger {
             }
         }
         if !self.node.others.listed {
-            // An address may have become a ClusterIP, or be none any more: that concerns all its virtual servers.
+            // An address may have become a ClusterIP, or be none any more: that concerns all its
+            // virtual servers.
             let is_unsettled =
                 |key: &&ServerKey| key.address().is_some_and(|ip| self.unsettled.contains(&ip));
             touched.extend(self.held.keys().filter(is_unsettled));
@@ -148,8 +154,8 @@ impl Ledger {
         &self.node
     }
 
-    /// Takes into account that others have other addresses, and nothing else of the node has changed. The first list of them
-    /// needs [`Ledger::reconcile`].
+    /// Takes into account that others have other addresses, and nothing else of the node has
+    /// changed. The first list of them needs [`Ledger::reconcile`].
     pub fn set_others(&mut self, others: Others, of_ruleset: nft::NodeView) -> Steps {
         let before = std::mem::replace(&mut self.node.others, others);
         let ruleset = self.ruleset.set_node(of_ruleset);
@@ -160,8 +166,9 @@ impl Ledger {
         self.steps(touched, &FxHashSet::default(), ruleset)
     }
 
-    /// Steps that turn what the kernel holds into what the plans ask for: none, when it is right. What others put there is
-    /// drained like what nobody wants any more, unless it is in an excluded network.
+    /// Steps that turn what the kernel holds into what the plans ask for: none, when it is right.
+    /// What others put there is drained like what nobody wants any more, unless it is in an
+    /// excluded network.
     pub fn reconcile(
         &mut self,
         plans: &[Arc<ServicePlan>],
@@ -258,8 +265,9 @@ impl Ledger {
         lowered.cluster_ips.iter().for_each(|ip| discount(&mut self.cluster_ips, ip));
     }
 
-    /// The way from what is held of the touched virtual servers to what is wanted. Those that the ruleset has `refused` come
-    /// before it, so that nobody finds none there when it does not refuse any more.
+    /// The way from what is held of the touched virtual servers to what is wanted. Those that the
+    /// ruleset has `refused` come before it, so that nobody finds none there when it does not
+    /// refuse any more.
     fn steps(
         &mut self,
         touched: FxHashSet<ServerKey>,
@@ -308,8 +316,9 @@ impl Ledger {
         steps
     }
 
-    /// Leads packets for virtual servers with others' addresses here, as long as these are there. What is being drained is led
-    /// until its end, also when its address turns out to be nobody's: it is not bound again, and connections live.
+    /// Leads packets for virtual servers with others' addresses here, as long as these are there.
+    /// What is being drained is led until its end, also when its address turns out to be nobody's:
+    /// it is not bound again, and connections live.
     fn lead(&mut self, touched: &[ServerKey], steps: &mut Steps) {
         for key in touched {
             let Some(ip) = key.address() else { continue };
@@ -327,8 +336,9 @@ impl Ledger {
         }
     }
 
-    /// Whether nobody knows yet whose an address is. Until Nodes have been listed, what is no ClusterIP is treated like an
-    /// address of others: were it the API server's and bound here, nobody could list them any more.
+    /// Whether nobody knows yet whose an address is. Until Nodes have been listed, what is no
+    /// ClusterIP is treated like an address of others: were it the API server's and bound here,
+    /// nobody could list them any more.
     fn may_be_others(&self, ip: &IpAddr) -> bool {
         !self.node.others.listed && !self.cluster_ips.contains_key(ip)
     }
@@ -340,10 +350,11 @@ impl Ledger {
         self.close(&drained, steps);
     }
 
-    /// An address that is bound for what is being drained only is closed for everybody else: otherwise it would lead to the
-    /// node's own ports.
+    /// An address that is bound for what is being drained only is closed for everybody else:
+    /// otherwise it would lead to the node's own ports.
     fn close(&mut self, drained: &FxHashSet<IpAddr>, steps: &mut Steps) {
-        // What the table holds of such is nothing that a plan asks for, so a reconciliation would delete it.
+        // What the table holds of such is nothing that a plan asks for, so a reconciliation would
+        // delete it.
         steps.ruleset.retain(|op| match op {
             nft::Op::DeleteElement(id) => nft::closed_address(id).is_none_or(|ip| {
                 self.closed.insert(ip);
@@ -363,7 +374,8 @@ impl Ledger {
         self.closed = wanted;
     }
 
-    /// Binds and unbinds addresses. Those with virtual servers that are being drained stay, unless they may be others'.
+    /// Binds and unbinds addresses. Those with virtual servers that are being drained stay, unless
+    /// they may be others'.
     fn rebind(&mut self, drained: &FxHashSet<IpAddr>, steps: &mut Steps) {
         let mut unsettled: Vec<IpAddr> = self.unsettled.drain().collect();
         unsettled.sort_unstable();
@@ -393,8 +405,8 @@ impl Ledger {
         self.draining.iter()
     }
 
-    /// Deletes what has been drained. `loads` tells the connections of the destinations of a virtual server; one that is not
-    /// named there is not in the kernel any more.
+    /// Deletes what has been drained. `loads` tells the connections of the destinations of a
+    /// virtual server; one that is not named there is not in the kernel any more.
     pub fn delete_drained(&mut self, loads: &FxHashMap<(ServerKey, DestinationKey), Load>) -> Steps {
         let mut ops = Vec::new();
         let mut keys: Vec<ServerKey> = self.draining.iter().copied().collect();
@@ -424,7 +436,8 @@ impl Ledger {
         steps
     }
 
-    /// Whether the kernel's virtual servers, addresses and rules of routing are those that it should have. Destinations are not looked at.
+    /// Whether the kernel's virtual servers, addresses and rules of routing are those that it
+    /// should have. Destinations are not looked at.
     pub fn agrees(&self, servers: &[Server], addresses: &[IpAddr], led: &[ServerKey]) -> bool {
         let is_ours =
             |server: &&Server| !self.is_excluded(&server.key) || self.held.contains_key(&server.key);
@@ -460,8 +473,8 @@ fn held(observed: ObservedServer) -> Held {
     Held { server, destinations: weights.collect() }
 }
 
-/// Makes a virtual server as it is wanted; returns whether something is being drained. What has to wait for the rest goes to
-/// `last`.
+/// Makes a virtual server as it is wanted; returns whether something is being drained. What has to
+/// wait for the rest goes to `last`.
 fn converge(held: &mut Held, wanted: &Wanted, first: &mut Vec<Op>, last: &mut Vec<Op>) -> bool {
     let key = wanted.server.key;
     if held.server != wanted.server {
@@ -481,8 +494,8 @@ fn converge(held: &mut Held, wanted: &Wanted, first: &mut Vec<Op>, last: &mut Ve
     held.destinations.values().any(|weight| *weight == 0)
 }
 
-/// Drains all destinations but some. Datagrams have no connection to finish: their destinations go at once, and IPVS moves
-/// their clients (`expire_nodest_conn`).
+/// Drains all destinations but some. Datagrams have no connection to finish: their destinations go
+/// at once, and IPVS moves their clients (`expire_nodest_conn`).
 fn drain(held: &mut Held, keep: &FxHashSet<DestinationKey>, last: &mut Vec<Op>) {
     let key = held.server.key;
     let is_udp = key.is_udp();

@@ -17,8 +17,9 @@ use crate::plan::{Capture, Frontend, Group, PortPlan, ServicePlan};
 pub struct IpvsConfig {
     /// How every virtual server picks.
     pub scheduler: SchedulerName,
-    /// How virtual servers by mark pick that a client shall stick to: by a hash of its address. Persistence is of no use
-    /// there, because the kernel keeps the port that a persistent one is called at (`ip_vs_sched_persist`).
+    /// How virtual servers by mark pick that a client shall stick to: by a hash of its address.
+    /// Persistence is of no use there, because the kernel keeps the port that a persistent one is
+    /// called at (`ip_vs_sched_persist`).
     pub sticky: SchedulerName,
     /// Virtual servers with addresses in these networks belong to others and are left alone.
     pub exclude: Vec<IpNet>,
@@ -39,8 +40,8 @@ impl IpvsConfig {
     }
 }
 
-/// Schedulers by hash refuse the connections that fall to a destination of weight 0, one that is being drained, unless they
-/// are told to take another one then.
+/// Schedulers by hash refuse the connections that fall to a destination of weight 0, one that is
+/// being drained, unless they are told to take another one then.
 fn fallback(scheduler: SchedulerName) -> ServerFlags {
     match scheduler.as_str() {
         "mh" | "sh" => ServerFlags::HASH_FALLBACK,
@@ -59,10 +60,12 @@ pub struct NodeView {
     pub others: Others,
 }
 
-/// Addresses in use by others than this node and Services: were they bound, nobody would reach their owners from here.
+/// Addresses in use by others than this node and Services: were they bound, nobody would reach
+/// their owners from here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Nodes have been listed. Until then every address may be another node's that is not a ClusterIP.
+    /// Nodes have been listed. Until then every address may be another node's that is not a
+    /// ClusterIP.
     pub listed: bool,
     /// Of other nodes.
     pub addresses: BTreeSet<IpAddr>,
@@ -77,7 +80,8 @@ impl Others {
     }
 }
 
-/// Whose a virtual server is; of several claims the first counts, as it does in the ruleset: addresses before node ports.
+/// Whose a virtual server is; of several claims the first counts, as it does in the ruleset:
+/// addresses before node ports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Claim {
     pub(super) is_node_port: bool,
@@ -95,7 +99,8 @@ pub(super) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lowered {
     pub(super) servers: Vec<(Claim, Wanted)>,
-    /// Virtual servers that there are none of, because the ruleset refuses all connections of others.
+    /// Virtual servers that there are none of, because the ruleset refuses all connections of
+    /// others.
     pub(super) refused: Vec<ServerKey>,
     /// Addresses to bind, with repetitions.
     pub(super) addresses: Vec<IpAddr>,

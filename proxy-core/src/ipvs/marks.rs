@@ -6,8 +6,8 @@ use crate::group::GroupId;
 use crate::net::Protocol;
 use crate::plan::{Group, PlanChange, PortPlan, ServicePlan};
 
-/// Which marks are ours: bits 24 to 31 are always the same, bits 14 and 15 zero. By these kube-proxy, kubelet and others ask
-/// for masquerading and for drops. Bit 0 is set for UDP.
+/// Which marks are ours: bits 24 to 31 are always the same, bits 14 and 15 zero. By these
+/// kube-proxy, kubelet and others ask for masquerading and for drops. Bit 0 is set for UDP.
 pub(crate) mod server_mark {
     /// Bits that are the same in all.
     pub(crate) const MASK: u32 = 0xff00_c000;
@@ -21,8 +21,8 @@ pub(crate) mod server_mark {
 
 /// The marks of service ports of eTP=Local, each by its Cluster group.
 ///
-/// A mark is a hash of the group, and the next free one after it where two have the same hash. So a restart gives the same
-/// marks again, except to the rare ones of the latter kind.
+/// A mark is a hash of the group, and the next free one after it where two have the same hash. So a
+/// restart gives the same marks again, except to the rare ones of the latter kind.
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
     by_group: FxHashMap<GroupId, u32>,

@@ -72,7 +72,8 @@ impl SchedulerName {
     /// Hashing of the source address.
     pub const SOURCE_HASH: SchedulerName = SchedulerName(*b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0");
 
-    /// Takes a text that can be a name. Whether the kernel has such a scheduler is another question.
+    /// Takes a text that can be a name. Whether the kernel has such a scheduler is another
+    /// question.
     pub fn new(text: &str) -> Result<Self, InvalidSchedulerName> {
         let mut name = [0; 15];
         let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
@@ -102,8 +103,9 @@ impl fmt::Display for SchedulerName {
     }
 }
 
-/// Flags of a virtual server (`IP_VS_SVC_F_*`), without those that say something that is told elsewhere:
-/// persistent, which is [`Server::persistence`], and hashed, which every server in the kernel is.
+/// Flags of a virtual server (`IP_VS_SVC_F_*`), without those that say something that is told
+/// elsewhere: persistent, which is [`Server::persistence`], and hashed, which every server in the
+/// kernel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerFlags(u32);
 
@@ -114,7 +116,8 @@ impl ServerFlags {
     pub const ONE_PACKET: ServerFlags = ServerFlags(0x4);
     /// `sh` and `mh`: a destination of weight 0 is passed over for another (`IP_VS_SVC_F_SCHED1`).
     pub const HASH_FALLBACK: ServerFlags = ServerFlags(0x8);
-    /// `sh` and `mh`: the source's port is hashed with its address (`IP_VS_SVC_F_SCHED2`). kube-proxy sets it for `mh`.
+    /// `sh` and `mh`: the source's port is hashed with its address (`IP_VS_SVC_F_SCHED2`).
+    /// kube-proxy sets it for `mh`.
     pub const HASH_SOURCE_PORT: ServerFlags = ServerFlags(0x10);
 
     /// `IP_VS_SVC_F_PERSISTENT | IP_VS_SVC_F_HASHED`.
@@ -148,8 +151,8 @@ pub struct Server {
     pub scheduler: SchedulerName,
     /// How it differs from the usual.
     pub flags: ServerFlags,
-    /// For how many seconds after its last connection has ended a client is sent to the same destination. A
-    /// client is a single address.
+    /// For how many seconds after its last connection has ended a client is sent to the same
+    /// destination. A client is a single address.
     pub persistence: Option<u32>,
 }
 
@@ -168,13 +171,15 @@ impl fmt::Display for DestinationKey {
     }
 }
 
-/// Where a virtual server sends packets to, with their destination translated (`IP_VS_CONN_F_MASQ`).
+/// Where a virtual server sends packets to, with their destination translated
+/// (`IP_VS_CONN_F_MASQ`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
     /// What tells it apart.
     pub key: DestinationKey,
-    /// Its share of new connections, 2³¹−1 at most. With 0 it gets none, and keeps those that it has. A server all of
-    /// whose destinations have 0 refuses new connections, like one without any.
+    /// Its share of new connections, 2³¹−1 at most. With 0 it gets none, and keeps those that it
+    /// has. A server all of whose destinations have 0 refuses new connections, like one without
+    /// any.
     pub weight: u32,
 }
 
@@ -192,8 +197,8 @@ pub struct Load {
 pub struct ObservedServer {
     /// The server.
     pub server: Server,
-    /// Writing `server` would change nothing. False if it has what only others set: a persistence engine, or
-    /// persistence for whole networks.
+    /// Writing `server` would change nothing. False if it has what only others set: a persistence
+    /// engine, or persistence for whole networks.
     pub is_exact: bool,
     /// Its destinations, in the kernel's order.
     pub destinations: Vec<ObservedDestination>,
@@ -204,8 +209,8 @@ pub struct ObservedServer {
 pub struct ObservedDestination {
     /// The destination.
     pub destination: Destination,
-    /// Writing `destination` would change nothing. False if it has what only others set: another way of
-    /// forwarding, or a threshold of connections.
+    /// Writing `destination` would change nothing. False if it has what only others set: another
+    /// way of forwarding, or a threshold of connections.
     pub is_exact: bool,
     /// Its connections.
     pub load: Load,
@@ -218,20 +223,23 @@ pub enum Op {
     AddServer(Server),
     /// Changes scheduler, flags or persistence of a virtual server that is there.
     SetServer(Server),
-    /// Deletes a virtual server with its destinations. With `expire_nodest_conn` their connections end with their next packet.
+    /// Deletes a virtual server with its destinations. With `expire_nodest_conn` their connections
+    /// end with their next packet.
     DeleteServer(ServerKey),
     /// Adds a destination that is not there.
     AddDestination(ServerKey, Destination),
     /// Changes the weight of a destination that is there.
     SetDestination(ServerKey, Destination),
-    /// Deletes a destination, whether it has connections or not. With `expire_nodest_conn` they end with their next packet,
-    /// otherwise they hang, and go on if it is added again before they expire.
+    /// Deletes a destination, whether it has connections or not. With `expire_nodest_conn` they end
+    /// with their next packet, otherwise they hang, and go on if it is added again before they
+    /// expire.
     DeleteDestination(ServerKey, DestinationKey),
     /// Makes an address one of the node's, at the dummy link.
     BindAddress(IpAddr),
     /// Takes an address from the dummy link.
     UnbindAddress(IpAddr),
-    /// Leads packets for this address and port, which another host has, to this one by a rule of routing.
+    /// Leads packets for this address and port, which another host has, to this one by a rule of
+    /// routing.
     LeadHere(ServerKey),
     /// Lets them pass again.
     LetPass(ServerKey),

@@ -14,7 +14,8 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `status.podIPs`, sorted.
     pub ips: Vec<IpAddr>,
-    /// `sluice.socketLB`: whether its sockets take the socket path; not set: what its Namespace says.
+    /// `sluice.socketLB`: whether its sockets take the socket path; not set: what its Namespace
+    /// says.
     pub socket_path: Option<bool>,
 }
 

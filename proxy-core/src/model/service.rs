@@ -42,7 +42,8 @@ pub struct ServicePort {
     pub node_port: u16,
 }
 
-/// A Service that this proxy serves: not headless, not ExternalName, not delegated to another proxy.
+/// A Service that this proxy serves: not headless, not ExternalName, not delegated to another
+/// proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -78,8 +79,8 @@ impl Service {
         self.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)
     }
 
-    /// externalTrafficPolicy, counting `Local` only where the API gives it a meaning: LoadBalancer, NodePort,
-    /// or ClusterIP with external IPs.
+    /// externalTrafficPolicy, counting `Local` only where the API gives it a meaning: LoadBalancer,
+    /// NodePort, or ClusterIP with external IPs.
     pub fn effective_external_policy(&self) -> TrafficPolicy {
         match self.service_type {
             ServiceType::NodePort | ServiceType::LoadBalancer => self.external_policy,
@@ -95,7 +96,8 @@ impl Service {
             || self.external_ips.iter().any(|ip| Family::of(ip) == family)
     }
 
-    /// Whether the Cluster endpoint list is needed. Also for eTP=Local, where inside clients use it.
+    /// Whether the Cluster endpoint list is needed. Also for eTP=Local, where inside clients use
+    /// it.
     pub fn uses_cluster_endpoints(&self, port: &ServicePort, family: Family) -> bool {
         self.internal_policy == TrafficPolicy::Cluster || self.externally_accessible(port, family)
     }
@@ -107,8 +109,8 @@ impl Service {
                 && self.externally_accessible(port, family))
     }
 
-    /// The source ranges in force for a family: none when the list has no entry of that family or when one
-    /// of them allows everything.
+    /// The source ranges in force for a family: none when the list has no entry of that family or
+    /// when one of them allows everything.
     pub fn effective_source_ranges(&self, family: Family) -> Vec<IpNet> {
         let ranges: Vec<IpNet> =
             self.source_ranges.iter().copied().filter(|net| Family::of_net(net) == family).collect();

@@ -1,18 +1,18 @@
 //! Class chains: how an endpoint is picked and translated, shared by all frontends of one class.
 //!
 //! Register layout of all picking rules, the same for both families (IPv4 leaves the gaps unused):
-//! 0.. frontend key, later the affinity key; 5.. the frontend's data, of which 6, 7 is the group id;
-//! 8 slot, then 8.. endpoint address, port.
+//! 0.. frontend key, later the affinity key; 5.. the frontend's data, of which 6, 7 is the group
+//! id; 8 slot, then 8.. endpoint address, port.
 //!
-//! The nft program must be able to list these rules. It follows by register number what was loaded where, takes
-//! a map's data for zero bits wide, and aborts when such a register is part of a key (nft 1.0.6 to 1.1,
-//! `netlink_parse_concat_expr`) or of a dynset's data. So no key and no stored data may start at a register
-//! that a lookup wrote:
-//! - A frontend's data begin with a word of padding and are loaded one register early; the register of the
-//!   group id itself gets a wide dummy load first, by which nft takes the whole key for one value. The same
-//!   goes for the class and for refusals.
-//! - `members` gives the endpoint again behind a word of padding; loaded one register early, the copy is what
-//!   a dynset stores.
+//! The nft program must be able to list these rules. It follows by register number what was loaded
+//! where, takes a map's data for zero bits wide, and aborts when such a register is part of a key
+//! (nft 1.0.6 to 1.1, `netlink_parse_concat_expr`) or of a dynset's data. So no key and no stored
+//! data may start at a register that a lookup wrote:
+//! - A frontend's data begin with a word of padding and are loaded one register early; the register
+//!   of the group id itself gets a wide dummy load first, by which nft takes the whole key for one
+//!   value. The same goes for the class and for refusals.
+//! - `members` gives the endpoint again behind a word of padding; loaded one register early, the
+//!   copy is what a dynset stores.
 
 use super::NftConfig;
 use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
@@ -172,8 +172,8 @@ impl ClassChain {
         }
         let find = self.find_group();
         match self.pick {
-            // To its own addresses the node speaks with the very address that it calls, from which no endpoint elsewhere
-            // could answer.
+            // To its own addresses the node speaks with the very address that it calls, from which
+            // no endpoint elsewhere could answer.
             Pick::ByServer if self.masquerade != MasqueradeRule::Always => {
                 let mut exprs = from_host();
                 exprs.extend(set_mark(config));
@@ -231,8 +231,8 @@ pub(super) fn dummy_load(dreg: Reg, len: u32) -> Expr {
     Expr::NetworkHeader { dreg, offset: 0, len }
 }
 
-/// Makes nft believe that values wide enough for every key and for stored data start at the group id and at
-/// the copy.
+/// Makes nft believe that values wide enough for every key and for stored data start at the group
+/// id and at the copy.
 fn dummy_loads(family: Family) -> [Expr; 2] {
     let (key, data) = match family {
         Family::V4 => (16, 8),
@@ -292,8 +292,8 @@ fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) 
     let mut remember = pick;
     remember.extend(load_affinity_key(family));
     remember.push(copy_member(family));
-    // An update leaves the data of an existing element as it is, so one that points to an endpoint that is
-    // gone has to be removed first.
+    // An update leaves the data of an existing element as it is, so one that points to an endpoint
+    // that is gone has to be removed first.
     remember.push(dynset(affinity, DynsetOp::Delete, seconds));
     remember.push(dynset(affinity, DynsetOp::Update, seconds));
     remember.extend([recall, dnat(family)]);
@@ -305,7 +305,8 @@ fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) 
     ]
 }
 
-/// Ends the rule unless the endpoint is a member of the group; makes the copy that a dynset can store.
+/// Ends the rule unless the endpoint is a member of the group; makes the copy that a dynset can
+/// store.
 fn copy_member(family: Family) -> Expr {
     Expr::LookupData { set: SetId::new(SetKind::Members, family), sreg: GROUP, dreg: GROUP }
 }
@@ -314,8 +315,8 @@ fn dynset(set: SetId, op: DynsetOp, seconds: u32) -> Expr {
     Expr::Dynset { set, op, key: 0, data: COPY, timeout_ms: u64::from(seconds) * 1000 }
 }
 
-/// Affinity id (the group id without the bit that tells Cluster from Local: both lists of a service port
-/// share what they remember) and client address.
+/// Affinity id (the group id without the bit that tells Cluster from Local: both lists of a service
+/// port share what they remember) and client address.
 fn load_affinity_key(family: Family) -> Vec<Expr> {
     vec![clear_local_bit(GROUP, 0), load_source(family, 2)]
 }
@@ -367,7 +368,8 @@ pub(super) fn load_tuple(family: Family) -> Vec<Expr> {
     exprs
 }
 
-/// Sets the packet mark to what stands for the group of the packet's frontend: the mark of a virtual server.
+/// Sets the packet mark to what stands for the group of the packet's frontend: the mark of a
+/// virtual server.
 pub(super) fn set_server_mark(table: IdTable, family: Family) -> Vec<Expr> {
     let mut exprs = vec![dummy_load(GROUP, 4)];
     exprs.extend(table.load_key(family));

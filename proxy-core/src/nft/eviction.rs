@@ -1,8 +1,10 @@
-//! Which clients are forgotten when the set of those that are remembered (ClientIP affinity) gets full.
+//! Which clients are forgotten when the set of those that are remembered (ClientIP affinity) gets
+//! full.
 //!
-//! The set is one for all Services of a family, so a Service with very many clients would keep the others' from being remembered.
-//! Each Service port has a share, as large as there is room for: those that have most give away until none of them has more than
-//! the others, and those that have less than that lose nobody. Of one Service port those go first that were silent longest.
+//! The set is one for all Services of a family, so a Service with very many clients would keep the
+//! others' from being remembered. Each Service port has a share, as large as there is room for:
+//! those that have most give away until none of them has more than the others, and those that have
+//! less than that lose nobody. Of one Service port those go first that were silent longest.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +15,8 @@ use super::object::Key;
 pub struct Client {
     /// Its key in the set: affinity id, address.
     pub key: Key,
-    /// For how many milliseconds more, if it does not come again. All clients of one affinity id have the same timeout, so the least
-    /// here has been silent longest.
+    /// For how many milliseconds more, if it does not come again. All clients of one affinity id
+    /// have the same timeout, so the least here has been silent longest.
     pub left: u64,
 }
 
@@ -42,8 +44,9 @@ pub fn is_due(entries: usize, capacity: usize) -> bool {
     capacity > 0 && entries > percent(capacity, HIGH)
 }
 
-/// What is kept of a set from one time to the next. Of a large set only the first part is read, and so who is forgotten is always of it:
-/// afterwards it has fewer of those that have most than the rest of the set has, and tells the truth only together with these.
+/// What is kept of a set from one time to the next. Of a large set only the first part is read, and
+/// so who is forgotten is always of it: afterwards it has fewer of those that have most than the
+/// rest of the set has, and tells the truth only together with these.
 #[derive(Debug)]
 pub struct Evictor {
     /// How many were forgotten, by when they would have ended and of which Service port they were.
@@ -63,17 +66,19 @@ impl Evictor {
         self.sample
     }
 
-    /// So many entries there are now. A table that is half empty is made smaller by the kernel, and has another order then.
+    /// So many entries there are now. A table that is half empty is made smaller by the kernel, and
+    /// has another order then.
     pub fn counted(&mut self, entries: usize, capacity: usize) {
         if entries < capacity / 2 {
             self.forgotten.clear();
         }
     }
 
-    /// Who is forgotten of a set with so many entries. `clients`: all of them, or the first ones. The set's order is that of a hash, so
-    /// that these are as good as any others to tell how many each Service port has. Of a part, no more than the older half of each
-    /// Service port's goes at once: with more, it were others than those that were silent longest. `now`: milliseconds, by a clock
-    /// that nobody sets.
+    /// Who is forgotten of a set with so many entries. `clients`: all of them, or the first ones.
+    /// The set's order is that of a hash, so that these are as good as any others to tell how many
+    /// each Service port has. Of a part, no more than the older half of each Service port's goes at
+    /// once: with more, it were others than those that were silent longest. `now`: milliseconds, by
+    /// a clock that nobody sets.
     pub fn evicted(
         &mut self,
         mut clients: Vec<Client>,
@@ -112,8 +117,9 @@ impl Evictor {
         gone
     }
 
-    /// Reads more the next time if next to nobody could be forgotten, because the part that is read has only those left who are to
-    /// stay. The kernel's time for it goes by the square, so not without a limit: at that, those give away who have most of this part.
+    /// Reads more the next time if next to nobody could be forgotten, because the part that is read
+    /// has only those left who are to stay. The kernel's time for it goes by the square, so not
+    /// without a limit: at that, those give away who have most of this part.
     fn adapt(&mut self, gone: usize, read: usize) {
         if gone > read / 4 {
             self.sample = self.least.max(self.sample / 2);
@@ -124,8 +130,9 @@ impl Evictor {
         }
     }
 
-    /// How many clients each Service port has in the whole set. If nobody had been forgotten, the part that was read would have as many
-    /// more of each as were, and would tell of a set with all of these.
+    /// How many clients each Service port has in the whole set. If nobody had been forgotten, the
+    /// part that was read would have as many more of each as were, and would tell of a set with all
+    /// of these.
     fn sizes(&self, shares: &[&[Client]], entries: usize, read: usize) -> BTreeMap<Share, usize> {
         let mut forgotten: BTreeMap<Share, usize> = BTreeMap::new();
         for ((_, share), count) in &self.forgotten {
@@ -252,7 +259,8 @@ mod tests {
         set.values().filter(|(of, _)| *of == share).count()
     }
 
-    /// Lets clients of share 1 come, so many before each look; returns how many of them were refused.
+    /// Lets clients of share 1 come, so many before each look; returns how many of them were
+    /// refused.
     fn flood(set: &mut Set, evictor: &mut Evictor, capacity: usize, a_look: usize, looks: u64) -> usize {
         let (timeout, mut number, mut refused) = (10_800_000, 1 << 32, 0);
         for now in (1..=looks).map(|look| look * 1000) {

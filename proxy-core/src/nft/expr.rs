@@ -16,11 +16,13 @@ pub enum MetaKey {
     NfProto,
     /// The transport protocol, one byte.
     L4Proto,
-    /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has none.
+    /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has
+    /// none.
     IifKind,
     /// The output interface's name, 16 bytes.
     OifName,
-    /// The kind of the output interface (`veth`), 16 bytes; ends the rule where an interface has none.
+    /// The kind of the output interface (`veth`), 16 bytes; ends the rule where an interface has
+    /// none.
     OifKind,
     // What is new comes last: fingerprints of rules have the place of a key in this list in them.
 }
@@ -210,8 +212,8 @@ pub enum Expr {
         /// Length in bytes.
         len: u32,
     },
-    /// The index of the interface that packets to this one's source leave by, if it is the one that this one came in by; else
-    /// zero. Four bytes.
+    /// The index of the interface that packets to this one's source leave by, if it is the one that
+    /// this one came in by; else zero. Four bytes.
     FibSourceDevice {
         /// Destination register.
         dreg: Reg,

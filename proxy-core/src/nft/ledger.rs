@@ -1,7 +1,8 @@
 //! The ledger: what the kernel should hold, and the operations that lead from one plan to the next.
 //!
-//! It keeps only what cannot be derived from the plans: the order of slots where it is not the sorted one,
-//! and how many Services need each shared object. Everything else is lowered again when it is needed.
+//! It keeps only what cannot be derived from the plans: the order of slots where it is not the
+//! sorted one, and how many Services need each shared object. Everything else is lowered again when
+//! it is needed.
 
 use std::sync::Arc;
 
@@ -38,7 +39,8 @@ pub struct Observed {
     pub chains: Vec<ObservedChain>,
     /// Elements, without those that the packet path adds.
     pub elements: FxHashMap<ElementId, Value>,
-    /// Something is as we never write it: an element, a chain's name or policy, a switched-off table.
+    /// Something is as we never write it: an element, a chain's name or policy, a switched-off
+    /// table.
     pub altered: bool,
 }
 
@@ -48,9 +50,10 @@ type Edits = FxHashMap<GroupId, Edit>;
 /// The slots of one group as read back, in any order.
 type ReadSlots = Vec<(u32, Member)>;
 
-/// Unused class chains that are kept. A class is likely to be needed again (a group that shrank grows again),
-/// and to make one is dear: when a rule that looks a map up comes to a chain, the kernel walks all elements of
-/// the map (`nf_tables_bind_set`), 9 ms with 10,000 x 10 and 100 ms with 50,000 x 10.
+/// Unused class chains that are kept. A class is likely to be needed again (a group that shrank
+/// grows again), and to make one is dear: when a rule that looks a map up comes to a chain, the
+/// kernel walks all elements of the map (`nf_tables_bind_set`), 9 ms with 10,000 x 10 and 100 ms
+/// with 50,000 x 10.
 const SPARE_CLASSES: usize = 256;
 
 /// What the kernel should hold.
@@ -61,9 +64,9 @@ pub struct Ledger {
     /// Marks of virtual servers; none but with IPVS.
     marks: Marks,
     shared: FxHashMap<Shared, u32>,
-    /// Chains that nobody needs any more, the longest unused first. They are deleted by a transaction of their
-    /// own, later: kernels before 6.2 let a map's reference to a chain go only after the transaction that
-    /// removes it.
+    /// Chains that nobody needs any more, the longest unused first. They are deleted by a
+    /// transaction of their own, later: kernels before 6.2 let a map's reference to a chain go only
+    /// after the transaction that removes it.
     retired: Vec<ChainName>,
     /// Chains found in our table that nobody needs.
     foreign: Vec<ChainName>,
@@ -91,8 +94,8 @@ impl Ledger {
         &self.config
     }
 
-    /// Operations for a table that does not exist: skeleton first. The refusal of unknown ClusterIPs comes
-    /// with [`Ledger::finish_load`], when the services are in.
+    /// Operations for a table that does not exist: skeleton first. The refusal of unknown
+    /// ClusterIPs comes with [`Ledger::finish_load`], when the services are in.
     pub fn create_skeleton(&self) -> Vec<Op> {
         let mut ops = vec![Op::AddTable];
         ops.extend(self.sets().into_iter().map(Op::AddSet));
@@ -119,7 +122,8 @@ impl Ledger {
         self.rules_of(&["check-cluster-ips"])
     }
 
-    /// Takes a changed node into account. The first list of others, with IPVS, needs [`Ledger::reconcile`].
+    /// Takes a changed node into account. The first list of others, with IPVS, needs
+    /// [`Ledger::reconcile`].
     pub fn set_node(&mut self, node: NodeView) -> Vec<Op> {
         if node == self.node {
             return Vec::new();
@@ -132,7 +136,8 @@ impl Ledger {
         ops
     }
 
-    /// Takes changed plans into account, all in one: a frontend may move from one Service to another.
+    /// Takes changed plans into account, all in one: a frontend may move from one Service to
+    /// another.
     pub fn change(&mut self, changes: &[PlanChange]) -> Vec<Op> {
         let changes = PlanChange::merged(changes);
         // What a change leaves alone in a large group is not lowered at all.
@@ -276,9 +281,9 @@ impl Ledger {
         self.expendable() > 0
     }
 
-    /// Operations that delete chains that nobody needs. Call them at least a second after the last change, and
-    /// again until [`Ledger::has_retired`] says no: chains found in the table may lead to each other, so they
-    /// are emptied by one transaction and deleted by the next.
+    /// Operations that delete chains that nobody needs. Call them at least a second after the last
+    /// change, and again until [`Ledger::has_retired`] says no: chains found in the table may lead
+    /// to each other, so they are emptied by one transaction and deleted by the next.
     pub fn delete_retired(&mut self) -> Vec<Op> {
         if !self.foreign.is_empty() {
             let found = std::mem::take(&mut self.foreign);
@@ -338,8 +343,8 @@ impl Ledger {
         wanted.map(|chain| Op::SetRules(chain.name, chain.rules)).collect()
     }
 
-    /// Forgets everything and takes over the order of slots that the kernel holds, so that adoption leaves
-    /// right elements where they are.
+    /// Forgets everything and takes over the order of slots that the kernel holds, so that adoption
+    /// leaves right elements where they are.
     pub fn restore_slots(&mut self, observed: &Observed) {
         self.slots.clear();
         self.marks = Marks::default();
@@ -361,7 +366,8 @@ impl Ledger {
         }
     }
 
-    /// Operations that turn the table as observed into what the plans ask for: nothing, when it is right.
+    /// Operations that turn the table as observed into what the plans ask for: nothing, when it is
+    /// right.
     ///
     /// The ledger is rebuilt from the plans on the way.
     pub fn reconcile(&mut self, plans: &[Arc<ServicePlan>], observed: Observed) -> Vec<Op> {
@@ -415,8 +421,8 @@ fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
     elements
 }
 
-/// Element operations in an order that is safe even if a transaction ends between them: what is looked up
-/// late in the packet path is written first and removed last.
+/// Element operations in an order that is safe even if a transaction ends between them: what is
+/// looked up late in the packet path is written first and removed last.
 fn element_ops(delta: Delta<Element>) -> Vec<Op> {
     let mut writes: Vec<(ElementId, Option<Element>, bool)> = Vec::new();
     writes.extend(delta.create.into_iter().map(|e| (e.id, Some(e), false)));
@@ -425,7 +431,8 @@ fn element_ops(delta: Delta<Element>) -> Vec<Op> {
     let mut deletes: Vec<ElementId> = delta.delete.into_iter().map(|e| e.id).collect();
     deletes.sort_unstable_by(|a, b| b.cmp(a));
     let mut ops = Vec::with_capacity(writes.len() * 2 + deletes.len());
-    // A node's or Service's frontends change between forward and refuse: the refusal must not outlive.
+    // A node's or Service's frontends change between forward and refuse: the refusal must not
+    // outlive.
     for (id, element, exists) in writes {
         if exists {
             ops.push(Op::DeleteElement(id));
@@ -459,7 +466,8 @@ fn hooks_fit(observed: &Observed, wanted: &[Chain]) -> bool {
     })
 }
 
-/// A table of another layout is replaced by one transaction, so that no packet sees less than one of them.
+/// A table of another layout is replaced by one transaction, so that no packet sees less than one
+/// of them.
 fn recreate(sets: Vec<SetSpec>, chains: Vec<Chain>, elements: Vec<Element>) -> Vec<Op> {
     let mut ops = vec![Op::DeleteTable, Op::AddTable];
     ops.extend(sets.into_iter().map(Op::AddSet));

@@ -92,8 +92,8 @@ pub fn lower(
     }
     for port in &plan.ports {
         Lowering { port, config, marks, out: &mut out }.run(parts);
-        // With IPVS all these addresses are the node's own, so their other ports must be closed like those of ClusterIPs; but
-        // not before it is known that they are no other node's.
+        // With IPVS all these addresses are the node's own, so their other ports must be closed
+        // like those of ClusterIPs; but not before it is known that they are no other node's.
         if config.balancer == Balancer::Ipvs && others.listed {
             out.shared.extend(port.frontends.iter().filter_map(closed_ports));
         }
@@ -208,8 +208,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others, and has set
-    /// the mark where it is due.
+    /// eTP=Local: one entry chain for all such frontends tells pods and this node from the others,
+    /// and has set the mark where it is due.
     fn local_policy(&mut self, table: IdTable, key: Key, actions: Actions) {
         if self.config.balancer == Balancer::Ipvs {
             self.forward(table, key, Group::Local, [table.local_policy_class(), NO_CLASS, NO_CLASS]);

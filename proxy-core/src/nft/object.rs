@@ -119,18 +119,19 @@ pub enum Verdict {
     Goto(ChainName),
 }
 
-/// The sets and maps, each once for IPv4 and once for IPv6. The order is the order in which new elements are
-/// written: what is looked up late in the packet path comes first.
+/// The sets and maps, each once for IPv4 and once for IPv6. The order is the order in which new
+/// elements are written: what is looked up late in the packet path comes first.
 ///
-/// Only small maps hold verdicts. After a change of any element with a verdict, the kernel validates all
-/// elements of all verdict maps before it commits (`nft_table_validate`), which took 4.7 ms with 50,000
-/// frontends; so frontends map to data, and a small map takes the data to the verdict.
+/// Only small maps hold verdicts. After a change of any element with a verdict, the kernel
+/// validates all elements of all verdict maps before it commits (`nft_table_validate`), which took
+/// 4.7 ms with 50,000 frontends; so frontends map to data, and a small map takes the data to the
+/// verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetKind {
     /// Group id, slot → endpoint address, port.
     Endpoints,
-    /// Group id, endpoint address, port → padding, the same address and port: whom an affine client may still
-    /// stick to.
+    /// Group id, endpoint address, port → padding, the same address and port: whom an affine client
+    /// may still stick to.
     Members,
     /// Affinity id, client address → endpoint address, port; written by the packet path.
     Affinity,
@@ -142,8 +143,8 @@ pub enum SetKind {
     Groups,
     /// Class of eTP=Local's outside and inside clients → class chain.
     Classes,
-    /// Class of a frontend → class chain, or entry chain of eTP=Local. Two maps, because the kernel takes an
-    /// entry chain that looks up a map in which it stands itself for a loop.
+    /// Class of a frontend → class chain, or entry chain of eTP=Local. Two maps, because the kernel
+    /// takes an entry chain that looks up a map in which it stands itself for a loop.
     Entries,
     /// Refusal → reject chain, or drop.
     Refusals,
@@ -157,25 +158,27 @@ pub enum SetKind {
     OwnAddresses,
     /// With IPVS: protocol and port of health-check node ports.
     HealthPorts,
-    /// With IPVS: addresses of services that are gone, which are still bound for connections of before.
+    /// With IPVS: addresses of services that are gone, which are still bound for connections of
+    /// before.
     Closed,
     /// Address, protocol, port → padding, refusal.
     NoEndpoints,
     /// Protocol, port → padding, refusal.
     NodePortNoEndpoints,
-    /// Address, protocol, port → padding, group id (with IPVS: a mark), class, class of outside clients, class of inside clients
-    /// (the latter two for eTP=Local only).
+    /// Address, protocol, port → padding, group id (with IPVS: a mark), class, class of outside
+    /// clients, class of inside clients (the latter two for eTP=Local only).
     Services,
     /// The same for node ports: protocol, port.
     NodePorts,
-    /// Protocol and port of node ports that are refused on loopback. What is new comes last, because the fingerprints of
-    /// rules have the place of a set in this list in them.
+    /// Protocol and port of node ports that are refused on loopback. What is new comes last,
+    /// because the fingerprints of rules have the place of a set in this list in them.
     LoopbackRefusals,
     /// With IPVS: addresses of other nodes, whose other ports are theirs.
     OthersAddresses,
     /// Of the pod network's table: addresses of other nodes.
     Underlay,
-    /// Of the pod network's table, for the family of outer packets: outer source, inner source network of IPv4, prefix length.
+    /// Of the pod network's table, for the family of outer packets: outer source, inner source
+    /// network of IPv4, prefix length.
     TunnelSources4,
     /// The same for inner sources of IPv6.
     TunnelSources6,
@@ -387,8 +390,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The comment in the kernel: what it is for, and a fingerprint of the expressions by which a restarted
-    /// or newer daemon tells whether the rule is still right.
+    /// The comment in the kernel: what it is for, and a fingerprint of the expressions by which a
+    /// restarted or newer daemon tells whether the rule is still right.
     pub fn comment(&self) -> String {
         let mut hasher = rustc_hash::FxHasher::default();
         self.exprs.hash(&mut hasher);
@@ -416,7 +419,8 @@ pub enum Op {
     AddTable,
     /// Creates a set.
     AddSet(SetSpec),
-    /// Creates a chain without its rules, if it is not there. All chains come before rules that jump.
+    /// Creates a chain without its rules, if it is not there. All chains come before rules that
+    /// jump.
     AddChain(ChainName, Option<Hook>),
     /// Replaces all rules of a chain.
     SetRules(ChainName, Vec<Rule>),

@@ -1,8 +1,9 @@
-//! What the kernel refuses of one Service keeps no other from it: operations are parted by the Services that need them, and
-//! those that are refused are found by halving.
+//! What the kernel refuses of one Service keeps no other from it: operations are parted by the
+//! Services that need them, and those that are refused are found by halving.
 //!
-//! What belongs together stays together and in order: all operations of one Service, and those of one object that several
-//! need. Whoever is refused keeps what it had in the kernel, because its deletions are among its operations.
+//! What belongs together stays together and in order: all operations of one Service, and those of
+//! one object that several need. Whoever is refused keeps what it had in the kernel, because its
+//! deletions are among its operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -71,8 +72,8 @@ pub struct Refused<R> {
 }
 
 impl Parted {
-    /// Commits all but what is refused of single Services. Those of `suspects` come last and one by one, so that nothing
-    /// else has to wait for their refusal.
+    /// Commits all but what is refused of single Services. Those of `suspects` come last and one by
+    /// one, so that nothing else has to wait for their refusal.
     pub fn commit<R, E>(
         self,
         suspects: &BTreeSet<ObjectName>,
@@ -231,11 +232,12 @@ fn begin(services: &[&ObjectName], units: &mut Vec<Unit>) -> usize {
     units.len() - 1
 }
 
-/// How many plans of one Service are remembered, whose operations are refused while it goes on changing.
+/// How many plans of one Service are remembered, whose operations are refused while it goes on
+/// changing.
 const MOST_PLANS: usize = 32;
 
-/// Plans that may be in force, wholly or in part, of Services whose changes are not in the kernel yet: each of them says whose an
-/// operation is.
+/// Plans that may be in force, wholly or in part, of Services whose changes are not in the kernel
+/// yet: each of them says whose an operation is.
 #[derive(Debug, Default)]
 pub struct Before(BTreeMap<ObjectName, Vec<Arc<ServicePlan>>>);
 
@@ -266,7 +268,8 @@ impl Before {
     }
 }
 
-/// Whether two plans of a Service have the same groups, frontends and addresses: endpoints are found by their group.
+/// Whether two plans of a Service have the same groups, frontends and addresses: endpoints are
+/// found by their group.
 fn has_what_it_has(known: &ServicePlan, plan: &ServicePlan) -> bool {
     let same = |(a, b): (&PortPlan, &PortPlan)| {
         a.id == b.id && a.affinity == b.affinity && a.frontends == b.frontends
@@ -277,8 +280,8 @@ fn has_what_it_has(known: &ServicePlan, plan: &ServicePlan) -> bool {
 }
 
 impl Ledger {
-    /// Parts operations of [`Ledger::reconcile`] by the Services that need them: by the plans, and by the plans of `before`
-    /// that may still be in force.
+    /// Parts operations of [`Ledger::reconcile`] by the Services that need them: by the plans, and
+    /// by the plans of `before` that may still be in force.
     pub fn part(&self, ops: Vec<Op>, plans: &[Arc<ServicePlan>], before: &[Arc<ServicePlan>]) -> Parted {
         let needs = self.needs(&ops, plans, before);
         let mut parted = Parted::default();
@@ -353,7 +356,8 @@ mod tests {
 
     type Answer = Result<(), Failure<(), ()>>;
 
-    /// Commits where these are refused: what came out, how many transactions were refused, and what is in force.
+    /// Commits where these are refused: what came out, how many transactions were refused, and what
+    /// is in force.
     fn run(count: u32, bad: &[u32], suspects: &[u32]) -> (Vec<u32>, bool, usize, Vec<Op>) {
         let bad: Vec<Op> = bad.iter().copied().map(op).collect();
         let suspects = suspects.iter().map(|number| ObjectName::new("a", &number.to_string())).collect();

@@ -26,11 +26,12 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// Networks out of which ClusterIPs are allocated.
     pub service_networks: Vec<IpNet>,
-    /// Addresses of interfaces other than the one that holds the services' addresses. All their ports are the node's own, and
-    /// where node ports answer on all addresses, on these. With IPVS only; none otherwise.
+    /// Addresses of interfaces other than the one that holds the services' addresses. All their
+    /// ports are the node's own, and where node ports answer on all addresses, on these. With IPVS
+    /// only; none otherwise.
     pub own_addresses: Vec<IpAddr>,
-    /// Addresses that others have, beside services: of other nodes, and of pods. All but the services' ports are theirs. With
-    /// IPVS only; none otherwise.
+    /// Addresses that others have, beside services: of other nodes, and of pods. All but the
+    /// services' ports are theirs. With IPVS only; none otherwise.
     pub others: Others,
 }
 
@@ -40,7 +41,8 @@ pub(crate) const FORWARD: u32 = 2;
 pub(crate) const OUTPUT: u32 = 3;
 pub(crate) const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
-/// IPVS takes connections of this node at `NF_IP_PRI_NAT_DST + 2` (ip_vs_core.c), those of others in the input hook.
+/// IPVS takes connections of this node at `NF_IP_PRI_NAT_DST + 2` (ip_vs_core.c), those of others
+/// in the input hook.
 const MARK: i32 = -106;
 const BEFORE_IPVS: i32 = -105;
 pub(crate) const DNAT: i32 = -100;
@@ -52,7 +54,8 @@ const CT_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 pub(crate) const CT_DNAT: u32 = 1 << 5;
 
-/// More clients than this cannot be remembered at once in one family; further ones are balanced anew.
+/// More clients than this cannot be remembered at once in one family; further ones are balanced
+/// anew.
 const AFFINITY_SIZE: u32 = 1 << 20;
 
 /// nft's data types (nftables' include/datatype.h), six bits each in a concatenation.
@@ -85,7 +88,8 @@ pub(crate) fn spec(id: SetId) -> SetSpec {
     let tuple = vec![ip, PROTOCOL, PORT];
     let port = vec![PROTOCOL, PORT];
     let words = |n: u32| {
-        // nft's type of a concatenation has room for five fields; it prints longer data as one number.
+        // nft's type of a concatenation has room for five fields; it prints longer data as one
+        // number.
         let data_type = if n <= 5 { concat(&vec![NUMBER; n as usize]) } else { INTEGER };
         SetValue::Data(4 * n, data_type)
     };
@@ -141,7 +145,8 @@ pub(super) fn source_filter_chain(family: Family) -> ChainName {
     ChainName::new(if family == Family::V4 { "filter-sources4" } else { "filter-sources6" })
 }
 
-/// Elements that are there whatever the Services are: what refusals and the classes of eTP=Local lead to.
+/// Elements that are there whatever the Services are: what refusals and the classes of eTP=Local
+/// lead to.
 pub(super) fn static_elements() -> Vec<Element> {
     let mut elements = Vec::new();
     for family in Family::BOTH {
@@ -159,7 +164,8 @@ pub(super) fn static_elements() -> Vec<Element> {
     elements
 }
 
-/// Refuses connections to node ports on loopback; a rule for each protocol, in the order of their numbers, counts them.
+/// Refuses connections to node ports on loopback; a rule for each protocol, in the order of their
+/// numbers, counts them.
 pub fn loopback_refusal_chain(family: Family) -> ChainName {
     ChainName::new(if family == Family::V4 { "refuse-loopback4" } else { "refuse-loopback6" })
 }
@@ -185,8 +191,8 @@ fn local_policy_chain(table: IdTable, family: Family) -> ChainName {
     ChainName::new(&format!("{}-local", table.prefix(family)))
 }
 
-/// All chains that are there whatever the Services are. `prefix_lengths` are those of the source ranges in
-/// use, by family.
+/// All chains that are there whatever the Services are. `prefix_lengths` are those of the source
+/// ranges in use, by family.
 pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8)]) -> Vec<Chain> {
     let mut chains = vec![
         chain("reject", None, vec![rule("refuse", vec![Expr::RejectPortUnreachable])]),
@@ -226,8 +232,9 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
                 chain("filter-output", hook("filter", OUTPUT, FILTER), addresses()),
             ]);
         }
-        // All addresses of services are the node's own, so connections of others to them come to the input hook. What IPVS
-        // shall not see must be refused before its place in the output hook.
+        // All addresses of services are the node's own, so connections of others to them come to
+        // the input hook. What IPVS shall not see must be refused before its place in the output
+        // hook.
         Balancer::Ipvs => {
             let mark = || vec![new_only("services")];
             let mut input = addresses();
@@ -324,8 +331,8 @@ fn check_endpoints(config: &NftConfig) -> Vec<Rule> {
     rules
 }
 
-/// With IPVS the filter hooks see connections before they are translated; those that a mark leads to all endpoints are not
-/// to be measured by the local ones.
+/// With IPVS the filter hooks see connections before they are translated; those that a mark leads
+/// to all endpoints are not to be measured by the local ones.
 fn short_circuited(config: &NftConfig) -> Vec<Rule> {
     if config.balancer == Balancer::Ruleset {
         return Vec::new();
@@ -353,8 +360,9 @@ fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
     refusals.into_iter().chain(on_loopback).collect()
 }
 
-/// Node ports count more than what comes behind them, ports of the node that lead to pods: on loopback too, where a process
-/// of ours answers, or nobody. To be translated to what it is keeps a connection from being translated later on.
+/// Node ports count more than what comes behind them, ports of the node that lead to pods: on
+/// loopback too, where a process of ours answers, or nobody. To be translated to what it is keeps a
+/// connection from being translated later on.
 fn keep_node_ports(config: &NftConfig) -> Vec<Rule> {
     let decided = |family: &Family| config.loopback[*family as usize] != Loopback::LocalStack;
     let keep = |family| {
@@ -470,9 +478,9 @@ fn listed(name: &'static str, family: Family, key: Vec<Expr>, kind: SetKind, ver
     rule(name, exprs)
 }
 
-/// What is dropped because its service is gone, and what is not to be refused although it is still addressed to a service:
-/// ports that the service has, those that load balancers ask for the node's health, and addresses that are the node's own
-/// too.
+/// What is dropped because its service is gone, and what is not to be refused although it is still
+/// addressed to a service: ports that the service has, those that load balancers ask for the node's
+/// health, and addresses that are the node's own too.
 fn known_to_ipvs() -> Vec<Rule> {
     let ports = Family::BOTH.map(|family| {
         let table = IdTable::Services;
@@ -503,8 +511,8 @@ fn of_pods(net: &IpNet) -> Rule {
     rule("addresses of pods", exprs)
 }
 
-/// One rule for each prefix length in use: the source, cut to that length, must be listed for the frontend.
-/// Hash lookups only, so a change costs the same however many ranges there are.
+/// One rule for each prefix length in use: the source, cut to that length, must be listed for the
+/// frontend. Hash lookups only, so a change costs the same however many ranges there are.
 fn filter_sources(family: Family, prefix_lengths: &[(Family, u8)]) -> Vec<Rule> {
     let words = address_regs(family);
     let source: Reg = words + 2;
@@ -555,7 +563,8 @@ fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule>
     rules
 }
 
-/// The same with IPVS: a virtual server of its own has all endpoints, and takes the connections that have its mark.
+/// The same with IPVS: a virtual server of its own has all endpoints, and takes the connections
+/// that have its mark.
 fn local_policy_by_marks(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule> {
     let mut rules = Vec::new();
     if *config.detector(family) != Detector::None {
@@ -569,7 +578,8 @@ fn local_policy_by_marks(config: &NftConfig, table: IdTable, family: Family) -> 
     rules
 }
 
-/// The mark of a virtual server has done its work in the postrouting hook; the node's own connections are masqueraded.
+/// The mark of a virtual server has done its work in the postrouting hook; the node's own
+/// connections are masqueraded.
 fn masquerade_by_marks() -> Vec<Rule> {
     let clear = [Expr::Immediate { dreg: 0, data: vec![0; 4] }, Expr::SetMark { sreg: 0 }];
     let mut host = has_server_mark();

@@ -1,6 +1,8 @@
-//! What others have put into our table, as far as notices tell, so that what they do to it later is known to be no harm.
+//! What others have put into our table, as far as notices tell, so that what they do to it later is
+//! known to be no harm.
 //!
-//! Harm is whatever may touch what is ours. In doubt it is harm: a pass that finds nothing costs little.
+//! Harm is whatever may touch what is ours. In doubt it is harm: a pass that finds nothing costs
+//! little.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -65,7 +67,8 @@ pub struct Strangers {
 }
 
 impl Strangers {
-    /// Nobody's things are known; no chain and no set of the table has a greater handle than this one.
+    /// Nobody's things are known; no chain and no set of the table has a greater handle than this
+    /// one.
     pub fn new(newest: u64) -> Self {
         Strangers { newest, ..Strangers::default() }
     }

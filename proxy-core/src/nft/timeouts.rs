@@ -1,10 +1,12 @@
 //! Affinity timeouts as class chains have them.
 //!
-//! A rule can only store elements with a timeout that is written in the rule, so each timeout is a class of its own, and the
-//! kernel looks at all classes whenever it takes a new one. So there is a limited number of timeouts, which does not depend on
-//! what Services ask for: others are rounded up, by a third at most.
+//! A rule can only store elements with a timeout that is written in the rule, so each timeout is a
+//! class of its own, and the kernel looks at all classes whenever it takes a new one. So there is a
+//! limited number of timeouts, which does not depend on what Services ask for: others are rounded
+//! up, by a third at most.
 
-/// The timeouts there are, in seconds; up to a day, which is the API's limit. The default is among them.
+/// The timeouts there are, in seconds; up to a day, which is the API's limit. The default is among
+/// them.
 const STEPS: [u32; 51] = [
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 45, 50, 60, 75, 90, 120, 150, 180, 240, 300, 360,
     480, 600, 720, 900, 1200, 1500, 1800, 2400, 2700, 3600, 4800, 5400, 7200, 9000, 10_800, 14_400, 18_000,

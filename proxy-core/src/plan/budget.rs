@@ -1,5 +1,6 @@
-//! How large one Service may be. Ports times addresses and ports times endpoints are products that a small object can make
-//! enormous, and all Services of a node share its one proxy and its kernel's memory.
+//! How large one Service may be. Ports times addresses and ports times endpoints are products that
+//! a small object can make enormous, and all Services of a node share its one proxy and its
+//! kernel's memory.
 
 use std::fmt;
 
@@ -44,7 +45,8 @@ impl fmt::Display for Size {
 }
 
 impl Size {
-    /// Counts without planning: what is counted may be too large to plan. Endpoints that two slices have count twice.
+    /// Counts without planning: what is counted may be too large to plan. Endpoints that two slices
+    /// have count twice.
     pub(super) fn of(index: &Index, service: &Service) -> Size {
         let of_family = |family: Family| {
             let external = service.external_ips.iter().chain(&service.load_balancer_ips);

@@ -1,12 +1,14 @@
-//! Who owns a frontend that several Services want (reference 1.5: kube-proxy's winner is arbitrary).
+//! Who owns a frontend that several Services want (reference 1.5: kube-proxy's winner is
+//! arbitrary).
 
 use rustc_hash::FxHashMap;
 
 use super::Capture;
 use crate::model::ObjectName;
 
-/// A Service's claim; the smallest wins: as ClusterIP first, then by creation, the oldest first, then by name. Unknown ages come
-/// last. ClusterIPs are allocated; whatever else a tenant writes down, nobody has looked at.
+/// A Service's claim; the smallest wins: as ClusterIP first, then by creation, the oldest first,
+/// then by name. Unknown ages come last. ClusterIPs are allocated; whatever else a tenant writes
+/// down, nobody has looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
     pub(super) is_other_than_cluster_ip: bool,

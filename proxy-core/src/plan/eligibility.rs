@@ -1,8 +1,9 @@
 //! Which endpoints a service port uses on this node (reference 1.6 and 1.7).
 //!
-//! All that counts of an endpoint is its [`Class`], and all that counts of the others is how many there are of each
-//! ([`Tally`]): hints and fallbacks depend on whether there is any, or none but those. So a change of a few endpoints says at
-//! once whether the others are chosen as before, without a look at them.
+//! All that counts of an endpoint is its [`Class`], and all that counts of the others is how many
+//! there are of each ([`Tally`]): hints and fallbacks depend on whether there is any, or none but
+//! those. So a change of a few endpoints says at once whether the others are chosen as before,
+//! without a look at them.
 
 use std::net::IpAddr;
 
@@ -118,7 +119,8 @@ impl Tally {
         self.classes().any(|class| which.takes(class))
     }
 
-    /// Of the Cluster list (reference 1.6 and 1.7): what hints leave of the ready ones, or else those that still serve.
+    /// Of the Cluster list (reference 1.6 and 1.7): what hints leave of the ready ones, or else
+    /// those that still serve.
     pub(super) fn cluster(&self) -> Selection {
         let ready = Selection { bits: Class::READY | self.topology() };
         if self.any(ready) { ready } else { Selection::SERVING_TERMINATING }

@@ -1,5 +1,5 @@
-//! Which addresses a Service may have besides its ClusterIPs, and why it does not get others. kube-proxy gives every address
-//! to who writes it down.
+//! Which addresses a Service may have besides its ClusterIPs, and why it does not get others.
+//! kube-proxy gives every address to who writes it down.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,9 +16,11 @@ use crate::net::Protocol;
 pub struct Grants {
     /// Only addresses of these networks are given; `None`: all are.
     pub networks: Option<Vec<IpNet>>,
-    /// Networks out of which ClusterIPs are allocated: an address of these is its Service's own or nobody's.
+    /// Networks out of which ClusterIPs are allocated: an address of these is its Service's own or
+    /// nobody's.
     pub service_networks: Vec<IpNet>,
-    /// Where API servers listen: whoever had one of these would cut nodes off the cluster, and no change could reach them.
+    /// Where API servers listen: whoever had one of these would cut nodes off the cluster, and no
+    /// change could reach them.
     pub api_servers: BTreeSet<(IpAddr, u16)>,
 }
 

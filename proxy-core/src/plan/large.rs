@@ -1,9 +1,11 @@
-//! Large Services: what is kept of their endpoints, so that a change of a slice costs what that slice costs.
+//! Large Services: what is kept of their endpoints, so that a change of a slice costs what that
+//! slice costs.
 //!
-//! It is brought up to date by the slices themselves: one that is the same allocation as last time has not changed, so no
-//! change can be missed. What an endpoint is told of in several slices is kept of each, and the best one counts. Decisions
-//! that depend on all endpoints are made from how many there are of each [`Class`]; only when such a decision turns (hints
-//! that count no more, the last ready endpoint gone) is a list made anew from all of them.
+//! It is brought up to date by the slices themselves: one that is the same allocation as last time
+//! has not changed, so no change can be missed. What an endpoint is told of in several slices is
+//! kept of each, and the best one counts. Decisions that depend on all endpoints are made from how
+//! many there are of each [`Class`]; only when such a decision turns (hints that count no more, the
+//! last ready endpoint gone) is a list made anew from all of them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,7 +20,8 @@ use crate::list::{List, difference};
 use crate::model::{EndpointSlice, ObjectName, ServicePortName};
 use crate::net::{Family, Protocol};
 
-/// What one slice tells of an endpoint of a service port; in an order that finds all of one endpoint together, the best first.
+/// What one slice tells of an endpoint of a service port; in an order that finds all of one
+/// endpoint together, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     member: Member,
@@ -40,7 +43,8 @@ pub(super) struct Large {
     ready_here: ReadyHere,
 }
 
-/// For each family: the addresses of ready endpoints on this node, and how many service ports have each.
+/// For each family: the addresses of ready endpoints on this node, and how many service ports have
+/// each.
 #[derive(Default)]
 struct ReadyHere([FxHashMap<IpAddr, u32>; 2]);
 
@@ -293,7 +297,8 @@ impl Port {
     }
 }
 
-/// What counts of what several slices tell of one endpoint: the best, and of equals the first slice by name.
+/// What counts of what several slices tell of one endpoint: the best, and of equals the first slice
+/// by name.
 fn best<'a>(told: impl Iterator<Item = &'a Told>, names: &FxHashMap<u32, ObjectName>) -> Option<Class> {
     let mut told = told.peekable();
     let first = told.next()?;

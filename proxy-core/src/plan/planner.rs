@@ -50,11 +50,13 @@ impl PlanChange {
     }
 }
 
-/// Services with so many endpoints, each counted for each slice and port, are planned by the slices that change. To make those
-/// of smaller ones anew costs less than it would to keep what that takes.
+/// Services with so many endpoints, each counted for each slice and port, are planned by the slices
+/// that change. To make those of smaller ones anew costs less than it would to keep what that
+/// takes.
 const LARGE: usize = 1000;
 
-/// Gives the lists of a service port that uses Cluster endpoints, and Local ones, or not; and who serves.
+/// Gives the lists of a service port that uses Cluster endpoints, and Local ones, or not; and who
+/// serves.
 type ListsOf<'a> = dyn FnMut(&ServicePortName, bool, bool) -> (EndpointLists, List<Member>) + 'a;
 
 /// The plans of all Services.
@@ -76,7 +78,8 @@ impl Planner {
         Planner::with_large_from(LARGE, config)
     }
 
-    /// The same, to which Services are large from another number of endpoints on. Plans do not depend on it.
+    /// The same, to which Services are large from another number of endpoints on. Plans do not
+    /// depend on it.
     pub fn with_large_from(large_from: usize, config: PlanConfig) -> Self {
         Planner {
             config,
@@ -122,8 +125,8 @@ impl Planner {
         self.replan(index, all)
     }
 
-    /// Plans some Services anew, and those that win or lose a frontend by it; returns real changes only,
-    /// sorted by name.
+    /// Plans some Services anew, and those that win or lose a frontend by it; returns real changes
+    /// only, sorted by name.
     pub fn replan(&mut self, index: &Index, services: BTreeSet<ObjectName>) -> Vec<PlanChange> {
         let mut affected = services.clone();
         let mut sizes: FxHashMap<&ObjectName, Size> = FxHashMap::default();
@@ -303,8 +306,9 @@ impl Planner {
         }
     }
 
-    /// The networks that may use the load balancer IPs. When they hold this node's own address, the load
-    /// balancer IPs themselves are allowed as sources too: a host that owns the VIP uses it as its source.
+    /// The networks that may use the load balancer IPs. When they hold this node's own address, the
+    /// load balancer IPs themselves are allowed as sources too: a host that owns the VIP uses it as
+    /// its source.
     fn allowed_sources(&self, service: &Service, family: Family) -> Option<Arc<[IpNet]>> {
         let mut ranges = service.effective_source_ranges(family);
         if ranges.is_empty() {
@@ -380,8 +384,8 @@ impl Wanted {
     }
 }
 
-/// All frontends that a Service wants, each once. An address that is both an external IP and a load balancer
-/// IP keeps its first role and the load balancer's source ranges.
+/// All frontends that a Service wants, each once. An address that is both an external IP and a load
+/// balancer IP keeps its first role and the load balancer's source ranges.
 fn captures(service: &Service, config: &PlanConfig) -> Wanted {
     let mut all = Wanted::default();
     let external_ips = service.external_ips.iter().filter(|_| !config.ignores_external_ips);

@@ -3,10 +3,12 @@
 use super::{Action, EndpointLists, Group};
 use crate::model::TrafficPolicy;
 
-/// What happens, by the kind of client (reference 2.1). Evaluated in this order; the first that fits wins.
+/// What happens, by the kind of client (reference 2.1). Evaluated in this order; the first that
+/// fits wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Actions {
-    /// Pods, as told by the detector. Where there is no detector, nobody is a pod and this equals `other`.
+    /// Pods, as told by the detector. Where there is no detector, nobody is a pod and this equals
+    /// `other`.
     pub pod: Action,
     /// This node's own processes.
     pub host: Action,

@@ -1,12 +1,14 @@
 //! Rules that keep neighbours from being somebody else: on the wire, and behind a pod's link.
 //!
-//! Whoever can send to the UDP port of VXLAN could be any pod, since the VNI and hardware addresses are no secrets. So what
-//! comes out of the tunnel has to come from a node's address, with a source out of that node's pod CIDRs or its own, and no pod
-//! of this node may send such packets to other nodes: they would leave with this node's address.
+//! Whoever can send to the UDP port of VXLAN could be any pod, since the VNI and hardware addresses
+//! are no secrets. So what comes out of the tunnel has to come from a node's address, with a source
+//! out of that node's pod CIDRs or its own, and no pod of this node may send such packets to other
+//! nodes: they would leave with this node's address.
 //!
-//! A pod may send what it likes, if its container runtime leaves it `CAP_NET_RAW` (containerd's default). In mode routed the
-//! kernel knows by its routes who is behind which link. On a bridge all pods are behind the same one, and frames have to be
-//! looked at where they enter its ports ([`super::ports`]).
+//! A pod may send what it likes, if its container runtime leaves it `CAP_NET_RAW` (containerd's
+//! default). In mode routed the kernel knows by its routes who is behind which link. On a bridge
+//! all pods are behind the same one, and frames have to be looked at where they enter its ports
+//! ([`super::ports`]).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -36,8 +38,8 @@ pub(super) const REDIRECT6: u8 = 137;
 pub(super) const ETH_P_IP: [u8; 2] = [0x08, 0x00];
 pub(super) const ETH_P_IPV6: [u8; 2] = [0x86, 0xdd];
 
-/// Where things are, behind the beginning of the outer UDP header: VXLAN's VNI (RFC 7348, section 5), the inner Ethernet type,
-/// and the inner source addresses.
+/// Where things are, behind the beginning of the outer UDP header: VXLAN's VNI (RFC 7348, section
+/// 5), the inner Ethernet type, and the inner source addresses.
 const VNI: u32 = 8 + 4;
 const INNER_TYPE: u32 = 8 + 8 + 12;
 const INNER_SOURCE4: u32 = 8 + 8 + 14 + 12;
@@ -52,7 +54,8 @@ pub enum Dropped {
     TunnelForwarded,
     /// A pod that sends with an address that is not its own.
     PodSource,
-    /// A pod on a bridge that sends with a hardware address, or claims an address, that is not its own.
+    /// A pod on a bridge that sends with a hardware address, or claims an address, that is not its
+    /// own.
     PodClaim,
     /// A redirect to a pod.
     Redirect,
@@ -105,7 +108,8 @@ pub struct TunnelGuard {
     pub port: u16,
     /// Addresses of other nodes, each with a network of its pods.
     pub peers: BTreeSet<(IpAddr, IpNet)>,
-    /// Whether sources of inner packets are held against these networks; else any packet of a node's passes.
+    /// Whether sources of inner packets are held against these networks; else any packet of a
+    /// node's passes.
     pub checks_inner: bool,
 }
 
@@ -168,8 +172,8 @@ impl TunnelGuard {
         ]
     }
 
-    /// A rule for each family of outer and inner packets, and each length of pod CIDRs, of which clusters have one or two: a
-    /// look-up in a hash table, however many nodes there are.
+    /// A rule for each family of outer and inner packets, and each length of pod CIDRs, of which
+    /// clusters have one or two: a look-up in a hash table, however many nodes there are.
     fn passes(&self) -> Vec<Rule> {
         if !self.checks_inner {
             let rules = Family::BOTH.map(|family| {
@@ -232,8 +236,9 @@ pub(super) fn plain(id: ElementId) -> Element {
     Element { id, value: Value::None }
 }
 
-/// Whether an interface is the host's end of a pod's link. It is a veth device, and its name says so: the prefix and hexadecimal
-/// digits. Other devices of ours (`sluice0`) come behind them in the order of names.
+/// Whether an interface is the host's end of a pod's link. It is a veth device, and its name says
+/// so: the prefix and hexadecimal digits. Other devices of ours (`sluice0`) come behind them in the
+/// order of names.
 fn is_pod_link(side: Side) -> [Expr; 5] {
     let (key, kind) = side.keys();
     let name = |digit| {
@@ -282,8 +287,9 @@ fn of_pods(side: Side, bridge: Option<&str>) -> Vec<Vec<Expr>> {
     std::iter::once(is_pod_link(side).to_vec()).chain(bridge).collect()
 }
 
-/// Packets that come in by a pod's link with a source that is not behind it. `checked`: only sources in these networks, because
-/// programs at the links (mode ebpf) have turned answers back, which have Services' addresses then.
+/// Packets that come in by a pod's link with a source that is not behind it. `checked`: only
+/// sources in these networks, because programs at the links (mode ebpf) have turned answers back,
+/// which have Services' addresses then.
 pub(super) fn source_guard(checked: Option<&BTreeSet<IpNet>>) -> Chain {
     let link_local = link_locals();
     let everything = Family::BOTH.map(|family| (family, None));
@@ -295,7 +301,8 @@ pub(super) fn source_guard(checked: Option<&BTreeSet<IpNet>>) -> Chain {
         let mut exprs = of_family(family);
         exprs.extend(is_pod_link(Side::In));
         exprs.extend(net.iter().flat_map(|net| in_network(load_source(family, 0), net, CmpOp::Eq)));
-        // Neighbour discovery (RFC 4861) goes from link-local addresses and from none. They lead no further than this link.
+        // Neighbour discovery (RFC 4861) goes from link-local addresses and from none. They lead no
+        // further than this link.
         if family == Family::V6 {
             exprs.extend(in_network(load_source(family, 0), &link_local, CmpOp::Neq));
             let none = Ipv6Addr::UNSPECIFIED.octets().to_vec();
@@ -309,7 +316,8 @@ pub(super) fn source_guard(checked: Option<&BTreeSet<IpNet>>) -> Chain {
     Chain { name: ChainName::new("source-guard"), hook, rules: rules.collect() }
 }
 
-/// Redirects to pods: the sysctl of a link does not keep them back where that of `all` asks for them.
+/// Redirects to pods: the sysctl of a link does not keep them back where that of `all` asks for
+/// them.
 pub(super) fn redirect_guard(bridge: Option<&str>) -> Chain {
     let redirects = [(Family::V4, ICMP, REDIRECT), (Family::V6, ICMP6, REDIRECT6)];
     let rules = redirects.into_iter().flat_map(|(family, protocol, kind)| {

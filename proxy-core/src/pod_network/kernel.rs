@@ -19,10 +19,12 @@ pub struct Device {
     pub mac: Mac,
     /// The family of outer packets.
     pub underlay: Family,
-    /// The node's address that outer packets come from, if it is on an interface; else the kernel chooses.
+    /// The node's address that outer packets come from, if it is on an interface; else the kernel
+    /// chooses.
     pub local: Option<IpAddr>,
-    /// Whether outer packets carry a UDP checksum. Wanted: no. Inner packets have their own, receivers take zero (RFC 7348,
-    /// section 5; RFC 6935), and network cards and hypervisors that get the outer one wrong lose whole connections.
+    /// Whether outer packets carry a UDP checksum. Wanted: no. Inner packets have their own,
+    /// receivers take zero (RFC 7348, section 5; RFC 6935), and network cards and hypervisors that
+    /// get the outer one wrong lose whole connections.
     pub checksums: bool,
     /// The largest inner packet.
     pub mtu: u32,
@@ -56,7 +58,8 @@ pub struct Tunnel {
 /// What the kernel should hold, or holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
-    /// The VXLAN devices, each by the family that its name stands for. A device of an earlier version may have another.
+    /// The VXLAN devices, each by the family that its name stands for. A device of an earlier
+    /// version may have another.
     pub tunnels: BTreeMap<Family, Tunnel>,
     /// Ways to pods.
     pub routes: BTreeSet<Route>,
@@ -119,8 +122,9 @@ impl KernelState {
             .filter(|(family, is)| stays(is, wanted.tunnels.get(family)))
             .map(by_family)
             .collect();
-        // One that nobody needs goes in the end, unless it is in the way of another: one VNI, port and family have one device.
-        // Without a local address nobody knows for sure of which family it is.
+        // One that nobody needs goes in the end, unless it is in the way of another: one VNI, port
+        // and family have one device. Without a local address nobody knows for sure of which family
+        // it is.
         let (late, early): (Vec<_>, Vec<_>) =
             self.tunnels.iter().filter(|(family, _)| !kept.contains_key(family)).partition(|(family, is)| {
                 let is_certain = is.device.underlay == **family && is.device.local.is_some();
@@ -152,8 +156,8 @@ impl KernelState {
     }
 }
 
-/// That packets to addresses in a network that nobody has end here. Whoever has one has a route of his own, a longer or a
-/// nearer one.
+/// That packets to addresses in a network that nobody has end here. Whoever has one has a route of
+/// his own, a longer or a nearer one.
 fn to_nobody(to: &IpNet) -> Route {
     Route { to: *to, via: Hop::Nobody, source: None }
 }

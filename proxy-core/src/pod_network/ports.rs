@@ -1,7 +1,9 @@
-//! The table of pods on a bridge: what comes in by a pod's port has the pod's hardware address and one of its addresses.
+//! The table of pods on a bridge: what comes in by a pod's port has the pod's hardware address and
+//! one of its addresses.
 //!
-//! It belongs to the family `bridge`, because ARP and frames from one port to another never meet the table of IP. Whatever is
-//! neither IP nor ARP is dropped: nothing that a pod needs, and nothing that could be checked.
+//! It belongs to the family `bridge`, because ARP and frames from one port to another never meet
+//! the table of IP. Whatever is neither IP nor ARP is dropped: nothing that a pod needs, and
+//! nothing that could be checked.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +19,8 @@ use crate::nft::{
     Verdict, in_network, load_source, rule, spec,
 };
 
-/// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h: before `br_netfilter` hands packets to the tables of IP.
+/// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h: before `br_netfilter` hands packets to
+/// the tables of IP.
 const BEFORE_IP: i32 = -300;
 /// Of linux/if_ether.h.
 const ETH_P_ARP: [u8; 2] = [0x08, 0x06];
@@ -43,8 +46,9 @@ pub struct Port {
 pub struct PodPorts {
     /// Who is there.
     pub ports: BTreeSet<Port>,
-    /// Networks out of which a pod has no address but its own; `None`: out of none at all. Programs at the ports (mode ebpf) have
-    /// turned answers of endpoints back before they come here, so that their sources are those of Services.
+    /// Networks out of which a pod has no address but its own; `None`: out of none at all. Programs
+    /// at the ports (mode ebpf) have turned answers of endpoints back before they come here, so
+    /// that their sources are those of Services.
     pub checked: Option<BTreeSet<IpNet>>,
 }
 
@@ -87,7 +91,8 @@ impl PodPorts {
         self.ports.iter().flat_map(of_port).collect()
     }
 
-    /// The name of the port that a frame came in by is in registers 0 to 3, the hardware address it says it is from in 4 and 5.
+    /// The name of the port that a frame came in by is in registers 0 to 3, the hardware address it
+    /// says it is from in 4 and 5.
     fn chains(&self) -> Vec<Chain> {
         let checks = ChainName::new("pods");
         let entry = rule(
@@ -162,8 +167,8 @@ fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
         let data = Ipv6Addr::UNSPECIFIED.octets().to_vec();
         vec![Expr::NetworkHeader { dreg: 0, offset: 8, len: 16 }, Expr::Cmp { sreg: 0, op: CmpOp::Eq, data }]
     };
-    // What ARP says of its sender (RFC 826); the hardware address there counts, not only that of the frame. A pod that looks
-    // whether an address is taken says that it has none (RFC 5227).
+    // What ARP says of its sender (RFC 826); the hardware address there counts, not only that of
+    // the frame. A pod that looks whether an address is taken says that it has none (RFC 5227).
     let arp = own(Expr::NetworkHeader { dreg: 4, offset: 8, len: 6 }, header(14, 4), Family::V4);
     let arp_by_frame = own(frame(), header(14, 4), Family::V4);
     // A pod's hardware address, whatever the address is.

@@ -1,12 +1,14 @@
-//! Rules of the pod network: what leaves the cluster gets the node's address, and ports of the node lead to pods.
+//! Rules of the pod network: what leaves the cluster gets the node's address, and ports of the node
+//! lead to pods.
 //!
 //! They have a table of their own, whatever drives the services.
 //!
-//! Ports of the node answer on its loopback addresses too, to its own processes (as portmap of containernetworking/plugins).
-//! A packet from 127.0.0.1 leaves by the pod's link only where `route_localnet` is set for that link, which would let whoever
-//! is at its other end reach what the node serves on loopback: so packets that come from outside with such an address are
-//! dropped, on every interface, before anything else looks at them. The kernel routes nothing from ::1, so connections from
-//! there are left to the node.
+//! Ports of the node answer on its loopback addresses too, to its own processes (as portmap of
+//! containernetworking/plugins). A packet from 127.0.0.1 leaves by the pod's link only where
+//! `route_localnet` is set for that link, which would let whoever is at its other end reach what
+//! the node serves on loopback: so packets that come from outside with such an address are dropped,
+//! on every interface, before anything else looks at them. The kernel routes nothing from ::1, so
+//! connections from there are left to the node.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -48,17 +50,19 @@ pub struct HostPort {
 /// What the rules follow from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodRules {
-    /// Networks of this node's pods, whose packets get the node's address when they leave the cluster; none: no packet does.
+    /// Networks of this node's pods, whose packets get the node's address when they leave the
+    /// cluster; none: no packet does.
     pub masqueraded: Vec<IpNet>,
     /// Networks of the cluster.
     pub inside: Vec<IpNet>,
     /// Of several for one port the first one has it.
     pub host_ports: Vec<HostPort>,
-    /// The node's own networks and addresses; ports of the node are no others' ports. `None`: every local address is the node's
-    /// own. That is not so where a link holds addresses of Services, as with IPVS.
+    /// The node's own networks and addresses; ports of the node are no others' ports. `None`: every
+    /// local address is the node's own. That is not so where a link holds addresses of Services, as
+    /// with IPVS.
     pub own: Option<Vec<IpNet>>,
-    /// `route_localnet` is set for pods with ports of the node, so that packets from 127.0.0.0/8 leave to them. Where it cannot
-    /// be set, connections from there are left to the node.
+    /// `route_localnet` is set for pods with ports of the node, so that packets from 127.0.0.0/8
+    /// leave to them. Where it cannot be set, connections from there are left to the node.
     pub from_loopback: bool,
     /// What may come out of the tunnel; `None`: there is none of ours.
     pub tunnel: Option<TunnelGuard>,
@@ -93,8 +97,8 @@ impl PodRules {
         ops
     }
 
-    /// Operations that make this table of another one, which is in the kernel as it should be. What does not change keeps
-    /// its counters.
+    /// Operations that make this table of another one, which is in the kernel as it should be. What
+    /// does not change keeps its counters.
     pub fn difference(&self, from: &PodRules) -> Vec<Op> {
         let (is, shall) = (from.elements(), self.elements());
         let mut ops: Vec<Op> = is.difference(&shall).copied().map(Op::DeleteElement).collect();
@@ -234,8 +238,9 @@ fn loopback() -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))
 }
 
-/// Drops what nobody sends who means well: packets with a loopback address that come from outside. Those of the node itself
-/// come from `lo`, or from the device of their VRF. In IPv6 the kernel does that always.
+/// Drops what nobody sends who means well: packets with a loopback address that come from outside.
+/// Those of the node itself come from `lo`, or from the device of their VRF. In IPv6 the kernel
+/// does that always.
 fn loopback_guard() -> Vec<Rule> {
     let of_interface = |key, name| vec![Expr::Meta { dreg: 0, key }, is_name(name)];
     let accepted = |about, mut exprs: Vec<Expr>| {

@@ -3,7 +3,8 @@
 use super::*;
 use crate::large::{Happening, Kind, Slices, happenings, local_service};
 
-/// Whether all that is left to do is what `live` looks at between any two operations: with many endpoints that takes too long.
+/// Whether all that is left to do is what `live` looks at between any two operations: with many
+/// endpoints that takes too long.
 fn live(run: &mut Run, slices: &mut Slices, happening: &Happening) {
     let event = slices.event(happening);
     let changes = run.plan(&[event]);

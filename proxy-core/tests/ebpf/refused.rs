@@ -1,5 +1,5 @@
-//! A kernel that refuses single updates: who is concerned keeps a state between two operations of its own, and nobody else
-//! misses anything.
+//! A kernel that refuses single updates: who is concerned keeps a state between two operations of
+//! its own, and nobody else misses anything.
 
 use std::collections::BTreeMap;
 
@@ -153,7 +153,8 @@ fn who_is_refused_a_slot_keeps_its_endpoints_and_the_others_get_theirs() {
     refusing.run.check();
 }
 
-/// The address of a Service that goes is to be another one's, which is refused: it leads where it did for as long.
+/// The address of a Service that goes is to be another one's, which is refused: it leads where it
+/// did for as long.
 #[test]
 fn an_address_that_cannot_be_taken_over_keeps_the_endpoints_that_it_leads_to() {
     let mut refusing = Refusing::new();
@@ -182,7 +183,8 @@ fn an_address_that_cannot_be_taken_over_keeps_the_endpoints_that_it_leads_to() {
     refusing.run.check();
 }
 
-/// It is refused the mark of its ClusterIP, gets its frontend all the same, and is to lose it: nobody may find neither.
+/// It is refused the mark of its ClusterIP, gets its frontend all the same, and is to lose it:
+/// nobody may find neither.
 #[test]
 fn what_came_while_it_was_refused_is_known_to_be_its_own() {
     let mut refusing = Refusing::new();
@@ -196,7 +198,8 @@ fn what_came_while_it_was_refused_is_known_to_be_its_own() {
     refusing.run.check();
 }
 
-/// A map that is full, of which no larger one can be made: Services that go leave the room for those that come, however many.
+/// A map that is full, of which no larger one can be made: Services that go leave the room for
+/// those that come, however many.
 #[test]
 fn a_map_that_is_full_of_what_is_to_go_gets_room() {
     const ROOM: usize = 300;
@@ -251,8 +254,9 @@ fn address_of(number: u16) -> String {
     format!("172.30.{}.{}", 1 + number / 200, 1 + number % 200)
 }
 
-/// A Service is refused twice, so what it got in between is no plan's any more. Ports of its ClusterIP that are not defined get
-/// nothing other than they did, and no port that was goes before they do.
+/// A Service is refused twice, so what it got in between is no plan's any more. Ports of its
+/// ClusterIP that are not defined get nothing other than they did, and no port that was goes before
+/// they do.
 #[test]
 fn without_the_mark_of_a_cluster_ip_its_frontends_stay() {
     let mut refusing = Refusing::new();

@@ -25,7 +25,8 @@ impl Kernel {
     /// Does a transaction, all of it or nothing.
     pub(crate) fn commit(&mut self, ops: &[Op]) -> Result<(), String> {
         let mut next = self.clone();
-        // What refers to a chain when the transaction begins still does when a chain is deleted in it.
+        // What refers to a chain when the transaction begins still does when a chain is deleted in
+        // it.
         let held = self.references();
         for op in ops {
             next.apply(op, &held).map_err(|why| format!("{why}: {op:?}"))?;

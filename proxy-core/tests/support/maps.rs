@@ -30,7 +30,8 @@ impl Maps {
         }
     }
 
-    /// What reading the maps gives. A longest prefix match gives back what stands behind the prefix, too.
+    /// What reading the maps gives. A longest prefix match gives back what stands behind the
+    /// prefix, too.
     pub(crate) fn observe(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = self.entries.values().cloned().collect();
         for entry in &mut entries {

@@ -1,6 +1,8 @@
-//! Programs at interfaces on kernels without TCX (before 6.6): filters of the qdisc clsact, by netlink.
+//! Programs at interfaces on kernels without TCX (before 6.6): filters of the qdisc clsact, by
+//! netlink.
 //!
-//! They have no names in the bpf filesystem: the interface holds them, and they are known by their own name and handle.
+//! They have no names in the bpf filesystem: the interface holds them, and they are known by their
+//! own name and handle.
 
 use std::os::fd::AsRawFd;
 
@@ -45,7 +47,8 @@ pub(super) fn ensure(index: u32, direction: usize, program: &Program) -> Result<
     Ok(if found.is_some() { Done::Updated } else { Done::Attached })
 }
 
-/// Removes our filters from an interface; the qdisc stays, because others may use it too. Returns whether there were any.
+/// Removes our filters from an interface; the qdisc stays, because others may use it too. Returns
+/// whether there were any.
 pub(super) fn remove(index: u32) -> Result<bool, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let mut any = false;

@@ -18,8 +18,8 @@ const USUAL: &str = "/sys/fs/bpf";
 /// How long a predecessor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A directory, which may not exist yet. In it each layout has one of its own, with `maps` and `links`. Whatever else is
-/// in it is others', who may have been there first: it is never touched.
+/// A directory, which may not exist yet. In it each layout has one of its own, with `maps` and
+/// `links`. Whatever else is in it is others', who may have been there first: it is never touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     root: PathBuf,
@@ -102,8 +102,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Makes again what somebody has removed of it, and keeps others out of that. Returns whether it was another directory:
-    /// what is in it may be somebody else's then.
+    /// Makes again what somebody has removed of it, and keeps others out of that. Returns whether
+    /// it was another directory: what is in it may be somebody else's then.
     pub(super) fn keep(&self, lock: &mut Lock) -> Result<bool, BpfError> {
         let is_same = lock.is_of(&self.root);
         if is_same && self.maps().is_dir() && self.links().is_dir() {
@@ -147,8 +147,8 @@ impl Directory {
 
     /// Keeps others out of a directory that is there. Waits a moment for one that is at work on it.
     ///
-    /// It is no second way to keep a node's daemons apart ([`crate::node_lock`]): a bpf filesystem can be seen from several
-    /// network namespaces, each with a daemon of its own.
+    /// It is no second way to keep a node's daemons apart ([`crate::node_lock`]): a bpf filesystem
+    /// can be seen from several network namespaces, each with a daemon of its own.
     pub fn lock(&self) -> Result<Lock, BpfError> {
         let begun = Instant::now();
         loop {
@@ -186,8 +186,9 @@ impl Directory {
         Ok(removed)
     }
 
-    /// Removes everything of all layouts: the links go with their names, and so do programs and maps that nobody has open.
-    /// The directory itself goes when nothing of others is in it. Returns whether there was anything.
+    /// Removes everything of all layouts: the links go with their names, and so do programs and
+    /// maps that nobody has open. The directory itself goes when nothing of others is in it.
+    /// Returns whether there was anything.
     pub fn remove(&self) -> Result<bool, BpfError> {
         let layouts = self.layouts()?;
         // Programs must not see maps that are half gone.
@@ -196,7 +197,8 @@ impl Directory {
             super::clsact::remove_everywhere()?;
         }
         layouts.iter().try_for_each(|layout| remove_tree(layout))?;
-        // This fails where there is something in it, and where a filesystem is mounted on it, which is as it should be.
+        // This fails where there is something in it, and where a filesystem is mounted on it, which
+        // is as it should be.
         let _ = fs::remove_dir(&self.root);
         Ok(!layouts.is_empty())
     }

@@ -1,4 +1,5 @@
-//! Ending flows from user space: a program in the kernel does it, which sees whether they are still what was decided on.
+//! Ending flows from user space: a program in the kernel does it, which sees whether they are still
+//! what was decided on.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -28,7 +29,8 @@ impl Ender {
         Ender::new(programs.get(END_FLOW)?)
     }
 
-    /// Removes a flow, unless somebody has used it since the order was made. Returns whether it is removed.
+    /// Removes a flow, unless somebody has used it since the order was made. Returns whether it is
+    /// removed.
     pub fn end(&self, order: &Order) -> Result<bool, BpfError> {
         let mut packet = [0; ORDER_AT as usize + size_of::<Order>()];
         packet[ORDER_AT as usize..].copy_from_slice(order.bytes());

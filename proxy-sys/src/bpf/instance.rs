@@ -25,7 +25,8 @@ pub struct Options {
     pub cgroup: Cgroup,
     /// Sizes of maps that do not grow.
     pub sizes: Sizes,
-    /// Whether interfaces get TCX links where the kernel knows them; else filters of the qdisc clsact.
+    /// Whether interfaces get TCX links where the kernel knows them; else filters of the qdisc
+    /// clsact.
     pub tcx: bool,
     /// Whether somebody will read the messages of the programs.
     pub messages: bool,
@@ -105,7 +106,8 @@ pub struct Resized {
     pub to: u32,
 }
 
-/// The maps, programs and links of a directory. Only one process has it; others may read ([`super::View`]).
+/// The maps, programs and links of a directory. Only one process has it; others may read
+/// ([`super::View`]).
 pub struct Instance {
     options: Options,
     maps: Maps,
@@ -121,8 +123,9 @@ pub struct Instance {
 struct Staged(Vec<Map>);
 
 impl Instance {
-    /// Makes the maps that are missing, takes over those that are there with what is in them, and loads the programs. No
-    /// packet sees them before [`Instance::attach`]; those of a predecessor go on.
+    /// Makes the maps that are missing, takes over those that are there with what is in them, and
+    /// loads the programs. No packet sees them before [`Instance::attach`]; those of a predecessor
+    /// go on.
     pub fn open(options: Options) -> Result<Self, BpfError> {
         super::lift_memory_limit();
         load::check(options.object)?;
@@ -175,8 +178,9 @@ impl Instance {
         self.programs.object.take()
     }
 
-    /// Sees to it that maps have room for so many entries: those that would be full beyond 80 % are replaced by ones of at
-    /// least double size with the same content, and the programs by ones that use them, while packets pass.
+    /// Sees to it that maps have room for so many entries: those that would be full beyond 80 % are
+    /// replaced by ones of at least double size with the same content, and the programs by ones
+    /// that use them, while packets pass.
     pub fn make_room<'a>(
         &mut self,
         needs: impl IntoIterator<Item = (&'a str, usize)>,
@@ -201,8 +205,8 @@ impl Instance {
         Ok(resized)
     }
 
-    /// Gives maps their names again that somebody has taken away, with the directory or without. Their content is in the maps
-    /// that this process has open. Returns how many there were.
+    /// Gives maps their names again that somebody has taken away, with the directory or without.
+    /// Their content is in the maps that this process has open. Returns how many there were.
     pub fn keep_pins(&mut self) -> Result<usize, BpfError> {
         let is_another = self.options.directory.keep(&mut self.lock)?;
         let mut pinned = 0;
@@ -220,7 +224,8 @@ impl Instance {
         Ok(pinned)
     }
 
-    /// Gives the flow table the size that it shall have. Flows of the old one are found there as before (`OLD_FLOWS`).
+    /// Gives the flow table the size that it shall have. Flows of the old one are found there as
+    /// before (`OLD_FLOWS`).
     fn stage_flows(&mut self, staged: &mut Staged) -> Result<(), BpfError> {
         let (Ok(flows), Ok(old)) = (self.maps.get("FLOWS"), self.maps.get("OLD_FLOWS")) else {
             return Ok(());
@@ -270,9 +275,9 @@ impl Instance {
         load::load(self.options.object, load::names(), |name| Some(path(name)), self.options.messages)
     }
 
-    /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the place of a predecessor's.
-    /// Interfaces that cannot have them are told; the others have them. After the first time only interfaces that come or
-    /// go are looked at.
+    /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the
+    /// place of a predecessor's. Interfaces that cannot have them are told; the others have them.
+    /// After the first time only interfaces that come or go are looked at.
     pub fn attach(&mut self, devices: Vec<Device>) -> Result<Links, BpfError> {
         let Some(before) = self.devices.replace(devices) else {
             let mut done = self.check_links()?;
@@ -293,8 +298,8 @@ impl Instance {
         Ok(done)
     }
 
-    /// Looks whether all maps have their names and all links are there with our programs, and repairs what is not so. It is
-    /// cheap: three system calls for each link, one for each map.
+    /// Looks whether all maps have their names and all links are there with our programs, and
+    /// repairs what is not so. It is cheap: three system calls for each link, one for each map.
     pub fn check_links(&mut self) -> Result<Links, BpfError> {
         let mut done = Links { pinned: self.keep_pins()?, ..Links::default() };
         let Some(devices) = &self.devices else { return Ok(done) };

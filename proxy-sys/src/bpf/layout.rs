@@ -82,8 +82,8 @@ pub(super) enum OtherSize {
 /// Sizes that are settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Connections. `FLOWS` has two entries for each; what is remembered of sockets and clients goes by it, too, because these
-    /// maps take all their memory at once.
+    /// Connections. `FLOWS` has two entries for each; what is remembered of sockets and clients
+    /// goes by it, too, because these maps take all their memory at once.
     pub flows: u32,
 }
 
@@ -93,7 +93,8 @@ impl Sizes {
         (self.flows / 4).max(LEAST_BEGUN)
     }
 
-    /// Entries of `FLOWS`. It drops some when fewer than [`STOCK`] are free, and each processor may have taken as many in stock.
+    /// Entries of `FLOWS`. It drops some when fewer than [`STOCK`] are free, and each processor may
+    /// have taken as many in stock.
     fn flow_entries(self) -> u32 {
         let stocks = STOCK.saturating_mul(possible_cpus() as u32 + 1);
         self.flows.saturating_add(self.begun()).saturating_mul(2).saturating_add(stocks)

@@ -10,8 +10,9 @@ use super::{BpfError, Cgroup, syscall};
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 pub(super) const TCX: [u32; 2] = [46, 47];
 
-/// The attach types of `programs::SOCKET`: `BPF_CGROUP_INET4_CONNECT`, `INET6_CONNECT`, `UDP4_SENDMSG`, `UDP6_SENDMSG`,
-/// `UDP4_RECVMSG`, `UDP6_RECVMSG`, `INET4_GETPEERNAME`, `INET6_GETPEERNAME`.
+/// The attach types of `programs::SOCKET`: `BPF_CGROUP_INET4_CONNECT`, `INET6_CONNECT`,
+/// `UDP4_SENDMSG`, `UDP6_SENDMSG`, `UDP4_RECVMSG`, `UDP6_RECVMSG`, `INET4_GETPEERNAME`,
+/// `INET6_GETPEERNAME`.
 pub(super) const SOCKET: [u32; 8] = [10, 11, 14, 15, 19, 20, 29, 30];
 
 /// Where a program is attached.
@@ -86,8 +87,8 @@ pub(super) fn ensure(
     Ok(Done::Attached)
 }
 
-/// Makes a link. The kernel ends a link whose name was removed a moment later, and takes no second one of the same program
-/// beside it.
+/// Makes a link. The kernel ends a link whose name was removed a moment later, and takes no second
+/// one of the same program beside it.
 fn create(program: &Program, target: Target<'_>, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attempts = 5;
     loop {

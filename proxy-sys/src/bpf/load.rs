@@ -65,8 +65,8 @@ pub(super) fn check(object: &[u8]) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Loads programs with the maps that are pinned where `pins` says; with small ones of their own where it says nothing.
-/// With `keep`, what reads the programs' messages is kept.
+/// Loads programs with the maps that are pinned where `pins` says; with small ones of their own
+/// where it says nothing. With `keep`, what reads the programs' messages is kept.
 pub(super) fn load(
     object: &[u8],
     names: impl IntoIterator<Item = &'static str>,

@@ -9,11 +9,13 @@ use super::layout::{PER_CPU_ARRAY, Spec};
 use super::plain::Plain;
 use super::{BpfError, syscall};
 
-/// Entries of one operation: enough that system calls do not count, little enough that the kernel is not held up...
+/// Entries of one operation: enough that system calls do not count, little enough that the kernel
+/// is not held up...
 const BATCH: usize = 4096;
 /// ...and that buffers stay small.
 const BATCH_BYTES: usize = 1 << 20;
-/// The kernel refills its stock of entries beside the work. When much is written at once, it may be empty for a moment.
+/// The kernel refills its stock of entries beside the work. When much is written at once, it may be
+/// empty for a moment.
 const ATTEMPTS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(1);
 /// `ENOTSUPP`, which is in no header for user space: the map has no operations on many entries.
@@ -217,7 +219,8 @@ impl Map {
         (BATCH_BYTES / (self.key_size() + self.value_size())).clamp(1, BATCH)
     }
 
-    /// Deletes entries whose keys stand one after another; those that are not there do not matter. Returns how many were.
+    /// Deletes entries whose keys stand one after another; those that are not there do not matter.
+    /// Returns how many were.
     pub fn delete_all(&self, keys: &[u8]) -> Result<usize, BpfError> {
         let key_size = self.key_size();
         self.check(keys.len(), keys.len() / key_size * key_size, "delete from")?;
@@ -260,7 +263,8 @@ impl Map {
         let mut next = vec![0; key_size.max(4)];
         let (mut keys, mut values) = (vec![0; room * key_size], vec![0; room * value_size]);
         loop {
-            // SAFETY: keys and values have room for `room` entries, and the cursors for a key or 4 bytes.
+            // SAFETY: keys and values have room for `room` entries, and the cursors for a key or 4
+            // bytes.
             let progress = unsafe {
                 syscall::lookup_batch(self.fd.as_fd(), at.as_deref(), &mut next, &mut keys, &mut values, room)
             };

@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::BpfError;
 use super::map::Map;
 
-/// The maps by name. Clones see the same: when a map is replaced by a larger one, the next look finds that.
+/// The maps by name. Clones see the same: when a map is replaced by a larger one, the next look
+/// finds that.
 #[derive(Clone, Debug, Default)]
 pub struct Maps {
     by_name: Arc<RwLock<BTreeMap<&'static str, Arc<Map>>>>,

@@ -6,8 +6,8 @@ use sluice_common::node::namespace::NO_SOCKET_PATH;
 
 use super::{BpfError, Maps, Plain};
 
-/// Lets the socket programs leave alone the sockets of exactly these network namespaces, by their cookies. Returns how many
-/// entries had to be changed.
+/// Lets the socket programs leave alone the sockets of exactly these network namespaces, by their
+/// cookies. Returns how many entries had to be changed.
 ///
 /// Connections that were made before stay as they are.
 pub fn leave_alone(maps: &Maps, cookies: &BTreeSet<u64>) -> Result<usize, BpfError> {

@@ -17,7 +17,8 @@ use sluice_common::socket::{Peer, Pick, SocketKey};
 pub unsafe trait Plain: Copy {
     /// Its bytes.
     fn bytes(&self) -> &[u8] {
-        // SAFETY: without padding every byte of the value is initialised, and the slice is as long as the value.
+        // SAFETY: without padding every byte of the value is initialised, and the slice is as long
+        // as the value.
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), std::mem::size_of::<Self>()) }
     }
 

@@ -24,8 +24,8 @@ impl std::fmt::Display for Missing {
     }
 }
 
-/// Tries everything that the backend will need: the system call, each kind of map, each program, the cgroup, the bpf
-/// filesystem, links where nobody's packets pass. Nothing stays.
+/// Tries everything that the backend will need: the system call, each kind of map, each program,
+/// the cgroup, the bpf filesystem, links where nobody's packets pass. Nothing stays.
 #[must_use]
 pub fn probe(object: &[u8], directory: &Directory, cgroup_root: &Path) -> Vec<Missing> {
     let mut missing = Vec::new();
@@ -80,8 +80,9 @@ pub fn probe(object: &[u8], directory: &Directory, cgroup_root: &Path) -> Vec<Mi
     missing
 }
 
-/// Attaches the socket programs to a cgroup that is made for it, in which no process is. Where none can be made, as on a
-/// filesystem that is mounted to be read only, nothing is tried: links may be possible there all the same.
+/// Attaches the socket programs to a cgroup that is made for it, in which no process is. Where none
+/// can be made, as on a filesystem that is mounted to be read only, nothing is tried: links may be
+/// possible there all the same.
 fn try_cgroup(programs: &Programs, root: &Path) -> Result<(), BpfError> {
     let path = root.join(format!("sluice-probe-{}", std::process::id()));
     if std::fs::create_dir(&path).is_err() {
@@ -98,8 +99,8 @@ fn try_cgroup(programs: &Programs, root: &Path) -> Result<(), BpfError> {
     tried
 }
 
-/// Attaches the programs for packets to the loopback of a network namespace that ends with the thread. Where none can be
-/// made, nothing is tried.
+/// Attaches the programs for packets to the loopback of a network namespace that ends with the
+/// thread. Where none can be made, nothing is tried.
 fn try_interface(programs: &Programs) -> Result<(), BpfError> {
     const LOOPBACK: u32 = 1;
     let programs = [programs.get(ETHERNET[0])?, programs.get(ETHERNET[1])?];

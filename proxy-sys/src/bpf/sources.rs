@@ -16,8 +16,8 @@ pub struct PodSources {
     pub are_all: bool,
 }
 
-/// Writes down which addresses are behind which interfaces, by index, and none behind all others. Returns how many entries had to
-/// be changed.
+/// Writes down which addresses are behind which interfaces, by index, and none behind all others.
+/// Returns how many entries had to be changed.
 ///
 /// That there are no others is said when all of them are there, and until the first of them goes.
 pub fn set_pod_sources(maps: &Maps, wanted: &BTreeMap<u32, PodSources>) -> Result<usize, BpfError> {

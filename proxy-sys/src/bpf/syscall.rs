@@ -25,11 +25,13 @@ enum Command {
     LinkUpdate = 29,
 }
 
-/// Arguments of a command: the beginning of `union bpf_attr`, of which the kernel takes the rest as zeros.
+/// Arguments of a command: the beginning of `union bpf_attr`, of which the kernel takes the rest as
+/// zeros.
 ///
 /// # Safety
 ///
-/// `repr(C)`, without padding, every pointer in it as the kernel expects it for the command that it is given to.
+/// `repr(C)`, without padding, every pointer in it as the kernel expects it for the command that it
+/// is given to.
 unsafe trait Arguments {}
 
 /// Calls the kernel.
@@ -38,8 +40,8 @@ unsafe trait Arguments {}
 ///
 /// What the arguments point to must be as long as the command reads or writes.
 unsafe fn bpf<T: Arguments>(command: Command, arguments: &mut T) -> io::Result<i64> {
-    // SAFETY: pointer and size describe `arguments`, which lives through the call; the caller answers for what is behind
-    // pointers in it.
+    // SAFETY: pointer and size describe `arguments`, which lives through the call; the caller
+    // answers for what is behind pointers in it.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command as i32, std::ptr::from_mut(arguments), std::mem::size_of::<T>())
     };
@@ -116,7 +118,8 @@ fn element(map: BorrowedFd<'_>, key: *const u8, value: *const u8, flags: u64) ->
 ///
 /// # Safety
 ///
-/// `key` and `value` must be as long as those of the map (values of per-CPU maps: for each possible CPU, rounded up to 8).
+/// `key` and `value` must be as long as those of the map (values of per-CPU maps: for each possible
+/// CPU, rounded up to 8).
 pub(super) unsafe fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
     let mut arguments = element(map, key.as_ptr(), value.as_mut_ptr(), 0);
     // SAFETY: the caller answers for the lengths; both slices live through the call.
@@ -180,11 +183,13 @@ pub(super) struct Progress {
     pub(super) result: io::Result<()>,
 }
 
-/// Reads entries from where `from` says, and says in `to` where to go on. At the end the result is ENOENT.
+/// Reads entries from where `from` says, and says in `to` where to go on. At the end the result is
+/// ENOENT.
 ///
 /// # Safety
 ///
-/// `keys` and `values` must have room for `count` entries; `from` and `to` for the map's key and not less than 4 bytes.
+/// `keys` and `values` must have room for `count` entries; `from` and `to` for the map's key and
+/// not less than 4 bytes.
 pub(super) unsafe fn lookup_batch(
     map: BorrowedFd<'_>,
     from: Option<&[u8]>,
@@ -299,7 +304,8 @@ fn info<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u32; N]> {
     let mut words = [0u32; N];
     let len = std::mem::size_of_val(&words) as u32;
     let mut arguments = Info { fd: object.as_raw_fd() as u32, len, info: words.as_mut_ptr() as u64 };
-    // SAFETY: `words` has room for `len` bytes and lives through the call; the kernel writes no more than that.
+    // SAFETY: `words` has room for `len` bytes and lives through the call; the kernel writes no
+    // more than that.
     unsafe { bpf(Command::ObjectInfo, &mut arguments) }?;
     Ok(words)
 }
@@ -330,7 +336,8 @@ pub(super) struct LinkInfo {
 const LINK_TYPE_CGROUP: u32 = 3;
 
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    // struct bpf_link_info: type, id, prog_id, padding, then for cgroups u64 cgroup_id, for TCX u32 ifindex
+    // struct bpf_link_info: type, id, prog_id, padding, then for cgroups u64 cgroup_id, for TCX u32
+    // ifindex
     let [link_type, _, program, _, low, high]: [u32; 6] = info(link)?;
     let target = match link_type {
         LINK_TYPE_CGROUP if cfg!(target_endian = "little") => u64::from(high) << 32 | u64::from(low),

@@ -82,7 +82,8 @@ fn link_state(path: &Path) -> Result<Option<LinkState>, BpfError> {
 /// The name of an interface of this network namespace.
 pub fn interface_name(index: u32) -> Option<String> {
     let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the length that the call asks for; what it returns is the buffer or nothing.
+    // SAFETY: the buffer has the length that the call asks for; what it returns is the buffer or
+    // nothing.
     let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
     if found.is_null() {
         return None;

@@ -12,7 +12,8 @@ use super::encode::{MASQUERADE, PERSISTENT, attribute, dest, family_number, host
 use super::{Info, Timeouts};
 use crate::netlink::find;
 
-/// `IP_VS_CONN_F_LOCALNODE`: what the kernel may make of [`MASQUERADE`] for a destination that is the node itself.
+/// `IP_VS_CONN_F_LOCALNODE`: what the kernel may make of [`MASQUERADE`] for a destination that is
+/// the node itself.
 const LOCAL_NODE: u32 = 1;
 
 pub(super) fn info(attributes: &[u8]) -> Option<Info> {
@@ -30,7 +31,8 @@ pub(super) fn timeouts(attributes: &[u8]) -> Timeouts {
     }
 }
 
-/// A virtual server. `None` for one of a protocol that Services do not have, or that cannot be read.
+/// A virtual server. `None` for one of a protocol that Services do not have, or that cannot be
+/// read.
 pub(super) fn server(attributes: &[u8]) -> Option<ObservedServer> {
     let nested = find(attributes, attribute::SERVICE)?.value;
     let number = |kind| find(nested, kind)?.host_u32();

@@ -51,7 +51,8 @@ const HASHED: u32 = 0x2;
 /// `IP_VS_CONN_F_MASQ`.
 pub(super) const MASQUERADE: u32 = 0;
 
-/// The mask of a persistent server for which each address is a client: bits for IPv4, their number for IPv6.
+/// The mask of a persistent server for which each address is a client: bits for IPv4, their number
+/// for IPv6.
 pub(super) fn host_mask(family: Family) -> u32 {
     match family {
         Family::V4 => u32::MAX,

@@ -9,15 +9,16 @@ use sluice_link::{BatchError, NetlinkError, Refusal, Refusals};
 
 use super::{NetfilterSocket, Writer};
 
-/// How many bytes are sent at once. The answers to that many requests fit the receive buffer even if all of them are
-/// refused, and larger ones are not faster.
+/// How many bytes are sent at once. The answers to that many requests fit the receive buffer even
+/// if all of them are refused, and larger ones are not faster.
 const CHUNK: usize = 1 << 16;
 
 impl NetfilterSocket {
-    /// Sends a request for each item. `write` writes exactly one message, with the sequence number that it is given. A
-    /// refused request keeps none of the others from being done.
+    /// Sends a request for each item. `write` writes exactly one message, with the sequence number
+    /// that it is given. A refused request keeps none of the others from being done.
     ///
-    /// Only the last request of those that are sent together asks for an acknowledgement; refusals come unasked.
+    /// Only the last request of those that are sent together asks for an acknowledgement; refusals
+    /// come unasked.
     pub fn send_batch<T: fmt::Display + fmt::Debug>(
         &mut self,
         items: impl IntoIterator<Item = T>,
@@ -41,7 +42,8 @@ impl NetfilterSocket {
         if refused.is_empty() { Ok(()) } else { Err(Refusals(refused).into()) }
     }
 
-    /// Waits for the answer to the last of the requests that were sent, and takes the refusals before it.
+    /// Waits for the answer to the last of the requests that were sent, and takes the refusals
+    /// before it.
     fn take_refusals<T: fmt::Display>(
         &mut self,
         sent: Vec<T>,

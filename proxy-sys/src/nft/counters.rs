@@ -13,8 +13,8 @@ use crate::netlink::{NetlinkError, attrs, find};
 /// The rules of such a chain, in order.
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
-/// Packets to node ports on loopback that were refused, by family and protocol; nothing of families whose rules are not
-/// there. They begin anew when the rules are made anew.
+/// Packets to node ports on loopback that were refused, by family and protocol; nothing of families
+/// whose rules are not there. They begin anew when the rules are made anew.
 pub fn loopback_refusals(nft: &mut Nft) -> Result<Vec<(Family, Protocol, u64)>, NetlinkError> {
     let mut counted = Vec::new();
     for family in Family::BOTH {
@@ -38,7 +38,8 @@ pub fn loopback_refusals(nft: &mut Nft) -> Result<Vec<(Family, Protocol, u64)>, 
     Ok(counted)
 }
 
-/// Packets that the tables of the pod network have dropped, by reason. They begin anew when the rules are made anew.
+/// Packets that the tables of the pod network have dropped, by reason. They begin anew when the
+/// rules are made anew.
 pub fn dropped(nft: &mut Nft) -> Result<BTreeMap<Dropped, u64>, NetlinkError> {
     let mut counted: BTreeMap<Dropped, u64> = Dropped::ALL.into_iter().map(|reason| (reason, 0)).collect();
     let kind = Command::GetRule.message_type();

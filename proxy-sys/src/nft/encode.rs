@@ -98,8 +98,8 @@ impl<'a> Encoder<'a> {
         self.writer.begin(command.message_type(), flags, sequence, self.family, 0);
     }
 
-    /// Writes the first of `ops`, with as many of the same kind behind it as fit into one message; returns how
-    /// many were written.
+    /// Writes the first of `ops`, with as many of the same kind behind it as fit into one message;
+    /// returns how many were written.
     fn op(&mut self, op: &Op, ops: &[Op]) -> usize {
         match op {
             Op::DeleteTable => self.table(Command::DelTable, 0),
@@ -207,8 +207,9 @@ impl<'a> Encoder<'a> {
     }
 
     fn elements(&mut self, command: Command, set: SetId, ops: &[Op]) -> usize {
-        // Without NLM_F_EXCL an element that is there already, with the same value, is no error: a dump that
-        // the kernel writes while it resizes a set can miss elements, which are then written once more.
+        // Without NLM_F_EXCL an element that is there already, with the same value, is no error: a
+        // dump that the kernel writes while it resizes a set can miss elements, which are then
+        // written once more.
         let flags = match command {
             Command::NewSetElem => NLM_F_CREATE,
             _ => 0,

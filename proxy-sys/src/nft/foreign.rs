@@ -1,4 +1,5 @@
-//! Tables of other programs: what their chains are and where their rules lead, and the removal of some of them.
+//! Tables of other programs: what their chains are and where their rules lead, and the removal of
+//! some of them.
 
 use std::io;
 

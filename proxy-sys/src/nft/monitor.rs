@@ -93,7 +93,8 @@ pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &
     (!is_own).then_some(harm || !known)
 }
 
-/// Whether a message is about clients that are remembered: nobody repairs these, and the daemon itself forgets some now and then.
+/// Whether a message is about clients that are remembered: nobody repairs these, and the daemon
+/// itself forgets some now and then.
 fn is_of_clients(command: u16, attributes: &[u8]) -> bool {
     let set = find(attributes, 2).and_then(|set| SetId::by_name(set.text()));
     let of_elements = [Command::NewSetElem as u16, Command::DelSetElem as u16].contains(&command);

@@ -23,7 +23,8 @@ pub fn observe(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
 }
 
 fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
-    // What is read at different times may not fit together; the kernel tells of changes, and another pass follows.
+    // What is read at different times may not fit together; the kernel tells of changes, and
+    // another pass follows.
     let altered = uninterrupted(ATTEMPTS, || is_dormant(nft))?;
     let (chains, misnamed) = uninterrupted(ATTEMPTS, || chains(nft))?;
     let sets = uninterrupted(ATTEMPTS, || sets(nft))?;
@@ -44,8 +45,8 @@ fn read(nft: &mut Nft) -> Result<Option<Observed>, NetlinkError> {
 
 /// Takes additions of elements that are there already out of a full pass's operations.
 ///
-/// A dump misses elements when the kernel resizes the set meanwhile, and nothing in its answer says so; asking
-/// for single elements is exact.
+/// A dump misses elements when the kernel resizes the set meanwhile, and nothing in its answer says
+/// so; asking for single elements is exact.
 pub fn without_present(nft: &mut Nft, ops: Vec<Op>) -> Result<Vec<Op>, NetlinkError> {
     /// When so much is missing, the table was emptied; writing an element twice is no error.
     const DOUBTFUL: usize = 20_000;
@@ -184,8 +185,8 @@ fn sets(nft: &mut Nft) -> Result<Vec<(String, u32, u32)>, NetlinkError> {
     Ok(sets)
 }
 
-/// Reads a set until a dump tells nothing new: one that the kernel writes while it resizes the set misses
-/// elements, and nothing in its answer says so.
+/// Reads a set until a dump tells nothing new: one that the kernel writes while it resizes the set
+/// misses elements, and nothing in its answer says so.
 fn elements(nft: &mut Nft, set: SetId, observed: &mut Observed) -> Result<(), NetlinkError> {
     for _ in 0..ATTEMPTS {
         let before = observed.elements.len();

@@ -1,4 +1,5 @@
-//! The clients that the sets of ClientIP affinity remember: how many there are, who they are, and forgetting some.
+//! The clients that the sets of ClientIP affinity remember: how many there are, who they are, and
+//! forgetting some.
 
 use sluice_core::net::Family;
 use sluice_core::nft::eviction::Client;
@@ -13,12 +14,14 @@ const DESCRIPTION: u16 = 9;
 const SIZE: u16 = 1;
 /// `NFTA_SET_COUNT`, which newer kernels tell, 6.18 among them.
 const COUNT: u16 = 20;
-/// The list of elements in a message about some; of each its key and in how many milliseconds it ends.
+/// The list of elements in a message about some; of each its key and in how many milliseconds it
+/// ends.
 const LIST: u16 = 3;
 const KEY: u16 = 1;
 const EXPIRATION: u16 = 5;
-/// Clients that one transaction forgets: some ten milliseconds, in which nobody else's changes can be made. With each one the kernel
-/// waits until all processors have seen it, so that small ones would take much longer for the same.
+/// Clients that one transaction forgets: some ten milliseconds, in which nobody else's changes can
+/// be made. With each one the kernel waits until all processors have seen it, so that small ones
+/// would take much longer for the same.
 const FORGOTTEN_AT_ONCE: usize = 8192;
 /// Where some were gone already, parts of so many are not looked at more closely.
 const NOT_WORTH_IT: usize = 32;
@@ -50,8 +53,8 @@ pub fn fullness(nft: &mut Nft, family: Family) -> Result<Option<Fullness>, Netli
     Ok(Some(Fullness { capacity: capacity as usize, entries: told.map(|told| told as usize) }))
 }
 
-/// How full the set of a family is; `None`: there is none. Where the kernel does not tell the number of elements they are all
-/// read, which may take minutes ([`read_and_count`]).
+/// How full the set of a family is; `None`: there is none. Where the kernel does not tell the
+/// number of elements they are all read, which may take minutes ([`read_and_count`]).
 pub fn remembered(nft: &mut Nft, family: Family) -> Result<Option<Usage>, NetlinkError> {
     let Some(Fullness { capacity, entries }) = fullness(nft, family)? else { return Ok(None) };
     let entries = match entries {
@@ -61,8 +64,9 @@ pub fn remembered(nft: &mut Nft, family: Family) -> Result<Option<Usage>, Netlin
     Ok(Some(Usage { entries, capacity }))
 }
 
-/// Counts the clients by reading them. A set that changes meanwhile is counted well enough. For each part of the answer, of some
-/// hundred elements, the kernel goes through all those before once more: the time goes by the square of their number.
+/// Counts the clients by reading them. A set that changes meanwhile is counted well enough. For
+/// each part of the answer, of some hundred elements, the kernel goes through all those before once
+/// more: the time goes by the square of their number.
 pub fn read_and_count(nft: &mut Nft, family: Family) -> Result<usize, NetlinkError> {
     let mut count = 0;
     let kind = Command::GetSetElem.message_type();
@@ -76,8 +80,8 @@ pub fn read_and_count(nft: &mut Nft, family: Family) -> Result<usize, NetlinkErr
     }
 }
 
-/// The first clients of a family's set, in the order of its hash: `most` of them, or few more. Where that is not all of them, it takes
-/// as long as if there were no others.
+/// The first clients of a family's set, in the order of its hash: `most` of them, or few more.
+/// Where that is not all of them, it takes as long as if there were no others.
 pub fn first_clients(family: Family, most: usize) -> Result<Vec<Client>, NetlinkError> {
     // Its own connection, because the rest of the answer is not read.
     let mut nft = Nft::open()?;
@@ -105,8 +109,8 @@ fn client(element: &[u8]) -> Option<Client> {
     Some(Client { key: Key::new(key.value), left })
 }
 
-/// Whether no further client can be remembered. Asks the kernel to take one more, in a transaction that cannot succeed: nothing is
-/// changed by it, and nobody is told.
+/// Whether no further client can be remembered. Asks the kernel to take one more, in a transaction
+/// that cannot succeed: nothing is changed by it, and nobody is told.
 pub fn is_full(nft: &mut Nft, family: Family) -> Result<bool, NetlinkError> {
     let set = SetId::new(SetKind::Affinity, family);
     let (key_len, value_len) = match family {
@@ -136,7 +140,8 @@ pub fn forget(nft: &mut Nft, family: Family, clients: &[Key]) -> Result<usize, N
     Ok(forgotten)
 }
 
-/// Some may have ended meanwhile by themselves, and then nothing of a transaction is done: halves of it are.
+/// Some may have ended meanwhile by themselves, and then nothing of a transaction is done: halves
+/// of it are.
 fn delete(nft: &mut Nft, ops: &[Op]) -> Result<usize, NetlinkError> {
     match nft.commit(ops) {
         Ok(_) => Ok(ops.len()),

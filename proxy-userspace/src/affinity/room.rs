@@ -1,5 +1,6 @@
-//! Room in the sets of nftables in which clients are remembered. The kernel takes no new client when a set is full, whoever the
-//! others are of; so some are forgotten before that, fairly ([`Evictor`]).
+//! Room in the sets of nftables in which clients are remembered. The kernel takes no new client
+//! when a set is full, whoever the others are of; so some are forgotten before that, fairly
+//! ([`Evictor`]).
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,11 @@ use crate::metrics::Metrics;
 const LOOK: Duration = Duration::from_secs(1);
 /// The same where the kernel does not tell how many there are: there each look is a transaction.
 const TRY: Duration = Duration::from_secs(5);
-/// So many times its own time lies between one look and the next: a flood of clients costs a fifth of a processor at most.
+/// So many times its own time lies between one look and the next: a flood of clients costs a fifth
+/// of a processor at most.
 const SHARE: u32 = 4;
-/// Clients that are read at once, usually. All of a full set would take minutes, because for each part of the answer the kernel goes through all
-/// those before once more.
+/// Clients that are read at once, usually. All of a full set would take minutes, because for each
+/// part of the answer the kernel goes through all those before once more.
 pub const SAMPLE: usize = 1 << 17;
 
 /// What was done about one set.
@@ -72,8 +74,9 @@ fn pause(least: Duration, took: Duration) -> Duration {
     least.max(took * SHARE)
 }
 
-/// Forgets clients of a family if there is little room left, judging by some of them. One that comes again between being read and
-/// being forgotten is balanced anew by its next connection; connections that there are do not depend on it.
+/// Forgets clients of a family if there is little room left, judging by some of them. One that
+/// comes again between being read and being forgotten is balanced anew by its next connection;
+/// connections that there are do not depend on it.
 pub fn make(family: Family, evictor: &mut Evictor, now: Duration) -> Result<Made, NetlinkError> {
     let mut nft = Nft::open()?;
     let Some(Fullness { capacity, entries }) = fullness(&mut nft, family)? else {

@@ -13,7 +13,8 @@ use sluice_sys::nft::Nft;
 use super::Applied;
 use crate::health::Progress;
 
-/// What a full pass has to know besides the plans, lest one Service keep the others from the kernel.
+/// What a full pass has to know besides the plans, lest one Service keep the others from the
+/// kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Plans of before that may still be in force.
@@ -40,14 +41,15 @@ impl From<Applied> for Done {
     }
 }
 
-/// Whether the kernel refuses what was asked for, and not because the table is another one than was read: then somebody has
-/// changed it since, and it has to be read again.
+/// Whether the kernel refuses what was asked for, and not because the table is another one than was
+/// read: then somebody has changed it since, and it has to be read again.
 pub(super) fn is_refusal(error: &NetlinkError) -> bool {
     let is_of_another_table = matches!(error.errno(), Some(libc::ENOENT | libc::EEXIST));
     matches!(error, NetlinkError::Refused { .. }) && !is_of_another_table
 }
 
-/// Commits operations that the ledger's reconciliation gave. Those that are refused of single Services are left out.
+/// Commits operations that the ledger's reconciliation gave. Those that are refused of single
+/// Services are left out.
 pub(super) fn commit_apart(
     nft: &mut Nft,
     ledger: &Ledger,

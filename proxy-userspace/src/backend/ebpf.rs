@@ -1,7 +1,8 @@
-//! The eBPF backend's driver: writes what the ledger says into maps, and keeps programs where they belong.
+//! The eBPF backend's driver: writes what the ledger says into maps, and keeps programs where they
+//! belong.
 //!
-//! Order of a first pass: maps of services, then those of the node, then links. So no packet meets programs that do not
-//! know the services yet. After that the order of operations is the ledger's.
+//! Order of a first pass: maps of services, then those of the node, then links. So no packet meets
+//! programs that do not know the services yet. After that the order of operations is the ledger's.
 
 mod devices;
 mod encode;
@@ -44,7 +45,8 @@ pub struct Backend {
     /// A map that is nearly full could not be enlarged, which is told once.
     lacks_room: bool,
     messages: Messages,
-    /// All maps had their names, and all programs were attached that can be, when this was looked at last.
+    /// All maps had their names, and all programs were attached that can be, when this was looked
+    /// at last.
     is_attached: bool,
     pub(super) progress: Progress,
 }
@@ -147,8 +149,8 @@ impl Backend {
         all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
     }
 
-    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they belong. What is refused of
-    /// single Services is left out.
+    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they
+    /// belong. What is refused of single Services is left out.
     pub fn full(
         &mut self,
         settings: &Settings,
@@ -240,7 +242,8 @@ impl Backend {
         Ok(links + self.keep_lo_open()?)
     }
 
-    /// Whether programs are where they belong, as far as is known. What is not so was told as an error.
+    /// Whether programs are where they belong, as far as is known. What is not so was told as an
+    /// error.
     pub fn is_attached(&self) -> bool {
         self.is_attached
     }
@@ -251,8 +254,8 @@ impl Backend {
         result
     }
 
-    /// Lets the stack take packets by `lo`; returns how many settings were changed. Without, large datagrams are lost, which is
-    /// no reason to serve nobody.
+    /// Lets the stack take packets by `lo`; returns how many settings were changed. Without, large
+    /// datagrams are lost, which is no reason to serve nobody.
     fn keep_lo_open(&mut self) -> Result<usize, BackendError> {
         match open_lo(self.instance.maps()) {
             Ok(change) => {
@@ -294,8 +297,8 @@ impl Backend {
         Ok(entries)
     }
 
-    /// Writes. Before that, maps that could become too full are made larger; where that is not possible, there may still be
-    /// room, and who gets none says why.
+    /// Writes. Before that, maps that could become too full are made larger; where that is not
+    /// possible, there may still be room, and who gets none says why.
     fn apply(&mut self, ops: &[Op]) -> Result<Applied, BpfError> {
         let lacks_room = self.lacks_room(ops)?;
         self.write(ops).map_err(|error| lacks_room.filter(|_| is_refusal(&error)).unwrap_or(error))
@@ -315,7 +318,8 @@ impl Backend {
         Ok(applied)
     }
 
-    /// Makes maps larger, as [`Backend::make_room`] does; the kernel's answer, if it has no memory for that.
+    /// Makes maps larger, as [`Backend::make_room`] does; the kernel's answer, if it has no memory
+    /// for that.
     fn lacks_room(&mut self, ops: &[Op]) -> Result<Option<BpfError>, BpfError> {
         match self.make_room(ops) {
             Ok(()) => {
@@ -408,14 +412,15 @@ impl Backend {
     }
 }
 
-/// Whether the kernel refuses what was asked for: there is no room, no memory, or it is nothing that the map takes.
+/// Whether the kernel refuses what was asked for: there is no room, no memory, or it is nothing
+/// that the map takes.
 fn is_refusal(error: &BpfError) -> bool {
     matches!(error, BpfError::System { .. })
         && matches!(error.errno(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM | libc::EINVAL))
 }
 
-/// Lets the stack take packets by `lo`, as long as programs have flows. What was there before is in the maps first, or nobody
-/// could give it back.
+/// Lets the stack take packets by `lo`, as long as programs have flows. What was there before is in
+/// the maps first, or nobody could give it back.
 pub fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
     let map = maps.get("CONFIG")?;
     let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
@@ -428,8 +433,9 @@ pub fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
     Ok(change)
 }
 
-/// Gives `lo` its settings back, and removes the programs and their maps; in this order, because the maps say what the settings
-/// were, and whoever is interrupted begins again. `false`: there are none.
+/// Gives `lo` its settings back, and removes the programs and their maps; in this order, because
+/// the maps say what the settings were, and whoever is interrupted begins again. `false`: there are
+/// none.
 pub fn remove(directory: &Directory) -> Result<bool, BackendError> {
     let closed = close_lo(directory);
     let removed = directory.remove()?;

@@ -1,4 +1,5 @@
-//! The IPVS backend's driver: applies the ledger's steps to IPVS, the dummy link and our nf_tables table.
+//! The IPVS backend's driver: applies the ledger's steps to IPVS, the dummy link and our nf_tables
+//! table.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledg
     Ledger::new(node::ipvs_config(settings, sticky), node::ipvs_view(settings, facts), ruleset)
 }
 
-/// What needs full privileges: IPVS with the scheduler, the link, and sysctls. All that is missing is named at once.
+/// What needs full privileges: IPVS with the scheduler, the link, and sysctls. All that is missing
+/// is named at once.
 pub fn prepare(settings: &Settings) -> Result<Ipvs, BackendError> {
     let mut missing = Vec::new();
     let ipvs = match Ipvs::open() {
@@ -91,8 +93,8 @@ fn sticky(ipvs: &mut Ipvs, settings: &Settings) -> Result<SchedulerName, Backend
     Ok(settings.ipvs.scheduler)
 }
 
-/// How many lists of virtual servers are looked at before something is taken for missing: while other network namespaces delete
-/// theirs, the kernel passes over some.
+/// How many lists of virtual servers are looked at before something is taken for missing: while
+/// other network namespaces delete theirs, the kernel passes over some.
 const LISTS: usize = 4;
 
 /// Whether something was refused because it is there already.
@@ -132,7 +134,8 @@ fn led(steering: &mut Steering) -> Result<Vec<ServerKey>, NetlinkError> {
 }
 
 impl Backend {
-    /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on as they are.
+    /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on
+    /// as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
         let mut ipvs = prepare(settings)?;
         let sticky = sticky(&mut ipvs, settings)?;
@@ -150,7 +153,8 @@ impl Backend {
         self.nft.port()
     }
 
-    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single Services is left out.
+    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single
+    /// Services is left out.
     pub fn full(
         &mut self,
         settings: &Settings,
@@ -170,7 +174,8 @@ impl Backend {
         self.told(done, refusals, plans)
     }
 
-    /// Refused operations on virtual servers and addresses are told of the Services that they are about.
+    /// Refused operations on virtual servers and addresses are told of the Services that they are
+    /// about.
     fn told(
         &self,
         mut done: Done,
@@ -231,8 +236,8 @@ impl Backend {
         Ok((done, refused))
     }
 
-    /// With `at_once` the ruleset is one transaction, if nothing of it is refused: one half of a new one refuses what the other
-    /// half would let pass.
+    /// With `at_once` the ruleset is one transaction, if nothing of it is refused: one half of a
+    /// new one refuses what the other half would let pass.
     fn full_ruleset(
         &mut self,
         ops: Vec<nft::Op>,
@@ -311,7 +316,8 @@ impl Backend {
         Ok(loads)
     }
 
-    /// Whether virtual servers and addresses are as they should be; nobody tells of changes that others make.
+    /// Whether virtual servers and addresses are as they should be; nobody tells of changes that
+    /// others make.
     pub fn agrees(&mut self) -> Result<bool, BackendError> {
         if Link::find(LINK)?.is_none_or(|link| link.index() != self.link.index()) {
             return Ok(false);
@@ -327,7 +333,8 @@ impl Backend {
         Ok(false)
     }
 
-    /// Applies steps. What is refused of virtual servers keeps nothing else from being done; it is told in the end.
+    /// Applies steps. What is refused of virtual servers keeps nothing else from being done; it is
+    /// told in the end.
     fn apply(&mut self, steps: &Steps) -> Result<Applied, BackendError> {
         let (mut applied, mut refused) = (Applied::default(), None);
         self.apply_servers(&steps.before, &mut applied, &mut refused)?;

@@ -39,8 +39,8 @@ impl Backend {
         self.ledger.config() == config
     }
 
-    /// Makes the kernel hold what the plans say, whatever it holds: creates the table, or adopts it and
-    /// applies the difference only. What is refused of single Services is left out.
+    /// Makes the kernel hold what the plans say, whatever it holds: creates the table, or adopts it
+    /// and applies the difference only. What is refused of single Services is left out.
     pub fn full(
         &mut self,
         config: NftConfig,
@@ -73,8 +73,8 @@ impl Backend {
         if observed.is_none() || !self.has_config(config) {
             self.ledger = Ledger::new(config.clone(), node.clone());
         } else {
-            // The same ledger goes on, because it knows the spare chains; what it would do for a changed node
-            // is part of the reconciliation.
+            // The same ledger goes on, because it knows the spare chains; what it would do for a
+            // changed node is part of the reconciliation.
             let _ = self.ledger.set_node(node.clone());
         }
         let Some(observed) = observed else { return Ok(None) };
@@ -141,8 +141,8 @@ pub(super) fn commit(nft: &mut Nft, ops: &[Op], progress: &Progress) -> Result<A
     Ok(applied)
 }
 
-/// Cuts operations into transactions. Their order makes cuts safe, except between the removal and the new
-/// content of one element, and in the replacement of a whole table.
+/// Cuts operations into transactions. Their order makes cuts safe, except between the removal and
+/// the new content of one element, and in the replacement of a whole table.
 fn transactions(ops: &[Op], limit: usize) -> Vec<&[Op]> {
     if matches!(ops.first(), Some(Op::DeleteTable)) {
         return vec![ops];

@@ -1,4 +1,5 @@
-//! What kube-proxy leaves in the kernel in any of its modes (reference 7.4): looked for, and removed if there.
+//! What kube-proxy leaves in the kernel in any of its modes (reference 7.4): looked for, and
+//! removed if there.
 
 use sluice_core::net::Family;
 use sluice_sys::dummy::Link;
@@ -76,7 +77,8 @@ fn chains() -> Result<Vec<Step>, StepError> {
     Ok(steps.collect())
 }
 
-/// The interface tells that there are virtual servers of kube-proxy's, and with its addresses, which.
+/// The interface tells that there are virtual servers of kube-proxy's, and with its addresses,
+/// which.
 fn interface(servers: Servers) -> Result<Vec<Step>, StepError> {
     let mut steps = Vec::new();
     if servers == Servers::Left {

@@ -1,5 +1,6 @@
-//! Chains in the kernel's own iptables (not its nf_tables variant). The iptables programs delete them; where
-//! they are missing or fail, the jumps to the chains are undone without them, so that they have no effect.
+//! Chains in the kernel's own iptables (not its nf_tables variant). The iptables programs delete
+//! them; where they are missing or fail, the jumps to the chains are undone without them, so that
+//! they have no effect.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -95,9 +96,9 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, StepErr
     Err(StepError::Program { program: program.to_owned(), message })
 }
 
-/// From what iptables-save wrote to what iptables-restore has to read: the jumps from the built-in chains to
-/// kube-proxy's go, then its rules, then its chains. Chains that rules of others lead to stay as they are, with all
-/// that they lead to.
+/// From what iptables-save wrote to what iptables-restore has to read: the jumps from the built-in
+/// chains to kube-proxy's go, then its rules, then its chains. Chains that rules of others lead to
+/// stay as they are, with all that they lead to.
 fn restore_input(saved: &str) -> String {
     let (mut theirs, mut built_in) = (BTreeSet::new(), BTreeSet::new());
     for line in saved.lines() {

@@ -1,7 +1,7 @@
 //! The names that kube-proxy gives to what it writes.
 
-/// Chains of its modes iptables and ipvs. KUBE-FIREWALL, KUBE-KUBELET-CANARY and KUBE-IPTABLES-HINT are the
-/// kubelet's.
+/// Chains of its modes iptables and ipvs. KUBE-FIREWALL, KUBE-KUBELET-CANARY and KUBE-IPTABLES-HINT
+/// are the kubelet's.
 const CHAINS: [&str; 13] = [
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",
@@ -18,7 +18,8 @@ const CHAINS: [&str; 13] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
-/// Those that kube-proxy leads to from built-in chains. A rule there that leads to another is somebody else's, who uses it.
+/// Those that kube-proxy leads to from built-in chains. A rule there that leads to another is
+/// somebody else's, who uses it.
 const ENTRIES: [&str; 9] = [
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",

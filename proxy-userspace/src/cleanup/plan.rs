@@ -20,8 +20,8 @@ pub(super) struct TablePlan {
     pub(super) kept: BTreeSet<String>,
 }
 
-/// Plans for all tables with chains of kube-proxy, by family and name: the jumps to them go first, then their rules,
-/// then the chains.
+/// Plans for all tables with chains of kube-proxy, by family and name: the jumps to them go first,
+/// then their rules, then the chains.
 pub(super) fn plan(chains: &[ForeignChain], jumps: &[ForeignJump]) -> BTreeMap<(u8, String), TablePlan> {
     let mut plans = BTreeMap::new();
     for chain in chains.iter().filter(|chain| TABLES.contains(&chain.table.as_str()) && is_theirs(chain)) {

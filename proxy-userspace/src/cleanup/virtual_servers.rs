@@ -1,4 +1,5 @@
-//! What mode ipvs, ours or kube-proxy's, leaves in the kernel: virtual servers, and the link that holds their addresses.
+//! What mode ipvs, ours or kube-proxy's, leaves in the kernel: virtual servers, and the link that
+//! holds their addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,13 +14,14 @@ use super::StepError;
 use super::names::INTERFACE;
 use crate::backend::ipvs::LINK;
 
-/// Ports out of which node ports are allocated unless the API server is told otherwise. Without the objects nothing in the
-/// kernel tells whose a virtual server is: those of such ports are taken for those of node ports, and of others, those of
-/// addresses of the link.
+/// Ports out of which node ports are allocated unless the API server is told otherwise. Without the
+/// objects nothing in the kernel tells whose a virtual server is: those of such ports are taken for
+/// those of node ports, and of others, those of addresses of the link.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// Deletes the virtual servers that have no connection any more, and the links with the last of them; all virtual servers
-/// but those in `excluded` networks, as mode ipvs does. Returns whether any link is left.
+/// Deletes the virtual servers that have no connection any more, and the links with the last of
+/// them; all virtual servers but those in `excluded` networks, as mode ipvs does. Returns whether
+/// any link is left.
 pub(crate) fn delete_idle(names: &[&str], excluded: &[IpNet]) -> Result<bool, StepError> {
     let links = found(names)?;
     if links.is_empty() {
@@ -68,8 +70,8 @@ fn found(names: &[&str]) -> Result<Vec<Link>, StepError> {
     Ok(links.collect::<Result<Vec<_>, StepError>>()?.into_iter().flatten().collect())
 }
 
-/// Removes the rules that lead packets to our virtual servers of addresses that no link holds. They may have outlived the link.
-/// Returns whether there were any.
+/// Removes the rules that lead packets to our virtual servers of addresses that no link holds. They
+/// may have outlived the link. Returns whether there were any.
 fn unsteer(names: &[&str]) -> Result<bool, StepError> {
     Ok(names.contains(&LINK) && Steering::open()?.remove()?)
 }
@@ -92,7 +94,8 @@ fn delete_servers(
     Ok(!staying.is_empty())
 }
 
-/// Addresses of the link of whoever else is there: kube-proxy may have taken over from us, or we from it. `None`: nobody.
+/// Addresses of the link of whoever else is there: kube-proxy may have taken over from us, or we
+/// from it. `None`: nobody.
 fn others(names: &[&str]) -> Result<Option<BTreeSet<IpAddr>>, StepError> {
     let mut others = None;
     for name in [LINK, INTERFACE].iter().filter(|name| !names.contains(name)) {

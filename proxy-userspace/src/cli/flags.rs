@@ -10,13 +10,14 @@ use super::pflag;
 use crate::config::GoDuration;
 use crate::go_number;
 
-/// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file; only
-/// --hostname-override, the logging flags, --master, --kubeconfig, flags of Sluice and the flags that name an action keep
-/// their say.
+/// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file;
+/// only --hostname-override, the logging flags, --master, --kubeconfig, flags of Sluice and the
+/// flags that name an action keep their say.
 #[derive(Debug, Default, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; a change of it ends the program.
+    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; a change of it
+    /// ends the program.
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: Option<PathBuf>,
     /// Print the version and end; `raw` prints it in detail.
@@ -92,7 +93,8 @@ pub struct OwnArgs {
     /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cleanup_kube_proxy: Option<bool>,
-    /// Install the CNI plugin and keep the pod network between nodes, by VXLAN unless the file says something else [default: false].
+    /// Install the CNI plugin and keep the pod network between nodes, by VXLAN unless the file says
+    /// something else [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cni: Option<bool>,
 }
@@ -152,7 +154,8 @@ pub struct NodeArgs {
     /// No meaning here: no metric is hidden.
     #[arg(long, hide_short_help = true, value_name = "VERSION")]
     pub show_hidden_metrics_for_version: Option<String>,
-    /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md says which have a meaning here.
+    /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md says which have a meaning
+    /// here.
     #[arg(long, value_name = "GATE=BOOL", value_delimiter = ',')]
     pub feature_gates: Option<Vec<Gate>>,
     /// oom_score_adj of this process, -1000 to 1000 [default: -999].
@@ -170,13 +173,15 @@ pub struct NodeArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Dataplane")]
 pub struct DataplaneArgs {
-    /// Dataplane: nftables, ebpf, ipvs, or auto, which takes eBPF where the kernel can; iptables runs as nftables.
+    /// Dataplane: nftables, ebpf, ipvs, or auto, which takes eBPF where the kernel can; iptables
+    /// runs as nftables.
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
     /// Masquerade all traffic to ClusterIPs.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub masquerade_all: Option<bool>,
-    /// How pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+    /// How pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or
+    /// InterfaceNamePrefix.
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
     /// Pod networks, at most one for each family, comma-separated; tells pods from other clients.
@@ -188,7 +193,8 @@ pub struct DataplaneArgs {
     /// The prefix for InterfaceNamePrefix.
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
-    /// Networks of the node addresses that node ports answer on, comma-separated; or "primary", "localhost", "all".
+    /// Networks of the node addresses that node ports answer on, comma-separated; or "primary",
+    /// "localhost", "all".
     #[arg(long, value_name = "CIDRS")]
     pub nodeport_addresses: Option<Vec<List>>,
     /// Bit of the packet mark that asks for masquerading, in --proxy-mode iptables.

@@ -13,7 +13,8 @@ pub(super) struct Flag<'a> {
     pub(super) alone: bool,
 }
 
-/// Rewrites arguments. A flag that is not known stays as it is, to be refused; the error is for people.
+/// Rewrites arguments. A flag that is not known stays as it is, to be refused; the error is for
+/// people.
 pub(super) fn canonical(arguments: &[OsString], flags: &[Flag<'_>]) -> Result<Vec<OsString>, String> {
     let mut rest = arguments.iter();
     let mut written = Vec::new();
@@ -84,7 +85,8 @@ fn short_flags(
     Ok(())
 }
 
-/// A flag whose value does not stand behind `=`: it is true, or the next argument is its value, whatever that looks like.
+/// A flag whose value does not stand behind `=`: it is true, or the next argument is its value,
+/// whatever that looks like.
 fn without_value(flag: Flag<'_>, typed: &str, rest: &mut Rest<'_>) -> Result<OsString, String> {
     if flag.alone {
         return Ok(written(flag.long, "true".as_ref()));

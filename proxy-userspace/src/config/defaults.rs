@@ -25,7 +25,8 @@ pub(super) enum Requested {
     Other,
 }
 
-/// Fills fields in that are not set. Afterwards `mode` is what runs, and the section of that mode is what counts.
+/// Fills fields in that are not set. Afterwards `mode` is what runs, and the section of that mode
+/// is what counts.
 pub(super) fn fill_in(config: &mut KubeProxyConfiguration) -> Requested {
     default(&mut config.api_version, "kubeproxy.config.k8s.io/v1alpha1");
     default(&mut config.kind, "KubeProxyConfiguration");
@@ -137,8 +138,9 @@ fn ipvs(config: &mut KubeProxyConfiguration) {
     (nftables.sync_period, nftables.min_sync_period, nftables.masquerade_all) = (unset, unset, false);
 }
 
-/// Only the section of the mode supplies sync periods and masqueradeAll; those of the others show as unset, as in
-/// kube-proxy. Mode iptables, or none, runs as nftables with the values of its own section.
+/// Only the section of the mode supplies sync periods and masqueradeAll; those of the others show
+/// as unset, as in kube-proxy. Mode iptables, or none, runs as nftables with the values of its own
+/// section.
 fn mode(config: &mut KubeProxyConfiguration) -> Requested {
     let requested = match config.mode.as_str() {
         "nftables" | "ebpf" | "auto" => Requested::Nftables,
@@ -157,7 +159,8 @@ fn mode(config: &mut KubeProxyConfiguration) -> Requested {
         nftables.sync_period = iptables.sync_period;
         nftables.min_sync_period = iptables.min_sync_period;
         if config.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
-            // Said, because in mode nftables, which is what this configuration becomes, nothing said means "primary".
+            // Said, because in mode nftables, which is what this configuration becomes, nothing
+            // said means "primary".
             config.node_port_addresses = Some(vec!["0.0.0.0/0".into(), "::/0".into()]);
         }
         "nftables".clone_into(&mut config.mode);

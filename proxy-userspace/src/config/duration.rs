@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A duration written as in Go: `30s`, `1h30m`, `1m0.5s`, `0`. Negative ones are kept apart, because
-/// validation has to name them.
+/// A duration written as in Go: `30s`, `1h30m`, `1m0.5s`, `0`. Negative ones are kept apart,
+/// because validation has to name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct GoDuration {
     /// The absolute value.

@@ -100,8 +100,8 @@ fn places<'a>(given: &'a [String], lines: Option<&'a Lines>) -> Places<'a> {
     Places { lines, typed: given.filter(|flag| lines.is_none() || BESIDE_FILE.contains(flag)).collect() }
 }
 
-/// Adds what is of a wrong type to all else that is wrong. What is told of the same field is told of nothing, which stands in
-/// its place.
+/// Adds what is of a wrong type to all else that is wrong. What is told of the same field is told
+/// of nothing, which stands in its place.
 fn without_more(
     mut wrong: Vec<String>,
     resolved: Result<Settings, ConfigError>,
@@ -158,7 +158,8 @@ fn without_say(given: &[String]) -> Vec<String> {
     ignored.map(|flag| format!("--{flag}")).collect()
 }
 
-/// Flags without a meaning here that leave no trace in the configuration, by which they would be told.
+/// Flags without a meaning here that leave no trace in the configuration, by which they would be
+/// told.
 fn without_trace(args: &RunArgs, given: &[String]) -> Vec<String> {
     const FLAGS: [&str; 4] = ["boot-id-file", "machine-id-file", "ipvs-sync-period", "ipvs-min-sync-period"];
     let named = given.iter().filter(|flag| FLAGS.contains(&flag.as_str()));
@@ -245,7 +246,8 @@ fn text(value: &Option<String>) -> String {
     value.clone().unwrap_or_default()
 }
 
-/// --masquerade-all is of every mode, and so are the iptables sync periods but of mode ipvs; the masquerade bit is not.
+/// --masquerade-all is of every mode, and so are the iptables sync periods but of mode ipvs; the
+/// masquerade bit is not.
 fn dataplane(args: &RunArgs, config: &mut KubeProxyConfiguration) {
     let given = &args.dataplane;
     config.mode = text(&given.proxy_mode);

@@ -1,7 +1,7 @@
 //! The feature gates that kube-proxy 1.36, 1.37 and 1.38 know, by name and stage.
 //!
-//! A configuration that one of these releases takes is a good configuration. Where there is no gate in the newest
-//! release, what an older one says counts.
+//! A configuration that one of these releases takes is a good configuration. Where there is no gate
+//! in the newest release, what an older one says counts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -96,7 +96,8 @@ impl Judgement {
         ));
     }
 
-    /// What is on without what it needs is an error, unless a release that has all the gates given takes it.
+    /// What is on without what it needs is an error, unless a release that has all the gates given
+    /// takes it.
     fn all_needs(&mut self, given: &Given) {
         let knows = |release: usize| {
             given.keys().all(|name| Gate::find(name).is_none_or(|gate| gate.states[release].is_some()))

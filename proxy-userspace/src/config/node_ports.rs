@@ -12,13 +12,14 @@ use super::validate::{Errors, parse_cidr};
 
 /// On which of the node's addresses node ports answer (reference 3.1).
 ///
-/// Each family is judged by its own networks. One whose only networks are loopback, or hold no address of the node, is a
-/// restricted one without node ports, and not one that nobody restricted.
+/// Each family is judged by its own networks. One whose only networks are loopback, or hold no
+/// address of the node, is a restricted one without node ports, and not one that nobody restricted.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NodePortSelection {
     /// The node's primary addresses, whatever they are at the time (keyword `primary`).
     pub primary: bool,
-    /// Addresses of interfaces in these networks; those that the keywords `localhost` and `all` stand for are among them.
+    /// Addresses of interfaces in these networks; those that the keywords `localhost` and `all`
+    /// stand for are among them.
     pub networks: Vec<IpNet>,
     /// Whether loopback is ours to serve or to refuse (gate `KubeProxyNFTablesLocalhostNodePorts`).
     pub decides_loopback: bool,
@@ -29,22 +30,23 @@ impl NodePortSelection {
         self.networks.iter().filter(move |net| Family::of_net(net) == family)
     }
 
-    /// Whether node ports of a family answer on all local addresses but loopback: nothing is listed for it, or a network of
-    /// prefix length 0 is. With `primary` a family without a primary address has no node ports (kube-proxy would open them
-    /// everywhere).
+    /// Whether node ports of a family answer on all local addresses but loopback: nothing is listed
+    /// for it, or a network of prefix length 0 is. With `primary` a family without a primary
+    /// address has no node ports (kube-proxy would open them everywhere).
     pub fn matches_all(&self, family: Family) -> bool {
         let is_restricted = self.primary || self.networks_of(family).next().is_some();
         !is_restricted || self.networks_of(family).any(|net| net.prefix_len() == 0)
     }
 
-    /// Whether an interface's address is listed, loopback or not. Nothing is where a family matches all.
+    /// Whether an interface's address is listed, loopback or not. Nothing is where a family matches
+    /// all.
     pub fn lists(&self, ip: &IpAddr) -> bool {
         let family = Family::of(ip);
         !self.matches_all(family) && self.networks_of(family).any(|net| net.contains(ip))
     }
 
-    /// What becomes of node ports on loopback addresses of a family. A network that holds all addresses says nothing about
-    /// loopback (kube-proxy 1.38).
+    /// What becomes of node ports on loopback addresses of a family. A network that holds all
+    /// addresses says nothing about loopback (kube-proxy 1.38).
     pub fn loopback(&self, family: Family) -> Loopback {
         let localhost = localhost(family);
         let is_meant = |net: &IpNet| net.prefix_len() > 0 && net.contains(&localhost);

@@ -205,13 +205,15 @@ section! {
         vni: Option<i64>,
         /// The UDP port of VXLAN.
         port: Option<i64>,
-        /// `IPv4` or `IPv6`: the family of VXLAN's outer packets; without it what two nodes have in common.
+        /// `IPv4` or `IPv6`: the family of VXLAN's outer packets; without it what two nodes have in
+        /// common.
         underlay_family: String,
         /// The pods' MTU; 0 for what the path to the other nodes allows.
         mtu: Option<i64>,
         /// Whether pods get the node's address when they leave the cluster.
         masquerade: Option<bool>,
-        /// Networks that are reached with the pods' own addresses, beside clusterCIDR and the nodes' pod CIDRs.
+        /// Networks that are reached with the pods' own addresses, beside clusterCIDR and the
+        /// nodes' pod CIDRs.
         check_sources: Option<bool>,
         #[serde(rename = "nonMasqueradeCIDRs")]
         non_masquerade_cidrs: Option<Vec<String>>,
@@ -240,7 +242,8 @@ section! {
 section! {
     /// Settings of the ebpf mode.
     Ebpf {
-        /// The cgroup whose processes the socket programs are for; the root of the cgroup2 mount if it is not said.
+        /// The cgroup whose processes the socket programs are for; the root of the cgroup2 mount if
+        /// it is not said.
         cgroup_root: String,
         /// The directory, on a BPF file system, that keeps maps and programs over restarts.
         bpffs: String,

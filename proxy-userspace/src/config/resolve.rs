@@ -162,14 +162,16 @@ pub enum Scheduler {
     Random,
     /// In turn, by a counter for each group.
     RoundRobin,
-    /// By a hash of the connection that picks the same endpoint on every node. Of the eBPF backend only.
+    /// By a hash of the connection that picks the same endpoint on every node. Of the eBPF backend
+    /// only.
     Maglev,
 }
 
 /// What only the eBPF backend needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EbpfSettings {
-    /// The cgroup whose processes the socket programs are for; `None` stands for the root of the cgroup2 mount.
+    /// The cgroup whose processes the socket programs are for; `None` stands for the root of the
+    /// cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
     /// The directory that keeps maps and programs over restarts.
     pub bpffs: PathBuf,
@@ -201,7 +203,8 @@ pub struct Settings {
     pub node_name: String,
     /// Where objects come from.
     pub source: Source,
-    /// What is to drive the kernel; at start, `Auto` gives way to the backend that was found to work.
+    /// What is to drive the kernel; at start, `Auto` gives way to the backend that was found to
+    /// work.
     pub backend: BackendKind,
     /// What only the eBPF backend needs.
     pub ebpf: EbpfSettings,
@@ -217,7 +220,8 @@ pub struct Settings {
     pub node_port_addresses: NodePortSelection,
     /// How endpoints are picked.
     pub scheduler: Scheduler,
-    /// A failed change is retried after this time at the latest; health turns red after twice of it.
+    /// A failed change is retried after this time at the latest; health turns red after twice of
+    /// it.
     pub sync_period: Duration,
     /// Overrides the Node object's address, if specified.
     pub bind_address: Option<IpAddr>,
@@ -315,7 +319,8 @@ fn node_name(config: &KubeProxyConfiguration, host_name: &str, errors: &mut Erro
     let overridden = config.hostname_override.trim();
     let name = if overridden.is_empty() { host_name.trim() } else { overridden };
     errors.check(!name.is_empty(), || "the host has no name: set one with --hostname-override".into());
-    // What the API takes for the name of a Node (RFC 1123 subdomain); it becomes a part of requests.
+    // What the API takes for the name of a Node (RFC 1123 subdomain); it becomes a part of
+    // requests.
     let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
     errors.check(is_plain, || {
         format!("hostnameOverride: {name:?} is no name of a Node: letters, digits, \"-\" and \".\" only")

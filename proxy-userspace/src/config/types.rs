@@ -23,7 +23,8 @@ pub(super) struct Read {
     pub(super) unknown: Vec<String>,
 }
 
-/// Reads a document. A decoder ends at the first wrong value, so that this is noted and left out, and the rest is read again.
+/// Reads a document. A decoder ends at the first wrong value, so that this is noted and left out,
+/// and the rest is read again.
 pub(super) fn read(mut value: Value) -> Read {
     let mut wrong = Vec::new();
     lists_for_sections(&mut value, &shape(), "", &mut wrong);
@@ -61,8 +62,8 @@ fn at<'a>(value: &'a mut Value, path: &Path) -> Option<&'a mut Value> {
     path.iter().try_fold(value, step)
 }
 
-/// A field counts as not given, an item of a list as empty, so that the others keep their places. Returns whether anything
-/// changed.
+/// A field counts as not given, an item of a list as empty, so that the others keep their places.
+/// Returns whether anything changed.
 fn leave_out(value: &mut Value, path: &Path) -> bool {
     let mut segments: Vec<&Segment> = path.iter().collect();
     let Some(last) = segments.pop() else { return false };
@@ -86,7 +87,8 @@ fn shape() -> Value {
     serde_json::to_value(config).unwrap_or_default()
 }
 
-/// A decoder takes a list for a section, by the order of the fields, which nobody means. It is left out.
+/// A decoder takes a list for a section, by the order of the fields, which nobody means. It is left
+/// out.
 fn lists_for_sections(value: &mut Value, shape: &Value, path: &str, wrong: &mut Vec<String>) {
     match (value, shape) {
         (value @ Value::Array(_), Value::Object(_)) => {

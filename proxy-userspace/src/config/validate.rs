@@ -1,4 +1,5 @@
-//! What kube-proxy 1.36 to 1.38 refuse in a configuration. Messages begin with the path of the field.
+//! What kube-proxy 1.36 to 1.38 refuse in a configuration. Messages begin with the path of the
+//! field.
 
 use ipnet::IpNet;
 use sluice_core::net::{self, parse_ip};

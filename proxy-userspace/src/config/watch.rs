@@ -8,9 +8,9 @@ use inotify::{Inotify, WatchMask};
 
 use super::resolve::ConfigFile;
 
-/// Returns when the file holds something else than it did. A ConfigMap volume changes by a symbolic link
-/// (`..data`) that is exchanged in the file's directory, so directories are watched, not the file. A file that is
-/// away, or cannot be read, has not changed.
+/// Returns when the file holds something else than it did. A ConfigMap volume changes by a symbolic
+/// link (`..data`) that is exchanged in the file's directory, so directories are watched, not the
+/// file. A file that is away, or cannot be read, has not changed.
 pub async fn changed(file: &ConfigFile) -> io::Result<()> {
     let path = &file.path;
     let inotify = Inotify::init()?;
@@ -19,7 +19,8 @@ pub async fn changed(file: &ConfigFile) -> io::Result<()> {
     }
     let mut events = inotify.into_event_stream([0; 4096])?;
     loop {
-        // What changed between its reading and the watch counts too. An empty file is taken for a half-written one.
+        // What changed between its reading and the watch counts too. An empty file is taken for a
+        // half-written one.
         if std::fs::read_to_string(path).is_ok_and(|now| now != file.text && !now.is_empty()) {
             return Ok(());
         }

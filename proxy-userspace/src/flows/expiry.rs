@@ -29,8 +29,8 @@ impl From<Config> for Limits {
     }
 }
 
-/// The entry that was found at the key of a flow's other one, if it is of this flow: another flow may have that key when a full
-/// table has dropped the other entry.
+/// The entry that was found at the key of a flow's other one, if it is of this flow: another flow
+/// may have that key when a full table has dropped the other entry.
 pub(super) fn own(key: &FlowKey, found: Option<Flow>) -> Option<Flow> {
     found.filter(|other| other.is_other_of(key))
 }
@@ -41,7 +41,8 @@ pub(super) fn order(key: &FlowKey, flow: &Flow, other: Option<&Flow>) -> Order {
     Order { key: *key, other: key.other(flow), used: flow.used, other_used }
 }
 
-/// Whether a flow has been silent for too long, by both of its entries; the other one may have been evicted.
+/// Whether a flow has been silent for too long, by both of its entries; the other one may have been
+/// evicted.
 pub(super) fn is_over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, limits: &Limits, now: u64) -> bool {
     if flow.flags & flag::PASSES != 0 {
         return passed(flow, now);
@@ -61,14 +62,14 @@ pub(super) fn is_over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, limits: 
     now.saturating_sub(flow.used.max(other.used)) > limit
 }
 
-/// Whether an entry that lets packets pass is over. If the connection that has its ends goes on later, the next flow to meet it
-/// makes such an entry again.
+/// Whether an entry that lets packets pass is over. If the connection that has its ends goes on
+/// later, the next flow to meet it makes such an entry again.
 fn passed(flow: &Flow, now: u64) -> bool {
     now.saturating_sub(flow.used) > TCP_OTHER * SECOND
 }
 
-/// Whether a flow might be over by what one entry tells: if not, the other one need not be looked at. Of flows that are
-/// over, at least one entry says so.
+/// Whether a flow might be over by what one entry tells: if not, the other one need not be looked
+/// at. Of flows that are over, at least one entry says so.
 pub(super) fn may_be_over(key: &FlowKey, flow: &Flow, limits: &Limits, now: u64) -> bool {
     if flow.flags & flag::PASSES != 0 {
         return passed(flow, now);
@@ -90,8 +91,8 @@ pub(super) struct Suspect {
     pub(super) other: Option<Flow>,
 }
 
-/// Each flow once, though both of its entries were found: so that neither is read again, nor looked for when it has ended with
-/// the other.
+/// Each flow once, though both of its entries were found: so that neither is read again, nor looked
+/// for when it has ended with the other.
 pub(super) fn pairs(entries: Vec<(FlowKey, Flow)>) -> Vec<Suspect> {
     let mut by_key: HashMap<FlowKey, Flow> = entries.iter().copied().collect();
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! Which UDP flows and sockets go to endpoints that do not serve any more, or by frontends that are gone or another Service's.
-//! Pure.
+//! Which UDP flows and sockets go to endpoints that do not serve any more, or by frontends that are
+//! gone or another Service's. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -67,8 +67,8 @@ impl Serving {
             && self.members.contains(&MemberKey { group: member, address, port, reserved: [0; 3] })
     }
 
-    /// Whether an entry of the flow table is of a flow that goes where it must not. Each of its two entries tells: a full table
-    /// may have dropped the other one.
+    /// Whether an entry of the flow table is of a flow that goes where it must not. Each of its two
+    /// entries tells: a full table may have dropped the other one.
     pub(super) fn ended(&self, key: &FlowKey, flow: &Flow) -> bool {
         let (frontend, endpoint) = if is_original(flow) {
             ((key.destination, key.destination_port), (flow.destination, flow.destination_port))
@@ -88,7 +88,8 @@ impl Serving {
         !self.has((key.address, key.port), pick.group, pick.endpoint.address, pick.endpoint.port)
     }
 
-    /// The socket that is, if it is connected, connected to an endpoint that does not serve, or by a frontend that is gone.
+    /// The socket that is, if it is connected, connected to an endpoint that does not serve, or by
+    /// a frontend that is gone.
     pub(super) fn ended_socket(&self, key: &SocketKey, peer: &Peer) -> Option<Connected> {
         udp_socket(key).filter(|_| !self.has((peer.address, peer.port), peer.group, key.address, key.port))
     }
@@ -112,8 +113,8 @@ impl Suspects {
         self.flows.iter().all(Vec::is_empty) && self.picks.is_empty() && self.peers.is_empty()
     }
 
-    /// Leaves out what goes on by what was read later than this: a flow may have begun by a frontend that was added between
-    /// two looks.
+    /// Leaves out what goes on by what was read later than this: a flow may have begun by a
+    /// frontend that was added between two looks.
     pub(super) fn retain(&mut self, serving: &Serving) {
         for flows in &mut self.flows {
             flows.retain(|(key, flow)| serving.ended(key, flow));

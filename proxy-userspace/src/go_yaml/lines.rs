@@ -7,7 +7,8 @@ use std::collections::HashMap;
 pub struct Lines(HashMap<String, usize>);
 
 impl Lines {
-    /// The line of a path, or of what is around it: a field that is not written stands for its section.
+    /// The line of a path, or of what is around it: a field that is not written stands for its
+    /// section.
     pub fn of(&self, path: &str) -> Option<usize> {
         let mut path = path;
         loop {

@@ -61,7 +61,8 @@ fn is_integer(text: &str) -> bool {
     integer(&text.replace('_', "")).is_some()
 }
 
-/// Go reads integers before it reads decimals, so that `014` is 12, while `08` and `09` are decimals.
+/// Go reads integers before it reads decimals, so that `014` is 12, while `08` and `09` are
+/// decimals.
 fn number(text: &str) -> Option<Value> {
     let first = text.bytes().next()?;
     let plain = match first {

@@ -27,7 +27,8 @@ struct Debug {
     log: SyncLog,
 }
 
-/// /metrics, /metrics/slis, /healthz (a ping), /proxyMode, /configz, /statusz, /flagz and /debug/syncs.
+/// /metrics, /metrics/slis, /healthz (a ping), /proxyMode, /configz, /statusz, /flagz and
+/// /debug/syncs.
 pub fn debug_router(metrics: Metrics, settings: &Settings, log: SyncLog) -> Router {
     let mode = settings.backend.name();
     let (config, flags) = (settings.effective.clone(), settings.flags.clone());
@@ -64,7 +65,8 @@ async fn slis(State(debug): State<Arc<Debug>>) -> Response {
     (headers, body).into_response()
 }
 
-/// That the server answers; nothing about the proxy. `verbose` lists the one check, `exclude` leaves it out.
+/// That the server answers; nothing about the proxy. `verbose` lists the one check, `exclude`
+/// leaves it out.
 fn ping(query: &str) -> String {
     let pairs = || query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     if !pairs().any(|(key, _)| key == "verbose") {

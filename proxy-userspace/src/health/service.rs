@@ -75,8 +75,8 @@ impl Refused {
     }
 }
 
-/// Keeps listeners in step with Services until nobody publishes any more; they share a gate. A listener that cannot be
-/// opened is tried again later; others do not suffer from it.
+/// Keeps listeners in step with Services until nobody publishes any more; they share a gate. A
+/// listener that cannot be opened is tried again later; others do not suffer from it.
 pub async fn run(
     (settings, mut checks, mut facts): (Settings, watch::Receiver<Checks>, watch::Receiver<NodeFacts>),
     (health, gate): (Health, Gate),

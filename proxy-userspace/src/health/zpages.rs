@@ -1,4 +1,5 @@
-//! /statusz and /flagz: text for people, JSON or YAML for whoever asks for it by its group and version.
+//! /statusz and /flagz: text for people, JSON or YAML for whoever asks for it by its group and
+//! version.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

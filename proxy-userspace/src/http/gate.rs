@@ -11,12 +11,14 @@ use tokio::time::Instant;
 
 /// Connections of a server, at most.
 const CONNECTIONS: usize = 256;
-/// The part of all files that a process may open which the connections of a server may take. There are three, and files are
-/// needed for the kernel and the API too.
+/// The part of all files that a process may open which the connections of a server may take. There
+/// are three, and files are needed for the kernel and the API too.
 const FILES: usize = 8;
-/// The part of all places that is for connections that have been told to leave, so that nobody waits for the end of just one.
+/// The part of all places that is for connections that have been told to leave, so that nobody
+/// waits for the end of just one.
 const LEAVING: usize = 4;
-/// The part of all connections that processes of this host do not lose to others: the kubelet's probes.
+/// The part of all connections that processes of this host do not lose to others: the kubelet's
+/// probes.
 const RESERVED: usize = 8;
 
 /// Lets connections in, each into a place. Servers that share a gate share its places.
@@ -34,7 +36,8 @@ pub struct Gate {
 struct Guests {
     next: u64,
     by_number: FxHashMap<u64, Guest>,
-    /// Numbers of the guests from each source, those first that have asked for nothing for the longest time.
+    /// Numbers of the guests from each source, those first that have asked for nothing for the
+    /// longest time.
     by_source: FxHashMap<Source, BTreeSet<(Instant, u64)>>,
     of_this_host: usize,
 }
@@ -56,7 +59,8 @@ struct Source {
 }
 
 impl Source {
-    /// Of a connection from `peer` to our address `own`. To reach its own addresses, a host uses the same as source.
+    /// Of a connection from `peer` to our address `own`. To reach its own addresses, a host uses
+    /// the same as source.
     fn new(peer: IpAddr, own: IpAddr) -> Source {
         let (peer, own) = (peer.to_canonical(), own.to_canonical());
         let network = match peer {
@@ -89,9 +93,9 @@ impl Gate {
         Gate { places, guests: Arc::default(), stay, reserved: connections / RESERVED }
     }
 
-    /// Gives a connection from `peer` to our address `own` a place, which another one may have to leave for it. All that is
-    /// waited for is that not too many are about to leave. The receiver hears when the new one has to. (`None` does not happen:
-    /// the gate is never closed.)
+    /// Gives a connection from `peer` to our address `own` a place, which another one may have to
+    /// leave for it. All that is waited for is that not too many are about to leave. The receiver
+    /// hears when the new one has to. (`None` does not happen: the gate is never closed.)
     pub(super) async fn enter(&self, peer: IpAddr, own: IpAddr) -> Option<(Place, oneshot::Receiver<()>)> {
         if lock(&self.guests).by_number.len() >= self.stay {
             self.make_room();
@@ -143,9 +147,10 @@ impl Guests {
         }
     }
 
-    /// Who leaves for another one: of those who have most connections, the one that has asked for nothing for the longest time.
-    /// So one host cannot push out others, and many hosts push out the newest last. Processes of this host, as long as they have
-    /// no more than is `reserved` for them, leave only for each other.
+    /// Who leaves for another one: of those who have most connections, the one that has asked for
+    /// nothing for the longest time. So one host cannot push out others, and many hosts push out
+    /// the newest last. Processes of this host, as long as they have no more than is `reserved` for
+    /// them, leave only for each other.
     fn first_to_leave(&self, reserved: usize) -> Option<u64> {
         let spared = self.of_this_host <= reserved && self.of_this_host < self.by_number.len();
         let sources = self.by_source.iter().filter(|(source, _)| !(spared && source.own));

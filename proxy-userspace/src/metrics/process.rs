@@ -46,7 +46,8 @@ impl Collector for Process {
     }
 }
 
-/// A numbered field of /proc/PID/stat (the first is 1). The second is the program's name, with any byte in it.
+/// A numbered field of /proc/PID/stat (the first is 1). The second is the program's name, with any
+/// byte in it.
 fn field(stat: &str, number: usize) -> Option<f64> {
     let after_name = stat.rsplit_once(')')?.1;
     after_name.split_whitespace().nth(number - 3)?.parse().ok()

@@ -1,7 +1,8 @@
-//! From OpenMetrics text to the older Prometheus text format, which everything that reads kube-proxy's page
-//! understands.
+//! From OpenMetrics text to the older Prometheus text format, which everything that reads
+//! kube-proxy's page understands.
 
-/// Rewrites a page: counters and infos are declared under the name of their samples, and there is no end mark.
+/// Rewrites a page: counters and infos are declared under the name of their samples, and there is
+/// no end mark.
 pub(super) fn classic(page: &str) -> String {
     let suffixes: Vec<(&str, &str, &str)> = page.lines().filter_map(declared).collect();
     let mut text = String::with_capacity(page.len());

@@ -1,4 +1,5 @@
-//! Addresses whose pods are gone without a DEL: a plugin that was killed, a runtime that lost its state.
+//! Addresses whose pods are gone without a DEL: a plugin that was killed, a runtime that lost its
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,8 +18,8 @@ pub(super) struct Watch(BTreeMap<Attachment, Instant>);
 impl Watch {
     /// Takes back what those have who have had no link for `patience`. Returns how many they were.
     ///
-    /// A plugin writes an address down before it makes the link, and takes it back after the link, so a moment without says
-    /// nothing.
+    /// A plugin writes an address down before it makes the link, and takes it back after the link,
+    /// so a moment without says nothing.
     pub(super) fn collect(
         &mut self,
         directory: &Path,

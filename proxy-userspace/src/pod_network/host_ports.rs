@@ -1,4 +1,5 @@
-//! Ports of the node that lead to pods: what the plugin has written down, as rules want it; and flows that went elsewhere.
+//! Ports of the node that lead to pods: what the plugin has written down, as rules want it; and
+//! flows that went elsewhere.
 
 use std::collections::BTreeSet;
 use std::fmt;

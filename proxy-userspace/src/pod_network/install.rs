@@ -50,7 +50,8 @@ pub fn plugin(settings: &PodNetworkSettings) -> Result<PathBuf, InstallError> {
     Ok(path)
 }
 
-/// The configuration for runtimes. Old ones read `cniVersion`, newer ones choose from `cniVersions`.
+/// The configuration for runtimes. Old ones read `cniVersion`, newer ones choose from
+/// `cniVersions`.
 pub(super) fn conflist(settings: &PodNetworkSettings) -> Value {
     let cni = &settings.cni;
     let mut own = json!({
@@ -87,8 +88,8 @@ pub(super) fn withdraw(settings: &PodNetworkSettings) -> Result<(), InstallError
     }
 }
 
-/// Writes everything; the configuration comes last, because runtimes start pods as soon as it is there. Returns whether
-/// anything changed. `now`: when this begins.
+/// Writes everything; the configuration comes last, because runtimes start pods as soon as it is
+/// there. Returns whether anything changed. `now`: when this begins.
 pub(super) fn install(
     settings: &PodNetworkSettings,
     plugin: &Path,
@@ -105,7 +106,8 @@ pub(super) fn install(
     Ok(lent? || changed)
 }
 
-/// The plugin and its copy, as they were when they held the same: they are not read again before one of them changes.
+/// The plugin and its copy, as they were when they held the same: they are not read again before
+/// one of them changes.
 #[derive(Debug, Default)]
 pub(super) struct Known(Option<(Stamp, Stamp)>);
 
@@ -132,7 +134,8 @@ impl Stamp {
         })
     }
 
-    /// Whether a change from `now` on would show: the kernel's time for files goes by ticks, and some file systems' by seconds.
+    /// Whether a change from `now` on would show: the kernel's time for files goes by ticks, and
+    /// some file systems' by seconds.
     fn is_settled(&self, now: SystemTime) -> bool {
         let changed = u64::try_from(self.changed.0).unwrap_or(0);
         now > SystemTime::UNIX_EPOCH + Duration::from_secs(changed) + UNCERTAIN
@@ -183,8 +186,9 @@ fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     }
 }
 
-/// containerd calls a plugin `loopback` for each pod. Where nobody has brought one, a copy of ours is it, by that name: a link
-/// would lead whoever copies another one there to ours. Whatever is there is left alone.
+/// containerd calls a plugin `loopback` for each pod. Where nobody has brought one, a copy of ours
+/// is it, by that name: a link would lead whoever copies another one there to ours. Whatever is
+/// there is left alone.
 fn lend_loopback(plugin: &Path, bin_dir: &Path) -> Result<bool, InstallError> {
     let path = bin_dir.join(loopback::NAME);
     match fs::symlink_metadata(&path) {
@@ -202,7 +206,8 @@ fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>, InstallError> {
     text.map_err(failed("write", Path::new(CONFLIST)))
 }
 
-/// Replaces a file as a whole, unless it is as it should be. A reader, or a kernel that runs it, never sees a part.
+/// Replaces a file as a whole, unless it is as it should be. A reader, or a kernel that runs it,
+/// never sees a part.
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
     let has_mode = |file: &fs::Metadata| file.permissions().mode() & 0o777 == mode;
     if fs::read(path).is_ok_and(|now| now == content) && fs::metadata(path).is_ok_and(|file| has_mode(&file))

@@ -1,4 +1,5 @@
-//! The kernel's side of the pod network, by route netlink: the VXLAN devices, routes, neighbours and forwarding entries.
+//! The kernel's side of the pod network, by route netlink: the VXLAN devices, routes, neighbours
+//! and forwarding entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -22,7 +23,8 @@ use sluice_link::{Request, read, request};
 /// The VXLAN devices, by the family of outer packets.
 pub(super) const DEVICES: [(Family, &str); 2] =
     [(Family::V4, "sluice-vxlan0"), (Family::V6, "sluice-vxlan6")];
-/// By which our routes are known (`ip route show proto 92`); no routing daemon of /etc/iproute2/rt_protos has it.
+/// By which our routes are known (`ip route show proto 92`); no routing daemon of
+/// /etc/iproute2/rt_protos has it.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(92);
 
 /// Of routes to nobody: a bridge's own route to the same network counts first.
@@ -130,9 +132,9 @@ async fn device_link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>,
     }
 }
 
-/// A VXLAN device as its link says; `None`: it is of another kind. One without a local address does not say its family: it is
-/// IPv6 if the device has settings of that, and else that of its name, unless forwarding entries say another. Earlier versions
-/// had one device of one name for both.
+/// A VXLAN device as its link says; `None`: it is of another kind. One without a local address does
+/// not say its family: it is IPv6 if the device has settings of that, and else that of its name,
+/// unless forwarding entries say another. Earlier versions had one device of one name for both.
 fn device(link: &LinkMessage, family: Family) -> Option<Device> {
     let data = read::infos(link).iter().find_map(|info| match info {
         LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
@@ -415,8 +417,8 @@ fn new_route(route: &Route, devices: &Indices) -> Option<RouteMessage> {
     Some(message)
 }
 
-/// The largest packet on the way to an address: that of the route, if it says so, else of the interface that it leaves by.
-/// `None`: there is no way.
+/// The largest packet on the way to an address: that of the route, if it says so, else of the
+/// interface that it leaves by. `None`: there is no way.
 pub(super) async fn path_mtu(
     handle: &Handle,
     to: IpAddr,

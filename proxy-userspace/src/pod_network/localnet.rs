@@ -1,6 +1,7 @@
 //! Lets packets from the node's loopback addresses leave to pods that have ports of the node there.
 //!
-//! What comes from outside with such an address is dropped by the table of the pod network, which has to be there before.
+//! What comes from outside with such an address is dropped by the table of the pod network, which
+//! has to be there before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -21,19 +22,22 @@ pub enum LocalnetError {
     Sysctl(#[from] ProcError),
 }
 
-/// Whether the way can be opened at all: a container that is not privileged cannot write to /proc/sys.
+/// Whether the way can be opened at all: a container that is not privileged cannot write to
+/// /proc/sys.
 pub(super) fn can_open() -> std::io::Result<()> {
     OpenOptions::new().write(true).open(path("default")).map(drop)
 }
 
-/// Interfaces by which packets from loopback leave because this process has let them. What one before it opened goes with the
-/// pod's link, or stays: nobody can tell it from what the plugin portmap opens, for the same links.
+/// Interfaces by which packets from loopback leave because this process has let them. What one
+/// before it opened goes with the pod's link, or stays: nobody can tell it from what the plugin
+/// portmap opens, for the same links.
 #[derive(Debug, Default)]
 pub(super) struct Opened(BTreeSet<String>);
 
 impl Opened {
-    /// Opens the way to pods, given by the names of their links, and closes what was opened and no pod needs any more. What
-    /// somebody else has opened stays as it is. Returns the pods whose link is not there yet.
+    /// Opens the way to pods, given by the names of their links, and closes what was opened and no
+    /// pod needs any more. What somebody else has opened stays as it is. Returns the pods whose
+    /// link is not there yet.
     pub(super) fn follow(&mut self, pods: &BTreeSet<String>) -> Result<BTreeSet<String>, LocalnetError> {
         let ways = if pods.is_empty() { BTreeMap::new() } else { net::ways_out(pods)? };
         let wanted: BTreeSet<&String> = ways.values().collect();
@@ -62,7 +66,8 @@ pub(super) fn close() -> Result<(), LocalnetError> {
     Ok(())
 }
 
-/// Returns whether that changed anything. An interface that has gone has no way to be opened or closed. Its name may have a dot.
+/// Returns whether that changed anything. An interface that has gone has no way to be opened or
+/// closed. Its name may have a dot.
 fn set(interface: &str, value: &str) -> Result<bool, LocalnetError> {
     match sysctl::write_if_different(path(interface), value) {
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(false),

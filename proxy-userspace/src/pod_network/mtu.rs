@@ -11,7 +11,8 @@ use super::{PassError, kernel};
 use crate::addresses::Network;
 use crate::config::PodNetworkSettings;
 
-/// What outer packets have in front of inner ones: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
+/// What outer packets have in front of inner ones: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC
+/// 7348, section 5).
 const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
 const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
 /// What IPv6 needs (RFC 8200, section 5).
@@ -48,7 +49,8 @@ pub(super) async fn of_pods(
     // As long as this node is alone, what counts is the interface that the others will reach it by.
     let uplink = own.node.addresses.iter().filter_map(|ip| uplink_mtu(network, *ip)).min().unwrap_or(1500);
     let mut paths = vec![Path { mtu: uplink, overhead: most, peer: own.node.addresses.first().copied() }];
-    // Pods have one MTU, to whomever they talk: where some nodes are behind a tunnel, others count as if they were too.
+    // Pods have one MTU, to whomever they talk: where some nodes are behind a tunnel, others count
+    // as if they were too.
     let direct = wanted.routes.iter().filter_map(|route| match route.via {
         Hop::Node(ip) => Some((ip, most)),
         Hop::Vtep(..) | Hop::Nobody => None,

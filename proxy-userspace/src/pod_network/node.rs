@@ -51,9 +51,10 @@ fn filter_bridges(families: &[Family]) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// A node that forwards ignores router advertisements, and would lose the default route that it has by them, unless told
-/// not to (accept_ra 2; the kernel's Documentation/networking/ip-sysctl.rst). Only interfaces that are there: what comes later is
-/// a pod's, and no pod may tell the node where to route (CVE-2020-10749).
+/// A node that forwards ignores router advertisements, and would lose the default route that it has
+/// by them, unless told not to (accept_ra 2; the kernel's Documentation/networking/ip-sysctl.rst).
+/// Only interfaces that are there: what comes later is a pod's, and no pod may tell the node where
+/// to route (CVE-2020-10749).
 fn keep_router_advertisements() {
     if fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding").is_ok_and(|now| now.trim() == "1") {
         return;

@@ -10,7 +10,8 @@ use sluice_link::read;
 
 use super::kernel;
 
-/// Waits for a message that may mean that a step is missing. Returns false when there will be none any more.
+/// Waits for a message that may mean that a step is missing. Returns false when there will be none
+/// any more.
 pub(super) async fn until_of_interest<S>(
     messages: &mut S,
     devices: &kernel::Indices,
@@ -28,7 +29,8 @@ where
     }
 }
 
-/// Not what pods that come and go, unless their links are waited for, and what neighbours that are asked for, are told about.
+/// Not what pods that come and go, unless their links are waited for, and what neighbours that are
+/// asked for, are told about.
 fn is_of_interest(
     message: &NetlinkMessage<RouteNetlinkMessage>,
     devices: &kernel::Indices,

@@ -69,7 +69,8 @@ pub(crate) fn seen() -> Result<(Vec<SeenTunnel>, usize), SeenError> {
     Ok((state.tunnels.iter().map(device).collect(), state.routes.len()))
 }
 
-/// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns whether there was anything.
+/// Removes rules, routes and the VXLAN devices. Pods keep their links and addresses. Returns
+/// whether there was anything.
 pub fn remove() -> Result<bool, RemoveError> {
     // As long as the rules are there that drop what comes in by it.
     localnet::close()?;

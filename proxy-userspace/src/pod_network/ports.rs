@@ -37,7 +37,8 @@ impl Ports {
         self.written.clone()
     }
 
-    /// Makes the table as it should be; `None`: away with it. With `audits` also looks whether it has gone without a notice.
+    /// Makes the table as it should be; `None`: away with it. With `audits` also looks whether it
+    /// has gone without a notice.
     pub(super) fn write(
         &mut self,
         nft: &mut Nft,
@@ -82,7 +83,8 @@ pub(super) fn lacks_family(error: &NetlinkError) -> bool {
     matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
 
-/// The pods whose frames can be told: those whose hardware addresses are written down, with the addresses that they have.
+/// The pods whose frames can be told: those whose hardware addresses are written down, with the
+/// addresses that they have.
 pub(super) fn pod_ports(contents: &Contents, network: &str, checked: Option<BTreeSet<IpNet>>) -> PodPorts {
     let mut addresses: BTreeMap<&Attachment, BTreeSet<IpAddr>> = BTreeMap::new();
     for (ip, holder) in &contents.leases.held {
@@ -96,8 +98,9 @@ pub(super) fn pod_ports(contents: &Contents, network: &str, checked: Option<BTre
     PodPorts { ports: ports.collect(), checked }
 }
 
-/// What programs at pods' links hold packets against, by the indices of those that are there. On a bridge nobody but the plugin
-/// knows who is where, and of pods whose hardware addresses are not written down not even that.
+/// What programs at pods' links hold packets against, by the indices of those that are there. On a
+/// bridge nobody but the plugin knows who is where, and of pods whose hardware addresses are not
+/// written down not even that.
 pub(super) fn pod_sources(
     contents: &Contents,
     network: &str,

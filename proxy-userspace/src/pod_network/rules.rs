@@ -1,4 +1,5 @@
-//! The table of the pod network: written when it should be another one, or when somebody may have changed it.
+//! The table of the pod network: written when it should be another one, or when somebody may have
+//! changed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -88,7 +89,8 @@ impl Rules {
         self.repairs.due()
     }
 
-    /// Makes the table as it should be. `from_loopback`: as the table has it. With `audits` also looks whether it has gone without a notice.
+    /// Makes the table as it should be. `from_loopback`: as the table has it. With `audits` also
+    /// looks whether it has gone without a notice.
     pub(super) fn write(
         &mut self,
         settings: &PodNetworkSettings,
@@ -147,7 +149,8 @@ impl Rules {
         unread.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Lets programs at pods' links know whose they are; a file that cannot be read says nothing new.
+    /// Lets programs at pods' links know whose they are; a file that cannot be read says nothing
+    /// new.
     fn tell_programs(
         &mut self,
         settings: &PodNetworkSettings,
@@ -169,7 +172,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Makes both tables so. `ports`: `None` where nobody knows who is behind which port, so that what is known stays.
+    /// Makes both tables so. `ports`: `None` where nobody knows who is behind which port, so that
+    /// what is known stays.
     fn put(
         &mut self,
         rules: PodRules,
@@ -236,7 +240,8 @@ impl Rules {
         Ok(())
     }
 
-    /// While this node does not know enough of itself to say what there should be: what there was stays, and comes back.
+    /// While this node does not know enough of itself to say what there should be: what there was
+    /// stays, and comes back.
     pub(super) fn restore(&mut self, network: &Network) -> Result<(), PassError> {
         match self.written.clone().filter(|_| self.repairs.is_due(Instant::now())) {
             Some(rules) => self.put(rules, self.ports.written(), network, false).map_err(PassError::Rules),
@@ -250,7 +255,8 @@ impl Rules {
     }
 }
 
-/// Networks of this node's pods: its pod CIDRs, and the addresses of pods that are from before it had these.
+/// Networks of this node's pods: its pod CIDRs, and the addresses of pods that are from before it
+/// had these.
 fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
     let cidrs = &own.node.pod_cidrs;
     let held = contents.into_iter().flat_map(|contents| contents.leases.held.keys());
@@ -258,16 +264,16 @@ fn pods_of(own: &Own, contents: Option<&Contents>) -> Vec<IpNet> {
     cidrs.iter().copied().chain(before).collect()
 }
 
-/// Networks of pods, of all nodes, out of which no other address is a pod's: as few as possible, because each is a rule that
-/// packets of pods go through.
+/// Networks of pods, of all nodes, out of which no other address is a pod's: as few as possible,
+/// because each is a rule that packets of pods go through.
 fn pods_of_all(nodes: &[Node], own: &Own, contents: Option<&Contents>) -> BTreeSet<IpNet> {
     let others = nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied());
     let all: Vec<IpNet> = others.chain(pods_of(own, contents)).collect();
     IpNet::aggregate(&all).into_iter().collect()
 }
 
-/// Networks of which every address is the node's own, but for those of Services that a link holds. Addresses of links come and
-/// go with pods, so all of them count.
+/// Networks of which every address is the node's own, but for those of Services that a link holds.
+/// Addresses of links come and go with pods, so all of them count.
 fn own_networks(addresses: &[IpAddr]) -> Vec<IpNet> {
     let is_listed = |ip: &&IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_loopback(),

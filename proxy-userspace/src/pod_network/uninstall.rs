@@ -11,8 +11,8 @@ use sluice_cni::spec::DATA;
 use super::install::{CONFLIST, InstallError, PLUGIN, failed};
 use crate::config::{BIN_DIR, CONF_DIR};
 
-/// Tells the plugin that no pod can start, by removing what it knows of the node: from `run_dir`, and from where the
-/// configuration for runtimes says. Returns the files that were there.
+/// Tells the plugin that no pod can start, by removing what it knows of the node: from `run_dir`,
+/// and from where the configuration for runtimes says. Returns the files that were there.
 pub fn withdraw_node(run_dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
     let mut directories = vec![run_dir.to_owned()];
     directories.extend(told(Path::new(CONF_DIR)).filter(|told| told != run_dir));
@@ -34,7 +34,8 @@ fn told(conf_dir: &Path) -> Option<PathBuf> {
     list["plugins"][0]["runDir"].as_str().map(PathBuf::from)
 }
 
-/// Files that stay, because pods may still be deleted with them: configuration, plugin, and who has which address.
+/// Files that stay, because pods may still be deleted with them: configuration, plugin, and who has
+/// which address.
 pub fn left() -> Vec<PathBuf> {
     let all = [Path::new(CONF_DIR).join(CONFLIST), Path::new(BIN_DIR).join(PLUGIN), PathBuf::from(DATA)];
     all.into_iter().filter(|path| path.exists()).collect()

@@ -1,4 +1,5 @@
-//! A Node of this node's name that is not there is told once, and told again when it is there. Pure.
+//! A Node of this node's name that is not there is told once, and told again when it is there.
+//! Pure.
 
 use std::time::{Duration, Instant};
 

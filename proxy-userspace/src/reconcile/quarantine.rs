@@ -1,4 +1,5 @@
-//! Services of which the kernel refuses something: what is known of them, and when they are tried again.
+//! Services of which the kernel refuses something: what is known of them, and when they are tried
+//! again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -36,7 +37,8 @@ impl Quarantine {
         self.before.planned(changes);
     }
 
-    /// The changes that are not to wait for a full pass: what the kernel has of the others is not what they change.
+    /// The changes that are not to wait for a full pass: what the kernel has of the others is not
+    /// what they change.
     pub(super) fn without(&self, mut changes: Vec<PlanChange>) -> Vec<PlanChange> {
         changes.retain(|change| !self.held.contains_key(&change.name));
         changes

@@ -21,8 +21,8 @@ pub struct SyncRecord {
     pub operations: usize,
     /// Transactions committed.
     pub transactions: usize,
-    /// From the first event that it applied (for the first pass: from the last object of the initial lists)
-    /// to the kernel's acknowledgement.
+    /// From the first event that it applied (for the first pass: from the last object of the
+    /// initial lists) to the kernel's acknowledgement.
     pub seconds_from_event: f64,
     /// Of this, the time of planning, lowering and committing.
     pub seconds: f64,

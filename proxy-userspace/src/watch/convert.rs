@@ -36,7 +36,8 @@ fn object_name(metadata: &Metadata) -> ObjectName {
     ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), &metadata.name)
 }
 
-/// Converts a Service; one that this proxy must leave alone (reference 1.1, 1.2) becomes a deletion.
+/// Converts a Service; one that this proxy must leave alone (reference 1.1, 1.2) becomes a
+/// deletion.
 pub(super) fn convert_service(object: &objects::Service) -> Converted<Service> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
@@ -123,7 +124,8 @@ fn service_ports(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec
     ports
 }
 
-/// One ClusterIP for each family: where `ipFamilies` are given, the one that stands at the same place.
+/// One ClusterIP for each family: where `ipFamilies` are given, the one that stands at the same
+/// place.
 fn cluster_ips(
     spec: &objects::ServiceSpec,
     cluster_ip: &str,
@@ -196,8 +198,8 @@ fn load_balancer_ips(object: &objects::Service, problems: &mut Vec<String>) -> V
     found
 }
 
-/// The ranges. Where a family is left with none of those that were listed for it, nobody is let in: to leave a filter
-/// out because it cannot be read would open what was closed.
+/// The ranges. Where a family is left with none of those that were listed for it, nobody is let in:
+/// to leave a filter out because it cannot be read would open what was closed.
 fn source_ranges(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec<ipnet::IpNet> {
     let listed = &spec.load_balancer_source_ranges;
     let (mut found, mut unread) = (Vec::new(), Vec::new());
@@ -235,7 +237,8 @@ fn may_be_of(family: Family, text: &str) -> bool {
     }
 }
 
-/// Converts an EndpointSlice; one that belongs to no Service, or that is marked headless, becomes a deletion.
+/// Converts an EndpointSlice; one that belongs to no Service, or that is marked headless, becomes a
+/// deletion.
 pub(super) fn convert_endpoint_slice(object: &objects::EndpointSlice) -> Converted<EndpointSlice> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
@@ -245,7 +248,8 @@ pub(super) fn convert_endpoint_slice(object: &objects::EndpointSlice) -> Convert
     }
     let service = object.metadata.labels.service_name.as_deref().unwrap_or_default();
     if service.is_empty() {
-        // Legal: some controllers keep slices of their own (leader election of old clients, meshes).
+        // Legal: some controllers keep slices of their own (leader election of old clients,
+        // meshes).
         debug!(slice = %name, "EndpointSlice without label {SERVICE_NAME}: it belongs to no Service");
         return skip(problems);
     }

@@ -77,7 +77,8 @@ fn whole<T: std::fmt::Debug>(converted: Converted<T>) -> T {
     object
 }
 
-/// Asserts that there is one problem for each field, that it begins with the field's path and names the value.
+/// Asserts that there is one problem for each field, that it begins with the field's path and names
+/// the value.
 fn assert_problems(problems: &[String], expected: &[(&str, &str)]) {
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
     for (problem, (path, value)) in problems.iter().zip(expected) {

@@ -55,7 +55,8 @@ impl Document {
     }
 }
 
-/// An object, or a List: as for kubectl, whatever has items. `place` says which item of a List this is.
+/// An object, or a List: as for kubectl, whatever has items. `place` says which item of a List this
+/// is.
 fn object(mut value: Value, place: &str, document: &mut Document) {
     let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     if !value.is_object() {

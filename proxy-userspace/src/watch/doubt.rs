@@ -1,7 +1,7 @@
 //! What stays in force while a part of a file cannot be read.
 //!
-//! A broken document keeps only what it could have been: an object that it names, else one that stood where it
-//! stands now. What the rest of the file no longer has is withdrawn.
+//! A broken document keeps only what it could have been: an object that it names, else one that
+//! stood where it stands now. What the rest of the file no longer has is withdrawn.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -25,7 +25,8 @@ pub(super) struct Known {
     pub(super) content: u64,
     /// What it defines.
     pub(super) objects: Arc<[ObjectKey]>,
-    /// What it may have been, and so keeps in force. Each list is shared with all documents that may have been the same.
+    /// What it may have been, and so keeps in force. Each list is shared with all documents that
+    /// may have been the same.
     pub(super) kept: Arc<[Arc<[ObjectKey]>]>,
 }
 
@@ -55,10 +56,12 @@ fn weight(documents: &[Known]) -> usize {
     own + kept_lists(documents).map(|keys| keys.len()).sum::<usize>()
 }
 
-/// Decides what the broken parts of a file keep. `broken` has those of each document of `new` that were not as they
-/// are when the file was read before; `cut_off` says that the file seems to end within its last document.
+/// Decides what the broken parts of a file keep. `broken` has those of each document of `new` that
+/// were not as they are when the file was read before; `cut_off` says that the file seems to end
+/// within its last document.
 ///
-/// Any number of broken documents may stand in one place: they keep the same objects, which are there once.
+/// Any number of broken documents may stand in one place: they keep the same objects, which are
+/// there once.
 pub(super) fn keep(old: &[Known], new: &mut [Known], broken: &[Vec<MayBe>], cut_off: bool) {
     let defined: HashSet<ObjectKey> = new.iter().flat_map(|known| known.objects.iter().cloned()).collect();
     sift(new, &defined);
@@ -182,8 +185,8 @@ fn places(old: &[Known], new: &[Known]) -> Vec<Option<usize>> {
     new.iter().map(place).collect()
 }
 
-/// Objects that the broken documents of one place can have been. Every list is made once, whatever number of documents may
-/// mean it.
+/// Objects that the broken documents of one place can have been. Every list is made once, whatever
+/// number of documents may mean it.
 struct Candidates {
     all: Arc<[ObjectKey]>,
     by_kind: HashMap<Kind, Arc<[ObjectKey]>>,
@@ -210,7 +213,8 @@ impl Candidates {
         Candidates { all: all.into(), by_kind, by_name }
     }
 
-    /// Those that an unreadable text can have meant: of its kind, and those that it names if it names any.
+    /// Those that an unreadable text can have meant: of its kind, and those that it names if it
+    /// names any.
     fn meant(&self, text: &str) -> Vec<&Arc<[ObjectKey]>> {
         let (kind, of_kind) = match kind(text) {
             Said::Foreign => return Vec::new(),
@@ -395,7 +399,8 @@ mod tests {
             assert_eq!(held(&new).len(), kept);
             assert_eq!(size(&new), [kept, kept]);
             assert_eq!(keys_kept(&new[7]).count(), MANY + usize::from(with_own));
-            // And when the file changes again, with another broken document between those that stay as they were.
+            // And when the file changes again, with another broken document between those that stay
+            // as they were.
             let before = new.clone();
             let changed =
                 |n: usize| if n.is_multiple_of(2) { known(n + 9 * MANY, Vec::new()) } else { new[n].clone() };

@@ -1,4 +1,5 @@
-//! Sources given anything: files of manifests, and objects on their way to operations of all backends. `cargo xtask fuzz`
+//! Sources given anything: files of manifests, and objects on their way to operations of all
+//! backends. `cargo xtask fuzz`
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -220,7 +221,8 @@ impl Node {
 #[test]
 fn fuzz_objects() {
     let trees = Trees::new(objects(), &WORDS);
-    // Names and addresses are those of the cases, so that what is made for one object meets what is made for others.
+    // Names and addresses are those of the cases, so that what is made for one object meets what is
+    // made for others.
     let make = |rng: &mut Rng| trees.next(rng).to_string().into_bytes();
     let node = RefCell::new((Node::new(), 0_u64));
     fuzz("objects", make, |input| {

@@ -1,11 +1,11 @@
 //! Objects from the Kubernetes API.
 //!
-//! While the API is away, the last known objects stay in force; a new list withdraws only what it no longer
-//! holds, and only when it is complete.
+//! While the API is away, the last known objects stay in force; a new list withdraws only what it
+//! no longer holds, and only when it is complete.
 //!
-//! The watch is our own, not that of kube's runtime, which drops broken lines in silence, tries a forgotten
-//! version for ever when the server says so in the head of its answer, sets lists no limit of time, and holds a
-//! whole list three times over in memory.
+//! The watch is our own, not that of kube's runtime, which drops broken lines in silence, tries a
+//! forgotten version for ever when the server says so in the head of its answer, sets lists no
+//! limit of time, and holds a whole list three times over in memory.
 
 mod access;
 mod failure;
@@ -78,8 +78,8 @@ pub enum KubernetesError {
 pub struct Scope {
     /// The own Node.
     pub node_name: String,
-    /// Also the Pods of that Node, and Namespaces: only the eBPF backend has a socket path that they could leave, and
-    /// users of the others need not permit it.
+    /// Also the Pods of that Node, and Namespaces: only the eBPF backend has a socket path that
+    /// they could leave, and users of the others need not permit it.
     pub pods: bool,
     /// All Nodes, not only the own one: the pod network leads to each.
     pub all_nodes: bool,
@@ -138,7 +138,8 @@ pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics,
         tasks.spawn(Follower::new(namespaces(), shared.clone()).run());
         tasks.spawn(Follower::new(pods_of(&node_name), shared).run());
     }
-    // Each ends only when nobody listens any more, or by a panic: the others alone would follow half of the cluster.
+    // Each ends only when nobody listens any more, or by a panic: the others alone would follow
+    // half of the cluster.
     tasks.join_next().await;
 }
 

@@ -1,11 +1,12 @@
 //! Objects from a directory of YAML and JSON files, watched with inotify.
 //!
-//! The rule for anything doubtful is to keep what is served: a broken document keeps what it could have been
-//! ([`doubt`](super::doubt)), an empty file is taken for a half-written one, and a directory that vanishes withdraws
-//! nothing. Objects are withdrawn when their file is deleted, or when it no longer has them, and no other file that changed
-//! at the same time has them now.
+//! The rule for anything doubtful is to keep what is served: a broken document keeps what it could
+//! have been ([`doubt`](super::doubt)), an empty file is taken for a half-written one, and a
+//! directory that vanishes withdraws nothing. Objects are withdrawn when their file is deleted, or
+//! when it no longer has them, and no other file that changed at the same time has them now.
 //!
-//! Of a file that changed only the documents that did are read: of the others a hash is kept, and what they define.
+//! Of a file that changed only the documents that did are read: of the others a hash is kept, and
+//! what they define.
 
 mod file;
 mod settle;
@@ -42,14 +43,17 @@ pub struct ManifestsError {
     pub source: std::io::Error,
 }
 
-/// Deletions of files and objects wait until none has come for this long: a directory that is being removed loses its files
-/// one by one before it is gone itself, and an object may move to a file that is written next.
+/// Deletions of files and objects wait until none has come for this long: a directory that is being
+/// removed loses its files one by one before it is gone itself, and an object may move to a file
+/// that is written next.
 const DELETION_QUIET: Duration = Duration::from_millis(100);
 /// But no longer than this after the first: something else may vanish all the time.
 const DELETION_LATEST: Duration = Duration::from_secs(1);
-/// How often a vanished directory is looked for, and a file that could not be opened when it was needed.
+/// How often a vanished directory is looked for, and a file that could not be opened when it was
+/// needed.
 const RETURN_POLL: Duration = Duration::from_millis(500);
-/// A directory that came back may still be filling: what is missing from it is withdrawn only after this.
+/// A directory that came back may still be filling: what is missing from it is withdrawn only after
+/// this.
 const RETURN_QUIET: Duration = Duration::from_secs(5);
 const EMPTY: &str = "is empty: its objects stay; delete the file to withdraw them";
 /// After files of this size the allocator is asked to give back what it holds.
@@ -114,7 +118,8 @@ pub struct Manifests {
     unsettled: BTreeSet<ObjectKey>,
     /// How often an object became unsettled.
     vanished: usize,
-    /// Objects whose next file could not be opened, or was empty: it is tried again, and until then they stay.
+    /// Objects whose next file could not be opened, or was empty: it is tried again, and until then
+    /// they stay.
     put_off: BTreeSet<ObjectKey>,
     /// Documents decoded so far.
     decoded: usize,
@@ -242,7 +247,8 @@ impl Manifests {
                 missing.extend(self.present().unwrap_or_default());
                 quiet.ends(Instant::now());
             } else if !is_manifest(&path) {
-                // Also what a writer calls its file until it is whole: never read, even when it is gone.
+                // Also what a writer calls its file until it is whole: never read, even when it is
+                // gone.
             } else if event.mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
                 missing.insert(path);
                 quiet.vanished(Instant::now());
@@ -264,7 +270,8 @@ impl Manifests {
         (!self.put_off.is_empty()).then(|| Instant::now() + RETURN_POLL)
     }
 
-    /// Without inotify (its instances or watches are used up), looks at everything from time to time.
+    /// Without inotify (its instances or watches are used up), looks at everything from time to
+    /// time.
     async fn poll(&mut self) -> Option<EventStream<Vec<u8>>> {
         loop {
             tokio::time::sleep(RETURN_POLL).await;
@@ -277,8 +284,8 @@ impl Manifests {
         }
     }
 
-    /// Looks at the files that are there, and those that were. What this look is the first to miss may be found by the
-    /// next.
+    /// Looks at the files that are there, and those that were. What this look is the first to miss
+    /// may be found by the next.
     async fn scan(&mut self, present: Vec<PathBuf>) {
         let before = self.unsettled.clone();
         let known: BTreeSet<PathBuf> = self.known().chain(present).collect();
@@ -340,7 +347,8 @@ impl Manifests {
         Some(paths)
     }
 
-    /// Reads a file and sends what it defines. What it no longer has, all if it is gone, waits to be settled.
+    /// Reads a file and sends what it defines. What it no longer has, all if it is gone, waits to
+    /// be settled.
     async fn read(&mut self, path: &Path) {
         let text = match read_text(path) {
             Ok(text) => text,
@@ -373,7 +381,8 @@ impl Manifests {
         }
     }
 
-    /// Reads the documents of a text that are not as they were, or had what was lost, and sends what they define.
+    /// Reads the documents of a text that are not as they were, or had what was lost, and sends
+    /// what they define.
     async fn take_over(
         &mut self,
         path: &Arc<Path>,
@@ -424,7 +433,8 @@ impl Manifests {
         new
     }
 
-    /// Of an object that several documents of a file define, or did, the last counts, read anew or not.
+    /// Of an object that several documents of a file define, or did, the last counts, read anew or
+    /// not.
     async fn repeat(&mut self, path: &Arc<Path>, pieces: &[Piece<'_>], old: &[Known], new: &[Known]) {
         let repeated = |documents: &[Known]| -> BTreeSet<ObjectKey> {
             let mut seen = HashSet::new();

@@ -1,5 +1,5 @@
-//! API objects, reduced to the fields that are read. What is not named here is skipped while it is parsed:
-//! the largest parts of an object (managedFields, targetRefs) cost no memory.
+//! API objects, reduced to the fields that are read. What is not named here is skipped while it is
+//! parsed: the largest parts of an object (managedFields, targetRefs) cost no memory.
 
 use serde::{Deserialize, Deserializer};
 

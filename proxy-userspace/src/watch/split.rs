@@ -1,4 +1,5 @@
-//! The documents of a manifest's text. They are told apart before they are read, so that a broken one spoils no other.
+//! The documents of a manifest's text. They are told apart before they are read, so that a broken
+//! one spoils no other.
 
 use serde_json::value::RawValue;
 
@@ -11,8 +12,9 @@ pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
 }
 
-/// The documents of a text: of YAML those between markers (`---`, `...`), which may begin on the line of their
-/// marker; of JSON one object after the other, with or without white space or markers between them.
+/// The documents of a text: of YAML those between markers (`---`, `...`), which may begin on the
+/// line of their marker; of JSON one object after the other, with or without white space or markers
+/// between them.
 pub(super) fn documents(text: &str) -> Vec<Piece<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut found = Vec::new();
@@ -30,8 +32,8 @@ pub(super) fn documents(text: &str) -> Vec<Piece<'_>> {
     found
 }
 
-/// Whether a line ends a document, and where on it the next one begins. As for kubectl, a comment needs no space
-/// before it.
+/// Whether a line ends a document, and where on it the next one begins. As for kubectl, a comment
+/// needs no space before it.
 fn marker(line: &str) -> Option<usize> {
     let rest = line.strip_prefix("---").or_else(|| line.strip_prefix("..."))?;
     let bare = rest.trim();
@@ -52,7 +54,8 @@ fn is_directives(text: &str) -> bool {
     lines.peek().is_some() && lines.all(|line| line.starts_with('%'))
 }
 
-/// The objects of a document that is a stream of JSON; any other is one as it stands. Nothing is no document.
+/// The objects of a document that is a stream of JSON; any other is one as it stands. Nothing is no
+/// document.
 fn objects<'a>(mut line: usize, text: &'a str, found: &mut Vec<Piece<'a>>) {
     let mut rest = text;
     loop {

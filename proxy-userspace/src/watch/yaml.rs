@@ -1,5 +1,6 @@
-//! YAML and JSON as Kubernetes' Go libraries read them: of a key that is given twice the last one counts, `0120` is
-//! octal, and a number without a fraction is whole however it is written (`80.0`, `1e2`, `030080`).
+//! YAML and JSON as Kubernetes' Go libraries read them: of a key that is given twice the last one
+//! counts, `0120` is octal, and a number without a fraction is whole however it is written (`80.0`,
+//! `1e2`, `030080`).
 
 use serde_json::{Number, Value};
 use serde_saphyr::DuplicateKeyPolicy;
@@ -61,16 +62,18 @@ fn excess(error: &serde_saphyr::Error) -> Option<String> {
     }
 }
 
-/// More levels than any object has. What reads them needs stack for each, without optimization 20 KiB, and threads have 2 MiB.
+/// More levels than any object has. What reads them needs stack for each, without optimization 20
+/// KiB, and threads have 2 MiB.
 const MOST_NESTED: usize = 64;
 /// Bytes that aliases may add to a document.
 const MOST_ALIASED: usize = 16 << 20;
 /// Values that anchors around other anchors may add to a document.
 const MOST_ANCHORED: usize = 1_000_000;
 
-/// A List of any length is one document. What aliases and anchors may multiply or nest is limited, and no real file meets
-/// the limits. What is within an anchor is copied for an alias to come, once for each anchor around it: one around all
-/// of a text is never too many, because each value has a character of its own.
+/// A List of any length is one document. What aliases and anchors may multiply or nest is limited,
+/// and no real file meets the limits. What is within an anchor is copied for an alias to come, once
+/// for each anchor around it: one around all of a text is never too many, because each value has a
+/// character of its own.
 fn budget(text: &str) -> Option<serde_saphyr::Budget> {
     serde_saphyr::budget! {
         max_events: usize::MAX,

@@ -17,7 +17,8 @@ use crate::observer::{Observer, quick, scratch_directory, service};
 /// A server that can be reached only through a proxy.
 const FAR: &str = "192.0.2.99:6443";
 
-/// A proxy for CONNECT or SOCKS5 that leads everything to one address and writes down what it was asked.
+/// A proxy for CONNECT or SOCKS5 that leads everything to one address and writes down what it was
+/// asked.
 struct Detour {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,

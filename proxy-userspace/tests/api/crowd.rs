@@ -1,5 +1,5 @@
-//! The daemon's HTTP servers under clients that mean no good: more connections than it may hold, requests that never end,
-//! answers that nobody reads.
+//! The daemon's HTTP servers under clients that mean no good: more connections than it may hold,
+//! requests that never end, answers that nobody reads.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -120,13 +120,15 @@ async fn at_work(files: &str, api: &FakeApi) -> Proxy {
     proxy
 }
 
-/// As many connections as the server may hold are held, and 5,000 more knock, each from the address that it is given.
+/// As many connections as the server may hold are held, and 5,000 more knock, each from the address
+/// that it is given.
 fn a_crowd(files: &'static str, from: impl Fn(usize) -> IpAddr + Send + 'static) {
     // Two crowds at once would be a test of the machine.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     in_namespace(move || async move {
-        // All addresses of this network are this host's, but not those that its own processes ask from.
+        // All addresses of this network are this host's, but not those that its own processes ask
+        // from.
         let added = ["address", "add", "198.51.100.1/24", "dev", "lo"];
         assert!(Command::new("ip").args(added).status().unwrap().success());
         let api = cluster().await;
@@ -215,7 +217,8 @@ fn slow_clients_are_left() {
         wait_for("the health check", &proxy, || TcpStream::connect(CHECK).is_ok()).await;
         let mut clients = Vec::new();
         for address in [HEALTH, METRICS, CHECK] {
-            // Idle from the start, in the middle of headers, after an answer, in the middle of a body, and deaf.
+            // Idle from the start, in the middle of headers, after an answer, in the middle of a
+            // body, and deaf.
             let many = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3000);
             let requests = [
                 "",

@@ -1,5 +1,5 @@
-//! Whole proxies, ours and kube-proxy, each with an API server of its own in a network namespace that goes with
-//! the test.
+//! Whole proxies, ours and kube-proxy, each with an API server of its own in a network namespace
+//! that goes with the test.
 
 use std::future::Future;
 use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! A small API server in this process that answers lists, watches and events as the real one (1.36) does.
+//! A small API server in this process that answers lists, watches and events as the real one (1.36)
+//! does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -206,7 +207,8 @@ impl Selected {
         self.query.get("resourceVersion").map_or("", String::as_str)
     }
 
-    /// Label selectors `!key` and the field selector `metadata.name=name`. Others are taken for granted.
+    /// Label selectors `!key` and the field selector `metadata.name=name`. Others are taken for
+    /// granted.
     fn takes(&self, object: &Value) -> bool {
         let label = self.query.get("labelSelector").and_then(|selector| selector.strip_prefix('!'));
         let field =

@@ -1,5 +1,5 @@
-//! The watch under fire: whatever happens between it and the API server, it ends in the right state, withdraws
-//! nothing meanwhile, and counts what happened.
+//! The watch under fire: whatever happens between it and the API server, it ends in the right
+//! state, withdraws nothing meanwhile, and counts what happened.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,8 @@ async fn scene_before<C: ObjectWriter>(cluster: C, url: &str) -> Scene<C> {
 }
 
 impl<C: ObjectWriter> Scene<C> {
-    /// What was changed while the fault lasted arrives, later changes too, and nothing was withdrawn.
+    /// What was changed while the fault lasted arrives, later changes too, and nothing was
+    /// withdrawn.
     async fn ends_well(&self) -> Told {
         self.cluster.put(service("web", 81));
         self.cluster.put(service("during", 90));

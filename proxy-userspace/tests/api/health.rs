@@ -9,7 +9,8 @@ use crate::crowd::{balanced, wait_for};
 use crate::daemons::{Proxy, cluster, in_namespace, page};
 use crate::fake_api::ObjectWriter;
 
-/// Somebody who has made the daemon's table his own, so that the kernel refuses all that the daemon wants of it. It goes with him.
+/// Somebody who has made the daemon's table his own, so that the kernel refuses all that the daemon
+/// wants of it. It goes with him.
 struct Owner(Child);
 
 impl Owner {

@@ -1,5 +1,5 @@
-//! The Kubernetes API as a source: against a small API server in this process, and through a proxy that makes
-//! faults.
+//! The Kubernetes API as a source: against a small API server in this process, and through a proxy
+//! that makes faults.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "integration tests fail by panicking")]
 
 mod access;

@@ -1,7 +1,7 @@
 //! The metrics page against that of kube-proxy.
 //!
-//! `metrics.txt` says what kube-proxy's page holds. It cannot rot: where there is a kube-proxy, it is run and
-//! its page is compared with the table; and ours is compared with the table always.
+//! `metrics.txt` says what kube-proxy's page holds. It cannot rot: where there is a kube-proxy, it
+//! is run and its page is compared with the table; and ours is compared with the table always.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -64,7 +64,8 @@ fn shapes(page: &str) -> Shapes {
     shapes
 }
 
-/// The table: shapes, and when each is on the page: `always`, on `failure`, in another `mode`, or from `1.38` on.
+/// The table: shapes, and when each is on the page: `always`, on `failure`, in another `mode`, or
+/// from `1.38` on.
 fn table() -> BTreeMap<String, (Shape, String)> {
     let rows = include_str!("metrics.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let row = |line: &str| {
@@ -169,7 +170,8 @@ fn every_metric_is_in_the_documentation_and_no_other() {
     let document = include_str!("../../../docs/metrics.md");
     let written = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     let written: BTreeSet<&str> = written.map(|(name, _)| name.trim_end_matches("_total")).collect();
-    // A metric without a value yet is not on the page, so the names are taken from where they stand.
+    // A metric without a value yet is not on the page, so the names are taken from where they
+    // stand.
     let literals = include_str!("../../src/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
     let table = table();
     let known: BTreeSet<&str> =

@@ -98,7 +98,8 @@ fn answers_of_the_nodes_own_processes_are_cut_already() {
     });
 }
 
-/// What the pieces of a datagram that come by a wire have behind their IP headers, put together, and how many they are.
+/// What the pieces of a datagram that come by a wire have behind their IP headers, put together,
+/// and how many they are.
 fn put_together(wire: &mut Wire, source: IpAddr, destination: IpAddr) -> (Vec<u8>, usize) {
     let (mut bytes, mut pieces) = (Vec::new(), 0);
     loop {

@@ -1,4 +1,5 @@
-//! ICMP errors: those that the node makes because of TTL and MTU, and those of others about translated packets.
+//! ICMP errors: those that the node makes because of TTL and MTU, and those of others about
+//! translated packets.
 
 use std::net::IpAddr;
 
@@ -33,7 +34,8 @@ fn begin(world: &mut World, packet: &Packet, endpoint: IpAddr) -> Packet {
 const LITTLE: usize = 8;
 const MUCH: usize = 500;
 
-/// An error with the quoted packet as another one, of which the transport checksum stays that of the packet on the wire.
+/// An error with the quoted packet as another one, of which the transport checksum stays that of
+/// the packet on the wire.
 fn translated(error: &Packet, quoted: &Packet, on_wire: &Packet) -> Packet {
     let mut error = error.clone();
     let header = quoted.ip().len() - quoted.transport().len();
@@ -197,7 +199,8 @@ fn errors_about_what_is_no_flows_pass_and_those_whose_time_is_up_do_not_go_on() 
             begin(world, &first, family.endpoint());
             error.ttl = 1;
             world.expect_untouched(ingress("pod-b"), &error, DROP);
-            // Between ports of a bridge: one for the client itself is translated, one for the endpoint is left alone.
+            // Between ports of a bridge: one for the client itself is translated, one for the
+            // endpoint is left alone.
             error.ttl = 64;
             let bridged = error.clone().by(peer("pod-b"), peer("pod-a"));
             let told =

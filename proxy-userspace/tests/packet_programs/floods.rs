@@ -1,4 +1,5 @@
-//! Floods of first packets: they end no connection that is more than begun, and each other only when there are too many.
+//! Floods of first packets: they end no connection that is more than begun, and each other only
+//! when there are too many.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

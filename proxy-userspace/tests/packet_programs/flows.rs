@@ -1,4 +1,5 @@
-//! Packets after the first: those that belong to a flow, those that do not, and those that begin another one.
+//! Packets after the first: those that belong to a flow, those that do not, and those that begin
+//! another one.
 
 use std::net::IpAddr;
 
@@ -198,7 +199,8 @@ fn a_first_segment_begins_a_new_connection_only_if_the_old_one_is_over() {
                     assert_eq!(world.run(ingress("uplink"), &sent).0, REDIRECT);
                 }
             };
-            // Sent again; to a connection that lives; to one that goes on after somebody's RST; half closed.
+            // Sent again; to a connection that lives; to one that goes on after somebody's RST;
+            // half closed.
             for flags in [&[][..], &[ACK], &[RST, ACK], &[FIN | ACK]] {
                 pass(world, flags);
                 begin(world, &first, &arrived);
@@ -415,7 +417,8 @@ fn what_a_process_sends_passes_as_it_is_when_it_comes_by_again() {
                     .by(mac("uplink"), GATEWAY);
                 let (code, bytes) = world.run(egress("uplink"), &own.bytes());
                 assert_eq!((code, world.flows()), (REDIRECT, 2));
-                // The redirected packet leaves by an interface with programs, too, and nobody has received it.
+                // The redirected packet leaves by an interface with programs, too, and nobody has
+                // received it.
                 assert_eq!(world.run(egress("uplink"), &bytes), (NEXT, bytes));
                 assert_eq!(world.flows(), 2);
                 world.reset();

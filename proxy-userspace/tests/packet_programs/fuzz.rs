@@ -15,7 +15,8 @@ const ACTIONS: [u8; 4] =
     [action::CLUSTER, action::CLUSTER | action::MASQUERADE, action::LOCAL, action::REJECT];
 /// So many packets meet the same service, and what became of those before.
 const TURN: usize = 200;
-/// Bytes of an Ethernet header, and what an answer of the node's own may have more than what it answers.
+/// Bytes of an Ethernet header, and what an answer of the node's own may have more than what it
+/// answers.
 const ETHERNET: usize = 14;
 const ANSWER: usize = 128;
 /// The kernel runs programs on packets that fit a page, with what it adds.

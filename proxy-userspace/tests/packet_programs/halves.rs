@@ -1,5 +1,5 @@
-//! Flows of which one entry is gone or another flow's, and the end of flows: nothing of a flow that lives is removed, and what
-//! is left of one that does not live keeps nobody out.
+//! Flows of which one entry is gone or another flow's, and the end of flows: nothing of a flow that
+//! lives is removed, and what is left of one that does not live keeps nobody out.
 
 use sluice_common::counters::Counter;
 use sluice_common::flow::{CLAIMED, Flow, Order, flag, seen};
@@ -95,7 +95,8 @@ fn a_flow_whose_port_is_another_ones_begins_anew_and_leaves_that_alone() {
             let (of_two, back) = (world.flow(&two).unwrap(), world.flow(&reply).unwrap());
             assert_eq!(u16::from_be(of_two.source_port), ONLY);
             world.configure(|_| {});
-            // Segments in the middle belong to no flow any more; a first one, and a datagram, begin one.
+            // Segments in the middle belong to no flow any more; a first one, and a datagram, begin
+            // one.
             change(world, &one, |flow| flow.used -= LONG_AGO);
             if protocol == 6 {
                 world.expect_untouched(ingress("uplink"), &one.clone().flagged(ACK), NEXT);

@@ -1,4 +1,5 @@
-//! A node of its own for each test: a network namespace with cables, addresses, routes and neighbours.
+//! A node of its own for each test: a network namespace with cables, addresses, routes and
+//! neighbours.
 //!
 //! | interface | who is there |
 //! |---|---|
@@ -191,7 +192,8 @@ fn commands() -> String {
         let net =
             if v6 { ["fd00:244:1::/64", "fd00:244:2::/64"] } else { ["10.244.1.0/24", "10.244.2.0/24"] };
         add(format!("route add {} via {other_node} dev uplink", net[0]));
-        // bpf_fib_lookup heeds no other MTU of an IPv4 route (ip_mtu_from_fib_result of net/ipv4/route.c).
+        // bpf_fib_lookup heeds no other MTU of an IPv4 route (ip_mtu_from_fib_result of
+        // net/ipv4/route.c).
         add(format!("route add {} via {other_node} dev uplink mtu lock {NARROW_MTU}", net[1]));
         add(format!("route add prohibit {}/{host}", family.prohibited()));
         add(format!("route add default via {gateway} dev uplink"));
@@ -213,7 +215,8 @@ pub(crate) fn furnish() {
     ip_batch(&commands());
     // As the daemon does.
     lo::opening(lo::Before::default()).and_then(|change| change.make()).unwrap();
-    // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are plugged in.
+    // The kernel enters the routes of IPv6 addresses when it has noticed that the cables are
+    // plugged in.
     let IpAddr::V6(own) = Family::V6.node() else { unreachable!("IPv6") };
     let own = format!("{:032x} 80 ", u128::from(own));
     let begin = Instant::now();

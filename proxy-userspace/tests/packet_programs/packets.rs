@@ -1,4 +1,5 @@
-//! Packets, built by a library that knows nothing of sluice, so that equal bytes mean right checksums.
+//! Packets, built by a library that knows nothing of sluice, so that equal bytes mean right
+//! checksums.
 
 use std::net::IpAddr;
 
@@ -234,8 +235,8 @@ impl Packet {
         bytes
     }
 
-    /// IP header with all that belongs to it, before `content`. `part`: of a fragment, its offset in units of 8 bytes, and
-    /// whether more follow.
+    /// IP header with all that belongs to it, before `content`. `part`: of a fragment, its offset
+    /// in units of 8 bytes, and whether more follow.
     fn wrapped(&self, content: &[u8], part: Option<(u16, bool)>) -> Vec<u8> {
         let mut bytes = vec![];
         match (self.source, self.destination) {
@@ -334,7 +335,8 @@ impl Packet {
         ]
     }
 
-    /// The error that a router or host sends about this packet; it quotes as much as `quoted` bytes.
+    /// The error that a router or host sends about this packet; it quotes as much as `quoted`
+    /// bytes.
     pub(crate) fn error(&self, from: IpAddr, message: Message, quoted: usize) -> Self {
         let mut quote = self.ip();
         quote.truncate(quoted);

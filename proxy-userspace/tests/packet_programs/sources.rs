@@ -31,7 +31,8 @@ fn check_pods(world: &mut World) {
     }
 }
 
-/// What no pod behind `pod-a` has: another pod's, one of another node's pods, the node's, outside, loopback, one that nobody has.
+/// What no pod behind `pod-a` has: another pod's, one of another node's pods, the node's, outside,
+/// loopback, one that nobody has.
 fn others(family: Family) -> Vec<IpAddr> {
     let strange = if family == Family::V4 {
         ["127.0.0.1", "224.0.0.5", "255.255.255.255"].as_slice()
@@ -159,7 +160,8 @@ fn what_leads_no_further_than_the_link_is_for_the_stack_s_rules() {
         check_pods(world);
         let multicast = [0x33, 0x33, 0, 0, 0, 1];
         let passes = [
-            // Neighbour discovery, of an address that is and of one that may become the pod's; its own address to a router.
+            // Neighbour discovery, of an address that is and of one that may become the pod's; its
+            // own address to a router.
             (echo(ip("fe80::5"), ip("ff02::1")), multicast),
             (echo(ip("::"), ip("ff02::1:ff00:5")), multicast),
             (echo(ip("fd00:244::5"), ip("fe80::1")), mac("pod-a")),
@@ -284,7 +286,8 @@ fn reverse_paths_keep_out_what_they_keep_out_of_the_stack() {
                 }
             }
         }
-        // What is for no Service is the stack's, which looks itself; and there is no such setting of IPv6.
+        // What is for no Service is the stack's, which looks itself; and there is no such setting
+        // of IPv6.
         world.reset();
         world.service(Family::V6, masquerades, &[Family::V6.endpoint()]);
         world.interface("uplink", STRICT);

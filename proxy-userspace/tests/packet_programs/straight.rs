@@ -1,4 +1,5 @@
-//! Connections straight to an endpoint, from ports of which Service flows come that are not masqueraded.
+//! Connections straight to an endpoint, from ports of which Service flows come that are not
+//! masqueraded.
 
 use std::net::IpAddr;
 

@@ -144,8 +144,9 @@ fn first_packet(world: &mut World, family: Family, protocol: u8, kind: Kind, cli
         packet(protocol, (client_address, 40_001), (frontend, port)).by(sender.macs[0], sender.macs[1]);
     match what {
         action::REJECT => {
-            // By the interface's address, or the node's common one where it has none; a process of the node hears it from
-            // the service, because the stack takes nothing from outside that claims to be its own.
+            // By the interface's address, or the node's common one where it has none; a process of
+            // the node hears it from the service, because the stack takes nothing from outside that
+            // claims to be its own.
             let from = if client == Client::Host { frontend } else { family.node() };
             expect_answer(world, family, sender.at, &sent, from, Message::PortUnreachable);
             assert_eq!(world.counter(Counter::Rejected), 1);
@@ -344,8 +345,8 @@ fn masqueraded(world: &mut World, family: Family, endpoint: IpAddr) -> Address {
     world.flow(&sent).unwrap().source
 }
 
-/// Whether the kernel tells which source address a route has: from Linux 6.7 on, and some stable ones of before. A pod's cable
-/// has no address; the common one is another then.
+/// Whether the kernel tells which source address a route has: from Linux 6.7 on, and some stable
+/// ones of before. A pod's cable has no address; the common one is another then.
 fn kernel_tells_sources(world: &mut World, family: Family) -> bool {
     let common = address_of(family.far_client());
     world.configure(|config| (config.address4, config.address6) = (common, common));
@@ -379,7 +380,8 @@ fn of_two_networks_on_one_interface_the_next_hops_gives_the_source() {
             assert_eq!(masqueraded(world, family, neighbour), expected);
             assert_eq!(masqueraded(world, family, family.client()), first);
             if family == Family::V4 {
-                // By a router in the second network, and by a route that says itself which address it has.
+                // By a router in the second network, and by a route that says itself which address
+                // it has.
                 ip_batch(
                     "route add 10.244.7.0/24 via 198.18.7.20\n\
                      route add 10.244.8.0/24 via 198.18.7.20 src 192.0.2.1",

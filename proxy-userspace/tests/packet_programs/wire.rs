@@ -1,5 +1,5 @@
-//! The programs attached to devices whose wire is in this process's hand: those without Ethernet headers, and packets whose
-//! checksum the sender leaves to the card.
+//! The programs attached to devices whose wire is in this process's hand: those without Ethernet
+//! headers, and packets whose checksum the sender leaves to the card.
 //!
 //! `BPF_PROG_TEST_RUN` knows neither. Clients are behind `wire-a`, endpoints behind `wire-b`.
 
@@ -213,7 +213,8 @@ fn refusals_are_right_whoever_finishes_the_checksum_of_what_is_refused() {
                     error.identification = 0;
                     error.dont_fragment = false;
                     error.tos = if family == Family::V4 { 0xc0 } else { 0 };
-                    // The checksum in the quote may be unfinished or finished over less; all else is known.
+                    // The checksum in the quote may be unfinished or finished over less; all else
+                    // is known.
                     let mut quote = refused.ip();
                     quote.resize(quoted, 0);
                     let checksum = header + if protocol == 6 { 16 } else { 6 };

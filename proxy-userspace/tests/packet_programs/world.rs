@@ -1,4 +1,5 @@
-//! The programs with maps of their own, and the kernel's way of running one on a packet that never was on a wire.
+//! The programs with maps of their own, and the kernel's way of running one on a packet that never
+//! was on a wire.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -29,7 +30,8 @@ use crate::packets::{Body, Message, Packet};
 #[repr(transparent)]
 struct Plain<T>(T);
 
-// SAFETY: only types of sluice-common are wrapped, which have no padding and take any bit pattern, and integers.
+// SAFETY: only types of sluice-common are wrapped, which have no padding and take any bit pattern,
+// and integers.
 unsafe impl<T: Copy + 'static> Pod for Plain<T> {}
 
 /// The next program, or the stack.
@@ -144,8 +146,8 @@ pub(crate) struct At<'a> {
     pub(crate) from: Option<&'a str>,
     /// Size of the segments that the packet stands for.
     pub(crate) segment: u32,
-    /// The packet comes without a sum over all of it. A packet that is made longer or shorter loses its sum, which the
-    /// kernel's check does not know.
+    /// The packet comes without a sum over all of it. A packet that is made longer or shorter loses
+    /// its sum, which the kernel's check does not know.
     pub(crate) unsummed: bool,
 }
 
@@ -159,7 +161,8 @@ pub(crate) const fn egress(interface: &str) -> At<'_> {
     At { program: "egress", interface, from: None, segment: 0, unsummed: false }
 }
 
-/// `struct bpf_attr` of `BPF_PROG_TEST_RUN`, of include/uapi/linux/bpf.h. The library's call has no flags.
+/// `struct bpf_attr` of `BPF_PROG_TEST_RUN`, of include/uapi/linux/bpf.h. The library's call has no
+/// flags.
 #[repr(C)]
 #[derive(Default)]
 struct TestRun {
@@ -183,8 +186,8 @@ struct TestRun {
 
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// The packet comes with a sum over all of it, as from a card that computes it; the kernel checks afterwards that the sum is
-/// still right.
+/// The packet comes with a sum over all of it, as from a card that computes it; the kernel checks
+/// afterwards that the sum is still right.
 const CHECKSUM_COMPLETE: u32 = 4;
 /// Offsets in `struct __sk_buff`, and its size.
 const INGRESS_IFINDEX: usize = 36;
@@ -207,7 +210,8 @@ impl World {
         self.ebpf.as_mut().unwrap()
     }
 
-    /// Runs a program; tells what it returned and what became of the packet. The kernel checks sums, if it can.
+    /// Runs a program; tells what it returned and what became of the packet. The kernel checks
+    /// sums, if it can.
     pub(crate) fn run(&mut self, at: At<'_>, packet: &[u8]) -> (i32, Vec<u8>) {
         match self.try_run(at, packet, if at.unsummed { 0 } else { CHECKSUM_COMPLETE }) {
             Err(libc::EINVAL) => self.try_run(at, packet, 0),
@@ -265,8 +269,8 @@ impl World {
         self.expect(at, packet, code, &packet.bytes());
     }
 
-    /// Runs a program on a packet and compares what comes out. Its Ethernet addresses say where it must go: see
-    /// [`World::on_its_way`].
+    /// Runs a program on a packet and compares what comes out. Its Ethernet addresses say where it
+    /// must go: see [`World::on_its_way`].
     #[track_caller]
     pub(crate) fn expect(&mut self, at: At<'_>, packet: &Packet, code: i32, out: &[u8]) {
         self.expect_bytes(at, &packet.bytes(), code, out);
@@ -279,9 +283,10 @@ impl World {
         self.expect_exactly(at, packet, code, &out);
     }
 
-    /// A packet as a program leaves it that sends it on, of a packet as it arrives there. Programs write the Ethernet addresses
-    /// of what comes in and goes straight into a pod's namespace. For all others the kernel does, which asks neighbours again
-    /// whose addresses are old: they leave the program with those that they came with.
+    /// A packet as a program leaves it that sends it on, of a packet as it arrives there. Programs
+    /// write the Ethernet addresses of what comes in and goes straight into a pod's namespace. For
+    /// all others the kernel does, which asks neighbours again whose addresses are old: they leave
+    /// the program with those that they came with.
     pub(crate) fn on_its_way(&mut self, at: At<'_>, packet: &[u8], arrives: &[u8]) -> Vec<u8> {
         let out = INTERFACES.into_iter().find(|name| arrives[6..12] == mac(name));
         let to_peer = at.program == ingress("").program
@@ -413,7 +418,8 @@ impl World {
         }
     }
 
-    /// Empties the memory that the programs have for a packet's way, where they count the errors that they make.
+    /// Empties the memory that the programs have for a packet's way, where they count the errors
+    /// that they make.
     fn wipe(&mut self) {
         let Some(aya::maps::Map::PerCpuArray(map)) = self.ebpf().map("SCRATCH") else {
             panic!("a map of each CPU")
@@ -455,8 +461,8 @@ impl World {
         self.put("FRONTENDS", key, frontend);
     }
 
-    /// Writes a service whose clients all get the same, on all of its addresses and for both protocols: ports are [`PORT`]
-    /// and [`NODE_PORT`], and both lists are the same.
+    /// Writes a service whose clients all get the same, on all of its addresses and for both
+    /// protocols: ports are [`PORT`] and [`NODE_PORT`], and both lists are the same.
     pub(crate) fn service(&mut self, family: Family, what: u8, endpoints: &[IpAddr]) {
         let frontend = Frontend { group: GROUP, affinity: 0, pod: what, host: what, other: what, flags: 0 };
         for protocol in [6, 17] {
@@ -523,7 +529,8 @@ impl World {
     /// Runs the program that ends flows for the daemon; returns whether it did.
     pub(crate) fn end_flow(&mut self, order: &Order) -> bool {
         let mut packet = [0; ORDER_AT as usize + size_of::<Order>()];
-        // SAFETY: without padding every byte of the order is initialised, and the slice is as long as the order.
+        // SAFETY: without padding every byte of the order is initialised, and the slice is as long
+        // as the order.
         packet[ORDER_AT as usize..].copy_from_slice(unsafe {
             std::slice::from_raw_parts(std::ptr::from_ref(order).cast(), size_of::<Order>())
         });
@@ -588,7 +595,8 @@ pub(crate) fn node_port_key(family: Family, port: u16, protocol: u8) -> Frontend
     FrontendKey { kind: kind::NODE_PORT, ..address_key(family.unspecified(), port, protocol) }
 }
 
-/// A time of `CLOCK_MONOTONIC` so many seconds ago. A machine that has just booted has none: waits until there is one.
+/// A time of `CLOCK_MONOTONIC` so many seconds ago. A machine that has just booted has none: waits
+/// until there is one.
 pub(crate) fn ago(seconds: u64) -> u64 {
     let nanos = seconds * 1_000_000_000;
     let missing = (nanos + 1).saturating_sub(now());

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Runs a test in a fresh network namespace with a directory of its own. Without root: a skip that says so.
+/// Runs a test in a fresh network namespace with a directory of its own. Without root: a skip that
+/// says so.
 pub(crate) fn in_netns(name: &str, test: impl FnOnce(&Path) + Send + 'static) {
     let directory = std::env::temp_dir().join(format!("sluice-daemon-{name}-{}", std::process::id()));
     sluice_skips::in_namespaces(nix::sched::CloneFlags::CLONE_NEWNET, move || {

@@ -1,4 +1,5 @@
-//! Loads of benchmarks: servers that do as little as they can, and clients that keep them busy and measure.
+//! Loads of benchmarks: servers that do as little as they can, and clients that keep them busy and
+//! measure.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -53,7 +54,8 @@ pub struct BenchRequest {
     pub millis: u64,
     /// Between two connections or messages of a worker
     pub pause_micros: u64,
-    /// How long a connection may take to be made, and each answer; the agent's own patience when not given
+    /// How long a connection may take to be made, and each answer; the agent's own patience when
+    /// not given
     pub patience: Option<Duration>,
 }
 
@@ -76,8 +78,9 @@ pub struct BenchReport {
     pub max: f64,
 }
 
-/// Keeps the calling thread, and those that it starts, on one of the first two CPUs. Where the scheduler puts client and
-/// server, on one CPU or on two, would else decide over a factor of three. A machine with one CPU has no choice anyway.
+/// Keeps the calling thread, and those that it starts, on one of the first two CPUs. Where the
+/// scheduler puts client and server, on one CPU or on two, would else decide over a factor of
+/// three. A machine with one CPU has no choice anyway.
 fn stay_on(cpu: usize) {
     let mut set = CpuSet::new();
     let _ = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
@@ -224,7 +227,8 @@ fn open(request: &BenchRequest) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Opens connections, half a millisecond apart, until `pod` answers one. Returns the Unix time at which that connection began.
+/// Opens connections, half a millisecond apart, until `pod` answers one. Returns the Unix time at
+/// which that connection began.
 pub fn await_answer(target: Target, pod: &str, limit: Duration) -> io::Result<f64> {
     let end = Instant::now() + limit;
     loop {

@@ -16,8 +16,9 @@ use super::protocol::{Answer, Attempt, Outcome, ProbeRequest};
 use crate::patience;
 use crate::target::{Proto, Target};
 
-/// How long a connection may take to be made, and how long its answer may take then. More than a second, because
-/// Linux reports an ICMPv6 refusal of a TCP connection only with the SYN that it sends again after one second.
+/// How long a connection may take to be made, and how long its answer may take then. More than a
+/// second, because Linux reports an ICMPv6 refusal of a TCP connection only with the SYN that it
+/// sends again after one second.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
 /// At most so many connections at once.
 const AT_ONCE: usize = 64;
@@ -26,8 +27,9 @@ const AT_ONCE: usize = 64;
 #[must_use]
 pub fn probe(request: &ProbeRequest) -> Vec<Attempt> {
     let turns: Vec<usize> = (0..request.count).flat_map(|_| 0..request.dests.len()).collect();
-    // Where each is to succeed, a server that is waiting for a processor is no fault. It is waited for only once the connection
-    // is there: a SYN that is lost must not be made good by the next one.
+    // Where each is to succeed, a server that is waiting for a processor is no fault. It is waited
+    // for only once the connection is there: a SYN that is lost must not be made good by the next
+    // one.
     let answer = if request.stop_at_failure { patience::stretched(PATIENCE) } else { PATIENCE };
     let try_one = |dest: usize| {
         let target = request.dests.get(dest);
@@ -70,7 +72,8 @@ pub fn attempt_within(target: Target, patience: Duration) -> Outcome {
     attempt_for(target, patience, PATIENCE)
 }
 
-/// The same, with how long a stream connection may take to be made, and how long an answer may take.
+/// The same, with how long a stream connection may take to be made, and how long an answer may
+/// take.
 fn attempt_for(target: Target, connect: Duration, answer: Duration) -> Outcome {
     let answer = match target.proto {
         Proto::Tcp | Proto::Sctp => stream(target, connect, answer),
@@ -141,8 +144,8 @@ pub fn parse(line: &[u8]) -> io::Result<Answer> {
     })
 }
 
-/// A UDP socket with a source port that this namespace has not used lately: a reused one would follow the old flow's
-/// connection tracking entry instead of being balanced anew.
+/// A UDP socket with a source port that this namespace has not used lately: a reused one would
+/// follow the old flow's connection tracking entry instead of being balanced anew.
 pub(super) fn fresh_udp_socket(v6: bool) -> io::Result<UdpSocket> {
     const FIRST: u16 = 33_000;
     const PORTS: u16 = 27_000;
@@ -170,7 +173,8 @@ fn datagram(target: Target, patience: Duration) -> io::Result<Answer> {
     parse(&buffer[..length])
 }
 
-/// ICMP echo. The socket is connected, so the kernel reports a port unreachable for it as ECONNREFUSED.
+/// ICMP echo. The socket is connected, so the kernel reports a port unreachable for it as
+/// ECONNREFUSED.
 fn echo_request(addr: IpAddr, patience: Duration) -> io::Result<Answer> {
     static SEQUENCE: AtomicU32 = AtomicU32::new(1);
     let number = SEQUENCE.fetch_add(1, Ordering::Relaxed).to_be_bytes();

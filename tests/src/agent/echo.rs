@@ -95,7 +95,8 @@ fn answer_datagrams(socket: &UdpSocket, name: &str) {
     }
 }
 
-/// Answers one datagram from the very address that it was sent to, which a socket bound to any address would not do.
+/// Answers one datagram from the very address that it was sent to, which a socket bound to any
+/// address would not do.
 fn answer_datagram(socket: &UdpSocket, name: &str) -> io::Result<()> {
     let mut buffer = vec![0; 65_536];
     let mut parts = [IoSliceMut::new(&mut buffer)];

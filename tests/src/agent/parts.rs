@@ -81,8 +81,8 @@ fn header6(id: u16, place: u16, more: bool, length: u16) -> (Vec<u8>, Vec<u8>) {
     (before, after)
 }
 
-/// Sends datagrams in parts of `each` bytes, in the order given: each time that part of every one. With `alike`, they have the
-/// same identification, so that only their sources tell them apart.
+/// Sends datagrams in parts of `each` bytes, in the order given: each time that part of every one.
+/// With `alike`, they have the same identification, so that only their sources tell them apart.
 pub(super) fn send(
     datagrams: &[(IpAddr, Vec<u8>)],
     alike: bool,

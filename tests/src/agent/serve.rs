@@ -1,4 +1,5 @@
-//! The agent process: reads requests from stdin, serves each in its own thread, writes replies to stdout.
+//! The agent process: reads requests from stdin, serves each in its own thread, writes replies to
+//! stdout.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};

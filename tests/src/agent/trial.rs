@@ -1,4 +1,5 @@
-//! Trials: what sockets of some kind see of one experiment, in words by which two runs of it are compared.
+//! Trials: what sockets of some kind see of one experiment, in words by which two runs of it are
+//! compared.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, IoSliceMut, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -34,7 +35,8 @@ pub enum What {
         /// What it sends
         sends: Vec<Datagram>,
     },
-    /// One UDP socket of the family of its destinations sends datagrams without waiting, and then looks for their answers
+    /// One UDP socket of the family of its destinations sends datagrams without waiting, and then
+    /// looks for their answers
     AtOnce(
         /// What it sends
         Vec<Datagram>,
@@ -52,7 +54,8 @@ pub enum What {
         /// Time between two parts
         gap_ms: u64,
     },
-    /// TCP connections of one port, made one after the other and kept; all that there are speak after each
+    /// TCP connections of one port, made one after the other and kept; all that there are speak
+    /// after each
     Streams {
         /// The client's port
         port: u16,
@@ -63,7 +66,8 @@ pub enum What {
         /// Whether the client says with its question that it will ask no more
         last: bool,
     },
-    /// Datagrams in parts from several addresses at once: the first part of each, the second of each, and so on
+    /// Datagrams in parts from several addresses at once: the first part of each, the second of
+    /// each, and so on
     Interleaved {
         /// Where from
         from: Vec<IpAddr>,
@@ -76,7 +80,8 @@ pub enum What {
         /// Of each part, without its IP header
         each: usize,
     },
-    /// Datagrams that may go one hop, two hops, and so on: who says that their time is up, or answers
+    /// Datagrams that may go one hop, two hops, and so on: who says that their time is up, or
+    /// answers
     Traced {
         /// Where to
         to: SocketAddr,
@@ -162,7 +167,8 @@ pub(super) fn fill(line: &str, wish: Wish) -> Vec<u8> {
     text
 }
 
-/// Sets whether routers may cut what a socket sends: as it is, or whole, and then cut by the sender.
+/// Sets whether routers may cut what a socket sends: as it is, or whole, and then cut by the
+/// sender.
 pub(super) fn let_cut(fd: RawFd, v6: bool, may_cut: bool) -> io::Result<()> {
     let (level, name, never, wants) = if v6 {
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT, libc::IPV6_PMTUDISC_WANT)

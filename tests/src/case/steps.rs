@@ -280,7 +280,8 @@ impl Step {
         }
     }
 
-    /// Refuses what the lab does not have. `ids` collects the names that earlier steps gave, with the kind of step.
+    /// Refuses what the lab does not have. `ids` collects the names that earlier steps gave, with
+    /// the kind of step.
     pub(super) fn check(
         &self,
         topology: &Topology,

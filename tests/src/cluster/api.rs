@@ -1,5 +1,5 @@
-//! The administrator's client, for tests without async: each call runs to its end on a thread in the control plane's
-//! namespace.
+//! The administrator's client, for tests without async: each call runs to its end on a thread in
+//! the control plane's namespace.
 
 use std::fmt::{self, Debug};
 use std::fs::File;
@@ -132,7 +132,8 @@ impl ApiClient {
         self.run(|client| async move { request(&client, Method::POST, &path, Some(&body)).await })
     }
 
-    /// Asks for the end of an object. A Pod on a node stays until its kubelet, which a lab does not have, confirms.
+    /// Asks for the end of an object. A Pod on a node stays until its kubelet, which a lab does not
+    /// have, confirms.
     pub fn terminate(&self, key: &Key) -> Result<()> {
         let path = kinds::object(key)?;
         self.run(|client| async move { request(&client, Method::DELETE, &path, None).await.map(drop) })
@@ -156,8 +157,8 @@ impl ApiClient {
         self.run(|client| async move { list(&client, &path).await })
     }
 
-    /// Deletes what labs write: Services, EndpointSlices, Pods, workloads, Nodes, ServiceCIDRs; not the API server's own,
-    /// which are all called `kubernetes`.
+    /// Deletes what labs write: Services, EndpointSlices, Pods, workloads, Nodes, ServiceCIDRs; not
+    /// the API server's own, which are all called `kubernetes`.
     pub fn empty(&self) -> Result<()> {
         // Owners first, lest a controller makes anew what was deleted.
         const WRITTEN: [&str; 7] =
@@ -249,7 +250,8 @@ async fn delete(client: &Client, path: &str) -> Result<()> {
 
 async fn put(client: &Client, key: &Key, object: &Value) -> Result<()> {
     let path = kinds::object(key)?;
-    // Not the other way round: a Service that exists is refused for its address, which is taken, by itself.
+    // Not the other way round: a Service that exists is refused for its address, which is taken, by
+    // itself.
     match request(client, Method::PUT, &path, Some(object)).await {
         Err(error) if status(&error) == Some(404) => create(client, key, object).await?,
         other => drop(other?),

@@ -1,4 +1,5 @@
-//! Where the eBPF backends of a lab keep their maps and programs: a directory of each node on the BPF file system.
+//! Where the eBPF backends of a lab keep their maps and programs: a directory of each node on the
+//! BPF file system.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

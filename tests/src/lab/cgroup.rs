@@ -1,4 +1,5 @@
-//! The cgroups of a lab: one for each node, so that an eBPF backend can attach to a node's processes alone.
+//! The cgroups of a lab: one for each node, so that an eBPF backend can attach to a node's
+//! processes alone.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ pub fn root() -> Option<PathBuf> {
 /// Whether directories can be made in one.
 fn can_be_written(dir: &Path) -> bool {
     let probe = dir.join(format!("sluice-lab-{}-probe", std::process::id()));
-    // Another thread may be at it: what is there already shows as much, though it may be gone a moment later.
+    // Another thread may be at it: what is there already shows as much, though it may be gone a
+    // moment later.
     let writable = match std::fs::create_dir(&probe) {
         Ok(()) => true,
         Err(error) => error.kind() == ErrorKind::AlreadyExists,

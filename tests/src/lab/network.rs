@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use crate::address::{CLIENT, EXTERNAL_CIDRS, NodeAddresses, SERVICE_CIDRS, host_prefix};
 use crate::topology::{PodSpec, Topology};
 
-/// Kernel settings of every namespace: no waiting for duplicate address detection, no filtering by route.
+/// Kernel settings of every namespace: no waiting for duplicate address detection, no filtering by
+/// route.
 pub(super) const EVERYWHERE: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
@@ -79,7 +80,8 @@ impl Batch {
     }
 }
 
-/// The underlay: a bridge, and a cable to the client and to each node. `netns` names the namespace of a member.
+/// The underlay: a bridge, and a cable to the client and to each node. `netns` names the namespace
+/// of a member.
 pub(super) fn switch(topology: &Topology, v6: bool, netns: impl Fn(&str) -> String) -> Batch {
     let mut batch = Batch::new(v6);
     batch.line("link add br0 type bridge mcast_snooping 0");

@@ -35,8 +35,8 @@ pub fn kill_inhabitants(namespaces: &[String]) {
 /// Removes namespaces by name.
 pub fn remove_namespaces(namespaces: &[String]) {
     for name in namespaces.iter().filter(|name| Path::new(NETNS_DIR).join(name).exists()) {
-        // Not through `process::run`, which gives up when the runner is interrupted: this is what must still be done
-        // then. One that cannot be removed now is found by the next prune.
+        // Not through `process::run`, which gives up when the runner is interrupted: this is what
+        // must still be done then. One that cannot be removed now is found by the next prune.
         drop(Command::new("ip").args(["netns", "del", name]).status());
     }
 }

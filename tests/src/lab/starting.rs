@@ -1,4 +1,5 @@
-//! When the proxies of a lab have synced for the first time, as their metrics tell: sluice's, and kube-proxy's alike.
+//! When the proxies of a lab have synced for the first time, as their metrics tell: sluice's, and
+//! kube-proxy's alike.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -10,8 +11,9 @@ use super::Lab;
 use crate::interrupt;
 use crate::target::From;
 
-/// How long a first sync may take, whatever the patience: on a busy machine the kernel alone takes many seconds to verify eBPF
-/// programs, and in every case a proxy that never syncs costs this long.
+/// How long a first sync may take, whatever the patience: on a busy machine the kernel alone takes
+/// many seconds to verify eBPF programs, and in every case a proxy that never syncs costs this
+/// long.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
@@ -27,7 +29,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Whether a proxy that runs has not synced yet. One that takes too long is an error, and so is one that has ended.
+    /// Whether a proxy that runs has not synced yet. One that takes too long is an error, and so is
+    /// one that has ended.
     pub fn are_starting(&mut self) -> Result<bool> {
         self.check_proxies()?;
         let mut starting = false;
@@ -49,7 +52,8 @@ impl Lab {
     }
 }
 
-/// Where a proxy with a configuration serves its metrics to the node itself; none where that cannot be told.
+/// Where a proxy with a configuration serves its metrics to the node itself; none where that cannot
+/// be told.
 pub(crate) fn metrics_url(config: &Value) -> Option<String> {
     let text = |field: &str| config[field].as_str().filter(|text| !text.is_empty());
     let is_v6 =

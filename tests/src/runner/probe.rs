@@ -59,7 +59,8 @@ impl Execution<'_> {
         Ok(seen)
     }
 
-    /// Names whoever replied to an ICMP echo: the owner of the address, else the node that answers for it.
+    /// Names whoever replied to an ICMP echo: the owner of the address, else the node that answers
+    /// for it.
     fn named(&self, step: &ProbeStep, target: Target, mut outcome: Outcome) -> Outcome {
         if let (Proto::Icmp, Outcome::Answer(answer)) = (target.proto, &mut outcome) {
             let topology = self.lab.topology();
@@ -74,7 +75,8 @@ impl Execution<'_> {
     }
 
     fn judge(&self, step: &ProbeStep, same_as: Option<&BTreeSet<String>>, seen: &[Vec<Outcome>]) -> Verdict {
-        // Not cut short by a failure, or only the destinations before it would be judged on what they still owe.
+        // Not cut short by a failure, or only the destinations before it would be judged on what
+        // they still owe.
         let broken = step.fails.is_none()
             && seen.iter().flatten().any(|outcome| !matches!(outcome, Outcome::Answer(_)));
         for (target, seen) in step.to.iter().zip(seen) {
@@ -103,7 +105,8 @@ impl Execution<'_> {
         }
     }
 
-    /// Repeats one attempt of a failed probe under tcpdump, where it starts and where it is balanced.
+    /// Repeats one attempt of a failed probe under tcpdump, where it starts and where it is
+    /// balanced.
     pub(super) fn first_packets(&mut self, step: &ProbeStep) -> BTreeMap<String, String> {
         let Some(target) = step.to.first().copied() else { return BTreeMap::new() };
         let node = self.lab.topology().balancing_node(&step.from, step.via.as_deref(), target.addr);

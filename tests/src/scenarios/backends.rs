@@ -1,4 +1,5 @@
-//! The eBPF backend under load: killed, started again, and exchanged for the nftables backend and back.
+//! The eBPF backend under load: killed, started again, and exchanged for the nftables backend and
+//! back.
 
 use std::time::Duration;
 

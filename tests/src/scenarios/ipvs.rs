@@ -1,4 +1,5 @@
-//! The IPVS backend under load: killed, exchanged for nftables and back, and in the place of kube-proxy's mode ipvs.
+//! The IPVS backend under load: killed, exchanged for nftables and back, and in the place of
+//! kube-proxy's mode ipvs.
 //!
 //! They run in VMs, so their loads are small.
 

@@ -79,7 +79,8 @@ fn back(stage: &mut Stage, kube_proxy: &ProxyProgram) -> Result<()> {
     stage.change_and_change_back()
 }
 
-/// All rules of the node, of nf_tables and of the kernel's older tables; each line with the table that it is in.
+/// All rules of the node, of nf_tables and of the kernel's older tables; each line with the table
+/// that it is in.
 fn rules(stage: &Stage) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut table = String::new();

@@ -1,5 +1,6 @@
-//! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go, ports of the node lead to
-//! pods, and clients of others (cnitool, which is libcni, and go-cni, which is containerd's) make pods.
+//! The pod network of our own, and the plugin with it: somebody takes it apart, nodes come and go,
+//! ports of the node lead to pods, and clients of others (cnitool, which is libcni, and go-cni,
+//! which is containerd's) make pods.
 
 mod churn;
 mod loopback;
@@ -308,15 +309,17 @@ fn held_by(stage: &mut Stage, pod: &str) -> Result<()> {
     stage.held(&From::Client, WITHIN, &step)
 }
 
-/// Where libcni keeps what plugins have answered; cnitool, go-cni and podman have no setting for it.
+/// Where libcni keeps what plugins have answered; cnitool, go-cni and podman have no setting for
+/// it.
 const STATE: &str = "/var/lib/cni/results";
-/// Makes a mount namespace with a directory of the lab's in the place of /var/lib, and says by which process it is entered,
-/// which ends by itself, whatever becomes of this.
+/// Makes a mount namespace with a directory of the lab's in the place of /var/lib, and says by
+/// which process it is entered, which ends by itself, whatever becomes of this.
 const MAKE_APART: &str = r#"mkdir -p var-lib && touch var-lib/apart &&
     { unshare --mount --propagation slave sh -c 'mount --bind "$0" /var/lib && exec sleep 300' "$PWD/var-lib" >/dev/null 2>&1 & } &&
     timeout 10 sh -c 'until nsenter --target $0 --mount test -e /var/lib/apart; do sleep 0.05; done' $! && echo $!"#;
 
-/// Lets a client of others be called by the command that it is given, so that the machine is as it was before.
+/// Lets a client of others be called by the command that it is given, so that the machine is as it
+/// was before.
 fn apart(stage: &mut Stage, client: fn(&mut Stage, &str) -> Result<()>) -> Result<()> {
     let state = || std::fs::metadata(STATE).and_then(|found| found.modified()).ok();
     let before = state();
@@ -371,8 +374,8 @@ fn cnitool(stage: &mut Stage, apart: &str) -> Result<()> {
     Ok(())
 }
 
-/// What containerd, nerdctl and Nomad call plugins with: with their spelling of port mappings, or null for none, and with
-/// `loopback`, which the daemon brings.
+/// What containerd, nerdctl and Nomad call plugins with: with their spelling of port mappings, or
+/// null for none, and with `loopback`, which the daemon brings.
 fn gocni(stage: &mut Stage, apart: &str) -> Result<()> {
     stage.lab.start_proxies(&Value::Null)?;
     stage.reaches_other_node()?;
@@ -408,7 +411,8 @@ fn gocni(stage: &mut Stage, apart: &str) -> Result<()> {
     Ok(())
 }
 
-/// A container runtime of others runs containers with the configuration that the daemon has installed.
+/// A container runtime of others runs containers with the configuration that the daemon has
+/// installed.
 fn podman(stage: &mut Stage, apart: &str) -> Result<()> {
     // The machine's own programs, in an empty root.
     const RUN: &str = "run --network sluice --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 -v /usr:/usr:ro -v /lib:/lib:ro \

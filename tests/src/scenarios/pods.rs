@@ -44,7 +44,8 @@ impl Stage {
         }))
     }
 
-    /// Puts the Pods that a controller made onto the nodes of these pods of the lab, and tells their names.
+    /// Puts the Pods that a controller made onto the nodes of these pods of the lab, and tells
+    /// their names.
     pub(super) fn place_pods(&mut self, app: &str, places: &[&str]) -> Result<Vec<String>> {
         let pods = self.until_some(&format!("Pods of {app}"), |stage| {
             let pods: Vec<String> =

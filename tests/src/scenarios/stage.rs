@@ -21,7 +21,8 @@ use crate::proxy::ProxyProgram;
 use crate::report::Failure;
 use crate::target::From;
 
-/// How long a change may take until packets show it: controllers batch what they do, and start slowly.
+/// How long a change may take until packets show it: controllers batch what they do, and start
+/// slowly.
 pub(super) const WITHIN: Duration = Duration::from_secs(15);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(100);

@@ -1,4 +1,5 @@
-//! Traffic that must not notice anything: new connections at a steady rate, held ones, and a sender of datagrams.
+//! Traffic that must not notice anything: new connections at a steady rate, held ones, and a sender
+//! of datagrams.
 
 use std::time::Duration;
 
@@ -118,7 +119,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Begins all traffic, as soon as the Service answers. Each of two loads opens so many connections in a second.
+    /// Begins all traffic, as soon as the Service answers. Each of two loads opens so many
+    /// connections in a second.
     pub(super) fn begin_traffic(&mut self, per_second: u64) -> Result<()> {
         self.reaches("pod/user", WEB, &["a1", "b1"])?;
         let inside = [WEB, WEB6, WEB_UDP];
@@ -156,8 +158,8 @@ impl Stage {
         self.traffic_goes_on(Duration::from_secs(1))
     }
 
-    /// One proxy in the place of another, in the order of docs/migration.md: both want the same ports, so the old one ends
-    /// first.
+    /// One proxy in the place of another, in the order of docs/migration.md: both want the same
+    /// ports, so the old one ends first.
     pub(super) fn exchange(&mut self, node: &str, from: &ProxyProgram, to: &ProxyProgram) -> Result<()> {
         self.traffic_goes_on(Duration::from_secs(1))?;
         self.lab.stop_program(node, from)?;

@@ -1,5 +1,5 @@
-//! The watch under fire: an API server behind a proxy that makes faults. Traffic goes on meanwhile, and afterwards
-//! everything is in force that was written during the fault.
+//! The watch under fire: an API server behind a proxy that makes faults. Traffic goes on meanwhile,
+//! and afterwards everything is in force that was written during the fault.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -64,7 +64,8 @@ impl Stage {
         })
     }
 
-    /// Starts sluice on the first node, with the fault proxy as its API server and a file as its token.
+    /// Starts sluice on the first node, with the fault proxy as its API server and a file as its
+    /// token.
     pub(super) fn start_behind_faults(&mut self, token: &str) -> Result<()> {
         let file = self.token_file();
         std::fs::write(&file, token)?;

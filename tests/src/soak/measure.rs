@@ -50,7 +50,8 @@ pub(super) fn kernel_memory() -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// What the daemons have in the kernels of both nodes: elements and rules of tables, or entries of maps.
+/// What the daemons have in the kernels of both nodes: elements and rules of tables, or entries of
+/// maps.
 pub(super) fn elements(lab: &Lab, mode: &str) -> Result<Elements> {
     if mode == "ebpf" {
         interrupt::sleep(COUNTED)?;

@@ -34,7 +34,8 @@ pub(super) enum Deed {
     Change,
     /// A pod goes, and another one comes, with ports of the node.
     Pod,
-    /// Somebody takes an element away, or the directory of objects is exchanged: everything is read again.
+    /// Somebody takes an element away, or the directory of objects is exchanged: everything is read
+    /// again.
     Reread,
     /// The daemon is killed and started.
     Kill,
@@ -117,8 +118,8 @@ impl Work {
         }
     }
 
-    /// Kills the daemon of a node and starts it. Every other time, and whenever `quiet` says so, nothing has changed before:
-    /// then the new one must find everything as it should be.
+    /// Kills the daemon of a node and starts it. Every other time, and whenever `quiet` says so,
+    /// nothing has changed before: then the new one must find everything as it should be.
     pub(super) fn restart(&mut self, lab: &mut Lab, node: &str, quiet: bool) -> Result<()> {
         let number = if node == NODE && !quiet { self.count(Deed::Kill) } else { 0 };
         let quiet = quiet || number.is_multiple_of(2);
@@ -138,8 +139,8 @@ impl Work {
         Ok(())
     }
 
-    /// Somebody flushes rules, elements or everything. New connections wait until that has been put right; of everything, held
-    /// ones end before: without any rule the kernel translates nothing.
+    /// Somebody flushes rules, elements or everything. New connections wait until that has been put
+    /// right; of everything, held ones end before: without any rule the kernel translates nothing.
     pub(super) fn flush(&mut self, lab: &mut Lab, traffic: &mut Traffic) -> Result<()> {
         let number = self.count(Deed::Flush);
         let everything = number % 3 == 1 || lab.mode() != "nftables";
@@ -160,8 +161,9 @@ fn shell(lab: &Lab, line: &str) -> Result<()> {
     Ok(())
 }
 
-/// In mode nftables somebody takes an element away, once it is there: so that the daemon must have put it back, for which it reads
-/// the whole table. The maps of mode ebpf are nobody's to change: there all files are read again, as when a volume is exchanged.
+/// In mode nftables somebody takes an element away, once it is there: so that the daemon must have
+/// put it back, for which it reads the whole table. The maps of mode ebpf are nobody's to change:
+/// there all files are read again, as when a volume is exchanged.
 fn reread(lab: &Lab) -> Result<()> {
     if lab.mode() != "nftables" {
         return lab.exchange_files();
@@ -177,8 +179,8 @@ fn reread(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Operations by which a daemon that has just been started found the kernel not to be as planned. With eBPF each start takes over
-/// links, which are operations too: a further start tells how many.
+/// Operations by which a daemon that has just been started found the kernel not to be as planned.
+/// With eBPF each start takes over links, which are operations too: a further start tells how many.
 fn drift(lab: &mut Lab, node: &str) -> Result<u64> {
     let first = needed(lab, node)?;
     if first == 0 || lab.mode() != "ebpf" {

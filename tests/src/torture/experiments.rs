@@ -276,7 +276,8 @@ fn one_socket(list: &mut List, v6: bool, called: &str, places: &[&str]) {
                     list.add(v6, &name, place(), vec![what]).judged = Judged::BySender;
                 }
                 let what = What::Datagrams { socket: kind, sends };
-                // Whom the endpoint sees is another matter: on the socket path nobody is masqueraded.
+                // Whom the endpoint sees is another matter: on the socket path nobody is
+                // masqueraded.
                 list.add(v6, &format!("{called}/{from}/{name}/{of}"), place(), vec![what]).judged =
                     Judged::BySender;
             }
@@ -403,7 +404,8 @@ fn streams(list: &mut List, v6: bool) {
     }
 }
 
-/// The other node has another Ethernet address from now on, and does not say so: it knows ours for good.
+/// The other node has another Ethernet address from now on, and does not say so: it knows ours for
+/// good.
 fn moving(list: &mut List, v6: bool) {
     let to = Frontend::NodePort.of("rem", v6);
     let what = What::Datagrams { socket: Socket::Plain, sends: vec![asked(to, 100, 100)] };

@@ -1,6 +1,7 @@
 //! What the network of the experiments is like.
 //!
-//! client - switch - node-a with the pods p1 and p2, and node-b with p3. The proxy runs on node-a alone.
+//! client - switch - node-a with the pods p1 and p2, and node-b with p3. The proxy runs on node-a
+//! alone.
 
 use anyhow::Result;
 use std::fmt::Write;

@@ -1,5 +1,5 @@
-//! The directory through which a VM is told what to run, and tells what came of it. The VM mounts it by 9p, without a
-//! cache; its other side is `init.sh`.
+//! The directory through which a VM is told what to run, and tells what came of it. The VM mounts
+//! it by 9p, without a cache; its other side is `init.sh`.
 //!
 //! | file | written by | what |
 //! |---|---|---|

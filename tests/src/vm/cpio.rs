@@ -33,7 +33,8 @@ impl Archive {
         self.entries += 1;
         let size = u32::try_from(content.len()).with_context(|| format!("{name} is too large"))?;
         let name_size = u32::try_from(name.len() + 1).context("a name is too long")?;
-        // inode, mode, uid, gid, links, mtime, size, device (2), special device (2), size of the name, checksum
+        // inode, mode, uid, gid, links, mtime, size, device (2), special device (2), size of the
+        // name, checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend(b"070701");
         for field in fields {

@@ -1,4 +1,5 @@
-//! The first file system of a VM: a shell, the modules for reaching this machine's root, and `init.sh`.
+//! The first file system of a VM: a shell, the modules for reaching this machine's root, and
+//! `init.sh`.
 
 use std::fs;
 use std::path::Path;

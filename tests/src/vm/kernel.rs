@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 ///
 /// - `vmlinuz`
 /// - `lib/modules/RELEASE`, with modules.dep
-/// - `boot-modules`: the modules for reaching the root file system, uncompressed, in order of their names
+/// - `boot-modules`: the modules for reaching the root file system, uncompressed, in order of their
+///   names
 /// - `busybox`, which needs no library
 #[derive(Debug, Clone)]
 pub struct Kernel {

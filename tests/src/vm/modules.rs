@@ -1,7 +1,7 @@
 //! Modules that a node of a cluster has loaded long before a proxy starts.
 //!
-//! Each is loaded by itself when it is asked for. But a new VM has none, and under emulation the proxy that starts first
-//! would wait for a dozen of them, half a second each.
+//! Each is loaded by itself when it is asked for. But a new VM has none, and under emulation the
+//! proxy that starts first would wait for a dozen of them, half a second each.
 
 /// What nodes and pods are connected with, and what every backend uses.
 pub const OF_A_NODE: [&str; 5] = ["veth", "bridge", "sctp", "nf_conntrack", "nf_conntrack_netlink"];

@@ -29,7 +29,8 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Writes what a VM begins with. With `shell` it is for a person, whose shell begins in that directory.
+    /// Writes what a VM begins with. With `shell` it is for a person, whose shell begins in that
+    /// directory.
     pub(super) fn create(kernel: &Kernel, options: &VmOptions, shell: Option<&Path>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // A name by which `lab::prune` removes it should this process be killed.
@@ -89,7 +90,8 @@ fn boot_settings(kernel: &Kernel, options: &VmOptions, shell: Option<&Path>) -> 
     assignments(&settings)
 }
 
-/// Those of the directories that the VM's own /tmp and /run would hide, without those below another one.
+/// Those of the directories that the VM's own /tmp and /run would hide, without those below another
+/// one.
 fn hidden(directories: &[PathBuf]) -> Vec<&Path> {
     let mut sorted: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
     sorted.sort();

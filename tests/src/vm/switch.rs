@@ -1,7 +1,8 @@
-//! A switch between VMs: it learns where addresses are, and can write down every frame that it passes on.
+//! A switch between VMs: it learns where addresses are, and can write down every frame that it
+//! passes on.
 //!
-//! Each port is a pair of datagram sockets of the file system, one of the VM's emulator and one here; a datagram is a
-//! frame. No network of this machine has a part in it.
+//! Each port is a pair of datagram sockets of the file system, one of the VM's emulator and one
+//! here; a datagram is a frame. No network of this machine has a part in it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -78,7 +79,8 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// A switch with as many ports. With `capture`, every frame is written to that file, in tcpdump's format.
+    /// A switch with as many ports. With `capture`, every frame is written to that file, in
+    /// tcpdump's format.
     pub fn start(ports: u8, capture: Option<&Path>) -> Result<Self> {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Two nodes with pods, and a client outside, each a VM with a kernel of its own; a switch between them writes down every
-//! frame.
+//! Two nodes with pods, and a client outside, each a VM with a kernel of its own; a switch between
+//! them writes down every frame.
 
 use std::path::{Path, PathBuf};
 use std::process::Command as HostCommand;
@@ -150,8 +150,8 @@ impl Cluster {
         );
     }
 
-    /// As a container runtime does, with a port of the node for who has something to offer. Addresses are fixed, so it need not
-    /// wait for the daemon.
+    /// As a container runtime does, with a port of the node for who has something to offer.
+    /// Addresses are fixed, so it need not wait for the daemon.
     fn call_plugin(&mut self, name: &str, node: usize, address: &str) {
         let ports = if name == "user" {
             String::new()

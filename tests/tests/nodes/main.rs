@@ -1,5 +1,5 @@
-//! Services on real nodes: VMs with kernels of their own. What must be true is read off conntrack in the node and off the
-//! frames between the nodes, by programs that know nothing of sluice.
+//! Services on real nodes: VMs with kernels of their own. What must be true is read off conntrack
+//! in the node and off the frames between the nodes, by programs that know nothing of sluice.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
@@ -105,7 +105,8 @@ fn nodes_with_the_pod_network() {
     );
     let answers = cluster.probe("user", "tcp://10.244.2.11:8080", 5);
     assert!(answers.iter().all(|answer| answer.peer.to_string() == USER), "{answers:?}");
-    // tcpdump knows VXLAN by its usual port only, so its header is read here: the flag, and the network (RFC 7348, 5).
+    // tcpdump knows VXLAN by its usual port only, so its header is read here: the flag, and the
+    // network (RFC 7348, 5).
     let outer = format!(
         "src host {} and dst host {} and udp dst port 4790 and udp[8:4] = 0x08000000 and udp[12:4] = {}",
         NODES[0],
@@ -181,7 +182,8 @@ fn cluster_ip(cluster: &mut Cluster, is_tracked: bool) {
     }
 }
 
-/// A client outside sees the node only, and endpoints on other nodes see the node instead of the client.
+/// A client outside sees the node only, and endpoints on other nodes see the node instead of the
+/// client.
 fn node_port(cluster: &mut Cluster, is_tracked: bool) {
     let [node, _] = NODES;
     let answers = cluster.probe("client", &format!("tcp://{node}:30080"), 4);

@@ -1,4 +1,5 @@
-//! The CNI plugin beside Debian's bridge and host-local: how long ADD and DEL take, one after the other and 100 at once.
+//! The CNI plugin beside Debian's bridge and host-local: how long ADD and DEL take, one after the
+//! other and 100 at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The eBPF data path by itself: what a ClusterIP costs on the socket path, and what a packet costs on the packet path.
+//! The eBPF data path by itself: what a ClusterIP costs on the socket path, and what a packet costs
+//! on the packet path.
 
 mod packets;
 mod sockets;

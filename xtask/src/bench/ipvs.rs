@@ -1,7 +1,7 @@
 //! Mode ipvs against kube-proxy's, in a VM, because few machines that build this have IPVS.
 //!
-//! Both read the same objects from the same replaying API server, in turns, in one VM. Everything is slower there, by
-//! about the same factor, than on a machine: what counts is the ratio.
+//! Both read the same objects from the same replaying API server, in turns, in one VM. Everything
+//! is slower there, by about the same factor, than on a machine: what counts is the ratio.
 
 mod turn;
 

@@ -31,7 +31,8 @@ pub(crate) struct Arguments {
     /// Endpoints of each Service.
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
-    /// Proxies, in the order of their turns: nftables, ebpf, kube-proxy-nftables, kube-proxy-iptables.
+    /// Proxies, in the order of their turns: nftables, ebpf, kube-proxy-nftables,
+    /// kube-proxy-iptables.
     #[arg(long, value_delimiter = ',',
         default_values_t = ["nftables", "kube-proxy-nftables", "kube-proxy-iptables"].map(str::to_owned))]
     proxies: Vec<String>,

@@ -1,7 +1,8 @@
-//! Pod to pod over VXLAN between two VMs: sluice's plumbing beside the same plumbing made by hand with `ip`.
+//! Pod to pod over VXLAN between two VMs: sluice's plumbing beside the same plumbing made by hand
+//! with `ip`.
 //!
-//! By hand is what flannel makes: a bridge on each node, a VXLAN device, a route, a neighbour and a forwarding entry for
-//! the other node.
+//! By hand is what flannel makes: a bridge on each node, a VXLAN device, a route, a neighbour and a
+//! forwarding entry for the other node.
 
 use std::path::PathBuf;
 use std::time::Duration;

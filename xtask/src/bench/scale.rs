@@ -1,7 +1,8 @@
 //! How cost grows with the number of services: the real daemon, on manifests, in a node of a lab.
 //!
-//! All times are the daemon's own, from /debug/syncs: of the load, from the last object read to the kernel's
-//! acknowledgement; of a change, from the object's arrival at the index to the kernel's acknowledgement.
+//! All times are the daemon's own, from /debug/syncs: of the load, from the last object read to the
+//! kernel's acknowledgement; of a change, from the object's arrival at the index to the kernel's
+//! acknowledgement.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

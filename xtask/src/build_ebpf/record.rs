@@ -1,5 +1,5 @@
-//! Which bytes the eBPF programs are, and what they were built with. Another toolchain may build other bytes: that is no
-//! failure of the build, but one of the check that compares.
+//! Which bytes the eBPF programs are, and what they were built with. Another toolchain may build
+//! other bytes: that is no failure of the build, but one of the check that compares.
 
 use std::path::PathBuf;
 

@@ -15,7 +15,8 @@ use crate::vm::runner::{self, Job, PATIENCE};
 const CASE_LIMIT: Duration = Duration::from_secs(60);
 /// Cases at a time; they wait more than they work, even here.
 const JOBS: usize = 3;
-/// In mode ebpf they work: to verify its programs takes a daemon some ten seconds of an emulated CPU.
+/// In mode ebpf they work: to verify its programs takes a daemon some ten seconds of an emulated
+/// CPU.
 const JOBS_OF_EBPF: usize = 1;
 /// In MiB.
 const MEMORY: u32 = 3072;

@@ -12,7 +12,8 @@ pub(super) fn of(text: &str) -> String {
     format!("{}.svg", text.trim_end_matches(TEXT))
 }
 
-/// What a picture has in it that was drawn from a text. Not the picture is compared: each version of Graphviz draws another.
+/// What a picture has in it that was drawn from a text. Not the picture is compared: each version
+/// of Graphviz draws another.
 fn mark(text: &str) -> String {
     let digest: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("<!-- drawn from a text with SHA-256 {digest} -->")

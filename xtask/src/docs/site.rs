@@ -1,5 +1,5 @@
-//! What the site is made of: pages at their places in the repository, so that their links stay as they are, and what they
-//! link to.
+//! What the site is made of: pages at their places in the repository, so that their links stay as
+//! they are, and what they link to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -95,8 +95,8 @@ pub(super) fn broken(book: &Path) -> Result<Vec<String>> {
     Ok(broken)
 }
 
-/// All pages of the site, but the one for what is not there, whose links are from the root of a server, and the one for print,
-/// which has all pages in it.
+/// All pages of the site, but the one for what is not there, whose links are from the root of a
+/// server, and the one for print, which has all pages in it.
 fn html(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {

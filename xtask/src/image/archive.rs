@@ -1,7 +1,9 @@
-//! The OCI image layout (image-spec 1.1) as a tar file. The same input makes the same bytes: times are fixed, JSON keys sorted.
+//! The OCI image layout (image-spec 1.1) as a tar file. The same input makes the same bytes: times
+//! are fixed, JSON keys sorted.
 //!
-//! The image holds the daemon and the CNI plugin, and nothing else. No certificates: the API server's is verified with the CA of the service
-//! account or the kubeconfig. No passwd: the user is given by number.
+//! The image holds the daemon and the CNI plugin, and nothing else. No certificates: the API
+//! server's is verified with the CA of the service account or the kubeconfig. No passwd: the user
+//! is given by number.
 
 use std::io::Write;
 
@@ -122,7 +124,8 @@ impl Image<'_> {
         let mut descriptor = manifest.descriptor();
         descriptor["platform"] = json!({"architecture": self.architecture, "os": "linux"});
         let tag = self.name.rsplit_once(':').map_or(self.name, |(_, tag)| tag);
-        // The first is what the specification knows; containerd and docker take the full name from the second.
+        // The first is what the specification knows; containerd and docker take the full name from
+        // the second.
         descriptor["annotations"] =
             json!({"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": self.name});
         json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]})

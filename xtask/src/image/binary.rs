@@ -1,4 +1,5 @@
-//! The static binaries, the daemon and the CNI plugin: linked with musl, by the first toolchain that can.
+//! The static binaries, the daemon and the CNI plugin: linked with musl, by the first toolchain
+//! that can.
 //!
 //! 1. The workspace's own, when it has the standard library for musl or rustup can fetch it.
 //! 2. Debian's, which has no such library but the source of it, and builds it.

@@ -1,5 +1,6 @@
-//! Is the written image good? Verifies its digests, then runs it in namespaces of its own, on a root file system that holds
-//! only the image, with the capabilities that deploy/daemonset.yaml gives it.
+//! Is the written image good? Verifies its digests, then runs it in namespaces of its own, on a
+//! root file system that holds only the image, with the capabilities that deploy/daemonset.yaml
+//! gives it.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -104,7 +105,8 @@ fn run_in(root: &Path, image: &Unpacked) -> Result<()> {
     outcome
 }
 
-/// A program of the image as a container's: nothing but the image, no new privileges, two capabilities.
+/// A program of the image as a container's: nothing but the image, no new privileges, two
+/// capabilities.
 fn contained(root: &Path, program: &str) -> Command {
     let mut command = Command::new("setpriv");
     // The pod has NET_ADMIN only; chroot needs the other.

@@ -34,7 +34,8 @@ const SCENARIOS: [&str; 4] = [
     "migration-ipvs-to-nftables",
 ];
 
-/// What is run every time, with the oldest kernel: one case of each kind, and what this machine's kernel may lack.
+/// What is run every time, with the oldest kernel: one case of each kind, and what this machine's
+/// kernel may lack.
 const SMOKE: [(&str, &[&str]); 3] = [
     (
         "nftables",
@@ -115,7 +116,8 @@ pub(super) fn smoke(suites: &mut Suites, programs: &Programs) {
     }
 }
 
-/// Runs everything: all cases with each backend, nodes, scenarios and the tests of VMs, under each kernel.
+/// Runs everything: all cases with each backend, nodes, scenarios and the tests of VMs, under each
+/// kernel.
 pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!("there can be no VMs: {obstacle}");

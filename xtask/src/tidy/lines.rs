@@ -1,11 +1,11 @@
-//! How long files, lines of prose and cells of tables may be.
+//! How long files, lines of prose and of comments, and cells of tables may be.
 
 use super::Finding;
 use super::tree::Tree;
 
 /// Lines of a file of Rust.
 const FILE: usize = 700;
-/// Columns of a line of prose.
+/// Columns of a line of prose, in a page or in a comment.
 const PROSE: usize = 100;
 /// Characters of a cell of a table, without the targets of links.
 const CELL: usize = 120;
@@ -23,28 +23,42 @@ pub(super) fn check_files(tree: &Tree) -> Vec<Finding> {
     tree.ending(".rs").filter_map(long).collect()
 }
 
-/// Pages with long lines or long cells.
+/// Pages and comments with long lines or long cells.
 pub(super) fn check_prose(tree: &Tree) -> Vec<Finding> {
+    let pages = tree.ending(".md").flat_map(|(path, text)| problems(path, text, |line| Some(line)));
+    let comments = tree.ending(".rs").flat_map(|(path, text)| problems(path, text, comment));
+    pages.chain(comments).collect()
+}
+
+/// What is wrong with the lines of a file that `prose` takes for prose, code blocks left out.
+fn problems(path: &str, text: &str, prose: fn(&str) -> Option<&str>) -> Vec<Finding> {
+    let mut is_code = false;
     let mut findings = Vec::new();
-    for (path, text) in tree.ending(".md") {
-        let mut is_code = false;
-        for (index, line) in text.lines().enumerate() {
-            is_code ^= line.trim_start().starts_with("```");
-            let what = if is_code { None } else { problem(line) };
-            findings.extend(what.map(|what| Finding { path: path.to_owned(), line: index + 1, what }));
-        }
+    for (index, line) in text.lines().enumerate() {
+        let Some(words) = prose(line) else {
+            is_code = false;
+            continue;
+        };
+        is_code ^= words.trim_start().starts_with("```");
+        let what = if is_code { None } else { problem(line, words) };
+        findings.extend(what.map(|what| Finding { path: path.to_owned(), line: index + 1, what }));
     }
     findings
 }
 
-fn problem(line: &str) -> Option<String> {
-    if line.starts_with('|') {
-        let longest = cells(line).map(|cell| shown(cell).chars().count()).max()?;
+/// What a line says that is a comment as a whole.
+fn comment(line: &str) -> Option<&str> {
+    Some(line.trim_start().strip_prefix("//")?.trim_start_matches(['/', '!']).trim_start())
+}
+
+fn problem(line: &str, words: &str) -> Option<String> {
+    if words.starts_with('|') {
+        let longest = cells(words).map(|cell| shown(cell).chars().count()).max()?;
         return (longest > CELL).then(|| format!("a cell of {longest} characters: make it a paragraph"));
     }
     let columns = line.chars().count();
     // What has no place to break it, a long link, stands alone.
-    let can_break = line.trim_start().trim_start_matches(['-', '*', '#', '>', ' ']).contains(' ');
+    let can_break = words.trim_start().trim_start_matches(['-', '*', '#', '>', ' ']).contains(' ');
     (columns > PROSE && can_break).then(|| format!("{columns} columns are more than {PROSE}"))
 }
 
@@ -79,6 +93,16 @@ mod tests {
         let tree = Tree::of(&[("a.rs", &short), ("b.rs", &long), ("c.md", &long)]);
         let findings = check_files(&tree);
         assert_eq!(findings.iter().map(|finding| finding.path.as_str()).collect::<Vec<_>>(), ["b.rs"]);
+    }
+
+    #[test]
+    fn long_comments_are_found_outside_of_code() {
+        let long = "word ".repeat(20);
+        let text =
+            format!("    /// {long}\n/// ```\n/// {long}\n/// ```\nlet a = \"{long}\"; // {long}\n//! a\n");
+        let findings = check_prose(&Tree::of(&[("a.rs", &text)]));
+        let whats: Vec<_> = findings.iter().map(ToString::to_string).collect();
+        assert_eq!(whats, ["a.rs:1: 108 columns are more than 100"]);
     }
 
     #[test]

@@ -29,8 +29,8 @@ fn line_of(text: &str, offset: usize) -> usize {
     text[..offset].matches('\n').count() + 1
 }
 
-/// What headings are called in a link: lower case, without punctuation, with a number where one comes again. As GitHub and
-/// mdBook do it.
+/// What headings are called in a link: lower case, without punctuation, with a number where one
+/// comes again. As GitHub and mdBook do it.
 fn anchors(text: &str) -> Vec<String> {
     let (mut found, mut heading) = (Vec::new(), None::<String>);
     let mut times = BTreeMap::<String, usize>::new();

@@ -1,4 +1,5 @@
-//! What crates and rooms must not use: rules of docs/architecture.md that visibility cannot express.
+//! What crates and rooms must not use: rules of docs/architecture.md that visibility cannot
+//! express.
 
 use std::collections::BTreeMap;
 
@@ -136,7 +137,8 @@ fn module(path: &str) -> Vec<String> {
     ["crate"].into_iter().chain(parts).map(str::to_owned).collect()
 }
 
-/// What a file outside of its tests names, by full paths where they begin with `self` or `super`, and in which line.
+/// What a file outside of its tests names, by full paths where they begin with `self` or `super`,
+/// and in which line.
 fn used(text: &str, module: &[String]) -> syn::Result<Vec<(usize, String)>> {
     let file = syn::parse_file(text)?;
     let mut paths = Paths { module: module.to_vec(), used: Vec::new(), names: BTreeMap::new() };

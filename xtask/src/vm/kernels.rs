@@ -1,4 +1,5 @@
-//! Debian's kernel packages, downloaded and unpacked once below `target/vm`, without being installed.
+//! Debian's kernel packages, downloaded and unpacked once below `target/vm`, without being
+//! installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ const PROGRAMS: [(&str, &str); 4] = [
     // Of the tests inside.
     ("ip", "iproute2"),
 ];
-/// Packages that depend on the newest kernel of some series; which one, depends on the release of Debian.
+/// Packages that depend on the newest kernel of some series; which one, depends on the release of
+/// Debian.
 const NEWEST: [&str; 2] = ["linux-image-amd64", "linux-image-6.12-amd64"];
 /// What is needed to reach this machine's root, and the network; what they need comes with them.
 const BOOT_MODULES: [&str; 5] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net"];
@@ -55,7 +57,8 @@ fn cache() -> PathBuf {
     target_directory().join("vm")
 }
 
-/// The kernel of a series. What is missing is downloaded and installed; with `update`, a newer package is looked for.
+/// The kernel of a series. What is missing is downloaded and installed; with `update`, a newer
+/// package is looked for.
 pub(crate) fn get(series: Series, update: bool) -> Result<Kernel> {
     machine::install(&PROGRAMS)?;
     let link = directory(series);
@@ -117,7 +120,8 @@ fn unpack(package: &str, work: &Path) -> Result<String> {
     fs::create_dir_all(work)?;
     let get = || {
         let mut command = Command::new("apt-get");
-        // apt would like to be another user, for which a directory of root's is none of its business.
+        // apt would like to be another user, for which a directory of root's is none of its
+        // business.
         command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", package, "busybox-static"]);
         run(command.current_dir(work))
     };

@@ -14,7 +14,8 @@ use super::{options, stream};
 use crate::machine::target_directory;
 use crate::skips;
 
-/// How many times longer than usual an expectation may take to be met. Emulation makes a machine ten times slower.
+/// How many times longer than usual an expectation may take to be met. Emulation makes a machine
+/// ten times slower.
 pub(crate) const PATIENCE: u32 = 10;
 /// What a run may take beside what it runs.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -71,8 +72,8 @@ fn run_and_report(job: Job<'_>, output: &Path) -> Result<()> {
     done
 }
 
-/// Runs a program in a VM that has loaded what some backends need; fails unless it succeeds. What it skips is counted
-/// where the VM has an output.
+/// Runs a program in a VM that has loaded what some backends need; fails unless it succeeds. What
+/// it skips is counted where the VM has an output.
 pub(crate) fn program(
     series: Series,
     options: &VmOptions,

@@ -22,8 +22,8 @@ pub(super) fn attachable(devices: &[Device]) -> Vec<bpf::Device> {
         .collect()
 }
 
-/// The entries of the map `INTERFACES`. Packets may leave by any interface, whether it has programs or not.
-/// `checks_pods`: packets of our pods have their own addresses.
+/// The entries of the map `INTERFACES`. Packets may leave by any interface, whether it has programs
+/// or not. `checks_pods`: packets of our pods have their own addresses.
 pub(super) fn interfaces(
     devices: &[Device],
     detectors: &[Detector],

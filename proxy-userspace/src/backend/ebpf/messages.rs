@@ -39,7 +39,8 @@ impl Drop for Messages {
 }
 
 async fn read(logger: EbpfLogger<ToTracing>) {
-    // SAFETY: the logger owns the descriptor of its ring buffer, and tells the same one as long as it lives.
+    // SAFETY: the logger owns the descriptor of its ring buffer, and tells the same one as long as
+    // it lives.
     let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
     let mut logger = match registered {
         Ok(logger) => logger,

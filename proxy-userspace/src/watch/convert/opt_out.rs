@@ -10,7 +10,8 @@ use crate::watch::objects::{self, AnyObject, Metadata};
 
 const SOCKET_LB: &str = "sluice.socketLB";
 
-/// Converts a Pod; one without a network namespace of its own, or that has ended, becomes a deletion.
+/// Converts a Pod; one without a network namespace of its own, or that has ended, becomes a
+/// deletion.
 pub(in crate::watch) fn convert_pod(object: &objects::Pod) -> Converted<Pod> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
@@ -49,7 +50,8 @@ pub(in crate::watch) fn convert_namespace(object: &AnyObject) -> Converted<Names
     Converted { change: Change::Apply(Namespace { name, socket_path }), problems }
 }
 
-/// What an object's label and annotation say. Where they disagree the packet path is taken, since it serves everybody.
+/// What an object's label and annotation say. Where they disagree the packet path is taken, since
+/// it serves everybody.
 fn socket_path(metadata: &Metadata, problems: &mut Vec<String>) -> Option<bool> {
     let label = switch("labels", metadata.labels.socket_lb.as_deref(), problems);
     let annotation = switch("annotations", metadata.annotations.socket_lb.as_deref(), problems);

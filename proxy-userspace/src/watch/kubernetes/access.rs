@@ -19,7 +19,8 @@ use super::token::Authorization;
 pub struct Origin {
     /// A kubeconfig; without one and without `master` the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// The server's URL, over that of the kubeconfig; without a kubeconfig it is sent no credentials.
+    /// The server's URL, over that of the kubeconfig; without a kubeconfig it is sent no
+    /// credentials.
     pub master: Option<String>,
 }
 
@@ -56,8 +57,8 @@ impl Access {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the files again, because the server refused what they said. Whoever comes second with the same
-    /// client finds it done.
+    /// Reads the files again, because the server refused what they said. Whoever comes second with
+    /// the same client finds it done.
     pub(super) async fn renew(&self, refused: u64) {
         if self.current().generation != refused {
             return;
@@ -94,7 +95,8 @@ fn choose(
     });
     Ok(match (&origin.kubeconfig, master.transpose()?) {
         (Some(path), master) => from_file(path, master.as_ref())?,
-        // As for kube-proxy: the pod's token is for the server that the pod is told, and for no other.
+        // As for kube-proxy: the pod's token is for the server that the pod is told, and for no
+        // other.
         (None, Some(server)) => nobody(server),
         (None, None) => in_cluster(account, get).map_err(KubernetesError::InCluster)?,
     })

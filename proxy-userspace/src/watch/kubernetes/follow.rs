@@ -1,8 +1,9 @@
-//! Follows all objects of one kind: lists them, watches them, and finds its way back after any failure.
+//! Follows all objects of one kind: lists them, watches them, and finds its way back after any
+//! failure.
 //!
-//! What was told stays in force until a later list is complete without it. A part that cannot be understood
-//! never passes silently: an object with a broken field keeps its last state, and after a broken line the watch
-//! goes back to the last version that was understood.
+//! What was told stays in force until a later list is complete without it. A part that cannot be
+//! understood never passes silently: an object with a broken field keeps its last state, and after
+//! a broken line the watch goes back to the last version that was understood.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,10 +75,11 @@ pub(super) struct Follower<O, T> {
     kind: Kind<O, T>,
     shared: Shared,
     next: Next,
-    /// The version up to which everything is known; empty before the first list, and after the server has
-    /// forgotten it.
+    /// The version up to which everything is known; empty before the first list, and after the
+    /// server has forgotten it.
     version: String,
-    /// What a list must be at least as new as: "0" takes what the server has at hand, "" asks for the newest.
+    /// What a list must be at least as new as: "0" takes what the server has at hand, "" asks for
+    /// the newest.
     list_version: String,
     /// The server sends lists as the beginning of a watch (Kubernetes 1.32 and later).
     streaming: bool,
@@ -172,7 +174,8 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
                 self.streaming = false;
                 return Duration::ZERO;
             }
-            // Servers before 1.27 take such a request for a plain watch, and never say that the list is complete.
+            // Servers before 1.27 take such a request for a plain watch, and never say that the
+            // list is complete.
             Reason::Timeout if streamed_list => self.streaming = false,
             // A version that the server does not want to hear of, for whatever reason.
             Reason::Rejected if self.next == Next::Watch => {
@@ -180,8 +183,8 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
                 self.list_version.clear();
             }
             Reason::Gone => {
-                // The server works; whatever the failures before, only the spread of lists is to be waited for. A
-                // list that is gone is another matter.
+                // The server works; whatever the failures before, only the spread of lists is to be
+                // waited for. A list that is gone is another matter.
                 if self.next == Next::Watch {
                     self.backoff.reset();
                 }

@@ -1,5 +1,6 @@
-//! Cuts a body, as it comes, into the parts that are decoded for themselves: the lines of a watch and the items
-//! of a list. Only the part that has just come is ever held, and a broken one spoils no other.
+//! Cuts a body, as it comes, into the parts that are decoded for themselves: the lines of a watch
+//! and the items of a list. Only the part that has just come is ever held, and a broken one spoils
+//! no other.
 
 use bytes::{Bytes, BytesMut};
 

@@ -1,5 +1,6 @@
-//! What a kubeconfig says, read as client-go reads it (tools/clientcmd, rest and transport of 0.36 and 0.37): which
-//! entries count, which field wins, and what is refused. Pure but for the files that it names.
+//! What a kubeconfig says, read as client-go reads it (tools/clientcmd, rest and transport of 0.36
+//! and 0.37): which entries count, which field wins, and what is refused. Pure but for the files
+//! that it names.
 
 use std::path::{Path, PathBuf};
 
@@ -144,7 +145,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads a kubeconfig. `master` replaces its server, and then the name that the certificate has to have.
+/// Reads a kubeconfig. `master` replaces its server, and then the name that the certificate has to
+/// have.
 pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Result<Chosen, Wrong> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // Of several documents the first counts.
@@ -186,8 +188,8 @@ pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Resu
     Ok(if chosen.server.scheme_str() == Some("https") { chosen } else { in_the_clear(chosen) })
 }
 
-/// Without TLS nobody is told who we are, and nobody is checked (`IsConfigTransportTLS` in clientcmd's `ClientConfig`). Whom to
-/// impersonate is no secret, and is sent.
+/// Without TLS nobody is told who we are, and nobody is checked (`IsConfigTransportTLS` in
+/// clientcmd's `ClientConfig`). Whom to impersonate is no secret, and is sent.
 fn in_the_clear(chosen: Chosen) -> Chosen {
     let AuthInfo { impersonate, impersonate_uid, impersonate_groups, impersonate_user_extra, .. } =
         chosen.user;
@@ -278,7 +280,8 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// What is sent as `Authorization` by TLS: a file's token before a token, and neither beside a user name.
+/// What is sent as `Authorization` by TLS: a file's token before a token, and neither beside a user
+/// name.
 fn authorization(user: &Fields<'_>) -> Result<Authorization, Wrong> {
     let (token, file) = (user.text("token")?, user.file("tokenFile")?);
     let (name, password) = (user.text("username")?, user.text("password")?);

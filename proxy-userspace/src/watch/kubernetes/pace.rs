@@ -40,7 +40,8 @@ pub(super) fn random_part() -> f64 {
     (crate::random::bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// What is honoured of a Retry-After. API servers ask for seconds; whatever stands before one may ask for a day.
+/// What is honoured of a Retry-After. API servers ask for seconds; whatever stands before one may
+/// ask for a day.
 const LONGEST_WISH: Duration = Duration::from_secs(120);
 
 /// Growing pauses between failures.
@@ -60,8 +61,8 @@ impl Backoff {
         self.next = self.first;
     }
 
-    /// The next pause: half to all of the present step, or the server's own wish, as far as it is one that a
-    /// server may have, and up to half more.
+    /// The next pause: half to all of the present step, or the server's own wish, as far as it is
+    /// one that a server may have, and up to half more.
     pub(super) fn pause(&mut self, wish: Option<Duration>, part: f64) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.last);
@@ -84,7 +85,8 @@ impl Limit {
         Limit { burst, every, window: None }
     }
 
-    /// Whether this message may be shown, with the number of those that were not in the span before.
+    /// Whether this message may be shown, with the number of those that were not in the span
+    /// before.
     pub(super) fn allow(&mut self, now: Instant) -> Option<u32> {
         match &mut self.window {
             Some((begun, count)) if now.duration_since(*begun) < self.every => {

@@ -1,4 +1,5 @@
-//! By which addresses this process reaches the API: no Service may have them, or it would never hear again that it must not.
+//! By which addresses this process reaches the API: no Service may have them, or it would never
+//! hear again that it must not.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! Which proxy leads to the API server: the rules of Go's httpproxy for the environment, and client-go's for
-//! `proxy-url`.
+//! Which proxy leads to the API server: the rules of Go's httpproxy for the environment, and
+//! client-go's for `proxy-url`.
 
 use std::net::IpAddr;
 
@@ -52,7 +52,8 @@ pub(super) fn of_kubeconfig(text: &str) -> Result<Proxy, Unusable> {
 }
 
 impl Environment {
-    /// Reads the variables: of each the first of the upper and lower case spelling that is not empty.
+    /// Reads the variables: of each the first of the upper and lower case spelling that is not
+    /// empty.
     pub(super) fn read(get: impl Fn(&str) -> Option<String>) -> Environment {
         let first = |names: [&'static str; 2]| {
             let mut values = names.into_iter().filter_map(|name| Some(Variable { name, value: get(name)? }));
@@ -104,7 +105,8 @@ fn matches(entry: &str, host: &str, ip: Option<IpAddr>, port: u16) -> bool {
     if let Ok(address) = name.parse::<IpAddr>() {
         return ip == Some(address.to_canonical());
     }
-    // `.example.org` and `*.example.org` are what is below; `example.org` is that and the host itself.
+    // `.example.org` and `*.example.org` are what is below; `example.org` is that and the host
+    // itself.
     let name = name.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(name);
     match name.strip_prefix('.') {
         Some(below) => host.strip_suffix(below).is_some_and(|rest| rest.ends_with('.')),

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
 
-/// How long a file's token is used before the file is read again, as with client-go: a minute, less ten seconds.
+/// How long a file's token is used before the file is read again, as with client-go: a minute, less
+/// ten seconds.
 const FRESH: Duration = Duration::from_secs(50);
 
 /// What is sent with each request.

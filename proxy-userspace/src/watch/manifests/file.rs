@@ -6,7 +6,8 @@ use std::path::Path;
 
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Whether a name that appeared is a file that somebody is writing, and not a link to one that is there.
+/// Whether a name that appeared is a file that somebody is writing, and not a link to one that is
+/// there.
 pub(super) fn is_being_written(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.nlink() == 1)
 }

@@ -42,7 +42,8 @@ impl Manifests {
         }
     }
 
-    /// An object is no longer in a file. What that means shows when everything that changed with it has been read.
+    /// An object is no longer in a file. What that means shows when everything that changed with it
+    /// has been read.
     pub(super) fn undefine(&mut self, path: &Path, key: ObjectKey) {
         let Some(definers) = self.definers.get_mut(&key) else { return };
         definers.files.remove(path);
@@ -60,8 +61,8 @@ impl Manifests {
         self.settle(keys).await;
     }
 
-    /// Withdraws what no file has any more; of other objects the next file that defines them counts. Each of these is read
-    /// once. What was put off is tried again with them.
+    /// Withdraws what no file has any more; of other objects the next file that defines them
+    /// counts. Each of these is read once. What was put off is tried again with them.
     pub(super) async fn settle(&mut self, mut keys: BTreeSet<ObjectKey>) {
         let again = std::mem::take(&mut self.put_off);
         keys.extend(again.iter().cloned());

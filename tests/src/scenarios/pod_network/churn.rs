@@ -1,4 +1,5 @@
-//! What a day leaves behind on a busy node: pods come and go with ports of the node, and Services change.
+//! What a day leaves behind on a busy node: pods come and go with ports of the node, and Services
+//! change.
 
 use std::collections::BTreeSet;
 

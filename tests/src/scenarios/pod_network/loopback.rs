@@ -52,7 +52,8 @@ fn wire(stage: &Stage) -> Result<()> {
     stage.lab.rewire("a1", &json!({"portMappings": ports}))
 }
 
-/// As portmap serves: from 127.0.0.1 itself; and as the conformance test of host ports asks: from an address of the node.
+/// As portmap serves: from 127.0.0.1 itself; and as the conformance test of host ports asks: from
+/// an address of the node.
 fn answer_the_node(stage: &mut Stage) -> Result<()> {
     let node = format!("host/{NODE}");
     for to in ["tcp://127.0.0.1:8081", "tcp://127.0.0.1:8082", "tcp://127.1.2.3:8081", "udp://127.0.0.1:5353"]
@@ -139,7 +140,8 @@ fn is_told(stage: &mut Stage, why: &str) -> Result<()> {
     })
 }
 
-/// A neighbour and a pod send to the node's loopback, by routes that they make themselves, and then the node does ("end").
+/// A neighbour and a pod send to the node's loopback, by routes that they make themselves, and then
+/// the node does ("end").
 fn who_reaches_loopback(stage: &Stage) -> Result<String> {
     let mut line = format!(
         "rm -f listening; timeout 25 python3 -c \"{LISTEN}\" >seen & until test -e listening; do sleep 0.05; done\n"

@@ -1,4 +1,5 @@
-//! Neighbours, on the wire and on the node, that would be somebody else; and addresses that nobody has.
+//! Neighbours, on the wire and on the node, that would be somebody else; and addresses that nobody
+//! has.
 
 use std::time::Instant;
 
@@ -21,7 +22,8 @@ sender = socket.socket(socket.AF_INET6 if ':' in to else socket.AF_INET, socket.
 sender.bind((source, 0))
 sender.sendto(bytes.fromhex(data), (to, int(port)))";
 
-/// A frame of 10.244.2.7 to the pod 10.244.1.10, behind a VXLAN header with VNI 1 (RFC 7348, section 5).
+/// A frame of 10.244.2.7 to the pod 10.244.1.10, behind a VXLAN header with VNI 1 (RFC 7348,
+/// section 5).
 const WRAPPED: &str = "0800000000000100\
     020000000001020000000002\
     0800450000211000000040110000\

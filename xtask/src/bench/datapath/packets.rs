@@ -1,5 +1,5 @@
-//! The packet path: the time of one run of the program at a node's uplink, on built packets (BPF_PROG_TEST_RUN), with the
-//! maps as the daemon has filled them.
+//! The packet path: the time of one run of the program at a node's uplink, on built packets
+//! (BPF_PROG_TEST_RUN), with the maps as the daemon has filled them.
 
 use std::borrow::Cow;
 use std::path::Path;

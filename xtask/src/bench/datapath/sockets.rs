@@ -22,7 +22,8 @@ const LOADS: [(Work, Service, u16, &str, usize); 3] = [
     (Work::Requests, Service::Echo, 9002, "request latency, median [us]", 1),
     (Work::Stream, Service::Sink, 9003, "throughput [GB/s]", 1),
 ];
-/// What is added to a port for loads that go straight to the pod, so that neither way meets the other's remains.
+/// What is added to a port for loads that go straight to the pod, so that neither way meets the
+/// other's remains.
 const DIRECT: u16 = 100;
 
 /// Measures and prints.

@@ -143,7 +143,8 @@ impl Running {
         }
     }
 
-    /// The first value of a metric that will do; an error where the page has been there for long without it.
+    /// The first value of a metric that will do; an error where the page has been there for long
+    /// without it.
     fn await_metric(&mut self, name: &str, will_do: impl Fn(f64) -> bool) -> Result<f64> {
         let end = Instant::now() + self.limit;
         loop {

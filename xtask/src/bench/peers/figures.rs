@@ -13,7 +13,8 @@ pub(super) struct Figures {
     pub(super) machine: Machine,
     /// The command line that printed these figures
     pub(super) command: String,
-    /// The version of the API server and of kube-proxy; files of before there was a choice do not say it
+    /// The version of the API server and of kube-proxy; files of before there was a choice do not
+    /// say it
     #[serde(default = "first_version")]
     pub(super) kubernetes: String,
     /// Endpoints of each Service

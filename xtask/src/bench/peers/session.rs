@@ -167,7 +167,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// New connections through the node port, from the client outside the cluster, and straight to the pod from there.
+    /// New connections through the node port, from the client outside the cluster, and straight to
+    /// the pod from there.
     fn traffic_from_outside(&mut self) -> Result<()> {
         let node = NodeAddresses::of(&self.node()).context("a node without addresses")?.eth0[0];
         let ways = [
@@ -211,12 +212,14 @@ impl Session<'_> {
         self.client()?.bench(BenchRequest { target, work, workers, millis, pause_micros: 0, patience: None })
     }
 
-    /// Thousands of finished connections stay tracked for two minutes; the next load starts without them.
+    /// Thousands of finished connections stay tracked for two minutes; the next load starts without
+    /// them.
     fn forget_connections(&self) -> Result<()> {
         self.lab.run(&self.node(), &["conntrack", "-F"].map(str::to_owned)).map(drop)
     }
 
-    /// SIGKILL and a new start under a steady load of new connections, until the new process has synced.
+    /// SIGKILL and a new start under a steady load of new connections, until the new process has
+    /// synced.
     fn restart(&mut self) -> Result<()> {
         self.forget_connections()?;
         let request = BenchRequest {

@@ -1,4 +1,5 @@
-//! What the benchmark's cluster holds: a node with pods and a Service of its own for each proxy, and the bulk.
+//! What the benchmark's cluster holds: a node with pods and a Service of its own for each proxy,
+//! and the bulk.
 
 use std::net::Ipv4Addr;
 
@@ -11,8 +12,8 @@ use sluice_tests::objects::Key;
 use sluice_tests::target::From;
 use sluice_tests::topology::Topology;
 
-/// What is added to a port for loads that go straight to the pod: connections that differ in their way only would meet each
-/// other's remains there.
+/// What is added to a port for loads that go straight to the pod: connections that differ in their
+/// way only would meet each other's remains there.
 pub(super) const DIRECT: u16 = 100;
 /// The ports of a node's measured pod, and what serves there.
 pub(super) const SERVERS: [(Service, u16); 3] =
@@ -69,8 +70,9 @@ pub(super) fn topology(proxies: usize) -> Result<Topology> {
 pub(super) fn prepare(lab: &Lab, proxies: usize) -> Result<()> {
     for place in 0..proxies {
         let agent = lab.agent(&From::Pod(pod(place, "one")))?;
-        // One client whose connections all get a port of the node's meets the remains of earlier ones at the server, whose
-        // clocks do not fit (PAWS, RFC 7323), and waits a second for the next try: no proxy's doing.
+        // One client whose connections all get a port of the node's meets the remains of earlier
+        // ones at the server, whose clocks do not fit (PAWS, RFC 7323), and waits a second for the
+        // next try: no proxy's doing.
         agent.sysctl(&[("net/ipv4/tcp_max_tw_buckets", "0")])?;
         for (service, port) in SERVERS {
             agent.serve(service, port)?;
@@ -103,7 +105,8 @@ pub(super) fn own_slice(place: usize, endpoint: &str) -> (Key, Value) {
     slice(&name, &json!(ports), &json!(endpoints))
 }
 
-/// Writes bulk Services until there are `services` of them, each with its own endpoints, which nobody is.
+/// Writes bulk Services until there are `services` of them, each with its own endpoints, which
+/// nobody is.
 pub(super) fn fill(cluster: &Cluster, from: usize, services: usize, endpoints: usize) -> Result<()> {
     // The API server is shared by all proxies; a few requests at a time keep its two cores busy.
     const PARALLEL: usize = 32;
@@ -126,7 +129,8 @@ fn bulk_name(index: usize) -> String {
     format!("bulk-{index}")
 }
 
-/// The ClusterIP of a bulk Service: 10.96.1.0 and on, because the first addresses are for the nodes' own Services.
+/// The ClusterIP of a bulk Service: 10.96.1.0 and on, because the first addresses are for the
+/// nodes' own Services.
 pub(in crate::bench) fn bulk_address(index: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a60_0100_u32.saturating_add(u32::try_from(index).unwrap_or(u32::MAX)))
 }
