@@ -103,12 +103,12 @@ metrics! {
         "From the change of an endpoint in the cluster to its rules in place here";
     endpoint_changes_pending: Gauge = Gauge::default(),
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-        "Services with endpoint changes that are not in the kernel yet";
+        "1 while the kernel lacks changes of endpoints because a pass failed, otherwise 0";
     endpoint_changes: Counter = Counter::default(),
         "kubeproxy_sync_proxy_rules_endpoint_changes", "EndpointSlice notifications";
     service_changes_pending: Gauge = Gauge::default(),
         "kubeproxy_sync_proxy_rules_service_changes_pending",
-        "Services with changes that are not in the kernel yet";
+        "1 while the kernel lacks changes of Services because a pass failed, otherwise 0";
     service_changes: Counter = Counter::default(),
         "kubeproxy_sync_proxy_rules_service_changes", "Service notifications";
     no_local_endpoints: Labelled<2, Gauge> = Labelled::default(),

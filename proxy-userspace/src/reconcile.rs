@@ -370,8 +370,8 @@ impl Reconciler {
         match self.own_node.look(is_missing, Instant::now()) {
             Some(Told::Missing) => warn!(
                 node = name,
-                "there is no Node of this name: no endpoint counts as local, node ports do not answer on the Node's \
-                 addresses, and /healthz says 503. What an earlier one said stays in force. Give the right name with \
+                "there is no Node of this name: node ports do not answer on the Node's addresses, endpoints count as \
+                 local only if their nodeName is this name, and /healthz says 503. What an earlier one said stays in force. Give the right name with \
                  --hostname-override (hostnameOverride in the configuration file), or see why the kubelet has not \
                  registered it"
             ),
@@ -590,9 +590,8 @@ impl Reconciler {
             error!(%error, retry_ms = self.retry_delay.as_millis() as u64, "{words}");
         }
         let metrics = &self.outputs.metrics;
-        let pending = self.flows.len().max(1) as i64;
-        metrics.endpoint_changes_pending.set(pending);
-        metrics.service_changes_pending.set(pending);
+        metrics.endpoint_changes_pending.set(1);
+        metrics.service_changes_pending.set(1);
         Metrics::for_families(|family| {
             metrics.sync_failures.get_or_create(family).inc();
             metrics.sync_duration.get_or_create(family).observe(begun.elapsed().as_secs_f64());

@@ -390,9 +390,34 @@ fn a_file_can_be_checked_without_a_daemon() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("enableProfiling: has no effect") && text.contains("(line 3)"), "{text}");
     assert!(text.ends_with("config.yaml can be used\n"), "{text}");
+    // kube-proxy does not look at these networks in this mode, and starts.
+    let (code, text) = check(
+        "mode: nftables\nclusterCIDR: 10.0.0.0/8\nipvs:\n  excludeCIDRs: [10.1.0.0/16, nonsense]\n  strictARP: true\n",
+    );
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("ipvs, except excludeCIDRs: has no effect"), "{text}");
+    assert!(text.contains("ipvs.excludeCIDRs[1]: \"nonsense\" is no CIDR"), "{text}");
+    let (_, text) = check("mode: nftables\nclusterCIDR: 10.0.0.0/8\nipvs:\n  excludeCIDRs: [10.1.0.0/16]\n");
+    assert!(!text.contains("excludeCIDRs"), "{text}");
     let (code, text) = check("mode: nftables\nclusterCIDR: x\n");
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("clusterCIDR: \"x\"") && text.contains("(line 2)"), "{text}");
+}
+
+#[test]
+fn the_sync_periods_of_ipvs_count_in_that_mode_only() {
+    let scratch = Scratch::new();
+    let log = |mode: &str| {
+        let mut command = Command::new(sluice());
+        command.arg("--write-config-to").arg(scratch.0.join("written.yaml"));
+        command.args(["--proxy-mode", mode, "--ipvs-sync-period=5s"]).env_remove("RUST_LOG");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let ignored = "--ipvs-sync-period: has no effect";
+    assert!(!log("ipvs").contains(ignored));
+    assert!(log("nftables").contains(ignored));
 }
 
 #[test]

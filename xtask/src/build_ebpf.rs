@@ -8,6 +8,7 @@ mod record;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use sluice_ebpf_build as ebpf;
+use sluice_skips::Why;
 
 use crate::machine::{self, cargo, root, run as run_command};
 use record::Record;
@@ -30,6 +31,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         record::write(&built)?;
     }
     if arguments.check { record::compare(&record::read()?, &built) } else { Ok(()) }
+}
+
+/// Why a comparison would say nothing about the sources: another toolchain may build other bytes.
+pub(crate) fn obstacle() -> Result<Option<Why>> {
+    prepare()?;
+    let (recorded, here) = (record::read()?.toolchain, ebpf::Search::new(&root()).toolchain());
+    let here = here.context("no toolchain")?;
+    Ok((recorded != here).then(|| Why::choice(format!("the record is of {recorded}, and here is {here}"))))
 }
 
 /// Builds the programs, and fails unless they are the recorded ones.

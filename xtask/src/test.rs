@@ -54,6 +54,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn of_this_machine(suites: &mut Suites, programs: &Programs) {
     let tools = with_go(suites);
     suites.run("unit, property and kernel tests", || cargo_tests(tools.as_deref()));
+    let name = "the eBPF programs are those that are recorded";
+    match build_ebpf::obstacle() {
+        Ok(Some(why)) => suites.skip(name, why),
+        Ok(None) => suites.run(name, build_ebpf::check),
+        Err(error) => suites.run(name, || Err(error)),
+    }
     suites.run("readers given anything", || fuzz::run(&fuzz::Arguments::default()));
     suites.run("self-test of the conformance runner", || {
         run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))

@@ -161,8 +161,13 @@ fn without_say(given: &[String]) -> Vec<String> {
 /// Flags without a meaning here that leave no trace in the configuration, by which they would be
 /// told.
 fn without_trace(args: &RunArgs, given: &[String]) -> Vec<String> {
-    const FLAGS: [&str; 4] = ["boot-id-file", "machine-id-file", "ipvs-sync-period", "ipvs-min-sync-period"];
-    let named = given.iter().filter(|flag| FLAGS.contains(&flag.as_str()));
+    const FILES: [&str; 2] = ["boot-id-file", "machine-id-file"];
+    const PERIODS: [&str; 2] = ["ipvs-sync-period", "ipvs-min-sync-period"];
+    let is_ipvs = args.dataplane.proxy_mode.as_deref() == Some("ipvs");
+    let named = given.iter().filter(|flag| {
+        let flag = flag.as_str();
+        FILES.contains(&flag) || (!is_ipvs && PERIODS.contains(&flag))
+    });
     let mut told: Vec<String> = named.map(|flag| format!("--{flag}: has no effect here")).collect();
     for (flag, port) in [("healthz-port", args.node.healthz_port), ("metrics-port", args.node.metrics_port)] {
         if port.is_some_and(|port| port != 0) {

@@ -2,6 +2,7 @@
 
 use super::duration::GoDuration;
 use super::raw::{Ebpf, Iptables, Ipvs, KubeProxyConfiguration, Winkernel};
+use super::validate::parse_cidr;
 
 /// What to tell about a configuration as it was written, before defaults.
 pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
@@ -80,14 +81,32 @@ impl Told {
             self.0.push(format!("{field}: has no effect here ({why})"));
         }
     }
+
+    /// kube-proxy reads them in mode ipvs only, and so takes anything in other modes.
+    fn unreadable_networks(&mut self, networks: &[String]) {
+        let unreadable = networks.iter().enumerate().filter(|(_, entry)| parse_cidr(entry).is_none());
+        self.0.extend(unreadable.map(|(i, entry)| {
+            format!(
+                "ipvs.excludeCIDRs[{i}]: {entry:?} is no CIDR such as 192.0.2.0/24: all virtual servers of an \
+                 earlier mode stay until it is"
+            )
+        }));
+    }
 }
 
 fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
+    // What another mode left is removed in any mode, except what these networks have.
+    let excluded = &config.ipvs.exclude_cidrs;
+    let same_networks = |preset: Ipvs| Ipvs { exclude_cidrs: excluded.clone(), ..preset };
+    let preset = [Ipvs::default(), unset_ipvs()].map(same_networks).contains(&config.ipvs);
     told.no_effect(
-        config.mode != "ipvs" && config.ipvs != Ipvs::default() && config.ipvs != unset_ipvs(),
-        "ipvs",
-        "for mode ipvs only",
+        config.mode != "ipvs" && !preset,
+        "ipvs, except excludeCIDRs",
+        "for mode ipvs only; excludeCIDRs says which virtual servers of an earlier mode stay",
     );
+    if config.mode != "ipvs" {
+        told.unreadable_networks(excluded.as_deref().unwrap_or_default());
+    }
     let is_ebpf = matches!(config.mode.as_str(), "ebpf" | "auto");
     // Where the programs are counts in any mode: what another mode left is removed.
     let bpffs = &config.sluice.ebpf.bpffs;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_core::ipvs::SchedulerName;
 use sluice_core::net::{Family, parse_ip};
 use sluice_core::plan::Budget;
@@ -382,7 +382,7 @@ fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) -> IpvsSettings {
     };
     IpvsSettings {
         scheduler,
-        exclude: section.exclude_cidrs.iter().flatten().filter_map(|cidr| parse_cidr(cidr)).collect(),
+        exclude: excluded(section),
         strict_arp: section.strict_arp,
         timeouts: Timeouts {
             tcp: seconds(section.tcp_timeout),
@@ -390,6 +390,13 @@ fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) -> IpvsSettings {
             udp: seconds(section.udp_timeout),
         },
     }
+}
+
+/// Networks whose virtual servers are others'. Any address may be in one that cannot be read.
+fn excluded(section: &raw::Ipvs) -> Vec<IpNet> {
+    let networks: Option<Vec<IpNet>> =
+        section.exclude_cidrs.iter().flatten().map(|entry| parse_cidr(entry)).collect();
+    networks.unwrap_or_else(|| vec![Ipv4Net::default().into(), Ipv6Net::default().into()])
 }
 
 fn service_budget(section: &raw::ServiceBudget) -> Budget {
@@ -639,6 +646,16 @@ mod tests {
         ] {
             assert_eq!(told(config), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn while_a_network_of_others_cannot_be_read_every_virtual_server_is_theirs() {
+        let of = |networks: &[&str]| {
+            let section = serde_json::json!({"excludeCIDRs": networks});
+            settings(serde_json::json!({"mode": "nftables", "ipvs": section})).unwrap().ipvs.exclude
+        };
+        assert_eq!(of(&["10.0.0.0/8"]), ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(of(&["10.0.0.0/8", "x"]), ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
     }
 
     #[test]

@@ -167,7 +167,8 @@ fn install_plugin(
     Ok(true)
 }
 
-fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+/// Whether two files hold the same bytes.
+pub(super) fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     let mut files = (
         BufReader::with_capacity(CHUNK, File::open(one)?),
         BufReader::with_capacity(CHUNK, File::open(other)?),

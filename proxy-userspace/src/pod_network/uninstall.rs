@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sluice_cni::loopback;
 use sluice_cni::node_file::NodeFile;
 use sluice_cni::spec::DATA;
 
-use super::install::{CONFLIST, InstallError, PLUGIN, failed};
+use super::install::{CONFLIST, InstallError, PLUGIN, failed, is_same};
 use crate::config::{BIN_DIR, CONF_DIR};
 
 /// Tells the plugin that no pod can start, by removing what it knows of the node: from `run_dir`,
@@ -34,9 +35,35 @@ fn told(conf_dir: &Path) -> Option<PathBuf> {
     list["plugins"][0]["runDir"].as_str().map(PathBuf::from)
 }
 
-/// Files that stay, because pods may still be deleted with them: configuration, plugin, and who has
-/// which address.
+/// Files that stay, because pods may still be deleted with them: configuration, plugin, its copy
+/// for the name `loopback`, and who has which address.
 pub fn left() -> Vec<PathBuf> {
-    let all = [Path::new(CONF_DIR).join(CONFLIST), Path::new(BIN_DIR).join(PLUGIN), PathBuf::from(DATA)];
-    all.into_iter().filter(|path| path.exists()).collect()
+    left_in(Path::new(CONF_DIR), Path::new(BIN_DIR), Path::new(DATA))
+}
+
+fn left_in(conf_dir: &Path, bin_dir: &Path, data: &Path) -> Vec<PathBuf> {
+    let (plugin, lent) = (bin_dir.join(PLUGIN), bin_dir.join(loopback::NAME));
+    let is_ours = is_same(&plugin, &lent).unwrap_or(false);
+    let present = [conf_dir.join(CONFLIST), plugin, data.to_owned()].into_iter().filter(|path| path.exists());
+    present.chain(is_ours.then_some(lent)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loopback_plugin_is_listed_if_it_is_a_copy_of_ours() {
+        let directory = std::env::temp_dir().join(format!("sluice-left-{}", std::process::id()));
+        let (bin, data) = (directory.join("bin"), directory.join("data"));
+        fs::create_dir_all(&bin).unwrap();
+        let left = || left_in(&directory, &bin, &data);
+        assert_eq!(left(), [PathBuf::new(); 0]);
+        fs::write(bin.join(PLUGIN), "ours").unwrap();
+        fs::write(bin.join(loopback::NAME), "theirs").unwrap();
+        assert_eq!(left(), [bin.join(PLUGIN)]);
+        fs::write(bin.join(loopback::NAME), "ours").unwrap();
+        assert_eq!(left(), [bin.join(PLUGIN), bin.join(loopback::NAME)]);
+        fs::remove_dir_all(&directory).unwrap();
+    }
 }
