@@ -1,6 +1,6 @@
 //! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
 //!
-//! Effects only; every decision is in `sluice-core`. The parts talk through channels: `watch` →
+//! [`run`] puts the parts together. Effects only; every decision is in `sluice-core`. The parts talk through channels: `watch` →
 //! events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`],
 //! [`optout`], [`loopback`], [`health`] and [`metrics`].
 
@@ -12,7 +12,6 @@ pub mod cleanup;
 pub mod cli;
 pub mod config;
 pub mod conntrack;
-pub mod daemon;
 #[cfg(feature = "ebpf")]
 pub mod ebpf_object;
 pub mod events;
@@ -35,6 +34,7 @@ pub mod pod_network;
 mod random;
 pub mod reconcile;
 mod repairs;
+pub mod run;
 pub mod signals;
 pub mod status;
 mod sysctls;

@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use sluice::cleanup::Options;
 use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
-use sluice::daemon;
 use sluice::exit::ExitError;
 use sluice::output::print;
 use sluice::signals::EndSignals;
-use sluice::{cleanup, logging, status};
+use sluice::{cleanup, logging, run, status};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -129,10 +128,10 @@ fn run(args: &RunArgs, invocation: &Invocation, process: Process) -> Result<(), 
         return Ok(write_effective(&settings, file)?);
     }
     if args.actions.init_only == Some(true) {
-        return process.work(move || daemon::init(&settings));
+        return process.work(move || run::init(&settings));
     }
     let Process { runtime, signals } = process;
-    let result = runtime.block_on(daemon::run(settings, signals));
+    let result = runtime.block_on(run::run(settings, signals));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     result
 }
