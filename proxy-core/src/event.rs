@@ -1,6 +1,7 @@
 //! What sources (Kubernetes API, manifests) tell the index.
 
-use crate::model::{EndpointSlice, Namespace, Node, ObjectName, Pod, Service, ServiceCidr};
+pub use crate::kind::Event;
+use crate::model::{Named, ObjectName};
 
 /// A change of one kind of object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +19,13 @@ pub enum Change<T> {
     ListEnd,
 }
 
-/// A change of the world that the proxy serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Services.
-    Service(Change<Service>),
-    /// EndpointSlices.
-    Slice(Change<EndpointSlice>),
-    /// Nodes.
-    Node(Change<Node>),
-    /// ServiceCIDRs.
-    ServiceCidr(Change<ServiceCidr>),
-    /// Pods.
-    Pod(Change<Pod>),
-    /// Namespaces.
-    Namespace(Change<Namespace>),
+impl<T: Named> Change<T> {
+    /// The object that it is about.
+    pub fn object_name(&self) -> Option<&ObjectName> {
+        match self {
+            Change::Apply(object) => Some(object.object_name()),
+            Change::Delete(name) | Change::Keep(name) => Some(name),
+            Change::ListBegin | Change::ListEnd => None,
+        }
+    }
 }

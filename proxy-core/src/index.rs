@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::event::{Change, Event};
 use crate::model::{
-    Conditions, EndpointSlice, Hints, Namespace, Node, ObjectName, Pod, Service, ServiceCidr,
+    Conditions, EndpointSlice, Hints, Named, Namespace, Node, ObjectName, Pod, Service, ServiceCidr,
     ServicePortName, SliceEndpoint,
 };
 use crate::net::Protocol;
@@ -104,24 +104,6 @@ impl<T: PartialEq + Named> Store<T> {
                     .collect()
             }
         }
-    }
-}
-
-/// An object with a name.
-trait Named {
-    fn object_name(&self) -> &ObjectName;
-}
-
-macro_rules! named {
-    ($($kind:ty),*) => { $(impl Named for $kind {
-        fn object_name(&self) -> &ObjectName { &self.name }
-    })* };
-}
-named!(Service, EndpointSlice, Node, ServiceCidr, Pod, Namespace);
-
-impl<T: Named> Named for Arc<T> {
-    fn object_name(&self) -> &ObjectName {
-        (**self).object_name()
     }
 }
 

@@ -17,6 +17,7 @@ pub mod event;
 pub mod group;
 pub mod index;
 pub mod ipvs;
+pub mod kind;
 pub mod list;
 pub mod loopback;
 pub mod model;

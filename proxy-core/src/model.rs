@@ -58,6 +58,18 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// An object with a name.
+pub trait Named {
+    /// Its name.
+    fn object_name(&self) -> &ObjectName;
+}
+
+impl<T: Named> Named for Arc<T> {
+    fn object_name(&self) -> &ObjectName {
+        (**self).object_name()
+    }
+}
+
 /// Identity of a service port for one family: what groups, affinity and metrics hang on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortName {

@@ -5,7 +5,7 @@ mod decode;
 mod doubt;
 #[cfg(test)]
 mod fuzz;
-mod key;
+mod kinds;
 pub mod kubernetes;
 pub mod manifests;
 mod objects;

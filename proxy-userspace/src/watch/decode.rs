@@ -1,16 +1,13 @@
 //! From the text of a document to objects.
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sluice_core::event::{Change, Event};
+use sluice_core::event::Event;
+use sluice_core::kind::Kind;
+use sluice_core::model::ObjectName;
 
-use super::convert::{
-    Converted, convert_endpoint_slice, convert_namespace, convert_node, convert_pod, convert_service,
-    convert_service_cidr,
-};
 use super::doubt::MayBe;
-use super::key::{Kind, ObjectKey};
-use super::{objects, yaml};
+use super::kinds::read;
+use super::yaml;
 
 /// What one document of a manifest holds.
 #[derive(Debug, Default)]
@@ -69,25 +66,12 @@ fn object(mut value: Value, place: &str, document: &mut Document) {
     if value.get("items").is_some() {
         return list(value, place, document);
     }
-    match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => {
-            add::<objects::Service, _>(value, place, document, convert_service, Event::Service)
-        }
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            with_defaults(&mut value);
-            add::<objects::EndpointSlice, _>(value, place, document, convert_endpoint_slice, Event::Slice)
-        }
-        ("v1", "Node") => add::<objects::Node, _>(value, place, document, convert_node, Event::Node),
-        ("networking.k8s.io/v1", "ServiceCIDR") => {
-            add::<objects::ServiceCidr, _>(value, place, document, convert_service_cidr, Event::ServiceCidr)
-        }
-        ("v1", "Pod") => add::<objects::Pod, _>(value, place, document, convert_pod, Event::Pod),
-        ("v1", "Namespace") => {
-            add::<objects::AnyObject, _>(value, place, document, convert_namespace, Event::Namespace)
-        }
-        // Directories hold other kinds too; they are no business of ours.
-        _ => {}
+    // Directories hold other kinds too; they are no business of ours.
+    let Some(kind) = Kind::parse(&kind).filter(|kind| kind.api_version() == version) else { return };
+    if kind == Kind::Slice {
+        with_defaults(&mut value);
     }
+    add(kind, value, place, document);
 }
 
 /// Sets what an API server sets in a slice: a port that is not named has the empty name.
@@ -121,46 +105,32 @@ fn list(mut value: Value, place: &str, document: &mut Document) {
     }
 }
 
-fn add<K, T>(
-    value: Value,
-    place: &str,
-    document: &mut Document,
-    convert: impl FnOnce(&K) -> Converted<T>,
-    event: impl FnOnce(Change<T>) -> Event,
-) where
-    K: DeserializeOwned,
-{
-    let Some((label, key)) = identity(&value) else {
+fn add(kind: Kind, value: Value, place: &str, document: &mut Document) {
+    let Some(name) = name(kind, &value) else {
         return document.give_up(&value, place, "it has no metadata.name; add it");
     };
-    match serde_json::from_value::<K>(value) {
-        Ok(object) => {
-            let converted = convert(&object);
-            let problems = converted.problems.into_iter();
-            document.problems.extend(problems.map(|problem| format!("{place}{label}: {problem}")));
-            document.events.push(event(converted.change));
+    match read(kind, value) {
+        Ok(said) => {
+            let problems = said.problems.into_iter();
+            document.problems.extend(problems.map(|problem| format!("{place}{kind} {name}: {problem}")));
+            document.events.push(said.event);
         }
         Err(error) => {
-            let reason = format!("{place}{label}: {error}");
-            document.broken.push(Broken { reason, may_be: MayBe::Object(key), line: None });
+            let reason = format!("{place}{kind} {name}: {error}");
+            document.broken.push(Broken { reason, may_be: MayBe::Object((kind, name)), line: None });
         }
     }
 }
 
-/// `Service default/web`, for messages, and the same as a key.
-fn identity(value: &Value) -> Option<(String, ObjectKey)> {
-    let text = value.get("kind").and_then(Value::as_str)?;
-    let kind = Kind::parse(text)?;
-    let metadata = |name: &str| value.get("metadata")?.get(name)?.as_str();
-    let name = metadata("name").filter(|name| !name.is_empty())?;
-    let name = kind.object(metadata("namespace").filter(|namespace| !namespace.is_empty()), name);
-    Some((format!("{text} {name}"), (kind, name)))
+/// The name of an object, as far as it has one.
+fn name(kind: Kind, value: &Value) -> Option<ObjectName> {
+    let metadata = |name: &str| value.get("metadata")?.get(name)?.as_str().filter(|text| !text.is_empty());
+    Some(kind.object(metadata("namespace"), metadata("name")?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_core::model::ObjectName;
 
     fn reasons(text: &str) -> String {
         decode(text).broken.into_iter().map(|broken| broken.reason).collect::<Vec<_>>().join("; ")

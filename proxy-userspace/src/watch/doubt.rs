@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::key::{Kind, ObjectKey};
+use sluice_core::kind::{Kind, ObjectKey};
 
 /// What an unreadable part may be.
 #[derive(Clone, Debug, PartialEq, Eq)]

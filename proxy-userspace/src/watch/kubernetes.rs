@@ -23,8 +23,7 @@ mod token;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sluice_core::event::Event;
-use sluice_core::model::{Namespace, Pod};
+use sluice_core::kind::Kind;
 use tokio::task::JoinSet;
 
 pub use access::{Access, Origin};
@@ -32,13 +31,8 @@ pub use pace::Timing;
 pub use peer::{Peers, follow as follow_peers};
 pub(crate) use request::Requests;
 
-use self::follow::{Follower, Kind, Shared};
+use self::follow::{Follower, Shared};
 use super::Events;
-use super::convert::{
-    convert_endpoint_slice, convert_namespace, convert_node, convert_pod, convert_service,
-    convert_service_cidr,
-};
-use super::objects::{self, AnyObject};
 use crate::metrics::Metrics;
 
 /// Why the API cannot be used.
@@ -85,85 +79,35 @@ pub struct Scope {
     pub all_nodes: bool,
 }
 
+/// Services of this proxy, with ClusterIPs.
+const SERVICES: &str =
+    "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&fieldSelector=spec.clusterIP%21%3DNone";
+/// Slices of Services with ClusterIPs.
+const SLICES: &str = "&labelSelector=%21service.kubernetes.io%2Fheadless";
+/// Beside a field selector: pods that run or will run.
+const NOT_ENDED: &str = "%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed";
+
 /// Watches everything until nobody listens any more.
 pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics, timing: Timing) {
     let Scope { node_name, pods, all_nodes } = scope;
     let requests = Requests::new(access, metrics.clone(), timing.answer);
     let shared = Shared { requests, events, metrics, timing: Arc::new(timing) };
-    let services = Kind {
-        name: "Service",
-        path: "/api/v1/services",
-        selectors: "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
-                    &fieldSelector=spec.clusterIP%21%3DNone"
-            .into(),
-        namespaced: true,
-        convert: convert_service,
-        event: Event::Service,
-    };
-    let slices = Kind {
-        name: "EndpointSlice",
-        path: "/apis/discovery.k8s.io/v1/endpointslices",
-        selectors: "&labelSelector=%21service.kubernetes.io%2Fheadless".into(),
-        namespaced: true,
-        convert: convert_endpoint_slice,
-        event: Event::Slice,
-    };
-    let node = Kind {
-        name: "Node",
-        path: "/api/v1/nodes",
-        // Node names are host names: nothing in them needs escaping.
-        selectors: if all_nodes {
-            String::new()
-        } else {
-            format!("&fieldSelector=metadata.name%3D{node_name}")
-        },
-        namespaced: false,
-        convert: convert_node,
-        event: Event::Node,
-    };
-    let cidrs = Kind {
-        name: "ServiceCIDR",
-        path: "/apis/networking.k8s.io/v1/servicecidrs",
-        selectors: String::new(),
-        namespaced: false,
-        convert: convert_service_cidr,
-        event: Event::ServiceCidr,
-    };
-    let mut tasks = JoinSet::new();
-    tasks.spawn(Follower::new(services, shared.clone()).run());
-    tasks.spawn(Follower::new(slices, shared.clone()).run());
-    tasks.spawn(Follower::new(node, shared.clone()).run());
-    tasks.spawn(Follower::new(cidrs, shared.clone()).run());
+    // Node names are host names: nothing in them needs escaping.
+    let of_node = |field: &str| format!("&fieldSelector={field}%3D{node_name}");
+    let nodes = if all_nodes { String::new() } else { of_node("metadata.name") };
+    let mut followed = vec![
+        (Kind::Service, SERVICES.to_owned()),
+        (Kind::Slice, SLICES.to_owned()),
+        (Kind::Node, nodes),
+        (Kind::ServiceCidr, String::new()),
+    ];
     if pods {
-        tasks.spawn(Follower::new(namespaces(), shared.clone()).run());
-        tasks.spawn(Follower::new(pods_of(&node_name), shared).run());
+        followed.push((Kind::Namespace, String::new()));
+        followed.push((Kind::Pod, of_node("spec.nodeName") + NOT_ENDED));
     }
+    let follow = |(kind, selectors)| Follower::new(kind, selectors, shared.clone()).run();
+    let mut tasks: JoinSet<()> = followed.into_iter().map(follow).collect();
     // Each ends only when nobody listens any more, or by a panic: the others alone would follow
     // half of the cluster.
     tasks.join_next().await;
-}
-
-fn namespaces() -> Kind<AnyObject, Namespace> {
-    Kind {
-        name: "Namespace",
-        path: "/api/v1/namespaces",
-        selectors: String::new(),
-        namespaced: false,
-        convert: convert_namespace,
-        event: Event::Namespace,
-    }
-}
-
-/// The pods of a node that have not ended.
-fn pods_of(node_name: &str) -> Kind<objects::Pod, Pod> {
-    Kind {
-        name: "Pod",
-        path: "/api/v1/pods",
-        selectors: format!(
-            "&fieldSelector=spec.nodeName%3D{node_name}%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed"
-        ),
-        namespaced: true,
-        convert: convert_pod,
-        event: Event::Pod,
-    }
 }

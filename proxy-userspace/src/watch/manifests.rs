@@ -19,13 +19,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
-use sluice_core::event::{Change, Event};
+use sluice_core::event::Event;
+use sluice_core::kind::{Kind, ObjectKey};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::decode::{Document, decode};
 use super::doubt::{self, Known};
-use super::key::{ObjectKey, key};
 use super::split::{self, Piece};
 use super::{Events, send};
 use crate::metrics::Metrics;
@@ -58,20 +58,6 @@ const RETURN_QUIET: Duration = Duration::from_secs(5);
 const EMPTY: &str = "is empty: its objects stay; delete the file to withdraw them";
 /// After files of this size the allocator is asked to give back what it holds.
 const LARGE_FILE_BYTES: usize = 1 << 20;
-
-fn listing(begin: bool) -> [Event; 6] {
-    fn mark<T>(begin: bool) -> Change<T> {
-        if begin { Change::ListBegin } else { Change::ListEnd }
-    }
-    [
-        Event::Namespace(mark(begin)),
-        Event::Pod(mark(begin)),
-        Event::Node(mark(begin)),
-        Event::ServiceCidr(mark(begin)),
-        Event::Slice(mark(begin)),
-        Event::Service(mark(begin)),
-    ]
-}
 
 /// One file as it was read last.
 struct File {
@@ -150,13 +136,13 @@ impl Manifests {
     /// Reads everything, then follows changes until nobody listens any more.
     pub async fn run(mut self) {
         let mut stream = self.watch();
-        for event in listing(true) {
+        for event in Kind::ALL.iter().rev().map(|kind| kind.list_begin()) {
             send(&self.events, event).await;
         }
         for path in self.present().unwrap_or_default() {
             self.read(&path).await;
         }
-        for event in listing(false) {
+        for event in Kind::ALL.iter().rev().map(|kind| kind.list_end()) {
             send(&self.events, event).await;
         }
         info!(directory = %self.directory.display(), files = self.files.len(), documents = self.decoded,
@@ -420,7 +406,7 @@ impl Manifests {
                 && document.broken.iter().any(|part| part.line.is_none_or(|line| line >= last_line));
             new.push(Known {
                 content,
-                objects: document.events.iter().filter_map(key).collect(),
+                objects: document.events.iter().filter_map(Event::key).collect(),
                 kept: Arc::default(),
             });
             broken.push(document.broken.into_iter().map(|part| part.may_be).collect());
@@ -468,7 +454,7 @@ impl Manifests {
         for piece in pieces {
             let events = self.decode(piece).events.into_iter();
             found.extend(events.filter_map(|event| {
-                let key = key(&event)?;
+                let key = event.key()?;
                 wanted.contains(&key).then_some((key, event))
             }));
         }
@@ -516,6 +502,7 @@ impl Manifests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_core::event::Change;
     use tokio::sync::mpsc;
 
     const MANY: usize = 500;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use sluice_core::event::{Change, Event};
+use sluice_core::event::Event;
+use sluice_core::kind::Kind;
 use sluice_core::model::ObjectName;
 use tracing::{info, trace, warn};
 
@@ -21,20 +21,9 @@ use super::frames::{Items, Lines, TooLong};
 use super::pace::{Backoff, Limit, Timing, random_part};
 use super::request::Requests;
 use crate::metrics::Metrics;
-use crate::watch::convert::Converted;
+use crate::watch::kinds::read_json;
 use crate::watch::objects::{AnyObject, Metadata};
 use crate::watch::{Events, send};
-
-/// One kind of object and what becomes of it.
-pub(super) struct Kind<O, T> {
-    pub(super) name: &'static str,
-    pub(super) path: &'static str,
-    /// Selectors as query parameters, each with a leading `&`.
-    pub(super) selectors: String,
-    pub(super) namespaced: bool,
-    pub(super) convert: fn(&O) -> Converted<T>,
-    pub(super) event: fn(Change<T>) -> Event,
-}
 
 /// What all kinds share.
 #[derive(Clone)]
@@ -71,8 +60,10 @@ impl From<TooLong> for Stop {
     }
 }
 
-pub(super) struct Follower<O, T> {
-    kind: Kind<O, T>,
+pub(super) struct Follower {
+    kind: Kind,
+    /// Selectors as query parameters, each with a leading `&`.
+    selectors: String,
     shared: Shared,
     next: Next,
     /// The version up to which everything is known; empty before the first list, and after the
@@ -109,11 +100,12 @@ const LOG_SPAN: Duration = Duration::from_secs(60);
 /// A watch that ended sooner did not work.
 const SHORT: Duration = Duration::from_secs(1);
 
-impl<O: DeserializeOwned, T> Follower<O, T> {
-    pub(super) fn new(kind: Kind<O, T>, shared: Shared) -> Self {
+impl Follower {
+    pub(super) fn new(kind: Kind, selectors: String, shared: Shared) -> Self {
         let backoff = Backoff::new(&shared.timing);
         Follower {
             kind,
+            selectors,
             shared,
             next: Next::List,
             version: String::new(),
@@ -165,12 +157,15 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
 
     /// Decides how to go on after a failure, and when.
     fn failed(&mut self, failure: &Failure) -> Duration {
-        let labels = [("kind", self.kind.name.to_owned()), ("reason", failure.reason.label().to_owned())];
+        let labels = [("kind", self.kind.name().to_owned()), ("reason", failure.reason.label().to_owned())];
         self.shared.metrics.watch_errors.get_or_create(&labels).inc();
         let streamed_list = self.next == Next::List && self.streaming;
         match failure.reason {
             Reason::Rejected if streamed_list => {
-                info!(kind = self.kind.name, "the server does not stream lists: getting them in one answer");
+                info!(
+                    kind = self.kind.name(),
+                    "the server does not stream lists: getting them in one answer"
+                );
                 self.streaming = false;
                 return Duration::ZERO;
             }
@@ -210,7 +205,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
 
     fn log(&mut self, failure: &Failure) {
         self.failing = true;
-        let (kind, reason, error) = (self.kind.name, failure.reason.label(), &failure.message);
+        let (kind, reason, error) = (self.kind.name(), failure.reason.label(), &failure.message);
         if let Some(hidden) = self.failures.allow(Instant::now()) {
             let hidden = Some(hidden).filter(|hidden| *hidden > 0);
             let server = self.shared.requests.server();
@@ -226,20 +221,20 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         self.malformed = 0;
         self.backoff.reset();
         if std::mem::take(&mut self.failing) {
-            info!(kind = self.kind.name, "watch works again");
+            info!(kind = self.kind.name(), "watch works again");
         }
     }
 
-    async fn tell(&self, change: Change<T>) -> Result<(), Stop> {
-        match send(&self.shared.events, (self.kind.event)(change)).await {
+    async fn tell(&self, event: Event) -> Result<(), Stop> {
+        match send(&self.shared.events, event).await {
             true => Ok(()),
             false => Err(Stop::Closed),
         }
     }
 
     async fn begin_list(&mut self) -> Result<(), Stop> {
-        self.shared.metrics.lists.get_or_create(&[("kind", self.kind.name.to_owned())]).inc();
-        self.tell(Change::ListBegin).await
+        self.shared.metrics.lists.get_or_create(&[("kind", self.kind.name().to_owned())]).inc();
+        self.tell(self.kind.list_begin()).await
     }
 
     async fn end_list(&mut self, version: &str, objects: usize) -> Result<(), Stop> {
@@ -249,14 +244,14 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         self.next = Next::Watch;
         self.lists += 1;
         self.progress();
-        info!(kind = self.kind.name, objects, "list complete");
-        self.tell(Change::ListEnd).await
+        info!(kind = self.kind.name(), objects, "list complete");
+        self.tell(self.kind.list_end()).await
     }
 
     /// Gets the list in one answer, and the objects out of it while it comes.
     async fn list(&mut self) -> Result<(), Stop> {
         let matching = if self.list_version.is_empty() { "" } else { "&resourceVersionMatch=NotOlderThan" };
-        let (path, selectors, version) = (self.kind.path, &self.kind.selectors, &self.list_version);
+        let (path, selectors, version) = (self.kind.path(), &self.selectors, &self.list_version);
         let url = format!("{path}?resourceVersion={version}{matching}{selectors}");
         let mut answer = self.shared.requests.get(&url).await?;
         self.begin_list().await?;
@@ -265,8 +260,8 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
             items.push(&bytes);
             while let Some(item) = items.next_item()? {
                 objects += 1;
-                let (change, _) = self.object(&item)?;
-                self.tell(change).await?;
+                let (event, _) = self.object(&item)?;
+                self.tell(event).await?;
             }
         }
         let envelope = items.envelope().and_then(|rest| serde_json::from_slice::<ListEnvelope>(rest).ok());
@@ -290,7 +285,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
 
     async fn stream(&mut self, version: &str, more: &str) -> Result<(), Stop> {
         let seconds = self.shared.timing.watch.mul_f64(1.0 + random_part()).as_secs().max(1);
-        let (path, selectors) = (self.kind.path, &self.kind.selectors);
+        let (path, selectors) = (self.kind.path(), &self.selectors);
         let url = format!(
             "{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&resourceVersion={version}\
              {more}{selectors}"
@@ -321,9 +316,9 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         if line.is_empty() {
             return Ok(());
         }
-        let event: WatchEvent<'_> = serde_json::from_slice(line).map_err(malformed)?;
-        let object = event.object.get().as_bytes();
-        let (change, version) = match event.kind.as_ref() {
+        let told: WatchEvent<'_> = serde_json::from_slice(line).map_err(malformed)?;
+        let object = told.object.get().as_bytes();
+        let (event, version) = match told.kind.as_ref() {
             "ERROR" => return Err(Failure::told(object).into()),
             "BOOKMARK" => {
                 let AnyObject { metadata } = serde_json::from_slice(object).map_err(malformed)?;
@@ -335,11 +330,11 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
             "ADDED" | "MODIFIED" => self.object(object)?,
             "DELETED" => {
                 let AnyObject { metadata } = serde_json::from_slice(object).map_err(malformed)?;
-                (Change::Delete(self.name(&metadata)?), metadata.resource_version)
+                (self.kind.deletion(self.name(&metadata)?), metadata.resource_version)
             }
             other => return Err(Failure::new(Reason::Malformed, format!("event of type {other:?}")).into()),
         };
-        self.tell(change).await?;
+        self.tell(event).await?;
         self.passed(version)
     }
 
@@ -357,30 +352,26 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         if metadata.name.is_empty() {
             return Err(Failure::new(Reason::Malformed, "an object without a name"));
         }
-        Ok(match self.kind.namespaced {
-            true => ObjectName::new(metadata.namespace.as_deref().unwrap_or_default(), &metadata.name),
-            false => ObjectName::cluster_scoped(&metadata.name),
-        })
+        Ok(self.kind.object(metadata.namespace.as_deref(), &metadata.name))
     }
 
     /// Converts an object; one with a field that cannot be decoded keeps its last good state.
-    fn object(&mut self, json: &[u8]) -> Result<(Change<T>, String), Failure> {
+    fn object(&mut self, json: &[u8]) -> Result<(Event, String), Failure> {
         let AnyObject { metadata } = serde_json::from_slice(json).map_err(malformed)?;
-        let (name, kind) = (self.name(&metadata)?, self.kind.name);
+        let (name, kind) = (self.name(&metadata)?, self.kind.name());
         let version = metadata.resource_version;
-        match serde_json::from_slice::<O>(json) {
-            Ok(object) => {
-                let converted = (self.kind.convert)(&object);
-                for problem in converted.problems {
+        match read_json(self.kind, json) {
+            Ok(said) => {
+                for problem in said.problems {
                     self.problem(&name, &version, &problem);
                 }
                 trace!(kind, object = %name, version, "received");
-                Ok((converted.change, version))
+                Ok((said.event, version))
             }
             Err(error) => {
                 let problem = format!("cannot be decoded, its last good state stays in force: {error}");
                 self.problem(&name, &version, &problem);
-                Ok((Change::Keep(name), version))
+                Ok((self.kind.kept(name), version))
             }
         }
     }
@@ -389,7 +380,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         self.shared.metrics.object_problems.inc();
         if let Some(hidden) = self.problems.allow(Instant::now()) {
             let hidden = Some(hidden).filter(|hidden| *hidden > 0);
-            warn!(kind = self.kind.name, object = %name, version, hidden, "{problem}");
+            warn!(kind = self.kind.name(), object = %name, version, hidden, "{problem}");
         }
     }
 }

@@ -4,18 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes as Line;
 use serde_json::{Value, json};
-use sluice_core::event::Event;
-use sluice_core::model::{EndpointSlice, Service};
+use sluice_core::kind::Kind;
 use sluice_fuzz::{Bytes, Rng, Trees, fuzz};
 use tokio::sync::mpsc;
 
-use super::follow::{Follower, Kind, Shared};
+use super::follow::{Follower, Shared};
 use super::frames::{Items, Lines};
 use super::{Access, Origin, Requests, Timing};
 use crate::metrics::Metrics;
-use crate::watch::convert::{convert_endpoint_slice, convert_service};
 use crate::watch::fuzz::{objects, runtime};
-use crate::watch::objects;
 
 /// What a watch and a list have beside objects.
 const WORDS: [&str; 16] = [
@@ -83,17 +80,8 @@ fn items(input: &[u8], size: usize) -> (Vec<Line>, Option<Vec<u8>>) {
 }
 
 /// Those of Services and of EndpointSlices.
-fn followers(
-    shared: &Shared,
-) -> (Follower<objects::Service, Service>, Follower<objects::EndpointSlice, EndpointSlice>) {
-    let kind = ("Service", "/api/v1/services", String::new(), true);
-    let (name, path, selectors, namespaced) = kind.clone();
-    let services =
-        Kind { name, path, selectors, namespaced, convert: convert_service, event: Event::Service };
-    let (name, path, selectors, namespaced) = kind;
-    let slices =
-        Kind { name, path, selectors, namespaced, convert: convert_endpoint_slice, event: Event::Slice };
-    (Follower::new(services, shared.clone()), Follower::new(slices, shared.clone()))
+fn followers(shared: &Shared) -> [Follower; 2] {
+    [Kind::Service, Kind::Slice].map(|kind| Follower::new(kind, String::new(), shared.clone()))
 }
 
 #[test]
@@ -113,7 +101,7 @@ fn fuzz_frames() {
     let (metrics, timing) = (Metrics::default(), Timing::default());
     let requests = Requests::new(access, metrics.clone(), timing.answer);
     let shared = Shared { requests, events, metrics, timing: Arc::new(timing) };
-    let (mut services, mut slices) = followers(&shared);
+    let [mut services, mut slices] = followers(&shared);
     fuzz("frames", make, |input| {
         let size = 1 + input.len() % 61;
         let found = lines(input, size);

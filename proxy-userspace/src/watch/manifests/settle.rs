@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sluice_core::event::Event;
+use sluice_core::kind::ObjectKey;
 
 use super::file::{ReadError, read_text};
 use super::{EMPTY, Manifests, hash};
 use crate::watch::doubt::Known;
-use crate::watch::key::{ObjectKey, deletion, key};
 use crate::watch::{send, split};
 
 /// Who defines an object.
@@ -23,14 +23,14 @@ pub(super) struct Definers {
 impl Manifests {
     /// A file says what an object is.
     pub(super) async fn define(&mut self, path: &Arc<Path>, event: Event) {
-        let Some(key) = key(&event) else { return };
+        let Some(key) = event.key() else { return };
         let new = || Definers { files: BTreeSet::new(), in_force: path.clone() };
         let definers = self.definers.entry(key.clone()).or_insert_with(new);
         definers.files.insert(path.clone());
         match definers.files.first() {
             Some(first) if first != path => {
                 let reason =
-                    format!("{:?} {} is defined in {} too, which counts", key.0, key.1, first.display());
+                    format!("{} {} is defined in {} too, which counts", key.0, key.1, first.display());
                 self.report(path, None, &reason);
             }
             _ => {
@@ -74,7 +74,8 @@ impl Manifests {
                 match definers.files.first() {
                     None => {
                         self.definers.remove(&key);
-                        send(&self.events, deletion(key)).await;
+                        let (kind, name) = key;
+                        send(&self.events, kind.deletion(name)).await;
                     }
                     Some(first) if *first == definers.in_force => {}
                     Some(first) => {
@@ -94,7 +95,7 @@ impl Manifests {
                     }
                 };
                 for event in events {
-                    let Some(key) = key(&event) else { continue };
+                    let Some(key) = event.key() else { continue };
                     if let Some(definers) = self.definers.get_mut(&key) {
                         definers.in_force = path.clone();
                     }
