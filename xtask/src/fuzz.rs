@@ -11,6 +11,12 @@ use crate::machine::{cargo, run as run_command, target_directory};
 /// As many as CI has time for: all targets together take some two minutes on two cores.
 const INPUTS: u64 = 20_000;
 
+/// From so many inputs on, it pays to build the targets optimized.
+const MANY: u64 = 100_000;
+/// The packages whose code reads inputs.
+const READERS: [&str; 6] =
+    ["sluice", "sluice-cni", "sluice-common", "sluice-core", "sluice-link", "sluice-sys"];
+
 /// Arguments of the fuzz command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
@@ -133,8 +139,12 @@ fn files() -> PathBuf {
 }
 
 fn command(target: &Target, arguments: &Arguments) -> Command {
-    let inputs = arguments.inputs.unwrap_or(INPUTS / target.slower).to_string();
+    let inputs = arguments.inputs.unwrap_or(INPUTS / target.slower);
     let mut command = cargo(&["test", "--quiet", "--package", target.package]);
+    if inputs >= MANY {
+        command.arg("--release").args(checked());
+    }
+    let inputs = inputs.to_string();
     command.args(target.program).args(["--", "--nocapture"]).args(target.tests);
     // Backtraces of thousands of inputs that are tried while one is made smaller take long.
     command.env("RUST_BACKTRACE", "0").env("SLUICE_FUZZ_FILES", files());
@@ -149,6 +159,13 @@ fn command(target: &Target, arguments: &Arguments) -> Command {
     command
 }
 
+/// Options by which optimized code of ours keeps the checks that find what inputs break.
+fn checked() -> impl Iterator<Item = String> {
+    let checks = ["debug-assertions", "overflow-checks"];
+    let of = move |package| checks.map(|check| format!("profile.release.package.{package}.{check}=true"));
+    READERS.iter().flat_map(of).flat_map(|option| ["--config".to_owned(), option])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,5 +175,20 @@ mod tests {
         assert_eq!(select(&[]).unwrap().len(), TARGETS.len());
         assert_eq!(select(&["frames".to_owned()]).unwrap().len(), 1);
         assert!(select(&["teapot".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn many_inputs_are_read_by_optimized_code_with_checks() {
+        let of = |inputs| {
+            let command = command(&TARGETS[0], &Arguments { inputs: Some(inputs), ..Arguments::default() });
+            command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert!(!of(MANY - 1).contains(&"--release".to_owned()));
+        let many = of(MANY);
+        assert!(many.contains(&"--release".to_owned()));
+        for target in TARGETS {
+            let check = format!("profile.release.package.{}.overflow-checks=true", target.package);
+            assert!(many.contains(&check), "{check} is missing");
+        }
     }
 }
