@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::ipvs::{IpvsConfig, SchedulerName};
 use sluice_core::model::{
     Conditions, EndpointSlice, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
     TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{NftConfig, NodeView};
+use sluice_core::nft::{Balancer, NftConfig, NodeView};
 use sluice_core::plan::{Budget, PlanChange, PlanConfig, Planner, Scheduler};
-use sluice_core::{ebpf, nft};
+use sluice_core::{ebpf, ipvs, nft};
 
 const CHANGES: usize = 100;
 
@@ -27,13 +28,18 @@ const CHANGES: usize = 100;
 enum Ledger {
     Nftables(Box<nft::Ledger>),
     Ebpf(Box<ebpf::Ledger>),
+    Ipvs(Box<ipvs::Ledger>),
 }
 
 impl Ledger {
     fn of(mode: &str) -> Ledger {
         match mode {
             "ebpf" => Ledger::Ebpf(Box::new(ebpf::Ledger::new(Scheduler::Random))),
-            _ => Ledger::Nftables(Box::new(nft::Ledger::new(NftConfig::default(), NodeView::default()))),
+            "ipvs" => {
+                let (ruleset, node) = (ruleset(Balancer::Ipvs), ipvs::NodeView::default());
+                Ledger::Ipvs(Box::new(ipvs::Ledger::new(virtual_servers(), node, ruleset)))
+            }
+            _ => Ledger::Nftables(Box::new(ruleset(Balancer::default()))),
         }
     }
 
@@ -42,8 +48,22 @@ impl Ledger {
         match self {
             Ledger::Nftables(ledger) => ledger.change(changes).len(),
             Ledger::Ebpf(ledger) => ledger.change(changes).len(),
+            Ledger::Ipvs(ledger) => {
+                let steps = ledger.change(changes);
+                let servers = [&steps.before, &steps.after, &steps.last].map(Vec::len);
+                servers.iter().sum::<usize>() + steps.ruleset.len() + steps.closing.len()
+            }
         }
     }
+}
+
+fn ruleset(balancer: Balancer) -> nft::Ledger {
+    nft::Ledger::new(NftConfig { balancer, ..NftConfig::default() }, NodeView::default())
+}
+
+fn virtual_servers() -> IpvsConfig {
+    let scheduler = SchedulerName::ROUND_ROBIN;
+    IpvsConfig { scheduler, sticky: scheduler, exclude: Vec::new() }
 }
 
 /// The Service and its slices.
@@ -65,7 +85,7 @@ fn main() {
     let endpoints: u32 = arguments.next().map_or(250_000, |text| text.parse().unwrap());
     let protocol = if arguments.next().as_deref() == Some("tcp") { Protocol::Tcp } else { Protocol::Udp };
     let in_slice: u32 = arguments.next().map_or(1000, |text| text.parse().unwrap());
-    for mode in ["nftables", "ebpf"] {
+    for mode in ["nftables", "ebpf", "ipvs"] {
         measure(mode, Shape { endpoints, protocol, in_slice });
     }
 }

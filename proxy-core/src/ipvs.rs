@@ -20,6 +20,7 @@
 //! nowhere else.
 
 mod concerned;
+mod held;
 mod ledger;
 mod lower;
 mod marks;

@@ -6,6 +6,10 @@
 
 #[path = "support/kernel.rs"]
 mod kernel;
+#[path = "support/large.rs"]
+mod large;
+#[path = "ipvs/large.rs"]
+mod large_services;
 #[path = "support/objects.rs"]
 mod objects;
 #[path = "support/universe.rs"]
@@ -195,10 +199,14 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
+        Run::with_large_from(usize::MAX)
+    }
+
+    fn with_large_from(large_from: usize) -> Self {
         let config = PlanConfig { node_name: "here".into(), detects_pods: DETECTS, ..PlanConfig::default() };
         let mut run = Run {
             index: Index::default(),
-            planner: Planner::new(config),
+            planner: Planner::with_large_from(large_from, config),
             view: views(0),
             ledger: ledger(views(0)),
             table: None,
@@ -342,6 +350,10 @@ fn live(history: &[Step]) {
     for step in history {
         run.step(step);
     }
+    ends_where_a_fresh_start_does(run);
+}
+
+fn ends_where_a_fresh_start_does(mut run: Run) {
     run.machine.busy.clear();
     run.step(&Step::Collect);
     assert_eq!(run.ledger.draining().len(), 0);

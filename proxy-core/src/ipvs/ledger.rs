@@ -17,15 +17,11 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::held::Held;
 use super::lower::{Claim, Lowered, Wanted, lower};
-use super::{
-    Destination, DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Others, Server, ServerKey,
-};
+use super::{DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Others, Server, ServerKey};
 use crate::nft;
 use crate::plan::{PlanChange, ServicePlan};
-
-/// The kernel's share of new connections; all endpoints have the same.
-const WEIGHT: u32 = 1;
 
 /// What the kernel holds.
 #[derive(Debug, Default)]
@@ -55,14 +51,6 @@ pub struct Steps {
     pub last: Vec<Op>,
     /// What the ruleset had to keep until then.
     pub closing: Vec<nft::Op>,
-}
-
-/// A virtual server as the kernel should have it by now.
-#[derive(Clone, Debug)]
-struct Held {
-    server: Server,
-    /// Destinations with their weights; those of weight 0 are being drained.
-    destinations: BTreeMap<DestinationKey, u32>,
 }
 
 /// What the kernel should hold.
@@ -197,7 +185,7 @@ impl Ledger {
             let key = server.server.key;
             if !self.is_excluded(&key) || self.wanted.contains_key(&key) {
                 touched.insert(key);
-                self.held.insert(key, held(server));
+                self.held.insert(key, Held::observed(server));
             }
         }
         self.bound = observed.addresses.into_iter().collect();
@@ -284,17 +272,17 @@ impl Ledger {
             let wanted = self.wanted.get(&key).and_then(|claims| claims.values().next());
             let held = self.held.get_mut(&key);
             let left = match (wanted, held) {
-                (Some(wanted), Some(held)) => converge(held, wanted, first, &mut last),
+                (Some(wanted), Some(held)) => held.converge(wanted, first, &mut last),
                 (Some(wanted), None) => {
-                    let mut new = Held { server: wanted.server, destinations: BTreeMap::new() };
+                    let mut new = Held::new(wanted.server);
                     first.push(Op::AddServer(wanted.server));
-                    converge(&mut new, wanted, first, &mut last);
+                    new.converge(wanted, first, &mut last);
                     self.held.insert(key, new);
                     false
                 }
                 (None, Some(held)) => {
-                    drain(held, &FxHashSet::default(), &mut last);
-                    if held.destinations.is_empty() {
+                    held.drain_all(&mut last);
+                    if held.is_empty() {
                         self.held.remove(&key);
                         last.push(Op::DeleteServer(key));
                         false
@@ -413,18 +401,12 @@ impl Ledger {
         keys.sort_unstable();
         for key in keys.iter().copied() {
             let Some(held) = self.held.get_mut(&key) else { continue };
-            held.destinations.retain(|destination, weight| {
-                let load = loads.get(&(key, *destination));
-                let is_done = *weight == 0 && load.is_none_or(|load| load.active + load.inactive == 0);
-                if is_done && load.is_some() {
-                    ops.push(Op::DeleteDestination(key, *destination));
-                }
-                !is_done
-            });
-            if held.destinations.values().all(|weight| *weight > 0) {
+            let load = |destination| loads.get(&(key, destination)).copied();
+            ops.extend(held.forget_drained(load));
+            if !held.is_draining() {
                 self.draining.remove(&key);
             }
-            if held.destinations.is_empty() && !self.wanted.contains_key(&key) {
+            if held.is_empty() && !self.wanted.contains_key(&key) {
                 self.held.remove(&key);
                 self.unsettled.extend(key.address());
                 ops.push(Op::DeleteServer(key));
@@ -443,7 +425,7 @@ impl Ledger {
             |server: &&Server| !self.is_excluded(&server.key) || self.held.contains_key(&server.key);
         let ours: Vec<&Server> = servers.iter().filter(is_ours).collect();
         ours.len() == self.held.len()
-            && ours.iter().all(|s| self.held.get(&s.key).is_some_and(|held| held.server == **s))
+            && ours.iter().all(|s| self.held.get(&s.key).is_some_and(|held| *held.server() == **s))
             && addresses.len() == self.bound.len()
             && addresses.iter().all(|ip| self.bound.contains(ip))
             && led.len() == self.led.len()
@@ -458,59 +440,4 @@ fn discount(counts: &mut FxHashMap<IpAddr, u32>, ip: &IpAddr) {
             counts.remove(ip);
         }
     }
-}
-
-fn held(observed: ObservedServer) -> Held {
-    // What others have set and we never do is written anew: it must not look like ours.
-    let mut server = observed.server;
-    if !observed.is_exact {
-        server.persistence = Some(u32::MAX);
-    }
-    let weights = observed.destinations.iter().map(|observed| {
-        let weight = if observed.is_exact { observed.destination.weight } else { u32::MAX };
-        (observed.destination.key, weight)
-    });
-    Held { server, destinations: weights.collect() }
-}
-
-/// Makes a virtual server as it is wanted; returns whether something is being drained. What has to
-/// wait for the rest goes to `last`.
-fn converge(held: &mut Held, wanted: &Wanted, first: &mut Vec<Op>, last: &mut Vec<Op>) -> bool {
-    let key = wanted.server.key;
-    if held.server != wanted.server {
-        held.server = wanted.server;
-        first.push(Op::SetServer(wanted.server));
-    }
-    for destination in wanted.destinations.iter() {
-        let op = Destination { key: *destination, weight: WEIGHT };
-        match held.destinations.insert(*destination, WEIGHT) {
-            None => first.push(Op::AddDestination(key, op)),
-            Some(WEIGHT) => {}
-            Some(_) => first.push(Op::SetDestination(key, op)),
-        }
-    }
-    let keep: FxHashSet<DestinationKey> = wanted.destinations.iter().copied().collect();
-    drain(held, &keep, last);
-    held.destinations.values().any(|weight| *weight == 0)
-}
-
-/// Drains all destinations but some. Datagrams have no connection to finish: their destinations go
-/// at once, and IPVS moves their clients (`expire_nodest_conn`).
-fn drain(held: &mut Held, keep: &FxHashSet<DestinationKey>, last: &mut Vec<Op>) {
-    let key = held.server.key;
-    let is_udp = key.is_udp();
-    held.destinations.retain(|destination, weight| {
-        if keep.contains(destination) {
-            return true;
-        }
-        if is_udp {
-            last.push(Op::DeleteDestination(key, *destination));
-            return false;
-        }
-        if *weight != 0 {
-            *weight = 0;
-            last.push(Op::SetDestination(key, Destination { key: *destination, weight: 0 }));
-        }
-        true
-    });
 }

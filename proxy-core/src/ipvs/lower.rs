@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::marks::{Marks, cluster_group, group_of, is_split};
 use super::{DestinationKey, SchedulerName, Server, ServerFlags, ServerKey};
+use crate::list::List;
 use crate::model::ServicePortName;
 use crate::net::Family;
-use crate::plan::{Capture, Frontend, Group, PortPlan, ServicePlan};
+use crate::plan::{Capture, Frontend, Group, ServicePlan, Target};
 
 /// Settings of IPVS that do not change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,8 @@ pub(super) struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) server: Server,
-    pub(super) destinations: Arc<[DestinationKey]>,
+    /// The endpoints; those that [`destination`] takes are its destinations.
+    pub(super) targets: List<Target>,
 }
 
 /// What one Service needs.
@@ -113,17 +114,12 @@ pub(super) fn lower(plan: &ServicePlan, config: &IpvsConfig, node: &NodeView, ma
     let cluster_ips = plan.cluster_ips.to_vec();
     let mut out = Lowered { addresses: cluster_ips.clone(), cluster_ips, ..Lowered::default() };
     for port in &plan.ports {
-        let [cluster, local] = [Group::Cluster, Group::Local].map(|group| destinations(port, group));
-        let members = |group| match group {
-            Group::Cluster => Arc::clone(&cluster),
-            Group::Local => Arc::clone(&local),
-        };
         let refused = &mut out.refused;
         let servers = &mut out.servers;
         let mut add = |is_node_port, key, group| {
             let server = config.server(key, port.affinity);
             let claim = Claim { is_node_port, port: port.id.clone() };
-            servers.push((claim, Wanted { server, destinations: members(group) }));
+            servers.push((claim, Wanted { server, targets: port.targets(group).clone() }));
         };
         for frontend in &port.frontends {
             match group_of(frontend.actions.other) {
@@ -154,9 +150,10 @@ fn is_usable(ip: &IpAddr) -> bool {
     !ip.is_multicast() && !ip.is_unspecified() && !is_broadcast
 }
 
-fn destinations(port: &PortPlan, group: Group) -> Arc<[DestinationKey]> {
-    let targets = port.targets(group).iter().filter(|target| is_usable(&target.address));
-    targets.map(|target| DestinationKey { address: target.address, port: target.port }).collect()
+/// The destination that an endpoint is; none if the kernel refuses its address.
+pub(super) fn destination(target: &Target) -> Option<DestinationKey> {
+    let key = DestinationKey { address: target.address, port: target.port };
+    is_usable(&target.address).then_some(key)
 }
 
 /// The virtual servers of a frontend.
