@@ -507,6 +507,17 @@ fn exactly_the_given_addresses_are_behind_links() {
         assert_eq!(held(), BTreeSet::from([source(3, Address::v4(8)), source(3, Address::default())]));
         assert_eq!(set_pod_sources(maps, &BTreeMap::new()).unwrap(), 2);
         assert!(held().is_empty());
+        // As many as the map has room for, then as many others, then more than that.
+        let room = maps.get("POD_SOURCES").unwrap().max_entries();
+        let many = |numbers: std::ops::Range<u32>| PodSources {
+            addresses: numbers.map(Address::v4).collect(),
+            are_all: false,
+        };
+        set_pod_sources(maps, &BTreeMap::from([(3, many(0..room))])).unwrap();
+        set_pod_sources(maps, &BTreeMap::from([(4, many(0..room))])).unwrap();
+        assert!(held().len() == room as usize && held().iter().all(|source| source.interface == 4));
+        set_pod_sources(maps, &BTreeMap::from([(5, many(0..room + 1))])).unwrap_err();
+        assert!(held().iter().all(|source| source.interface == 5), "who is gone has no address");
     });
 }
 
