@@ -60,10 +60,11 @@ pub fn probe(request: &ProbeRequest) -> Vec<Attempt> {
     attempts
 }
 
-/// One connection, its answer awaited.
+/// One connection, its answer awaited, with as much more time as everything has on this machine.
 #[must_use]
 pub fn attempt(target: Target) -> Outcome {
-    attempt_within(target, PATIENCE)
+    let limit = patience::stretched(PATIENCE);
+    attempt_for(target, limit, limit)
 }
 
 /// The same with a patience of one's own for stream connections.
