@@ -67,7 +67,7 @@ impl From<Failure> for Stop {
 
 impl From<TooLong> for Stop {
     fn from(_: TooLong) -> Self {
-        Stop::Failed(Failure::new(Reason::Malformed, "a part of the answer has no end"))
+        Stop::Failed(Failure::new(Reason::Malformed, "a line of the answer is too long"))
     }
 }
 
@@ -170,7 +170,10 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
         let streamed_list = self.next == Next::List && self.streaming;
         match failure.reason {
             Reason::Rejected if streamed_list => {
-                info!(kind = self.kind.name, "the server does not stream lists: getting them in one answer");
+                info!(
+                    kind = self.kind.name,
+                    "the server does not stream lists: requesting them in one response"
+                );
                 self.streaming = false;
                 return Duration::ZERO;
             }
@@ -216,7 +219,11 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
             let server = self.shared.requests.server();
             warn!(
                 kind,
-                reason, error, server, hidden, "watch failed; what is known stays in force, trying again"
+                reason,
+                error,
+                server,
+                hidden,
+                "watch failed; the last known state stays in force, trying again"
             );
         }
     }
@@ -378,7 +385,7 @@ impl<O: DeserializeOwned, T> Follower<O, T> {
                 Ok((converted.change, version))
             }
             Err(error) => {
-                let problem = format!("cannot be decoded, its last good state stays in force: {error}");
+                let problem = format!("cannot be decoded, its last valid state stays in force: {error}");
                 self.problem(&name, &version, &problem);
                 Ok((Change::Keep(name), version))
             }
