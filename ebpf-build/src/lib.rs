@@ -41,7 +41,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The compiler or the linker refused.
-    #[error("{0} failed: see above")]
+    #[error("{0} failed: see its output above")]
     Failed(String),
     /// What was built is no object file.
     #[error("{}: {source}", .path.display())]

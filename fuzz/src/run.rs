@@ -65,7 +65,7 @@ fn fail(target: &str, settings: &Settings, number: u64, input: &[u8], small: &[u
     let name = |what: &str| settings.files.join(format!("{target}-{seed}-{number}{what}"));
     let whole = write(&name(""), input);
     let small = write(&name("-small"), small);
-    panic!("fuzz {target}: seed {seed}, input {number} fails: {whole}; made smaller, {small}");
+    panic!("fuzz {target}: seed {seed}, input {number} fails: {whole}; minimized: {small}");
 }
 
 /// Writes an input to a file; tells where, or why not.

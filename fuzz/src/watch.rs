@@ -103,7 +103,7 @@ impl State {
                 let written = crate::run::write(&self.file, &reading.input);
                 // Straight to stderr: what tests print is kept back until their end, which will not
                 // come.
-                eprintln!("{}: an input takes more than {:?}: {written}", self.target, self.limit);
+                eprintln!("{}: an input took more than {:?}: {written}", self.target, self.limit);
                 std::process::abort();
             }
         }

@@ -58,7 +58,7 @@ impl Delegate<'_> {
         });
         let leases: Vec<Lease> = leases.collect();
         if leases.is_empty() {
-            let text = format!("plugin {} has answered without an address", self.name);
+            let text = format!("plugin {} returned no address", self.name);
             return Err(CniError::new(Code::NoAddress, text));
         }
         Ok((leases, outcome))
@@ -111,11 +111,11 @@ impl Delegate<'_> {
             if Instant::now() > end {
                 child.kill()?;
                 child.wait()?;
-                return Err(io::Error::other(format!("it did not end within {} s", LIMIT.as_secs())));
+                return Err(io::Error::other(format!("it did not finish within {} s", LIMIT.as_secs())));
             }
             std::thread::sleep(PAUSE);
         };
-        let text = reader.join().map_err(|_| io::Error::other("its answer could not be read"))??;
+        let text = reader.join().map_err(|_| io::Error::other("its output could not be read"))??;
         Ok((status.success(), text))
     }
 }

@@ -41,7 +41,7 @@ fn add(environment: &Environment, document: &Document, version: Version) -> Resu
     let previous = previous_result(document, version)?;
     let loopback = Loopback::set(&namespace(environment)?, true)?;
     if let Some(wrong) = loopback.addresses.iter().find(|address| !address.addr().is_loopback()) {
-        let text = format!("lo has the address {wrong}, which is no loopback address");
+        let text = format!("lo has the address {wrong}, which is not a loopback address");
         return Err(CniError::new(Code::InvalidConfig, text));
     }
     let sandbox = environment.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();

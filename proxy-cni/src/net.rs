@@ -94,15 +94,15 @@ pub fn host_links(network: &str) -> Result<Vec<String>, NetError> {
 pub fn host_differences(host: &str, routed: &[IpNet]) -> Result<Vec<String>, NetError> {
     let mut netlink = Netlink::open()?;
     let Some(link) = netlink.link(host)? else {
-        return Ok(vec![format!("interface {host} of the host is gone")]);
+        return Ok(vec![format!("host interface {host} does not exist")]);
     };
     let mut wrong = Vec::new();
     if !link.header.flags.contains(LinkFlags::Up) {
-        wrong.push(format!("interface {host} of the host is down"));
+        wrong.push(format!("host interface {host} is down"));
     }
     let routes = netlink.routes(Some(link.header.index))?;
     let missing = routed.iter().filter(|address| !routes.contains(address));
-    wrong.extend(missing.map(|address| format!("there is no route to {address} by {host}")));
+    wrong.extend(missing.map(|address| format!("there is no route to {address} via {host}")));
     Ok(wrong)
 }
 
@@ -183,7 +183,7 @@ fn make_bridge(netlink: &mut Netlink, wiring: &Wiring, mac: Mac) -> Result<LinkM
         LinkAttribute::Address(mac.to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
     ];
-    match netlink.apply(vec![new_link("make the bridge", link, NLM_F_CREATE | NLM_F_EXCL)]) {
+    match netlink.apply(vec![new_link("create the bridge", link, NLM_F_CREATE | NLM_F_EXCL)]) {
         // Another plugin was faster.
         Err(error) if error.errno() == Some(libc::EEXIST) => {}
         other => other?,
@@ -257,7 +257,7 @@ fn veth(
         ]),
     ];
     host.attributes.extend(bridge.map(LinkAttribute::Controller));
-    match netlink.apply(vec![new_link("make the pod's link", host, NLM_F_CREATE | NLM_F_EXCL)]) {
+    match netlink.apply(vec![new_link("create the pod's link", host, NLM_F_CREATE | NLM_F_EXCL)]) {
         Err(error) if error.errno() == Some(libc::EEXIST) => {
             return Err(NetError::Exists {
                 interface: wiring.pod.clone(),
@@ -282,9 +282,9 @@ fn settle(netlink: &mut Netlink, wiring: &Wiring, host: u32, is_port: bool) -> R
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(port),
         ]));
-        return Ok(netlink.apply(vec![new_link("set the bridge's port up", link, 0)])?);
+        return Ok(netlink.apply(vec![new_link("set the bridge port up", link, 0)])?);
     }
-    let mut changes = vec![new_link("name the pod's link", link, 0)];
+    let mut changes = vec![new_link("rename the pod's link", link, 0)];
     for lease in &wiring.leases {
         let address = IpNet::from(lease.address.addr());
         changes.push(add_neighbour(host, address.addr(), wiring.pod_mac));

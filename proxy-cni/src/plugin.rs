@@ -125,7 +125,7 @@ fn supports(version: Version, command: Command) -> Result<(), CniError> {
         _ => Version::V0_3_0,
     };
     if version < since {
-        let text = format!("there is no such command in version {version}; it came with {since}");
+        let text = format!("this command does not exist in version {version}; it was added in {since}");
         return Err(CniError::new(Code::IncompatibleVersion, text));
     }
     Ok(())
@@ -138,8 +138,7 @@ pub(crate) fn namespace(environment: &Environment) -> Result<Namespace, CniError
 
 fn add(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<Value, CniError> {
     if config.previous.is_some() {
-        let text =
-            "prevResult: this plugin makes the pod's interface, so it has to be the first one of the chain";
+        let text = "prevResult: this plugin creates the pod's interface, so it must be the first plugin of the chain";
         return Err(CniError::new(Code::InvalidConfig, text));
     }
     let namespace = namespace(environment)?;
@@ -231,7 +230,7 @@ fn asked_mac(environment: &Environment, config: &NetConf) -> Result<Option<Mac>,
     let asked = config.capabilities.mac.as_ref().or_else(|| environment.arguments.get("MAC"));
     let Some(text) = asked.filter(|text| !text.is_empty()) else { return Ok(None) };
     let wrong =
-        || CniError::new(Code::InvalidConfig, format!("mac: {text:?} is no hardware address of one machine"));
+        || CniError::new(Code::InvalidConfig, format!("mac: {text:?} is not a unicast hardware address"));
     wiring::parse_mac(text).map(Some).ok_or_else(wrong)
 }
 
@@ -252,7 +251,7 @@ fn status(environment: &Environment, config: &NetConf) -> Result<(), CniError> {
 }
 
 fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Result<(), CniError> {
-    let missing = || CniError::new(Code::InvalidConfig, "prevResult: CHECK needs what ADD has answered");
+    let missing = || CniError::new(Code::InvalidConfig, "prevResult: CHECK needs the result of ADD");
     let previous = config.previous.as_ref().ok_or_else(missing)?;
     let namespace = namespace(environment)?;
     let mut wrong = Vec::new();
@@ -260,7 +259,7 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
     let routed = if config.mode == Mode::Routed { pod_ips(previous, whose) } else { Vec::new() };
     wrong.extend(net::host_differences(&host, &routed)?);
     match PodState::read(&namespace, &whose.interface)? {
-        None => wrong.push(format!("interface {} is gone", whose.interface)),
+        None => wrong.push(format!("interface {} does not exist", whose.interface)),
         Some(state) => wrong.extend(differences(&state, previous, whose)),
     }
     if let Ipam::Delegated(name) = &config.ipam {
@@ -268,7 +267,7 @@ fn check(environment: &Environment, config: &NetConf, whose: &Attachment) -> Res
     } else {
         let held = Addresses::without_ranges(config)?.held(whose);
         for ip in pod_ips(previous, whose).iter().filter(|ip| !held.contains(&ip.addr())) {
-            wrong.push(format!("address {} is not written down as that of this pod", ip.addr()));
+            wrong.push(format!("address {} is not recorded as an address of this pod", ip.addr()));
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(CniError::new(Code::Differs, wrong.join("; "))) }
@@ -298,10 +297,10 @@ fn differences(state: &PodState, previous: &Outcome, whose: &Attachment) -> Vec<
     if let Some(link) = link {
         let mac = wiring::parse_mac(&link.mac);
         if mac.is_some_and(|mac| mac.as_slice() != state.mac) {
-            wrong.push(format!("{} has another hardware address than {}", whose.interface, link.mac));
+            wrong.push(format!("{} does not have the hardware address {}", whose.interface, link.mac));
         }
         if link.mtu.is_some() && link.mtu != state.mtu {
-            wrong.push(format!("{} has another MTU than {}", whose.interface, link.mtu.unwrap_or_default()));
+            wrong.push(format!("{} does not have the MTU {}", whose.interface, link.mtu.unwrap_or_default()));
         }
     }
     wrong

@@ -51,11 +51,12 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Somebody else holds the lock.
-    #[error("{}: another plugin has held it for more than {} s", .0.display(), PATIENCE.as_secs())]
+    #[error("{}: another process of the plugin has held this lock for more than {} s", .0.display(), PATIENCE.as_secs())]
     Busy(PathBuf),
     /// The file is not one that we have written.
     #[error(
-        "{}: {reason}; no address is given out or taken back before it is mended or, when no pod runs on this node, deleted",
+        "{}: {reason}; no address is allocated or released until the file is repaired or, when no pod \
+         runs on this node, deleted",
         .path.display()
     )]
     Damaged {
@@ -199,12 +200,12 @@ impl Store {
         is_unused: impl FnOnce() -> bool,
     ) -> Result<Self, StoreError> {
         let directory = directory.join(network);
-        fs::create_dir_all(&directory).map_err(failed("make the directory", &directory))?;
+        fs::create_dir_all(&directory).map_err(failed("create the directory", &directory))?;
         let lock = lock(&directory.join("lock"))?;
         let path = directory.join(FILE);
         let (contents, foreign) = match read(&path, boot) {
             Err(StoreError::Damaged { .. }) if is_unused() => {
-                fs::rename(&path, free_place(&directory)).map_err(failed("set aside", &path))?;
+                fs::rename(&path, free_place(&directory)).map_err(failed("rename", &path))?;
                 Default::default()
             }
             other => other?,
@@ -369,7 +370,7 @@ fn read(path: &Path, boot: &str) -> Result<(Contents, Foreign), StoreError> {
     let written: Written = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if written.layout != LAYOUT {
         return Err(damaged(format!(
-            "it has layout {}, and this plugin reads layout {LAYOUT}",
+            "it has layout {}, but this plugin reads layout {LAYOUT}",
             written.layout
         )));
     }

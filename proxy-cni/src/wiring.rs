@@ -204,13 +204,17 @@ impl Wiring {
         self.routes.iter().find_map(|route| {
             let gateway = route.gw?;
             if gateway.is_ipv4() != route.dst.addr().is_ipv4() {
-                return Some(format!("routes: {} and its gateway {gateway} are of two families", route.dst));
+                return Some(format!(
+                    "routes: {} and its gateway {gateway} have different IP families",
+                    route.dst
+                ));
             }
-            let is_node = self.leases.iter().any(|lease| gateway == lease.gateway || gateway == self.gateway(lease));
+            let is_node =
+                self.leases.iter().any(|lease| gateway == lease.gateway || gateway == self.gateway(lease));
             (self.mode == Mode::Routed && !is_node).then(|| {
                 format!(
-                    "routes: {} by {gateway}: in mode routed a pod reaches nobody but its node; leave the gateway out, or \
-                     use mode bridge",
+                    "routes: {} via {gateway}: in mode routed, a pod can only use its node as gateway; \
+                     leave the gateway out, or use mode bridge",
                     route.dst
                 )
             })

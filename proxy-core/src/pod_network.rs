@@ -127,7 +127,8 @@ pub enum Problem {
     },
     /// Packets to a pod CIDR would take those to a node, or to this node's own network, with them.
     #[error(
-        "pod CIDR {cidr} of node {node} overlaps {network}, which is the network of nodes themselves; pods of {node}, or nodes, cannot be reached"
+        "pod CIDR {cidr} of node {node} overlaps {network}, which has addresses of nodes; pods of {node} \
+         or nodes cannot be reached"
     )]
     Underlay {
         /// The node that is left out.
@@ -138,7 +139,7 @@ pub enum Problem {
         network: IpNet,
     },
     /// A node has no address of the family that nodes talk to each other in.
-    #[error("node {node} has no {family} InternalIP, which node {own} would reach it by")]
+    #[error("node {node} has no {family} InternalIP, which node {own} needs to reach it")]
     NoAddress {
         /// The node.
         node: ObjectName,
@@ -148,7 +149,10 @@ pub enum Problem {
         family: Family,
     },
     /// Two nodes have no addresses of one family.
-    #[error("nodes {own} and {node} have no InternalIPs of the same family, so no tunnel can join them")]
+    #[error(
+        "nodes {own} and {node} have no InternalIPs of the same IP family, so there can be no tunnel \
+         between them"
+    )]
     NoCommonFamily {
         /// The node.
         node: ObjectName,
@@ -156,7 +160,7 @@ pub enum Problem {
         own: ObjectName,
     },
     /// Without VXLAN only nodes of the same subnet can be reached.
-    #[error("node {node} ({address}) is in no subnet of node {own}, and there is no VXLAN to reach it by")]
+    #[error("node {node} ({address}) is in no subnet of node {own}, and cannot be reached without VXLAN")]
     OtherSubnet {
         /// The node.
         node: ObjectName,
@@ -576,7 +580,7 @@ mod tests {
             let problems = seen(Some(Family::V6), own, other).problems;
             problems.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(told(&dual, &v4), ["node b has no IPv6 InternalIP, which node a would reach it by"]);
+        assert_eq!(told(&dual, &v4), ["node b has no IPv6 InternalIP, which node a needs to reach it"]);
         assert_eq!(told(&v4, &dual), told(&dual, &v4));
         let own = Own { node: dual, networks: Vec::new() };
         let between = Between { underlay: Some(Family::V6), ..between(Transport::Vxlan) };

@@ -79,7 +79,7 @@ impl<T> fmt::Display for Refusals<T> {
         first.error.fmt(f)?;
         match others.len() {
             0 => Ok(()),
-            count => write!(f, ", and so for {count} more"),
+            count => write!(f, ", and {count} more were refused"),
         }
     }
 }

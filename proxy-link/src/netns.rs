@@ -36,7 +36,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     if fstatfs(&file).is_ok_and(|of| of.filesystem_type() == NSFS_MAGIC) {
         return Ok(file);
     }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no namespace"))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"))
 }
 
 /// Whether it is that of this thread.

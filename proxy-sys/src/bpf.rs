@@ -78,14 +78,15 @@ pub enum BpfError {
     )]
     NoBpffs(PathBuf),
     /// Another process uses the directory.
-    #[error("another sluice is at work on {}: end it first, or name another directory (sluice.ebpf.bpffs)", .0.display())]
+    #[error("another sluice uses {}: stop it first, or set another directory (sluice.ebpf.bpffs)", .0.display())]
     Busy(PathBuf),
     /// Nothing of sluice is there.
-    #[error("there is nothing of sluice's eBPF backend in {}", .0.display())]
+    #[error("there is no state of sluice's eBPF backend in {}", .0.display())]
     Absent(PathBuf),
     /// The directory given is no cgroup.
     #[error(
-        "{} is no directory of a cgroup2 filesystem: mount one (mount -t cgroup2 none /sys/fs/cgroup), or name where it is (sluice.ebpf.cgroupRoot)",
+        "{} is not a directory of a cgroup2 filesystem: mount one (mount -t cgroup2 none \
+         /sys/fs/cgroup), or set its path (sluice.ebpf.cgroupRoot)",
         .0.display()
     )]
     NoCgroup(PathBuf),
@@ -127,8 +128,7 @@ fn lift_memory_limit() {
 /// 5.14).
 pub fn netns_cookie() -> Result<u64, BpfError> {
     const SO_NETNS_COOKIE: i32 = 71;
-    let failed =
-        |source| BpfError::system("ask for the network namespace's cookie (SO_NETNS_COOKIE)", source);
+    let failed = |source| BpfError::system("get the network namespace's cookie (SO_NETNS_COOKIE)", source);
     // Any socket will do.
     let socket = std::os::unix::net::UnixDatagram::unbound().map_err(failed)?;
     let mut cookie = 0u64;

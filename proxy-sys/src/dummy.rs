@@ -99,7 +99,7 @@ impl Link {
             }
             other => other?,
         }
-        let gone = || NetlinkError::Malformed { operation: "find the link that was made" };
+        let gone = || NetlinkError::Malformed { operation: "find the created link" };
         Self::find(name)?.ok_or_else(|| gone().into())
     }
 
@@ -143,7 +143,7 @@ impl Link {
 fn request_new(name: &str) -> Result<(), NetlinkError> {
     let mut link = request::link_named(name);
     link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
-    let make = request::new_link("make a dummy link", link, NLM_F_CREATE | NLM_F_EXCL);
+    let make = request::new_link("create a dummy link", link, NLM_F_CREATE | NLM_F_EXCL);
     match Netlink::open()?.apply(vec![make]) {
         Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
         other => other,

@@ -99,14 +99,14 @@ impl Ipvs {
         }
         modules::load(MODULE)?;
         Self::find()?.ok_or_else(|| {
-            let reason = "modprobe succeeded, but IPVS is not there".to_owned();
+            let reason = "modprobe succeeded, but IPVS is not available".to_owned();
             ModuleError { module: MODULE.to_owned(), reason }.into()
         })
     }
 
     /// Opens a connection in the current network namespace, if the kernel has IPVS.
     pub fn find() -> Result<Option<Self>, NetlinkError> {
-        let operation = "look IPVS up";
+        let operation = "look up IPVS";
         let mut socket = NetfilterSocket::generic()?;
         let mut id = None;
         let asked = socket.ask(
@@ -128,7 +128,7 @@ impl Ipvs {
 
     /// What the kernel's IPVS is.
     pub fn info(&mut self) -> Result<Info, NetlinkError> {
-        let operation = "ask what IPVS is";
+        let operation = "get information about IPVS";
         let mut info = None;
         let take = |message: crate::netlink::Message<'_>| info = decode::info(message.attributes());
         self.socket.ask(operation, self.family, Command::GetInfo.head(), |_| {}, take)?;
@@ -200,13 +200,7 @@ impl Ipvs {
     pub fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {
         let mut timeouts = Timeouts::default();
         let take = |message: crate::netlink::Message<'_>| timeouts = decode::timeouts(message.attributes());
-        self.socket.ask(
-            "ask for the timeouts of IPVS",
-            self.family,
-            Command::GetConfig.head(),
-            |_| {},
-            take,
-        )?;
+        self.socket.ask("get the timeouts of IPVS", self.family, Command::GetConfig.head(), |_| {}, take)?;
         Ok(timeouts)
     }
 

@@ -19,10 +19,8 @@ pub struct Namespace {
 /// are passed over.
 pub fn others() -> Result<Vec<Namespace>, BpfError> {
     let own = netns_cookie()?;
-    let found = in_each(all(), look).map_err(|source| BpfError::System {
-        operation: "look into other network namespaces".into(),
-        source,
-    })?;
+    let found = in_each(all(), look)
+        .map_err(|source| BpfError::System { operation: "enter other network namespaces".into(), source })?;
     Ok(found.into_iter().flatten().flatten().filter(|namespace| namespace.cookie != own).collect())
 }
 

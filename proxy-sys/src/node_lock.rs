@@ -39,10 +39,9 @@ impl Display for Holder {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.pid {
             Some(pid) => write!(f, "process {pid}"),
-            None => write!(
-                f,
-                "a process that cannot be seen from here: on the node, `ss -xlp src @{NAME}` shows it"
-            ),
+            None => {
+                write!(f, "a process that is not visible here; on the node, `ss -xlp src @{NAME}` shows it")
+            }
         }
     }
 }
@@ -51,10 +50,10 @@ impl Display for Holder {
 #[derive(Debug, thiserror::Error)]
 pub enum NodeLockError {
     /// Another daemon has it.
-    #[error("another sluice is at work in this network namespace: {0}")]
+    #[error("another sluice is running in this network namespace: {0}")]
     Held(Holder),
     /// Somebody has the name who cannot be a daemon, unless it is just coming or going.
-    #[error("the name @{NAME} is taken by somebody who is no daemon: {0}")]
+    #[error("the socket name @{NAME} is used by a process that is not a sluice daemon: {0}")]
     Squatted(String),
     /// A system call failed.
     #[error("lock the network namespace: {0}")]
@@ -119,7 +118,7 @@ fn ask(name: &str) -> io::Result<Asked> {
         // A security module keeps processes apart, which says nothing against its being a daemon.
         Err(Errno::EACCES | Errno::EPERM) => Ok(Asked::Daemon(Holder { pid: None })),
         // A daemon accepts.
-        Err(Errno::EAGAIN) => Ok(Asked::Other("it leaves those who ask waiting".into())),
+        Err(Errno::EAGAIN) => Ok(Asked::Other("it does not accept connections".into())),
         Err(error) => Err(error.into()),
     }
 }

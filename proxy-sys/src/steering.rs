@@ -54,8 +54,8 @@ pub enum RuleChange {
 impl fmt::Display for RuleChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RuleChange::LeadHere(packets) => write!(f, "lead packets for {packets} here"),
-            RuleChange::LetPass(packets) => write!(f, "let packets for {packets} pass"),
+            RuleChange::LeadHere(packets) => write!(f, "deliver packets for {packets} locally"),
+            RuleChange::LetPass(packets) => write!(f, "stop delivering packets for {packets} locally"),
         }
     }
 }
@@ -74,7 +74,7 @@ impl Steering {
     /// What is led here.
     pub fn led(&mut self) -> Result<Vec<Packets>, NetlinkError> {
         let question = RouteNetlinkMessage::GetRule(RuleMessage::default());
-        self.netlink.list_readable("list rules of routing", &question, |answer| match answer {
+        self.netlink.list_readable("list routing rules", &question, |answer| match answer {
             RouteNetlinkMessage::NewRule(rule) => led_by(&rule),
             _ => None,
         })
@@ -88,7 +88,7 @@ impl Steering {
             route.attributes.push(RouteAttribute::PrefSource(source.into()));
             let message = RouteNetlinkMessage::NewRoute(route);
             let request = Request::new(message, NLM_F_CREATE | NLM_F_REPLACE);
-            self.netlink.apply(vec![request.named("lead packets to this host")])?;
+            self.netlink.apply(vec![request.named("deliver packets to this host")])?;
         }
         Ok(())
     }
@@ -110,7 +110,7 @@ impl Steering {
         changes.extend(Family::BOTH.map(|family| {
             let message = RouteNetlinkMessage::DelRoute(route(family));
             let request = Request::new(message, 0).is_done_by(&GONE);
-            request.named("leave packets alone")
+            request.named("stop delivering packets to this host")
         }));
         self.netlink.apply(changes)?;
         Ok(!led.is_empty())

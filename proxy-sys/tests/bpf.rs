@@ -386,7 +386,7 @@ fn the_probe_finds_what_is_missing_and_leaves_nothing() {
         };
         let elsewhere = told(Directory::new("/proc/none"), "/proc".into());
         assert_eq!(elsewhere.len(), 2, "{elsewhere:?}");
-        assert!(elsewhere[0].starts_with("cgroup2: /proc is no directory of a cgroup2"), "{elsewhere:?}");
+        assert!(elsewhere[0].starts_with("cgroup2: /proc is not a directory of a cgroup2"), "{elsewhere:?}");
         assert!(elsewhere[1].starts_with("bpf filesystem: /proc/none is not on"), "{elsewhere:?}");
         assert!(probe(b"nonsense", &here.directory(), &here.cgroup)[0].feature.contains("programs"));
     });

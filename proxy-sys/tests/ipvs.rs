@@ -258,7 +258,7 @@ fn refused_operations_are_named_and_the_others_done() {
             text.starts_with("add virtual server tcp 10.96.0.1:80 with scheduler rr: kernel says"),
             "{text}"
         );
-        assert!(text.ends_with(", and so for 9 more"), "{text}");
+        assert!(text.ends_with(", and 9 more were refused"), "{text}");
         let expected = Table::from([(server(key), BTreeSet::from([there, to("10.244.0.2", 80, 1)]))]);
         assert_eq!(table(ipvs.dump().unwrap()), expected);
     });

@@ -45,7 +45,7 @@ const SETTINGS: Duration = Duration::from_secs(5);
 pub async fn follow(network: watch::Sender<Option<Network>>, settings: bool) {
     loop {
         if let Err(error) = follow_once(&network, settings).await {
-            warn!(%error, "cannot follow interfaces and addresses; trying again");
+            warn!(%error, "cannot watch interfaces and addresses; trying again");
         }
         tokio::select! {
             () = network.closed() => return,

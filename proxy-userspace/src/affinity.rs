@@ -28,7 +28,8 @@ const BEFORE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 50;
 
 /// What happens to clients when a set is nearly full.
-const CONSEQUENCE: &str = "those of the Services that have most are forgotten, the longest silent first";
+const CONSEQUENCE: &str =
+    "clients of the Services with the most clients are evicted, those idle longest first";
 
 /// Tells that a table is more than 80 % full: once, until it has been less than 70 % full.
 #[derive(Debug, Default)]
@@ -65,7 +66,7 @@ impl Told {
                 table,
                 entries,
                 capacity,
-                "the table of clients is more than 80 % full; when it is full, {consequence}"
+                "the affinity table is more than 80 % full; when it is full, {consequence}"
             );
             self.recorder.record(event(table, usage, consequence));
         }
@@ -74,8 +75,8 @@ impl Told {
 
 fn event(table: &str, Usage { entries, capacity }: Usage, consequence: &str) -> Event {
     Event::many_clients(format!(
-        "{entries} clients of Services with ClientIP affinity are remembered here, of {capacity} that table {table} has room for; \
-         when it is full, {consequence}"
+        "table {table} on this node holds {entries} clients of Services with ClientIP affinity, and has \
+         room for {capacity}; when it is full, {consequence}"
     ))
 }
 
@@ -92,7 +93,7 @@ pub async fn follow(told: Told) {
                     told.counted(&mut alarm, table, usage, CONSEQUENCE);
                 }
             }
-            Ok(Err(error)) => debug!(%error, "cannot count the clients that are remembered"),
+            Ok(Err(error)) => debug!(%error, "cannot count the entries of the affinity tables"),
             Err(_) => return,
         }
         tokio::time::sleep(if are_there { pause(begun.elapsed()) } else { BEFORE }).await;

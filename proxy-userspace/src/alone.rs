@@ -29,14 +29,15 @@ pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
             Err(NodeLockError::Squatted(by)) if begun.elapsed() >= PATIENCE => {
                 warn!(
                     by,
-                    "going on without keeping a second daemon out: somebody has taken the name of its lock"
+                    "continuing without the lock that keeps out a second daemon: another program holds \
+                     its name"
                 );
                 return Ok(None);
             }
             Err(error) if begun.elapsed() >= PATIENCE => return Err(error.into()),
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
-                    info!("{error}; waiting up to {} s for its end", PATIENCE.as_secs());
+                    info!("{error}; waiting up to {} s for it to end", PATIENCE.as_secs());
                 }
             }
         }
@@ -48,7 +49,7 @@ pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
 async fn receive(visitors: std::os::unix::net::UnixListener) {
     let visitors = match tokio::net::UnixListener::from_std(visitors) {
         Ok(visitors) => visitors,
-        Err(error) => return warn!(%error, "who asks for this daemon's process id may get no answer"),
+        Err(error) => return warn!(%error, "requests for this daemon's process id may get no answer"),
     };
     loop {
         if visitors.accept().await.is_err() {

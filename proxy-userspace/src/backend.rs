@@ -33,7 +33,7 @@ pub enum BackendError {
     #[error(transparent)]
     Bpf(#[from] BpfError),
     /// The interface `lo` refused its settings.
-    #[error("datagrams that are too big for their way: {0}")]
+    #[error("settings for datagrams larger than the path MTU: {0}")]
     Lo(#[from] LoError),
     /// IPVS refused, or could not be asked.
     #[error("IPVS: {0}")]

@@ -65,7 +65,7 @@ pub(crate) enum StepError {
         message: String,
     },
     /// No program is there that can do it.
-    #[error("nothing leads to them any more, but no program here can delete them; on the node, run: {0}")]
+    #[error("they are no longer in use, but no program here can delete them; on the node, run: {0}")]
     NoProgram(String),
 }
 
@@ -100,7 +100,7 @@ pub fn cleanup(options: &Options) -> Result<(), ExitError> {
         Ok(Err(holder)) if !options.force => return Err(ExitError::BesideDaemon(holder)),
         Ok(Err(_)) => None,
         Err(error) => {
-            say(format_args!("cannot tell whether a daemon is at work: {error}"));
+            say(format_args!("cannot find out whether a daemon is running: {error}"));
             None
         }
     };
@@ -108,9 +108,9 @@ pub fn cleanup(options: &Options) -> Result<(), ExitError> {
     // First, so that no pod starts into a network that is going.
     match pod_network::withdraw_node(&options.run_dir) {
         Ok(files) => files.iter().for_each(|path| {
-            say(format_args!("removed {}: the CNI plugin starts no pods any more", path.display()));
+            say(format_args!("removed {}: the CNI plugin no longer starts pods", path.display()));
         }),
-        Err(error) => steps.failed("what the CNI plugin knows of the node", error.into()),
+        Err(error) => steps.failed("the node settings for the CNI plugin", error.into()),
     }
     remove_tables(&mut steps)?;
     remove_programs(options, &mut steps)?;
@@ -188,8 +188,8 @@ fn tell_of_files() {
     if !left.is_empty() {
         let left = left.join(" ");
         say(format_args!(
-            "left, because pods may still be deleted with them: {left}\n\
-             when no pod has an address of it any more, or another network takes over: rm -r {left}"
+            "kept, because the deletion of pods still needs these files: {left}\n\
+             when no pod has an address of this network, or another network has taken over, run: rm -r {left}"
         ));
     }
 }

@@ -24,64 +24,65 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str =
-    "Without a command, or called by the name kube-proxy, flags are those of `sluice run`.
+    "Without a command, or when started as kube-proxy, the program takes the flags of `sluice run`.
 
 Exit codes:
-  0  done, or ended by SIGTERM or SIGINT (rules stay in force); status: something of Sluice is in the kernel
-  1  failed while running; the configuration file changed; status: a daemon is at work, and nothing is in the kernel
-  2  wrong command line or configuration
-  3  the machine lacks something: a capability, a kernel feature, a file; or another daemon is at work
-  4  status: nothing of Sluice is in the kernel, and no daemon is at work
-  6  status: somebody else has changed what is in the kernel, as far as that shows without a daemon";
+  0  success, or ended by SIGTERM or SIGINT (rules stay in force); status: the kernel has state of Sluice
+  1  runtime failure; the configuration file changed; status: a daemon runs, but the kernel has no state of Sluice
+  2  invalid command line or configuration
+  3  a requirement is missing (a capability, a kernel feature, a file), or another daemon is running
+  4  status: the kernel has no state of Sluice, and no daemon is running
+  6  status: another program changed Sluice's state in the kernel, as far as this can be seen without a daemon";
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Watch Services and EndpointSlices and keep the kernel in step, until SIGTERM.
+    /// Watch Services and EndpointSlices, and program the kernel for them, until SIGTERM.
     Run(Box<RunArgs>),
-    /// Show what of Sluice is in the kernel. No daemon is needed.
+    /// Show the state of Sluice in the kernel. No daemon is needed.
     ///
-    /// That is the table of Services, virtual servers, eBPF maps with counters and programs, and
-    /// the pod network. The exit code tells nothing (4) from something (0); see sluice --help.
+    /// This is the nftables table of Services, IPVS virtual servers, eBPF maps with counters and
+    /// programs, and the pod network. The exit code is 0 if there is such state, and 4 if there is
+    /// none; sluice --help lists the others.
     Status {
-        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the
+        /// Directory of the eBPF backend's maps and programs: sluice.ebpf.bpffs in the
         /// configuration.
         #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
-        /// How to print it: text may change, of JSON fields only more may come.
+        /// Output format. The text may change with any release; JSON fields are only ever added.
         #[arg(short, long, value_name = "FORMAT", default_value = "text")]
         output: OutputFormat,
     },
-    /// Remove everything of Sluice from the kernel.
+    /// Remove all state of Sluice from the kernel.
     ///
-    /// It removes nothing while a daemon is at work in this network namespace, and names its
-    /// process.
+    /// While a daemon is running in this network namespace, nothing is removed, and the error names
+    /// its process.
     Cleanup {
-        /// Remove what kube-proxy left in the kernel too: nftables tables, iptables chains, IPVS,
-        /// ipsets.
+        /// Also remove what kube-proxy left in the kernel: nftables tables, iptables chains, IPVS
+        /// virtual servers, ipsets.
         #[arg(long)]
         kube_proxy: bool,
-        /// Where the eBPF backend keeps its maps and programs: sluice.ebpf.bpffs of the
+        /// Directory of the eBPF backend's maps and programs: sluice.ebpf.bpffs in the
         /// configuration.
         #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", default_value = crate::config::BPFFS, value_parser = absolute())]
         bpffs: PathBuf,
-        /// Where the daemon tells the CNI plugin of the node: sluice.podNetwork.cni.runDir of the
-        /// configuration.
+        /// Directory where the daemon writes node settings for the CNI plugin:
+        /// sluice.podNetwork.cni.runDir in the configuration.
         #[arg(long, value_name = "DIR", default_value = sluice_cni::spec::RUN)]
         run_dir: PathBuf,
-        /// Go on although a daemon is at work. Connections break, and the daemon writes its part
-        /// again.
+        /// Remove state even while a daemon is running. Connections break, and the daemon writes
+        /// its state again.
         #[arg(long)]
         force: bool,
     },
-    /// Look at a configuration file; nothing is changed.
+    /// Check a configuration file. Nothing is changed.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Print the version, and whose configuration it takes.
+    /// Print the version, and the kube-proxy releases whose configuration is accepted.
     Version,
-    /// Print a script for a shell that completes commands and flags.
+    /// Print a completion script for a shell.
     Completion {
-        /// The shell.
+        /// Shell that runs the script.
         shell: clap_complete::Shell,
     },
 }
@@ -89,9 +90,9 @@ pub enum Command {
 /// What to do with a configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Read a KubeProxyConfiguration, and tell all that is wrong with it, and what has no effect.
+    /// Read a KubeProxyConfiguration, and report every error and every field without effect.
     Check {
-        /// The file.
+        /// KubeProxyConfiguration file, YAML or JSON.
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
@@ -100,9 +101,9 @@ pub enum ConfigCommand {
 /// How a command prints what it found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
@@ -341,8 +342,8 @@ mod tests {
         for text in [&short, &long] {
             assert!(text.contains("nftables, ebpf, ipvs, or auto"), "{text}");
         }
-        assert!(long.contains("No meaning here") && long.contains("--kube-api-qps"), "{long}");
-        assert!(!short.contains("No meaning here") && !short.contains("--kube-api-qps"), "{short}");
+        assert!(long.contains("No effect") && long.contains("--kube-api-qps"), "{long}");
+        assert!(!short.contains("No effect") && !short.contains("--kube-api-qps"), "{short}");
     }
 
     #[test]

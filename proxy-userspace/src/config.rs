@@ -65,7 +65,7 @@ fn parse(text: &str) -> Result<Loaded, String> {
     let types::Read { config, wrong, unknown } = types::read(value);
     let on_line = |path: &str| lines.of(path).map_or_else(String::new, |line| format!(" (line {line})"));
     let twice =
-        twice.iter().map(|path| format!("{path} is given twice, and the last one counts{}", on_line(path)));
+        twice.iter().map(|path| format!("{path} is set twice, and the last value is used{}", on_line(path)));
     let unknown = unknown.iter().map(|path| format!("unknown field {path} is ignored{}", on_line(path)));
     Ok(Loaded { odd: twice.chain(unknown).collect(), config, wrong, lines, ..Loaded::default() })
 }
@@ -152,7 +152,7 @@ mod tests {
     fn a_wrong_type_is_an_error_that_names_it() {
         let wrong = |text| parse(text).unwrap().wrong;
         let told = wrong("mode: nftables\nnftables: {masqueradeBit: many}");
-        assert_eq!(told, ["nftables.masqueradeBit: \"many\" is no whole number of 32 bits"]);
+        assert_eq!(told, ["nftables.masqueradeBit: \"many\" is not a 32-bit integer"]);
         for text in
             ["mode: 1", "mode: yes", "oomScoreAdj: '5'", "oomScoreAdj: 1.5", "bindAddressHardFail: 'true'"]
         {

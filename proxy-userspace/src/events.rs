@@ -54,8 +54,8 @@ impl Event {
 
     /// The configuration names no mode, which will mean another one to a later kube-proxy.
     pub fn default_mode() -> Event {
-        let note = "no mode is set, so the settings of mode iptables count, which runs as nftables here. To kube-proxy \
-                    1.40 no mode will mean nftables: say \"mode: nftables\" or \"mode: iptables\"";
+        let note = "mode is not set: the settings of mode iptables are used, and it runs as nftables. From \
+                    kube-proxy 1.40 on, the default is nftables: set \"mode: nftables\" or \"mode: iptables\"";
         Event::of_node(true, "KubeProxyDefaultMode", note.to_owned())
     }
 
@@ -108,8 +108,8 @@ impl Event {
     /// they do.
     pub fn changed_by_others(what: &str) -> Event {
         let note = format!(
-            "another program changes {what}. What is ours is put back, see sluice_foreign_changes_total and \
-             sluice_repairs_total; find out who it is (nft monitor), and end it"
+            "another program changed {what}, and Sluice repaired it (metrics sluice_foreign_changes_total \
+             and sluice_repairs_total); find the program (nft monitor), and stop it"
         );
         let (reason, action) = ("ChangedByOthers", "RepairRules");
         Event { regarding: Regarding::Node, warning: true, reason, action, note }

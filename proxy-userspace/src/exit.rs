@@ -56,26 +56,27 @@ pub enum ExitError {
     NotAlone(#[from] NodeLockError),
     /// A daemon is at work on what is to be removed.
     #[error(
-        "nothing was removed, because a daemon is at work in this network namespace: {0}. End it first; sluice cleanup \
-         --force breaks its connections"
+        "nothing was removed, because a daemon is running in this network namespace: {0}. Stop it first; \
+         sluice cleanup --force breaks its connections"
     )]
     BesideDaemon(Holder),
     /// A signal came before all was done.
-    #[error("ended by {0} before all was done")]
+    #[error("ended by {0} before everything was done")]
     Interrupted(&'static str),
     /// Something could not be removed.
     #[error("not everything could be removed:\n  {}", .0.join("\n  "))]
     Cleanup(Vec<String>),
     /// The configuration file changed, which a restart takes up.
-    #[error("configuration file {} changed: ending, to be started again with the new configuration; rules stay in force", .0.display())]
+    #[error("configuration file {} changed: exiting, so that a restart applies the new configuration; rules stay in force", .0.display())]
     ConfigChanged(PathBuf),
     /// detectLocalMode is NodeCIDR, but the Node has none.
     #[error(
-        "detectLocalMode is NodeCIDR, but Node {0} got no podCIDRs in five minutes; let the controller manager allocate them, or use another mode"
+        "detectLocalMode is NodeCIDR, but Node {0} got no podCIDRs within five minutes; let \
+         kube-controller-manager allocate them, or set another detectLocalMode"
     )]
     NoPodCidrs(String),
     /// A part that runs as long as the process has ended.
-    #[error("the {0} ended: this is a fault of sluice; it has to be started again")]
+    #[error("the {0} ended, which is a bug in sluice; restart it")]
     Ended(&'static str),
     /// A system call failed.
     #[error("{operation}: {source}")]

@@ -192,8 +192,8 @@ impl Keeper {
         let done = destroy_udp(sockets)?;
         if done.is_unsupported && !std::mem::replace(&mut self.told_unsupported, true) {
             warn!(
-                "the kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): UDP sockets that are connected to an endpoint that \
-                 is gone stay so until their processes connect anew"
+                "the kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): UDP sockets connected to a \
+                 removed endpoint stay connected to it until their processes reconnect"
             );
         }
         if let Some(error) = &done.unread
@@ -201,8 +201,8 @@ impl Keeper {
         {
             warn!(
                 error,
-                "cannot look into a network namespace: UDP sockets there that are connected to an endpoint that is gone \
-                 stay so until their processes connect anew"
+                "cannot enter a network namespace: UDP sockets there that are connected to a removed \
+                 endpoint stay connected to it until their processes reconnect"
             );
         }
         self.metrics.sockets_ended.inc_by(done.ended.len() as u64);
@@ -235,7 +235,7 @@ impl Keeper {
                     self.count(name, *usage);
                 }
             }
-            Err(error) => warn!(%error, "cannot look for flows that are over; trying again later"),
+            Err(error) => warn!(%error, "cannot look for expired flows; trying again later"),
         }
         for name in OTHERS {
             if let Ok(usage) = self.maps.get(name).and_then(|map| map.usage()) {
@@ -260,14 +260,17 @@ impl Keeper {
 /// table only becomes emptier.
 fn when_full(map: &str) -> Option<&'static str> {
     Some(match map {
-        "FLOWS" => "flows that were silent longest are forgotten (sluice.ebpf.flows)",
-        AFFINITY => "those that were silent longest are forgotten (sluice.ebpf.flows)",
-        "FRAGMENTS" => "fragments of the datagrams that began first are dropped",
-        "PEERS" => "sockets that were connected first see their endpoint and not the Service",
-        "PICKS" => "UDP sockets that were silent longest may get another endpoint",
-        "NAMESPACES" => "further pods cannot leave the socket path",
+        "FLOWS" => "flows idle longest are evicted (sluice.ebpf.flows)",
+        AFFINITY => "the clients idle longest are evicted (sluice.ebpf.flows)",
+        "FRAGMENTS" => "fragments of the oldest datagrams are dropped",
+        "PEERS" => {
+            "the sockets connected earliest see the address of their endpoint instead of the Service's"
+        }
+        "PICKS" => "UDP sockets idle longest may get another endpoint",
+        "NAMESPACES" => "no more pods can leave the socket path",
         "POD_SOURCES" => {
-            "further pods on bridges are not held against their addresses, and looking at those of others takes longer"
+            "source addresses of further pods on bridges are not checked, and checks for other pods take \
+             longer"
         }
         _ => return None,
     })
@@ -286,7 +289,7 @@ pub fn end_all_sockets(maps: &Maps) -> Result<usize, FlowError> {
         warn!("the kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY)");
     }
     if let Some(error) = done.unread {
-        warn!(error, "cannot look into a network namespace");
+        warn!(error, "cannot enter a network namespace");
     }
     Ok(done.ended.len())
 }

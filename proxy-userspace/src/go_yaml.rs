@@ -118,13 +118,13 @@ impl<'text> Reader<'text> {
     }
 
     fn alias(&mut self, id: usize) -> Result<Value, String> {
-        let value = self.anchors.get(&id).ok_or("an alias stands within what it names")?;
+        let value = self.anchors.get(&id).ok_or("an alias is inside the value that it refers to")?;
         if self.path.len() + depth(value) > MOST_NESTED {
             return Err(nested());
         }
         self.aliased += size(value);
         if self.aliased > MOST_ALIASED {
-            return Err(format!("aliases stand for more than {MOST_ALIASED} values"));
+            return Err(format!("aliases expand to more than {MOST_ALIASED} values"));
         }
         Ok(value.clone())
     }

@@ -37,29 +37,31 @@ pub async fn from_ebpf(bpffs: &Path) {
         // Another layout, or what is left of a removal.
         Err(BpfError::Absent(_)) => return remove(&directory),
         Err(error) => {
-            return warn!(%error, "cannot switch the eBPF programs off: run sluice cleanup when the node may lose connections");
+            return warn!(%error, "cannot disable the eBPF programs: run sluice cleanup when the node may lose connections");
         }
     };
-    info!(bpffs = %bpffs.display(), "eBPF programs capture no new connections; they go when the last one has ended");
+    info!(bpffs = %bpffs.display(), "eBPF programs take no new connections; they are removed when the last connection has ended");
     tokio::time::sleep(UDP_GRACE).await;
     tokio::task::block_in_place(|| end_sockets(&maps));
     let ender = loop {
         match tokio::task::block_in_place(|| ender(&directory)) {
             Ok(ender) => break ender,
             Err(error) => {
-                warn!(%error, "cannot end flows of the eBPF programs; trying again (sluice cleanup ends them all at once)");
+                warn!(%error, "cannot end flows of the eBPF programs; trying again (sluice cleanup ends all of them at once)");
             }
         }
         tokio::time::sleep(FLOWS_PERIOD).await;
     };
     loop {
         if let Err(error) = tokio::task::block_in_place(|| ebpf::open_lo(&maps)) {
-            warn!(%error, "IPv4 datagrams of the eBPF programs that are too big for their way are lost: set net.ipv4.conf.lo.accept_local");
+            warn!(%error, "IPv4 datagrams of the eBPF programs that are larger than the path MTU are lost: set net.ipv4.conf.lo.accept_local");
         }
         match tokio::task::block_in_place(|| flows::expire(&maps, &ender)) {
             Ok(expired) if expired.is_empty() => return remove(&directory),
             Ok(_) => {}
-            Err(error) => warn!(%error, "cannot look for flows of the eBPF programs; trying again later"),
+            Err(error) => {
+                warn!(%error, "cannot look for expired flows of the eBPF programs; trying again later")
+            }
         }
         tokio::time::sleep(FLOWS_PERIOD).await;
     }
@@ -74,12 +76,12 @@ async fn lock(directory: &Directory) -> Option<Lock> {
             Ok(lock) => return directory.exists().then_some(lock),
             Err(error @ BpfError::Busy(_)) => {
                 if !std::mem::replace(&mut told, true) {
-                    warn!(%error, "cannot switch the eBPF programs off yet; trying again until it has ended");
+                    warn!(%error, "cannot disable the eBPF programs yet; trying again until the other sluice has ended");
                 }
                 tokio::time::sleep(FLOWS_PERIOD).await;
             }
             Err(error) => {
-                warn!(%error, "cannot switch the eBPF programs off: run sluice cleanup when the node may lose connections");
+                warn!(%error, "cannot disable the eBPF programs: run sluice cleanup when the node may lose connections");
                 return None;
             }
         }
@@ -109,13 +111,13 @@ fn end_sockets(maps: &Maps) {
     match flows::end_all_sockets(maps) {
         Ok(0) => {}
         Ok(sockets) => info!(sockets, "ended UDP sockets that the eBPF programs had connected"),
-        Err(error) => warn!(%error, "cannot end UDP sockets that the eBPF programs have connected"),
+        Err(error) => warn!(%error, "cannot end UDP sockets that the eBPF programs had connected"),
     }
 }
 
 fn remove(directory: &Directory) {
     match tokio::task::block_in_place(|| ebpf::remove(directory)) {
-        Ok(_) => info!(bpffs = %directory.path().display(), "the eBPF programs are gone"),
+        Ok(_) => info!(bpffs = %directory.path().display(), "eBPF programs removed"),
         Err(error) => warn!(%error, "cannot remove the eBPF programs: run sluice cleanup"),
     }
 }
@@ -129,11 +131,14 @@ pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
     let mut told = false;
     loop {
         match tokio::task::block_in_place(|| cleanup::delete_idle(links, excluded)) {
-            Ok(false) if told => return info!("virtual servers and their links are gone"),
+            Ok(false) if told => return info!("virtual servers and their links removed"),
             Ok(false) => return,
             Ok(true) if !told => {
                 told = true;
-                info!("virtual servers get no new connections; they go when the last one has ended");
+                info!(
+                    "virtual servers get no new connections; they are removed when the last connection \
+                     has ended"
+                );
             }
             Ok(true) => {}
             Err(error) => warn!(%error, "cannot remove virtual servers; trying again later"),
@@ -159,13 +164,13 @@ pub async fn keep_translations() -> bool {
         Ok(false) => false,
         Ok(true) => {
             info!(
-                "table inet sluice has no rules any more; it goes when the last connection that rules have translated \
-                 has ended"
+                "table inet sluice has no rules left; it is removed when the last connection that its \
+                 rules translated has ended"
             );
             true
         }
         Err(error) => {
-            warn!(%error, "cannot look after connections that rules of nf_tables translate: run sluice cleanup");
+            warn!(%error, "cannot keep connections that nf_tables rules translate: run sluice cleanup");
             false
         }
     }
@@ -182,7 +187,7 @@ pub async fn until_translations_end() {
             Ok::<_, NetlinkError>(true)
         });
         match ended {
-            Ok(true) => return info!("table inet sluice is gone"),
+            Ok(true) => return info!("table inet sluice removed"),
             Ok(false) => {}
             Err(error) => warn!(%error, "cannot remove table inet sluice; trying again later"),
         }

@@ -50,7 +50,10 @@ pub fn start(logging: &Logging) {
     };
     tracing_subscriber::registry().with(lines).init();
     if let Some(error) = wrong {
-        tracing::warn!(error, "{FILTER} has no effect: give it a form such as \"sluice=debug\", or unset it");
+        tracing::warn!(
+            error,
+            "{FILTER} is invalid and has no effect: set it to a filter such as \"sluice=debug\", or unset it"
+        );
     }
 }
 

@@ -131,7 +131,7 @@ async fn accept(listener: TcpListener, picker: Arc<Mutex<Picker>>, facts: watch:
         };
         match accepted {
             Ok((_, peer)) if !is_own(&peer.ip(), &facts) => {
-                debug!(%peer, "a connection to loopback from outside of this node is closed");
+                debug!(%peer, "closed a connection to loopback from outside this node");
             }
             Ok((client, _)) => {
                 let endpoint =

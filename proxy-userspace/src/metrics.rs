@@ -97,10 +97,10 @@ metrics! {
     sync_last: Labelled<1, FloatGauge> = Labelled::default(),
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Unix time of the last successful sync";
     sync_last_queued: Labelled<1, FloatGauge> = Labelled::default(),
-        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Unix time when a sync was last asked for";
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Unix time when a sync was last requested";
     network_programming: Histograms<1> = histograms(programming),
         "kubeproxy_network_programming_duration_seconds",
-        "From the change of an endpoint in the cluster to its rules in place here";
+        "Time from the change of an endpoint in the cluster until its rules are in place on this node";
     endpoint_changes_pending: Gauge = Gauge::default(),
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
         "1 while the kernel lacks changes of endpoints because a pass failed, otherwise 0";
@@ -113,9 +113,9 @@ metrics! {
         "kubeproxy_sync_proxy_rules_service_changes", "Service notifications";
     no_local_endpoints: Labelled<2, Gauge> = Labelled::default(),
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-        "Service ports with a Local policy that have endpoints, but none here";
-    healthz: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_healthz", "Answers of /healthz";
-    livez: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_livez", "Answers of /livez";
+        "Service ports with traffic policy Local that have endpoints, but none on this node";
+    healthz: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_healthz", "Responses of /healthz";
+    livez: Labelled<1, Counter> = Labelled::default(), "kubeproxy_proxy_livez", "Responses of /livez";
     sync_failures: Labelled<1, Counter> = Labelled::default(),
         "kubeproxy_sync_proxy_rules_nftables_sync_failures", "Failed transactions";
     cleanup_failures: Labelled<1, Counter> = Labelled::default(),
@@ -133,54 +133,54 @@ metrics! {
     conntrack_deleted: Labelled<1, Counter> = Labelled::default(),
         "kubeproxy_conntrack_reconciler_deleted_entries", "Stale flows deleted";
     rest_requests: Labelled<3, Counter> = Labelled::default(),
-        "rest_client_requests", "Requests to the API server, by answer; <error> where none came";
+        "rest_client_requests", "Requests to the API server by response code; <error> without a response";
     rest_duration: Histograms<2> = histograms(requests),
-        "rest_client_request_duration_seconds", "From a request to the head of its answer";
+        "rest_client_request_duration_seconds", "Time from a request to the head of its response";
     services: Gauge = Gauge::default(), "sluice_services", "Services in the index";
     endpoint_slices: Gauge = Gauge::default(), "sluice_endpoint_slices", "EndpointSlices in the index";
     operations: Counter = Counter::default(),
         "sluice_kernel_operations", "Operations committed to the kernel";
     quarantined: Gauge = Gauge::default(),
-        "sluice_refused_services", "Services of which the kernel refuses something; all others are served";
-    repairs: Counter = Counter::default(), "sluice_repairs", "Full passes after others changed our table";
+        "sluice_refused_services", "Services for which the kernel refuses operations; all others are served";
+    repairs: Counter = Counter::default(), "sluice_repairs", "Full passes after foreign changes";
     repaired_objects: Counter = Counter::default(),
-        "sluice_repaired_operations", "Operations that such passes needed";
+        "sluice_repaired_operations", "Operations of full passes after foreign changes";
     foreign_changes: Labelled<1, Counter> = Labelled::default(),
-        "sluice_foreign_changes", "Notices of changes that others made to our table";
-    manifest_errors: Counter = Counter::default(), "sluice_manifest_errors", "Reports about manifest files";
+        "sluice_foreign_changes", "Notifications of foreign changes to Sluice's table";
+    manifest_errors: Counter = Counter::default(), "sluice_manifest_errors", "Problems reported about manifest files";
     object_problems: Counter = Counter::default(),
         "sluice_object_problems", "Parts of API objects that were left out";
     watch_errors: Labelled<2, Counter> = Labelled::default(),
         "sluice_watch_errors", "Failed lists and watches, by kind of object and reason";
-    lists: Labelled<1, Counter> = Labelled::default(), "sluice_lists", "Lists of all objects of a kind begun";
+    lists: Labelled<1, Counter> = Labelled::default(), "sluice_lists", "Full lists started, by kind";
     events: Labelled<1, Counter> = Labelled::default(),
-        "sluice_events", "Events for the API, by what became of them: sent, failed, dropped";
+        "sluice_events", "Kubernetes Events by outcome: sent, failed, dropped";
     packets: Labelled<1, Counter> = Labelled::default(),
-        "sluice_ebpf_packets", "What the eBPF programs did with packets and system calls, where they did anything";
+        "sluice_ebpf_packets", "Packets and system calls that the eBPF programs acted on, by verdict";
     map_entries: Labelled<1, Gauge> = Labelled::default(), "sluice_ebpf_map_entries", "Entries of an eBPF map";
     map_capacity: Labelled<1, Gauge> = Labelled::default(),
-        "sluice_ebpf_map_capacity", "Entries that an eBPF map has room for";
+        "sluice_ebpf_map_capacity", "Largest number of entries of an eBPF map";
     affinity_entries: Labelled<1, Gauge> = Labelled::default(),
-        "sluice_affinity_entries", "Clients that are remembered for ClientIP affinity, of all Services together";
+        "sluice_affinity_entries", "Clients in the affinity table, of all Services together";
     affinity_capacity: Labelled<1, Gauge> = Labelled::default(),
-        "sluice_affinity_capacity", "Clients that can be remembered for ClientIP affinity";
+        "sluice_affinity_capacity", "Largest number of clients in the affinity table";
     affinity_forgotten: Labelled<1, Counter> = Labelled::default(),
-        "sluice_affinity_forgotten", "Clients that were forgotten to make room for others";
+        "sluice_affinity_forgotten", "Clients evicted from the affinity table to make room for others";
     flows_expired: Counter = Counter::default(),
-        "sluice_ebpf_flows_expired", "Flows ended after they were silent for too long";
+        "sluice_ebpf_flows_expired", "Flows ended after their idle timeout";
     sockets_ended: Counter = Counter::default(),
-        "sluice_ebpf_sockets_ended", "Connected UDP sockets ended, because their endpoint does not serve any more";
+        "sluice_ebpf_sockets_ended", "Connected UDP sockets ended because their endpoint no longer serves";
     opted_out: Gauge = Gauge::default(),
-        "sluice_ebpf_opted_out_namespaces", "Network namespaces whose sockets are left alone, since sluice.socketLB says so";
+        "sluice_ebpf_opted_out_namespaces", "Network namespaces whose sockets are not translated, because of sluice.socketLB";
     pod_network_routes: Gauge = Gauge::default(),
         "sluice_pod_network_routes", "Routes to the pods of other nodes";
     pod_network_problems: Gauge = Gauge::default(),
-        "sluice_pod_network_problems", "Reasons why pods of other nodes cannot be reached";
-    pod_network_mtu: Gauge = Gauge::default(), "sluice_pod_network_mtu_bytes", "The MTU that new pods get";
+        "sluice_pod_network_problems", "Problems that make pods of other nodes unreachable";
+    pod_network_mtu: Gauge = Gauge::default(), "sluice_pod_network_mtu_bytes", "MTU of new pods, in bytes";
     pod_network_steps: Counter = Counter::default(),
         "sluice_pod_network_steps", "Changes of the VXLAN device, routes, neighbours and forwarding entries";
     pod_network_dropped: Labelled<1, Counter> = Labelled::default(),
-        "sluice_pod_network_dropped_packets", "Packets that were not from whom they said, by reason";
+        "sluice_pod_network_dropped_packets", "Packets dropped by guard rules, by reason";
     pod_network_failures: Counter = Counter::default(),
         "sluice_pod_network_failures", "Passes of the pod network that failed";
 }

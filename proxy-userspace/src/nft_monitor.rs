@@ -32,12 +32,12 @@ pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
                         }
                     }
                 }
-                Err(error) => warn!(%error, "cannot listen for nf_tables changes; trying again"),
+                Err(error) => warn!(%error, "cannot watch nf_tables changes; trying again"),
             }
             std::thread::sleep(Duration::from_secs(1));
         }
     });
     if let Err(error) = spawned {
-        error!(%error, "cannot start the nf_tables monitor: flushed rules come back with the next full pass only");
+        error!(%error, "cannot start the nf_tables monitor: flushed rules are restored only by the next full pass");
     }
 }

@@ -144,7 +144,8 @@ impl State {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(
                         error,
-                        "cannot tell whose sockets to leave alone; what is in force stays, trying again"
+                        "cannot find out which pods leave the socket path; the last known state stays in \
+                         force, trying again"
                     );
                 }
                 self.unsettled_since.get_or_insert_with(Instant::now);
@@ -159,9 +160,9 @@ impl State {
         if since.elapsed() >= PATIENCE && !std::mem::replace(&mut self.told, true) {
             warn!(
                 addresses = ?resolved.missing,
-                "pods that shall leave the socket path are in no network namespace that can be looked into, so their \
-                 sockets are translated: that takes CAP_SYS_ADMIN, and the node's process ids (hostPID, with \
-                 CAP_SYS_PTRACE) or its /run/netns"
+                "cannot enter the network namespaces of pods that should leave the socket path, so their \
+                 sockets are translated: this needs CAP_SYS_ADMIN, and the node's process ids (hostPID, \
+                 with CAP_SYS_PTRACE) or its /run/netns"
             );
         }
     }

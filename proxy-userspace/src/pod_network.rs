@@ -65,13 +65,13 @@ const ABANDONED: Duration = Duration::from_secs(120);
 enum PassError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("an interface that is no VXLAN device is called {0}; rename or delete it")]
+    #[error("interface {0} is not a VXLAN device; rename or delete it")]
     NameTaken(&'static str),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error("cannot write the rules of the pod network: {0}")]
     Rules(#[source] NetlinkError),
-    #[error("cannot tell the programs which addresses pods have: {0}")]
+    #[error("cannot write the pods' addresses for the eBPF programs: {0}")]
     Programs(#[from] BpfError),
     #[error(transparent)]
     Localnet(#[from] LocalnetError),
@@ -80,7 +80,8 @@ enum PassError {
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error(
-        "the path to {} allows packets of {path} bytes, less {overhead} for the tunnel: pods need {needed}; larger packets to it are lost",
+        "the path to {} has an MTU of {path} bytes, less {overhead} for the tunnel, but pods need \
+         {needed}; larger packets to it are lost",
         peer.map_or_else(|| "other nodes".to_owned(), |peer| peer.to_string())
     )]
     Mtu { path: u32, overhead: u32, needed: u32, peer: Option<IpAddr> },
@@ -162,13 +163,13 @@ impl PodNetworkTask {
         if !install::was_ready(&self.settings)
             && let Err(error) = install::withdraw(&self.settings)
         {
-            warn!(%error, "a CNI configuration of before the boot is still there");
+            warn!(%error, "cannot remove the CNI configuration from before the boot");
         }
         let (notices, mut rule_notices) = mpsc::channel(16);
         self.rules.tell_changes_to(notices);
         loop {
             if let Err(error) = self.follow(&mut inputs, &mut rule_notices).await {
-                warn!(%error, "cannot follow the network; trying again");
+                warn!(%error, "cannot watch links, addresses and routes; trying again");
             }
             if inputs.nodes.has_changed().is_err() {
                 return;
@@ -197,7 +198,7 @@ impl PodNetworkTask {
             Ok(written) => written.left_stream(),
             Err(error) => {
                 let directory = self.settings.cni.data_dir.display();
-                warn!(%error, "cannot follow {directory}: ports of the node come with a delay of up to {} s", AUDIT.as_secs());
+                warn!(%error, "cannot watch {directory}: host ports take effect with a delay of up to {} s", AUDIT.as_secs());
                 futures::stream::pending().right_stream()
             }
         };
@@ -210,7 +211,7 @@ impl PodNetworkTask {
                     Ok(()) => {
                         (retry, delay) = (None, FIRST_RETRY);
                         if self.last_error.take().is_some() {
-                            info!("the pod network is as it should be again");
+                            info!("the pod network has recovered");
                         }
                     }
                     Err(error) => {
@@ -252,9 +253,9 @@ impl PodNetworkTask {
     fn failed(&mut self, error: &PassError, delay: Duration) {
         let (text, retry_ms) = (error.to_string(), delay.as_millis() as u64);
         if self.last_error.as_ref() == Some(&text) {
-            debug!(%error, retry_ms, "the pod network is still not as it should be");
+            debug!(%error, retry_ms, "the pod network still cannot be set up completely");
         } else {
-            error!(%error, retry_ms, "the pod network is not as it should be");
+            error!(%error, retry_ms, "the pod network cannot be set up completely");
         }
         self.recorder.record(Event::pod_network("PodNetworkFailed", text.clone()));
         self.metrics.pod_network_failures.inc();
@@ -317,7 +318,7 @@ impl PodNetworkTask {
         });
         if decided.is_none() && !self.waits {
             let what = match node {
-                None => "there is no Node of this name yet",
+                None => "there is no Node with this name yet",
                 Some(node) if node.addresses.is_empty() => "the Node has no address yet",
                 Some(_) => {
                     "the Node has no pod CIDR yet; does kube-controller-manager run with --allocate-node-cidrs?"
@@ -359,7 +360,7 @@ impl PodNetworkTask {
                     self.devices.extend(index.map(|index| (family, index)));
                     taken.push(step);
                     if self.made.contains(&family) && !steps.contains(&Step::DeleteDevice(family)) {
-                        warn!("somebody else deleted {}: made anew", device_name(family));
+                        warn!("another program deleted {}; created it again", device_name(family));
                     }
                 }
                 (Ok(()), _) => taken.push(step),
@@ -408,7 +409,7 @@ impl PodNetworkTask {
             let cidrs: Vec<String> = node_file.pod_cidrs.iter().map(ToString::to_string).collect();
             info!(pod_cidrs = cidrs.join(","), mtu, changed, "pods can start");
         } else if changed {
-            warn!("somebody else changed the CNI plugin or its configuration: written anew");
+            warn!("another program changed the CNI plugin or its configuration; restored");
         }
         self.node_file = Some(node_file);
         Ok(())
@@ -426,7 +427,7 @@ impl PodNetworkTask {
         if count > 0 {
             warn!(
                 count,
-                "pods that are gone still had addresses, which were taken back; did the container runtime call DEL?"
+                "released addresses of pods that no longer exist; did the container runtime call DEL?"
             );
         }
         Ok(())
@@ -439,8 +440,8 @@ impl PodNetworkTask {
         if !std::mem::replace(&mut self.told_loopback, true) {
             info!(
                 %error,
-                "ports of the node do not answer to processes that ask from 127.0.0.1, because the sysctl route_localnet \
-                 cannot be written; a privileged container can"
+                "host ports do not answer processes that call from 127.0.0.1, because the sysctl \
+                 route_localnet cannot be written; a privileged container can write it"
             );
         }
         false
@@ -469,7 +470,7 @@ impl PodNetworkTask {
             self.recorder.record(Event::pod_network("PodNetworkProblem", problem.to_string()));
         }
         for problem in self.told.difference(&wanted.problems) {
-            info!("no longer: {problem}");
+            info!("resolved: {problem}");
         }
         self.told.clone_from(&wanted.problems);
         self.metrics.pod_network_routes.set(wanted.routes.len() as i64);

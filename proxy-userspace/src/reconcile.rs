@@ -56,15 +56,15 @@ const AUDIT_PERIOD: Duration = Duration::from_secs(3600);
 const CHECK_PERIOD: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// What follows when the kernel refuses something of one Service.
-const KEPT: &str = "what it had stays in force where that is possible, all other Services are served, and it is tried \
-                    again";
+const KEPT: &str = "its last state stays in force where possible, all other Services are served, and the change is tried again";
 /// What is told of a change that was refused.
 const REFUSED: &str = "the kernel refused a change; old rules stay in force, a full pass follows";
 /// What is told of a failed full pass where nobody can say what is in force.
-const UNSURE: &str = "the kernel refused what a full pass needs: what is in force may not be what should be; the next one follows";
+const UNSURE: &str =
+    "the kernel refused changes of a full pass: the rules in force may be wrong; another full pass follows";
 /// What is told where it cannot be seen whether others did anything.
-const UNSEEN: &str = "what others may have done could not be looked for or put right: what is in force may not be what should be; \
-                      a full pass follows";
+const UNSEEN: &str =
+    "cannot find or repair foreign changes: the rules in force may be wrong; a full pass follows";
 /// Events taken together.
 const BATCH: usize = 4096;
 
@@ -370,12 +370,13 @@ impl Reconciler {
         match self.own_node.look(is_missing, Instant::now()) {
             Some(Told::Missing) => warn!(
                 node = name,
-                "there is no Node of this name: node ports do not answer on the Node's addresses, endpoints count as \
-                 local only if their nodeName is this name, and /healthz says 503. What an earlier one said stays in force. Give the right name with \
-                 --hostname-override (hostnameOverride in the configuration file), or see why the kubelet has not \
-                 registered it"
+                "there is no Node with this name: node ports do not answer on the Node's addresses, endpoints \
+                 count as local only if their nodeName is this name, and /healthz returns 503. Values of an \
+                 earlier Node with this name stay in force. Set the right name with --hostname-override \
+                 (hostnameOverride in the configuration file), or find out why the kubelet has not \
+                 registered the Node"
             ),
-            Some(Told::There) => info!(node = name, "the Node of this name is there"),
+            Some(Told::There) => info!(node = name, "the Node with this name exists"),
             None => {}
         }
     }
@@ -388,12 +389,13 @@ impl Reconciler {
         let waited = self.lists_complete_at.is_some_and(|at| at.elapsed() >= SECONDARY_LISTS);
         if waited && !all {
             warn!(
-                "Nodes, ServiceCIDRs or interface addresses could not be listed yet: going on without them"
+                "Nodes, ServiceCIDRs or interface addresses could not be listed yet: continuing without them"
             );
             if self.settings.backend == BackendKind::Ipvs && self.index.nodes().is_none() {
                 warn!(
-                    "until Nodes have been listed, no address of a Service is bound but ClusterIPs: it might be \
-                     another node's; packets for the Services' ports of the others are led here by rules of routing"
+                    "until Nodes are listed, only ClusterIPs are bound, because other addresses of \
+                     Services may belong to other nodes; routing rules deliver packets for the Services' \
+                     ports on those addresses locally"
                 );
             }
         }
@@ -529,11 +531,11 @@ impl Reconciler {
     fn tell_of_refusals(&self, news: News) {
         self.outputs.metrics.quarantined.set(self.quarantine.len() as i64);
         for (service, error) in news.refused {
-            warn!(%service, error, "the kernel refuses what this Service needs: {KEPT}");
+            warn!(%service, error, "the kernel refuses operations of this Service: {KEPT}");
             self.outputs.recorder.record(ApiEvent::kernel_refused(service, format!("{error}: {KEPT}")));
         }
         for service in news.taken {
-            info!(%service, "the kernel refuses nothing of this Service any more");
+            info!(%service, "resolved: the kernel accepts all operations of this Service");
         }
     }
 
@@ -616,7 +618,7 @@ impl Reconciler {
         self.garbage_at = None;
         if let Err(error) = self.backend.collect_garbage() {
             if !self.repairs.refused(&error, Instant::now()) {
-                warn!(%error, "cannot delete what nobody needs any more; a full pass follows");
+                warn!(%error, "cannot delete unused objects; a full pass follows");
             }
             let metrics = &self.outputs.metrics;
             Metrics::for_families(|family| {
@@ -645,7 +647,7 @@ impl Reconciler {
             Ok(Checked::Repaired(repaired)) => {
                 warn!(
                     repaired,
-                    "somebody else removed pins, detached programs, or changed settings of lo: put right"
+                    "another program removed pins, detached programs or changed settings of lo; repaired"
                 );
                 self.outputs.metrics.repairs.inc();
                 self.outputs.metrics.repaired_objects.inc_by(repaired as u64);
@@ -666,7 +668,7 @@ impl Reconciler {
             operations,
             refused,
             refusal,
-            "somebody else changed {what}: repaired"
+            "another program changed {what}; repaired"
         );
         self.outputs.recorder.record(ApiEvent::changed_by_others(what));
     }

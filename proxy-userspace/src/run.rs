@@ -77,7 +77,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
     let started = tokio::select! {
         biased;
         signal = signals.received() => {
-            info!(signal, "ending before anything was changed");
+            info!(signal, "ending; nothing was changed");
             return Ok(());
         }
         started = start(settings) => started?,

@@ -332,7 +332,7 @@ const REFUSED: &[(&[&str], Option<&str>, &[&str])] = &[
         ],
     ),
     (&[], Some("oomScoreAdj: x"), &["x"]),
-    (&[], Some("conntrack: {udpTimeout: 5}"), &["conntrack.udpTimeout: 5 is no duration"]),
+    (&[], Some("conntrack: {udpTimeout: 5}"), &["conntrack.udpTimeout: 5 is not a duration"]),
     (&[], Some("logging: {verbosity: -1}"), &["-1"]),
     (&[], Some("kind: Foo\napiVersion: v1"), &["kind", "apiVersion"]),
 ];
@@ -364,10 +364,10 @@ fn everything_wrong_in_a_file_is_told_at_once_with_path_and_line() {
     // The head takes two lines.
     for line in [
         "oomScoreAdj: 2000 is not between -1000 and 1000 (line 3)",
-        "conntrack.min: \"many\" is no whole number of 32 bits (line 5)",
-        "clusterCIDR: \"x\" is no CIDR such as 10.244.0.0/16 (line 8)",
+        "conntrack.min: \"many\" is not a 32-bit integer (line 5)",
+        "clusterCIDR: \"x\" is not a CIDR such as 10.244.0.0/16 (line 8)",
         "sluice.podNetwork.vni: -1 is not between 0 and 16777215 (line 12)",
-        "sluice.ebpf: [1] is no section (line 13)",
+        "sluice.ebpf: [1] is not a section (line 13)",
         "--scheduler (sluice.scheduler): \"wrr\"",
     ] {
         assert!(text.contains(line), "{line} is missing: {text}");
@@ -396,7 +396,7 @@ fn a_file_can_be_checked_without_a_daemon() {
     );
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("ipvs, except excludeCIDRs: has no effect"), "{text}");
-    assert!(text.contains("ipvs.excludeCIDRs[1]: \"nonsense\" is no CIDR"), "{text}");
+    assert!(text.contains("ipvs.excludeCIDRs[1]: \"nonsense\" is not a CIDR"), "{text}");
     let (_, text) = check("mode: nftables\nclusterCIDR: 10.0.0.0/8\nipvs:\n  excludeCIDRs: [10.1.0.0/16]\n");
     assert!(!text.contains("excludeCIDRs"), "{text}");
     let (code, text) = check("mode: nftables\nclusterCIDR: x\n");
@@ -431,7 +431,7 @@ fn the_version_is_a_command_too() {
 #[test]
 fn errors_name_the_flags_that_were_typed() {
     for (flag, told) in [
-        ("--cluster-cidr=foo", "--cluster-cidr (clusterCIDR): \"foo\" is no CIDR"),
+        ("--cluster-cidr=foo", "--cluster-cidr (clusterCIDR): \"foo\" is not a CIDR"),
         ("--proxy-mode=foo", "--proxy-mode (mode): \"foo\" is unknown"),
         ("--iptables-sync-period=-1s", "--iptables-sync-period (iptables.syncPeriod): must not be negative"),
         (

@@ -343,7 +343,7 @@ fn a_changed_configuration_file_ends_the_daemon_and_rules_stay() {
         std::fs::write(&config, format!("{CONFIG}clusterCIDR: 10.0.0.0/8\n")).unwrap();
         assert_eq!(daemon.exit_code(), Some(1));
         let log = std::fs::read_to_string(&daemon.log).unwrap();
-        assert!(log.contains("configuration file") && log.contains("changed: ending"), "{log}");
+        assert!(log.contains("configuration file") && log.contains("changed: exiting"), "{log}");
         assert!(shell("nft list tables", "").contains("table inet sluice"));
     });
 }

@@ -163,7 +163,7 @@ fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
         // The line of the first changes, in serving(), was before.
         assert!(after.lines <= before.lines + 1, "{}", std::fs::read_to_string(&daemon.log).unwrap());
         let log = std::fs::read_to_string(&daemon.log).unwrap();
-        assert_eq!(log.matches("somebody else changed table inet sluice").count(), 1, "{log}");
+        assert_eq!(log.matches("another program changed table inet sluice").count(), 1, "{log}");
     });
 }
 

@@ -112,7 +112,7 @@ fn a_second_daemon_of_any_mode_names_the_first_and_ends() {
         assert!((9..15).contains(&waited.as_secs()), "{waited:?}");
         assert!(first.child.try_wait().unwrap().is_none());
         let log = std::fs::read_to_string(&first.log).unwrap();
-        assert!(!log.contains("somebody else"), "{log}");
+        assert!(!log.contains("another program"), "{log}");
     });
 }
 
@@ -152,7 +152,7 @@ fn cleanup_beside_a_daemon_removes_nothing_unless_forced() {
         assert!(Path::new("/run/sluice/pod-network.json").exists());
         let output = sluice(directory, &["cleanup", "--force"]).output().unwrap();
         assert!(output.status.success() && text(&output).contains("removed table inet sluice"), "{output:?}");
-        daemon.wait_for("somebody else");
+        daemon.wait_for("another program changed");
         assert!(daemon.child.try_wait().unwrap().is_none());
         signal(&daemon, Signal::SIGTERM);
         assert_eq!(daemon.exit_code(), Some(0));
@@ -403,7 +403,7 @@ fn pins_that_are_removed_under_a_daemon_come_back_or_health_is_red() {
             until("green", &log, || health("/healthz") == "200");
         }
         let told = std::fs::read_to_string(&log).unwrap();
-        assert!(told.contains("somebody else removed pins") && !told.contains("ERROR"), "{told}");
+        assert!(told.contains("another program removed pins") && !told.contains("ERROR"), "{told}");
 
         // Nothing can be made again.
         remove();
@@ -415,7 +415,7 @@ fn pins_that_are_removed_under_a_daemon_come_back_or_health_is_red() {
         until("red", &log, || health("/healthz") == "503");
         assert_eq!(health("/livez"), "200");
         let red = std::fs::read_to_string(&log).unwrap();
-        assert!(red.contains("could not be looked for or put right"), "{red}");
+        assert!(red.contains("cannot find or repair foreign changes"), "{red}");
         std::thread::sleep(Duration::from_secs(2));
         let red = std::fs::read_to_string(&log).unwrap();
         assert!(!red.contains("old rules stay in force"), "{red}");

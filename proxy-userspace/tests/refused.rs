@@ -101,7 +101,7 @@ fn what_the_kernel_refuses_of_one_service_keeps_no_other_out() {
         let second = Duration::from_secs(1);
         // The manifests are read each 100 ms.
         let limit = second + second / 2;
-        daemon.wait_for("the kernel refuses what this Service needs");
+        daemon.wait_for("the kernel refuses operations of this Service");
         let (frontends, endpoints) = in_force(&mut nft);
         let served: Vec<u8> = frontends.iter().map(|(n, _)| *n).collect();
         assert_eq!((served.len(), endpoints), (3, served.iter().copied().collect()));
@@ -128,11 +128,11 @@ fn what_the_kernel_refuses_of_one_service_keeps_no_other_out() {
         // There is room again, which the next try uses.
         write(directory, &[(a, 81, &[11]), (c, 80, &[13]), (d, 80, &[d])]);
         wait_for(&mut nft, 15 * second, &[(a, 81), (c, 80), (d, 80)], &[d, 11, 13]);
-        daemon.wait_for("the kernel refuses nothing of this Service any more");
+        daemon.wait_for("resolved: the kernel accepts all operations of this Service");
         std::thread::sleep(second / 2);
         assert_eq!(refused(), "0");
         // Nobody else did anything, and what is right is not written again.
         let log = std::fs::read_to_string(&daemon.log).unwrap();
-        assert!(!log.contains("somebody else"), "{log}");
+        assert!(!log.contains("another program"), "{log}");
     });
 }

@@ -98,9 +98,9 @@ fn a_start_of_what_is_deployed_has_no_warning() {
 fn a_node_that_is_missing_is_warned_of_once_until_it_is_there() {
     in_netns("start-node", |directory| {
         let mut daemon = Daemon::start(directory, &configured(directory), &[]);
-        daemon.wait_for("there is no Node of this name");
+        daemon.wait_for("there is no Node with this name");
         write(directory, "node.yaml", NODE);
-        daemon.wait_for("the Node of this name is there");
+        daemon.wait_for("the Node with this name exists");
         let warned: Vec<String> =
             lines(&daemon, "WARN").into_iter().filter(|line| line.contains("there is no Node")).collect();
         assert_eq!(warned.len(), 1, "{warned:?}");

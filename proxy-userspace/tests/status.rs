@@ -41,7 +41,7 @@ fn nothing_is_told_from_something_by_the_exit_code() {
     in_netns("status-nothing", |directory| {
         let (code, text) = told(status(directory, &[]));
         assert_eq!(code, Some(4), "{text}");
-        assert!(text.contains("nothing of sluice") && text.contains("daemon: none"), "{text}");
+        assert!(text.contains("no state of sluice") && text.contains("daemon: none"), "{text}");
         assert!(text.contains("bpf/sluice"), "{text}");
 
         let mut daemon = Daemon::start(directory, &configured(directory), &[]);
@@ -57,7 +57,7 @@ fn nothing_is_told_from_something_by_the_exit_code() {
         shell("nft 'add table inet sluice { flags dormant; }'", "");
         let (code, text) = told(status(directory, &[]));
         assert_eq!(code, Some(6), "{text}");
-        assert!(text.contains("somebody else"), "{text}");
+        assert!(text.contains("another program"), "{text}");
     });
 }
 
@@ -75,7 +75,7 @@ fn without_rights_it_says_so() {
             }
             let (code, text) = as_nobody();
             assert_eq!(code, Some(3), "{text}");
-            assert!(text.contains("CAP_NET_ADMIN") && !text.contains("nothing of sluice"), "{text}");
+            assert!(text.contains("CAP_NET_ADMIN") && !text.contains("no state of sluice"), "{text}");
         }
         // What needs no right is shown all the same.
         shell(

@@ -64,7 +64,7 @@ impl Agent {
         let mut child =
             command.spawn().with_context(|| format!("starting the agent {}", program.display()))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            bail!("an agent without pipes");
+            bail!("the agent has no pipes");
         };
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let replies = Arc::clone(&waiting);
@@ -79,7 +79,7 @@ impl Agent {
         let (sender, receiver) = mpsc::channel();
         match lock(&self.waiting).as_mut() {
             Some(waiting) => waiting.insert(id, sender),
-            None => bail!("the agent in {} is gone", self.what),
+            None => bail!("the agent in {} has ended", self.what),
         };
         let mut line = serde_json::to_string(&RequestLine { id, request })?;
         line.push('\n');
@@ -89,7 +89,7 @@ impl Agent {
             match receiver.recv_timeout(Duration::from_millis(100)) {
                 Ok(Reply::Failed { reason }) => bail!("{}: {reason}", self.what),
                 Ok(reply) => return Ok(reply),
-                Err(RecvTimeoutError::Disconnected) => bail!("the agent in {} is gone", self.what),
+                Err(RecvTimeoutError::Disconnected) => bail!("the agent in {} has ended", self.what),
                 Err(RecvTimeoutError::Timeout) if interrupt::requested() => bail!("interrupted"),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > end => {
                     bail!("the agent in {} did not answer within {timeout:?}", self.what)

@@ -18,10 +18,10 @@ use crate::topology::Topology;
 // Commands that have these have a group of this name, too.
 #[group(skip)]
 pub struct Arguments {
-    /// Connections, at least
+    /// Least number of connections
     #[arg(long, default_value_t = 500_000)]
     pub connections: u64,
-    /// Connections between two pauses, at least
+    /// Least number of connections between two pauses
     #[arg(long, default_value_t = 500_000)]
     pub round: u64,
 }
@@ -88,7 +88,7 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     let started = Instant::now();
     while burst(&lab, Duration::from_millis(50))?.done == 0 {
         lab.check_proxies()?;
-        ensure!(started.elapsed() < START, "no connection gets through at all");
+        ensure!(started.elapsed() < START, "no connection succeeds");
     }
     let pass = a_pass(&lab)?;
     let (mut done, mut failed) = (0, 0);
@@ -102,7 +102,7 @@ pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
         if let (Some(before), Some(now)) = (before, metric(&lab, EXPIRED)?) {
             let ended = now.saturating_sub(before);
             println!("round {round}: the daemon has ended {ended} flows");
-            ensure!(ended > 0, "the daemon has ended no flow, so that nothing could go wrong");
+            ensure!(ended > 0, "the daemon has ended no flow, so the test shows nothing");
         }
     }
     println!("{failed} failed of {} connections in {:.0} s", done + failed, started.elapsed().as_secs_f64());
@@ -124,7 +124,7 @@ fn one_round(lab: &mut Lab, pass: Instant, connections: u64, round: u32) -> Resu
             break;
         }
         if pass.elapsed() > next + ROUND {
-            println!("round {round}: too busy a machine for {connections} connections in {ROUND:?}");
+            println!("round {round}: the machine is too busy for {connections} connections in {ROUND:?}");
             break;
         }
         lab.check_proxies()?;

@@ -139,7 +139,7 @@ impl Case {
         objects::parse(&case.objects)
             .map_err(|error| refuse(Some(objects_line), format!("objects: {error:#}")))?;
         if case.steps.is_empty() {
-            return Err(refuse(None, "a case without steps shows nothing".to_owned()));
+            return Err(refuse(None, "a case needs at least one step".to_owned()));
         }
         case.check_steps().map_err(|(line, reason)| refuse(Some(line), reason))?;
         Ok(case)

@@ -120,7 +120,7 @@ fn failing(fails: Fails, seen: &[Outcome]) -> Verdict {
         Fails::Any => (true, "no connection succeeds"),
         Fails::Refused => (refused, "no connection succeeds, at least one is refused"),
         Fails::Timeout => {
-            (seen.iter().all(|outcome| *outcome == Outcome::Timeout), "nothing comes back, every time")
+            (seen.iter().all(|outcome| *outcome == Outcome::Timeout), "no response, every time")
         }
     };
     // "connected, but no answer" is no success, but something came back.

@@ -374,7 +374,7 @@ impl Lab {
         let agent = self.agent(from)?;
         let Some(via) = via else { return agent.probe(request) };
         if *from != From::Client {
-            bail!("only the client sends via a node of choice");
+            bail!("only the client can choose the node that it sends through");
         }
         let node = NodeAddresses::of(via).ok_or_else(|| anyhow!("no node {via}"))?;
         let mut dests: Vec<IpAddr> = request.dests.iter().map(|dest: &Target| dest.addr).collect();
@@ -400,7 +400,7 @@ impl Lab {
         self.topology.check_node(node)?;
         let key = (node.to_owned(), program.name.clone());
         if self.proxies.contains_key(&key) {
-            bail!("{} on {node} runs already", program.name);
+            bail!("{} on {node} is already running", program.name);
         }
         let dir = self.program_dir(node, &program.name)?;
         let namespace = self.namespace(&From::Host(node.to_owned()));
@@ -441,7 +441,7 @@ impl Lab {
     /// What the eBPF backend has to know in order to leave other nodes and the machine alone.
     fn of_the_node(&self, node: &str) -> Result<Value> {
         let cgroups = self.places.cgroups.as_ref();
-        let cgroup = cgroups.context("mode ebpf needs a cgroup2 mount that can be written")?.of(node);
+        let cgroup = cgroups.context("mode ebpf needs a writable cgroup2 mount")?.of(node);
         let bpffs = self.places.pins.create(node)?;
         Ok(json!({"sluice": {"ebpf": {"cgroupRoot": cgroup, "bpffs": bpffs}}}))
     }

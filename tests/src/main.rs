@@ -30,26 +30,27 @@ enum Command {
     Run(RunArguments),
     /// Check that the runner notices wrong expectations
     SelfTest {
-        /// The sluice binary
+        /// Path of the sluice binary
         #[arg(long)]
         sluice: PathBuf,
-        /// Cases at a time
+        /// Number of cases that run at a time
         #[arg(long)]
         jobs: Option<usize>,
     },
     /// Run scenarios: controllers, an API server in trouble, migration and restarts under load
     Scenarios(ScenarioArguments),
-    /// Open connections by few client ports, with pauses in which flows end; fails if one of them
+    /// Open connections from few client ports, with pauses in which flows end; fail if a connection
     /// fails
     Bursts(BurstArguments),
-    /// A day's work within an hour: memory, elements and connections must be as they were
+    /// Do a day's work within an hour; memory and elements must not grow, and no connection may
+    /// fail
     Soak(SoakArguments),
     /// Run the same experiments in modes nftables and ebpf, and compare
     Torture(TortureArguments),
     /// Serve requests inside a namespace
     #[command(hide = true)]
     Agent {
-        /// As the runner's
+        /// Factor on time limits, as the runner's
         #[arg(long, default_value_t = 1)]
         patience: u32,
     },
@@ -57,10 +58,10 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct BurstArguments {
-    /// The sluice binary
+    /// Path of the sluice binary
     #[arg(long)]
     sluice: PathBuf,
-    /// The mode of the proxy
+    /// Mode of the proxy
     #[arg(long, default_value = "ebpf")]
     proxy: String,
     #[command(flatten)]
@@ -69,10 +70,10 @@ struct BurstArguments {
 
 #[derive(Debug, clap::Args)]
 struct SoakArguments {
-    /// The sluice binary, beside which sluice-cni is
+    /// Path of the sluice binary; sluice-cni must be in the same directory
     #[arg(long)]
     sluice: PathBuf,
-    /// The mode of the proxy
+    /// Mode of the proxy
     #[arg(long, default_value = "nftables")]
     proxy: String,
     #[command(flatten)]
@@ -81,72 +82,74 @@ struct SoakArguments {
 
 #[derive(Debug, clap::Args)]
 struct RunArguments {
-    /// The proxy under test
+    /// Proxy under test
     #[arg(long)]
     proxy: ProxyKind,
-    /// Where the proxy gets its objects from
+    /// Source of objects
     #[arg(long, default_value = "manifests")]
     source: SourceKind,
-    /// The sluice binary
+    /// Path of the sluice binary
     #[arg(long)]
     sluice: PathBuf,
-    /// Who wires pods and joins nodes
+    /// Pod network
     #[arg(long, default_value = "lab")]
     pod_network: PodNetwork,
-    /// The directory of the cluster's programs, for --source api
+    /// Directory of the cluster's programs, for --source api
     #[arg(long)]
     cluster_tools: Option<PathBuf>,
-    /// Files, or directories of files; the project's own when not given
+    /// Case files, or directories of case files [default: the project's own cases]
     #[arg(long, num_args = 1..)]
     cases: Vec<PathBuf>,
-    /// Write the results there
+    /// File to write the results to
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Cases at a time; twice the number of CPUs when not given, as many as CPUs with --source api
+    /// Number of cases that run at a time [default: twice the number of CPUs, or their number with
+    /// --source api]
     #[arg(long)]
     jobs: Option<usize>,
-    /// How many times longer than usual an expectation may take to be met, on a slow machine
+    /// Factor on the time limits of expectations, for slow machines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
 }
 
 #[derive(Debug, clap::Args)]
 struct ScenarioArguments {
-    /// The sluice binary
+    /// Path of the sluice binary
     #[arg(long)]
     sluice: PathBuf,
-    /// The directory of the cluster's programs
+    /// Directory of the cluster's programs
     #[arg(long)]
     cluster_tools: PathBuf,
-    /// Only these, by name
+    /// Names of scenarios to run [default: all]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<String>,
-    /// Also those that take minutes
+    /// Also run scenarios that take minutes
     #[arg(long)]
     long: bool,
-    /// Write the results there
+    /// File to write the results to
     #[arg(long)]
     json: Option<PathBuf>,
-    /// How many times longer than usual an expectation may take to be met, on a slow machine
+    /// Factor on the time limits of expectations, for slow machines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
 }
 
 #[derive(Debug, clap::Args)]
 struct TortureArguments {
-    /// The sluice binary
+    /// Path of the sluice binary
     #[arg(long)]
     sluice: PathBuf,
-    /// The text that names differences: docs/differences.md
+    /// Page that documents differences: docs/differences.md
     #[arg(long)]
     documented: PathBuf,
-    /// Only experiments whose names have one of these in them
+    /// Run only experiments whose names contain one of these
     #[arg(long, value_name = "PART", num_args = 1..)]
     only: Vec<String>,
-    /// Only those that CI runs: some of each network, and none that is documented to differ
+    /// Run only the selection that CI runs: some of each network, and none with a documented
+    /// difference
     #[arg(long)]
     short: bool,
-    /// How many times longer than usual an answer is awaited, on a slow machine
+    /// Factor on the time to wait for an answer, for slow machines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
 }
@@ -197,7 +200,7 @@ fn program(arguments: &RunArguments, name: &str) -> Result<ProxyProgram> {
         ProxyKind::Ebpf => {
             ensure!(
                 cgroup::root().is_some(),
-                "--proxy {name} needs a cgroup2 mount that can be written: each node has a cgroup of its own"
+                "--proxy {name} needs a writable cgroup2 mount: each node has its own cgroup"
             );
             bpffs::mounted()?;
             ProxyProgram::sluice(&arguments.sluice, name)
@@ -225,7 +228,7 @@ fn program(arguments: &RunArguments, name: &str) -> Result<ProxyProgram> {
 
 fn tools(arguments: &RunArguments) -> Result<Tools> {
     let dir = arguments.cluster_tools.as_deref();
-    Tools::of(dir.context("--source api needs --cluster-tools DIR (cargo xtask cluster-tools makes it)")?)
+    Tools::of(dir.context("--source api needs --cluster-tools DIR (cargo xtask cluster-tools builds it)")?)
 }
 
 fn prepare(proxy: ProxyProgram) -> Result<LabOptions> {
@@ -255,7 +258,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let program = program(arguments, &proxy)?;
     ensure!(
         program.is_sluice() || !arguments.pod_network.is_sluice(),
-        "--pod-network: --proxy {proxy} has none of its own"
+        "--pod-network: --proxy {proxy} has no pod network"
     );
     let lab = LabOptions { pod_network: arguments.pod_network, ..prepare(program)? };
     let options = RunOptions { lab, tools, known: KnownErrors::parse(known::OF_THE_PROJECT)? };
@@ -288,7 +291,7 @@ fn run_scenarios(arguments: &ScenarioArguments) -> Result<ExitCode> {
 fn run_soak(arguments: &SoakArguments) -> Result<ExitCode> {
     match arguments.proxy.as_str() {
         "ebpf" => {
-            ensure!(cgroup::root().is_some(), "mode ebpf needs a cgroup2 mount that can be written");
+            ensure!(cgroup::root().is_some(), "mode ebpf needs a writable cgroup2 mount");
             bpffs::mounted()?;
         }
         "ipvs" => {
@@ -306,7 +309,7 @@ fn run_soak(arguments: &SoakArguments) -> Result<ExitCode> {
 
 fn run_torture(arguments: TortureArguments) -> Result<ExitCode> {
     patience::set(arguments.patience);
-    ensure!(cgroup::root().is_some(), "mode ebpf needs a cgroup2 mount that can be written");
+    ensure!(cgroup::root().is_some(), "mode ebpf needs a writable cgroup2 mount");
     bpffs::mounted()?;
     let lab = prepare(ProxyProgram::sluice(&arguments.sluice, torture::MODES[0])?)?;
     let documented = std::fs::read_to_string(&arguments.documented)
@@ -370,5 +373,5 @@ fn workspace_root() -> Result<PathBuf> {
         std::fs::read_to_string(dir.join("Cargo.toml")).is_ok_and(|text| text.contains("[workspace]"))
     };
     let root = here.ancestors().find(is_root);
-    root.map(Path::to_owned).context("not inside the workspace; say --cases")
+    root.map(Path::to_owned).context("not inside the workspace; set --cases")
 }

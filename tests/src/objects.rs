@@ -107,8 +107,8 @@ impl Manifests {
     /// Has whoever watches read all files again, as when a volume of a ConfigMap is exchanged.
     pub fn exchange(&self) -> Result<()> {
         let [new, old] = ["..data.new", "..data"].map(|name| self.dir.join(name));
-        std::fs::write(&new, "").context("exchanging the files")?;
-        std::fs::rename(new, old).context("exchanging the files")
+        std::fs::write(&new, "").context("replacing the files")?;
+        std::fs::rename(new, old).context("replacing the files")
     }
 
     /// Removes an object, which must be there.

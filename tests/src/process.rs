@@ -58,7 +58,7 @@ impl Namespace {
         let enter = move || -> io::Result<()> {
             set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != runner {
-                return Err(io::Error::other("the runner is gone"));
+                return Err(io::Error::other("the runner has ended"));
             }
             if let Some(mut cgroup) = cgroup.as_ref() {
                 cgroup.write_all(b"0")?;

@@ -122,7 +122,7 @@ impl ProxyProgram {
                 }
                 command
             }
-            (Some(_), Source::Manifests(_)) => bail!("{} reads no manifests: say --source api", self.name),
+            (Some(_), Source::Manifests(_)) => bail!("{} reads no manifests: use --source api", self.name),
             (Some(kube_proxy), Source::Api(_)) => {
                 path = self.kube_proxy_path(dir)?;
                 namespace.command(kube_proxy)?
@@ -140,7 +140,7 @@ fn kube_proxy_version(binary: &Path) -> Result<String> {
     command.arg("--version");
     let said = process::run(command, None, Duration::from_secs(30))?.stdout;
     let version = said.trim().strip_prefix("Kubernetes v");
-    Ok(version.with_context(|| format!("{} --version says {said:?}", binary.display()))?.to_owned())
+    Ok(version.with_context(|| format!("{} --version prints {said:?}", binary.display()))?.to_owned())
 }
 
 /// A directory, in `dir`, with links that call iptables by its legacy variant.
@@ -273,7 +273,7 @@ impl Proxy {
 
     /// Asks it to end; one that does not within 10 s is killed, and that is a failure.
     pub fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).map_err(|_| anyhow!("a strange process id"))?;
+        let pid = i32::try_from(self.child.id()).map_err(|_| anyhow!("an invalid process id"))?;
         kill(Pid::from_raw(pid), Signal::SIGTERM)?;
         if process::wait(&mut self.child, Duration::from_secs(10))?.is_none() {
             bail!("the proxy on {} did not end within 10 s of SIGTERM:\n{}", self.node, self.log(20));

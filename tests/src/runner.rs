@@ -261,7 +261,7 @@ impl<'a> Execution<'a> {
             bail!("interrupted");
         }
         if Instant::now() > self.deadline {
-            bail!("the case takes longer than its time limit");
+            bail!("the case exceeds its time limit");
         }
         Ok(())
     }

@@ -126,7 +126,7 @@ pub fn run_all(scenarios: &[Scenario], options: &Options, report: &Report) {
 
 fn run_selected(scenario: &Scenario, options: &Options, cluster: &mut Option<Rc<Cluster>>) -> Ending {
     if scenario.long && !options.long {
-        return Ending::Skipped(Why::choice("it takes minutes: --long"));
+        return Ending::Skipped(Why::choice("it takes minutes: use --long"));
     }
     for need in scenario.needs {
         match needs::missing(need) {

@@ -59,7 +59,7 @@ impl Pair {
         let case = match (self.parse(&self.wrong), self.unreadable) {
             (Ok(case), false) => case,
             (Err(error), true) if error.line.is_some_and(|line| line > lines(BASE)) => return Ok(()),
-            (Err(error), true) => return Err(format!("refused, but not for its last step: {error}")),
+            (Err(error), true) => return Err(format!("refused, but not because of its last step: {error}")),
             (Ok(_), true) => return Err("a case that cannot be read was read".to_owned()),
             (Err(error), false) => return Err(format!("the wrong case is refused: {error}")),
         };

@@ -23,7 +23,7 @@ use work::{Deed, Traffic, Work};
 // Commands that have these have a group of this name, too.
 #[group(skip)]
 pub struct Arguments {
-    /// For so long, and with as much of a day's work as that is of an hour
+    /// Duration in minutes; the work is the same part of a day's work as this is of an hour
     #[arg(long, default_value_t = 60.0)]
     pub minutes: f64,
 }
@@ -100,7 +100,7 @@ fn all_day(lab: &mut Lab, work: &mut Work, traffic: &mut Traffic, time: Duration
             continue;
         };
         if begun.elapsed() > time * PATIENCE {
-            bail!("too busy a machine: after {:?} there is still work", begun.elapsed());
+            bail!("the machine is too busy: after {:?} work is left", begun.elapsed());
         }
         lab.check_proxies()?;
         match deed {
@@ -138,7 +138,7 @@ fn report(mode: &str, seconds: u64, work: &Work, traffic: &Traffic, measures: &M
         "  {:<44} {first:>8.0} MiB, {last:.0} MiB in the end",
         "slabs of the whole machine (not judged)"
     );
-    println!("  {:<44} {:>8}", "operations that restarts in quiet needed", work.drift);
+    println!("  {:<44} {:>8}", "operations of restarts without changes", work.drift);
     println!("  {:<44} {:>8} of {}", "failed connections", traffic.failed, traffic.opened);
     println!("  {:<44} {:>8} of {}", "held connections that broke", traffic.broken, traffic.held);
 }
@@ -155,7 +155,7 @@ fn judge(work: &Work, traffic: &Traffic, measures: &Measures) -> Result<()> {
     limit(work.counts().iter().all(|(_, done, wanted)| done >= wanted), "not all of the work was done");
     limit(flat(measures.memory), "the daemon's memory grew");
     limit(before > 0 && flat((before as f64, after as f64)), "the kernel has more elements than before");
-    limit(work.drift == 0, "the kernel was not as planned");
+    limit(work.drift == 0, "the kernel's state differed from the plan");
     limit(traffic.failed == 0 && traffic.broken == 0, "connections failed");
     limit(traffic.opened > 0, "no connection was opened");
     ensure!(broken.is_empty(), "{}:\n{}", broken.join("; "), traffic.first_failures.join("\n"));

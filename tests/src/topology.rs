@@ -72,7 +72,7 @@ impl Topology {
             let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
             ensure!(plain && !name.is_empty(), "pod {name:?}: not a pod name");
             let taken = self.nodes.contains_key(name) || ["client", "switch"].contains(&name.as_str());
-            ensure!(!taken, "pod {name}: the lab has something else of that name; choose another");
+            ensure!(!taken, "pod {name}: the lab uses this name; choose another");
         }
         for host in self.hosts.keys() {
             ensure!(

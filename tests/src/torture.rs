@@ -188,7 +188,7 @@ fn judge(results: &[Compared], known: &Differences) -> bool {
     let (valid, invalid): (Vec<_>, Vec<_>) = results.iter().partition(|result| result.is_valid);
     for result in &invalid {
         println!(
-            "{}: mode nftables itself did not do what is expected: the experiment is wrong",
+            "{}: mode nftables itself did not behave as expected: the experiment is invalid",
             result.name
         );
     }
@@ -199,7 +199,7 @@ fn judge(results: &[Compared], known: &Differences) -> bool {
     let gone = known.gone(&equal, &different);
     for gone in &gone {
         println!(
-            "no longer different: {gone}: remove it from torture-differences.yaml and docs/differences.md"
+            "no difference any more: {gone}: remove it from torture-differences.yaml and docs/differences.md"
         );
     }
     let unnamed = different.iter().filter(|name| known.reason(name).is_none()).count();

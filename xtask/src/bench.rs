@@ -22,18 +22,19 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Sluice alone, without an API server: load and change times, memory and kernel objects by
-    /// number of services.
+    /// Measure Sluice alone, without an API server: load and change times, memory and kernel
+    /// objects by number of Services.
     Scale(scale::Arguments),
-    /// The eBPF data path: ClusterIPs against direct access, and the cost of a packet by number of
-    /// services.
+    /// Measure the eBPF data path: ClusterIPs against direct access, and the cost of a packet by
+    /// number of Services.
     Datapath(datapath::Arguments),
-    /// Mode ipvs against kube-proxy's, in a VM: load and change times, memory.
+    /// Measure mode ipvs against kube-proxy's, in a VM: load and change times, memory.
     Ipvs(ipvs::Arguments),
-    /// The CNI plugin beside Debian's bridge and host-local: ADD and DEL, one after the other and
-    /// all at once.
+    /// Measure the CNI plugin against Debian's bridge and host-local: ADD and DEL, one after the
+    /// other and all at once.
     Cni(cni::Arguments),
-    /// Pod to pod over VXLAN between two VMs, beside the same plumbing made by hand.
+    /// Measure pod-to-pod throughput over VXLAN between two VMs, against the same network set up by
+    /// hand.
     PodNetwork(pod_network::Arguments),
 }
 

@@ -16,10 +16,10 @@ use record::Record;
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Fail unless the result has the recorded digest
+    /// Fail unless the object has the recorded digest
     #[arg(long)]
     check: bool,
-    /// Record its digest, and the versions of compiler and linker
+    /// Record the object's digest, and the versions of compiler and linker
     #[arg(long, conflicts_with = "check")]
     record: bool,
 }
@@ -38,7 +38,8 @@ pub(crate) fn obstacle() -> Result<Option<Why>> {
     prepare()?;
     let (recorded, here) = (record::read()?.toolchain, ebpf::Search::new(&root()).toolchain());
     let here = here.context("no toolchain")?;
-    Ok((recorded != here).then(|| Why::choice(format!("the record is of {recorded}, and here is {here}"))))
+    Ok((recorded != here)
+        .then(|| Why::choice(format!("the record was built with {recorded}, and this machine has {here}"))))
 }
 
 /// Builds the programs, and fails unless they are the recorded ones.
@@ -96,7 +97,7 @@ fn or_linker() -> String {
     let packages = ebpf::DEBIANS_LLVM.map(|(_, package)| package).join(" ");
     let version = ebpf::LINKER_VERSION;
     format!(
-        "bpf-linker: install Debian's {packages}, with which it is built here, or bpf-linker {version} into PATH by \
-         other means"
+        "bpf-linker: install Debian's {packages}, with which it is built here, or install bpf-linker \
+         {version} in PATH by other means"
     )
 }

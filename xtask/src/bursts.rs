@@ -11,10 +11,10 @@ use crate::machine::{self, Programs, run as run_command};
 /// Arguments of the bursts command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Another sluice than the one of these sources
+    /// sluice binary to test [default: built from these sources]
     #[arg(long)]
     sluice: Option<PathBuf>,
-    /// Its mode
+    /// Mode of sluice
     #[arg(long, default_value = "ebpf")]
     proxy: String,
     #[command(flatten)]

@@ -26,7 +26,7 @@ const CNI: [&str; 4] = [
 /// A version of Kubernetes that the tests can run as a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kubernetes {
-    /// What is compared with unless asked otherwise
+    /// Default release for comparisons
     #[default]
     #[value(name = "1.36.3")]
     V1_36,
@@ -61,7 +61,7 @@ impl Kubernetes {
 // Those of other commands are a group of this name, too.
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// The version of Kubernetes whose API server and kube-proxy are built and run
+    /// Kubernetes version whose API server and kube-proxy are built and run
     #[arg(long, value_name = "VERSION", value_enum, default_value_t)]
     pub(crate) kubernetes: Kubernetes,
 }

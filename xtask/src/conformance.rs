@@ -14,32 +14,30 @@ use crate::vm::kernels::Series;
 /// Arguments of the conformance command.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
-    /// The proxy under test: nftables, ebpf, ipvs, kube-proxy-nftables or kube-proxy-iptables
+    /// Proxy under test: nftables, ebpf, ipvs, kube-proxy-nftables or kube-proxy-iptables
     #[arg(long, default_value = "nftables")]
     pub(crate) proxy: String,
-    /// Where the proxy gets its objects from: manifests or api
+    /// Source of objects: manifests or api
     #[arg(long, default_value = "manifests")]
     pub(crate) source: String,
     #[command(flatten)]
     pub(crate) cluster: cluster_tools::Arguments,
-    /// Who wires pods and joins nodes: lab, sluice (its CNI plugin, and VXLAN), sluice-bridge or
-    /// sluice-direct
+    /// Pod network: lab, sluice (its CNI plugin and VXLAN), sluice-bridge or sluice-direct
     #[arg(long, default_value = "lab")]
     pub(crate) pod_network: String,
-    /// Case files, or directories of them; the project's own when not given
+    /// Case files, or directories of case files [default: the project's own cases]
     #[arg(long, num_args = 1..)]
     pub(crate) cases: Vec<PathBuf>,
-    /// Write the results there
+    /// File to write the results to
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
-    /// Cases at a time
+    /// Number of cases that run at a time
     #[arg(long)]
     pub(crate) jobs: Option<usize>,
-    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a
-    /// VM 10 at least
+    /// Factor on the time limits of expectations, for busy machines; in a VM at least 10
     #[arg(long, default_value_t = 1)]
     pub(crate) patience: u32,
-    /// Run in a VM with that kernel instead of on this machine
+    /// Run in a VM with this kernel instead of on this machine
     #[arg(long, value_name = "KERNEL")]
     pub(crate) vm: Option<Series>,
 }

@@ -18,10 +18,10 @@ use crate::passes::{await_sync, syncs};
 /// Arguments of the demo.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Connections for each line of the tables
+    /// Number of connections for each line of the tables
     #[arg(long, default_value_t = 100)]
     connections: usize,
-    /// Let sluice's CNI plugin wire the pods, and sluice join the nodes by VXLAN
+    /// Connect pods with sluice's CNI plugin, and nodes with sluice's VXLAN
     #[arg(long)]
     cni: bool,
 }
@@ -52,11 +52,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     await_service(&mut lab, "pod/client-1", "tcp://10.96.0.10:80")?;
 
     if arguments.cni {
-        heading("sluice-cni has wired the pods, and sluice has joined the nodes: what node-a has for that");
+        heading(
+            "sluice-cni has connected the pods, and sluice the nodes: devices, routes and forwarding \
+             entries of node-a",
+        );
         plumbing(&lab)?;
     }
 
-    heading("Who answers");
+    heading("Which endpoints answer");
     let count = arguments.connections;
     table_head();
     row(&lab, "ClusterIP", "pod/client-1", "tcp://10.96.0.10:80", count)?;
@@ -68,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     row(&lab, "UDP", "pod/client-1", "udp://10.96.0.53:53", count)?;
     row(&lab, "no endpoints", "pod/client-1", "tcp://10.96.0.30:80", 3)?;
 
-    heading("What the kernel of node-a tracks for two of these connections: addressed to, answered by");
+    heading("Connection tracking on node-a for two of these connections: destination, answering endpoint");
     connections(&lab)?;
 
     heading(
@@ -76,14 +79,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     );
     chains(&lab)?;
 
-    heading("Endpoints change under traffic: web-2 goes, web-3 comes (examples/endpoints-changed.yaml)");
+    heading(
+        "Endpoints change under traffic: web-2 is removed, web-3 is added (examples/endpoints-changed.yaml)",
+    );
     change(&mut lab)?;
     table_head();
     row(&lab, "ClusterIP", "pod/client-1", "tcp://10.96.0.10:80", count)?;
     row(&lab, "NodePort on node-b", "client", "tcp://192.168.77.12:30080", count)?;
 
     heading(
-        "kill -9 of sluice on node-a, and traffic goes on; then it starts again and finds nothing to change",
+        "kill -9 of sluice on node-a, and traffic continues; then sluice starts again and finds nothing \
+         to change",
     );
     lab.kill_proxy(NODE)?;
     table_head();
@@ -92,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let adopted = await_sync(&mut lab, NODE, LIMIT, |sync| sync.kind == "full")?;
     println!("  adopted: {} operations in {:.2} ms", adopted.operations, adopted.seconds_from_event * 1e3);
 
-    heading("nft flush ruleset on node-a: the rules are back by themselves");
+    heading("nft flush ruleset on node-a: sluice restores the rules");
     flush(&mut lab)?;
     println!("\nNext: README.md says how to run sluice against a cluster; cargo xtask test runs all tests.");
     Ok(())

@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<()> {
     run_command(Command::new(MDBOOK.installed()?).arg("build").arg(&place))?;
     let book = place.join("book");
     let broken = site::broken(&book)?;
-    ensure!(broken.is_empty(), "links of the site lead nowhere:\n{}", broken.join("\n"));
+    ensure!(broken.is_empty(), "links of the site are broken:\n{}", broken.join("\n"));
     println!("{}", book.join("index.html").display());
     Ok(())
 }

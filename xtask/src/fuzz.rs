@@ -20,16 +20,16 @@ const READERS: [&str; 6] =
 /// Arguments of the fuzz command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these targets
+    /// Names of targets to run [default: all]
     #[arg(long, value_name = "TARGET", num_args = 1..)]
     only: Vec<String>,
-    /// Inputs of each target; for a few slow ones a tenth of them, unless it is given
+    /// Number of inputs for each target; the default is a tenth for a few slow targets
     #[arg(long, value_name = "N")]
     inputs: Option<u64>,
-    /// The seed that inputs are made from; a new one if it is not given, and printed
+    /// Seed of the inputs [default: a new one]; each run prints its seed
     #[arg(long)]
     seed: Option<u64>,
-    /// Give a target nothing but this file's content: an input that it has failed on
+    /// File whose content is the only input, such as a stored input on which the target failed
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 }

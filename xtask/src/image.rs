@@ -15,14 +15,14 @@ use archive::Image;
 /// Arguments of `image`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The archive to write; by default target/sluice-VERSION-ARCHITECTURE.oci.tar
+    /// Archive to write [default: target/sluice-VERSION-ARCHITECTURE.oci.tar]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The image's name and tag; by default sluice:VERSION
+    /// Name and tag of the image [default: sluice:VERSION]
     #[arg(long, value_name = "NAME[:TAG]")]
     tag: Option<String>,
-    /// Unpack the written archive, verify its digests, and run it with nothing else around it
-    /// (needs root)
+    /// Unpack the written archive, verify its digests, and run the image with nothing else in its
+    /// root (needs root)
     #[arg(long)]
     check: bool,
 }
@@ -66,7 +66,8 @@ fn full_name(name: &str) -> Result<String> {
     };
     if repository.is_empty() || tag.is_empty() || !repository.chars().all(allowed) {
         bail!(
-            "--tag {name:?} is no image name such as sluice:{VERSION} or registry.example/sluice:{VERSION}"
+            "--tag {name:?} is not an image name such as sluice:{VERSION} or \
+             registry.example/sluice:{VERSION}"
         );
     }
     let first = repository.split_once('/').map_or("", |(first, _)| first);

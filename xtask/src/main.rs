@@ -37,36 +37,38 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show Sluice at work: two nodes, real traffic, live changes. Needs nothing but this machine.
+    /// Show Sluice in action: two nodes, real traffic, live changes. Needs nothing but this
+    /// machine.
     Demo(demo::Arguments),
-    /// Run all tests: unit, property, kernel, the runner's self-test, conformance, scenarios, some
-    /// in a VM.
+    /// Run all tests: unit, property and kernel tests, the runner's self-test, conformance cases
+    /// and scenarios; some run in a VM.
     Test(test::Arguments),
     /// Run conformance cases against a proxy.
     Conformance(conformance::Arguments),
     /// Run scenarios against a real API server: controllers, faults, migration, restarts.
     Scenarios(scenarios::Arguments),
-    /// Open connections by few client ports, with pauses in which flows end (docs/testing.md).
+    /// Open connections from few client ports, with pauses in which flows end (docs/testing.md).
     Bursts(bursts::Arguments),
-    /// A day's work within an hour, in all modes: memory, elements and connections must be as they
-    /// were (docs/testing.md).
+    /// Do a day's work within an hour, in all modes. Memory and elements must not grow, and no
+    /// connection may fail (docs/testing.md).
     Soak(soak::Arguments),
     /// Run the same experiments in modes nftables and ebpf, and fail on differences that are not
     /// documented.
     Torture(torture::Arguments),
-    /// Give readers of files, objects, frames, configurations, netlink answers and packets anything
+    /// Fuzz the readers of files, objects, frames, configurations, netlink messages and packets
     /// (docs/testing.md).
     Fuzz(fuzz::Arguments),
-    /// Draw the pictures of docs/ from their texts, and make a site of all pages, with search, in
-    /// target/docs.
+    /// Draw the pictures of docs/ from their sources, and build a site of all pages, with search,
+    /// in target/docs.
     Docs,
-    /// Check rules of the repository: links, sizes, prose, walls between crates. Part of lint.
+    /// Check the repository's own rules: links, sizes, prose, dependencies between crates. Part of
+    /// lint.
     Tidy,
     /// Run a command, or a shell, in a VM with another kernel.
     Vm(vm::Arguments),
     /// Measure Sluice against kube-proxy, or alone.
     Bench(bench::Arguments),
-    /// Build the eBPF programs, and install what that needs. Building sluice embeds them.
+    /// Build the eBPF programs, and install what the build needs. A build of sluice embeds them.
     BuildEbpf(build_ebpf::Arguments),
     /// Build the API server, etcd and kube-proxy that tests and benchmarks run, and print where
     /// they are.
@@ -74,7 +76,7 @@ enum Command {
     /// Build the container image: an OCI archive with the static binary, without a container
     /// engine.
     Image(image::Arguments),
-    /// Check where all code comes from: licences, sources, advisories, the digests of what is
+    /// Check the supply chain: licences, sources and advisories of dependencies, digests of what is
     /// built; and write an SBOM.
     SupplyChain(supply_chain::Arguments),
     /// Check formatting and lints, warnings denied, and the licences and sources of dependencies.

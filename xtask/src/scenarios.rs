@@ -17,22 +17,21 @@ const CONTAINERS: [(&str, &str); 3] = [("podman", "podman"), ("runc", "runc"), (
 /// Arguments of the scenarios command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these, by name
+    /// Names of scenarios to run [default: all]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub(crate) only: Vec<String>,
-    /// Also those that take minutes
+    /// Also run scenarios that take minutes
     #[arg(long)]
     pub(crate) long: bool,
     #[command(flatten)]
     pub(crate) cluster: cluster_tools::Arguments,
-    /// How many times longer than usual an expectation may take to be met, on a busy machine; in a
-    /// VM 10 at least
+    /// Factor on the time limits of expectations, for busy machines; in a VM at least 10
     #[arg(long)]
     pub(crate) patience: Option<u32>,
-    /// Write the results there
+    /// File to write the results to
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
-    /// Run in a VM with that kernel instead of on this machine
+    /// Run in a VM with this kernel instead of on this machine
     #[arg(long, value_name = "KERNEL")]
     pub(crate) vm: Option<Series>,
 }
@@ -74,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn in_vm(arguments: &Arguments, series: Series, programs: &Programs, mut argv: Vec<String>) -> Result<()> {
     ensure!(
         !arguments.only.is_empty(),
-        "--vm needs --only NAME...: not all scenarios are made for slow machines"
+        "--vm needs --only NAME...: not all scenarios are suitable for slow machines"
     );
     argv.insert(0, programs.conformance.display().to_string());
     runner::run(Job {

@@ -147,7 +147,7 @@ impl<'a> Account<'a> {
         let unexpected = self.count(|expected, _| !expected);
         let _ = writeln!(
             text,
-            "skips: {all}, of these {lacks} for what this machine lacks, {unexpected} of them unexpected"
+            "skips: {all}, of these {lacks} because of features that this machine lacks, {unexpected} of them unexpected"
         );
         text
     }
@@ -159,7 +159,10 @@ impl<'a> Account<'a> {
             return Ok(());
         }
         let needs: Vec<&str> = needs.into_iter().collect();
-        bail!("{REQUIRE}=all, and unexpected skips for want of {}", needs.join(", "))
+        bail!(
+            "{REQUIRE}=all, but there were unexpected skips because of missing features: {}",
+            needs.join(", ")
+        )
     }
 }
 
@@ -181,7 +184,7 @@ mod tests {
         assert_eq!(
             account.text(),
             "3 × needs ipvs: none: a, b\n1 × not for ebpf: why: c\n\
-             skips: 4, of these 3 for what this machine lacks, 0 of them unexpected\n"
+             skips: 4, of these 3 because of features that this machine lacks, 0 of them unexpected\n"
         );
         assert!(account.verdict(Required::All).is_ok());
 
@@ -191,9 +194,15 @@ mod tests {
         let unexpected = text.lines().nth(2).unwrap();
         assert!(unexpected.starts_with("UNEXPECTED: 10 × needs root: no rights: test 0, test 1"), "{text}");
         assert!(unexpected.ends_with("test 7, and 2 more"), "{text}");
-        assert!(text.ends_with("13 for what this machine lacks, 10 of them unexpected\n"), "{text}");
+        assert!(
+            text.ends_with("13 because of features that this machine lacks, 10 of them unexpected\n"),
+            "{text}"
+        );
         let error = account.verdict(Required::All).unwrap_err().to_string();
-        assert_eq!(error, "SLUICE_REQUIRE=all, and unexpected skips for want of root");
+        assert_eq!(
+            error,
+            "SLUICE_REQUIRE=all, but there were unexpected skips because of missing features: root"
+        );
         assert!(account.verdict(Required::Nothing).is_ok());
     }
 

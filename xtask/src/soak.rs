@@ -10,7 +10,8 @@ use crate::machine::{self, run as run_command};
 /// Arguments of the soak command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Modes, one after the other; one that the machine cannot have is a counted skip
+    /// Modes to test, one after the other; a mode that the machine does not support is a counted
+    /// skip
     #[arg(long, num_args = 1.., default_values = ["nftables", "ebpf", "ipvs"])]
     proxy: Vec<String>,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::tool::Tool;
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these parts
+    /// Parts to check [default: all]
     #[arg(long, value_enum, num_args = 1..)]
     only: Vec<Part>,
 }
@@ -28,11 +28,11 @@ pub(crate) struct Arguments {
 enum Part {
     /// Licences, banned crates and sources of all dependencies: deny.toml
     Dependencies,
-    /// Known weaknesses of dependencies, by the database of RustSec, where it can be reached
+    /// Known vulnerabilities of dependencies in the RustSec database, if it can be reached
     Advisories,
-    /// The digest of the eBPF programs
+    /// Digest of the eBPF programs
     Programs,
-    /// Build the image again, of a clone in another directory: it has to be the same
+    /// Build the image again from a clone in another directory; it must be identical
     Image,
     /// Write the bills of materials of daemon, plugin and eBPF programs, as CycloneDX
     Sbom,
@@ -121,7 +121,7 @@ fn fetch_advisories() -> Result<Option<Why>> {
         Ok(finished) => finished.stderr.trim().lines().last().unwrap_or_default().to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    Ok(Some(Why::lack("rustsec", format_args!("NOT CHECKED, its database cannot be fetched here: {told}"))))
+    Ok(Some(Why::lack("rustsec", format_args!("NOT CHECKED, the database cannot be fetched here: {told}"))))
 }
 
 fn deny(program: &Path, manifest: &str) -> Command {
@@ -134,7 +134,10 @@ fn deny(program: &Path, manifest: &str) -> Command {
 /// Builds the image here and in a clone elsewhere, with nothing in common but the tools: the
 /// archives have to be equal.
 fn same_image() -> Result<()> {
-    ensure!(git(&["status", "--porcelain"])?.is_empty(), "a clone has what is committed only: commit first");
+    ensure!(
+        git(&["status", "--porcelain"])?.is_empty(),
+        "a clone contains only committed changes: commit first"
+    );
     let place = target_directory().join("again");
     std::fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
     // Below this workspace it would be a part of it.
@@ -157,7 +160,7 @@ fn same_as_of_a_clone(place: &Path, source: &Path) -> Result<()> {
     if one != other {
         bail!("{} and {} differ", here.display(), there.display());
     }
-    println!("both builds made the same {} bytes", one.len());
+    println!("both builds are identical ({} bytes)", one.len());
     Ok(())
 }
 

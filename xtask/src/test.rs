@@ -28,8 +28,8 @@ const PATIENCE: u32 = 5;
 /// Arguments of the test command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Instead of the tests of this machine, all those in VMs: every case with each backend, under
-    /// each kernel
+    /// Run the tests in VMs instead of those on this machine: every case with each backend, on each
+    /// kernel
     #[arg(long)]
     vm: bool,
 }
@@ -47,20 +47,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         of_this_machine(&mut suites, &programs);
     }
-    suites.run("what was skipped", || skips::account(required));
+    suites.run("skipped tests", || skips::account(required));
     Ok(suites.finish())
 }
 
 fn of_this_machine(suites: &mut Suites, programs: &Programs) {
     let tools = with_go(suites);
     suites.run("unit, property and kernel tests", || cargo_tests(tools.as_deref()));
-    let name = "the eBPF programs are those that are recorded";
+    let name = "comparison of the eBPF programs with their record";
     match build_ebpf::obstacle() {
         Ok(Some(why)) => suites.skip(name, why),
         Ok(None) => suites.run(name, build_ebpf::check),
         Err(error) => suites.run(name, || Err(error)),
     }
-    suites.run("readers given anything", || fuzz::run(&fuzz::Arguments::default()));
+    suites.run("fuzzing of readers", || fuzz::run(&fuzz::Arguments::default()));
     suites.run("self-test of the conformance runner", || {
         run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))
     });
@@ -72,7 +72,7 @@ fn of_this_machine(suites: &mut Suites, programs: &Programs) {
     suites.run("the same experiments in modes nftables and ebpf", || {
         torture::run(&torture::Arguments { short: true, patience: PATIENCE, ..torture::Arguments::default() })
     });
-    suites.run("bursts of connections, by ports that come again", || bursts::some(programs));
+    suites.run("bursts of connections with reused ports", || bursts::some(programs));
     in_vms::smoke(suites, programs);
     if tools.is_none() {
         let lack = Why::lack("go", "it builds Kubernetes and etcd");

@@ -34,13 +34,13 @@ type Check = fn(&Tree) -> Vec<Finding>;
 
 /// All rules, with their names.
 const RULES: [(&str, Check); 7] = [
-    ("links lead somewhere", links::check),
+    ("links are valid", links::check),
     ("pages named in code exist", links::check_code),
     ("files are short enough to read", lines::check_files),
     ("prose has short lines and tables short cells", lines::check_prose),
     ("pictures are drawn from their texts", docs::check_pictures),
     ("every page is on the site", docs::check_site),
-    ("walls between crates and rooms hold", walls::check),
+    ("dependencies between crates and between modules follow the rules", walls::check),
 ];
 
 /// Checks all rules; fails if one is broken, after it has printed where.
@@ -56,6 +56,6 @@ pub(crate) fn run() -> Result<()> {
         }
         count += findings.len();
     }
-    ensure!(count == 0, "{count} places break a rule: see CONTRIBUTING.md");
+    ensure!(count == 0, "{count} violations of the rules: see CONTRIBUTING.md");
     Ok(())
 }

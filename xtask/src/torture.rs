@@ -9,13 +9,14 @@ use crate::machine::{self, root, run as run_command};
 /// Arguments of the torture command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Arguments {
-    /// Only experiments whose names have one of these in them
+    /// Run only experiments whose names contain one of these
     #[arg(long, value_name = "PART", num_args = 1..)]
     pub(crate) only: Vec<String>,
-    /// Only the selection that CI runs: some of each network, and none that is documented to differ
+    /// Run only the selection that CI runs: some of each network, and none with a documented
+    /// difference
     #[arg(long)]
     pub(crate) short: bool,
-    /// How many times longer than usual an answer is awaited, on a busy machine
+    /// Factor on the time to wait for an answer, for busy machines
     #[arg(long, default_value_t = 1)]
     pub(crate) patience: u32,
 }

@@ -31,12 +31,12 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum VmCommand {
-    /// Run a command in a VM. The exit status is that of the command; 124: it took too long; 125:
-    /// the VM failed.
+    /// Run a command in a VM. The exit status is that of the command, 124 if it took too long, or
+    /// 125 if the VM failed.
     Run(RunArguments),
-    /// A shell in a VM, on this terminal. Exit ends the VM; Ctrl-A X ends it at once.
+    /// Run a shell in a VM, on this terminal. `exit` ends the VM; Ctrl-A X ends it at once.
     Shell(MachineArguments),
-    /// Download the kernels, and say where they are
+    /// Download the kernels, and print their paths
     Kernels {
         /// Look for newer packages
         #[arg(long)]
@@ -46,16 +46,16 @@ enum VmCommand {
 
 #[derive(Debug, clap::Args)]
 struct MachineArguments {
-    /// The kernel
+    /// Kernel series
     #[arg(long, default_value_t)]
     kernel: Series,
     /// Memory in MiB
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// CPUs
+    /// Number of CPUs
     #[arg(long, default_value_t = 2)]
     cpus: u32,
-    /// A directory that the VM finds as /out, to write to
+    /// Directory that the VM can write to, as /out
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
@@ -64,10 +64,10 @@ struct MachineArguments {
 struct RunArguments {
     #[command(flatten)]
     machine: MachineArguments,
-    /// How long the command may take, in seconds
+    /// Time limit of the command, in seconds
     #[arg(long, default_value_t = 600)]
     timeout: u64,
-    /// The program and its arguments
+    /// Program and its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }

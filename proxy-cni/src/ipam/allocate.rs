@@ -65,7 +65,7 @@ pub enum AllocationError {
         holders: String,
     },
     /// An address that is asked for is somebody else's.
-    #[error("{address} is asked for, and in use by container {}, interface {}", .holder.container, .holder.interface)]
+    #[error("requested address {address} is in use by container {}, interface {}", .holder.container, .holder.interface)]
     Taken {
         /// The address.
         address: IpAddr,
@@ -73,10 +73,10 @@ pub enum AllocationError {
         holder: Attachment,
     },
     /// An address that is asked for is in no range.
-    #[error("{0} is asked for, and in none of the ranges {1}")]
+    #[error("requested address {0} is in none of the ranges {1}")]
     Outside(IpAddr, String),
     /// There are no ranges.
-    #[error("there are no ranges to take addresses from")]
+    #[error("there are no ranges to allocate addresses from")]
     NoRanges,
 }
 

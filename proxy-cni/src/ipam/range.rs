@@ -10,10 +10,10 @@ use crate::spec::Range;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// The network's address has bits behind its prefix.
-    #[error("{0} is an address, its network is {1}")]
+    #[error("{0} has host bits set; its network is {1}")]
     HasHostBits(IpNet, IpNet),
     /// The network is so small that nobody beside the gateway has an address.
-    #[error("{0} has no room for pods beside the gateway")]
+    #[error("{0} has no addresses for pods besides the gateway")]
     TooSmall(IpNet),
     /// A bound or the gateway is not of the network.
     #[error("{name} {address} is not in {subnet}")]
@@ -26,7 +26,7 @@ pub enum RangeError {
         subnet: IpNet,
     },
     /// The first comes after the last.
-    #[error("rangeStart {0} comes after rangeEnd {1}")]
+    #[error("rangeStart {0} is after rangeEnd {1}")]
     Reversed(IpAddr, IpAddr),
 }
 

@@ -21,7 +21,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// The pod has such an interface already.
-    #[error("interface {interface} exists already in {}", .namespace.display())]
+    #[error("interface {interface} already exists in {}", .namespace.display())]
     Exists {
         /// Its name.
         interface: String,
@@ -29,13 +29,13 @@ pub enum NetError {
         namespace: PathBuf,
     },
     /// The runtime named the node's own namespace: the node would lose its network.
-    #[error("network namespace {} is that of the node itself", .0.display())]
+    #[error("network namespace {} is the node's own", .0.display())]
     OwnNamespace(PathBuf),
     /// What should be the bridge is something else.
-    #[error("interface {0} is no bridge: name another one as bridge")]
+    #[error("interface {0} is not a bridge: set bridge to another name")]
     NoBridge(String),
     /// A link vanished while it was being set up.
-    #[error("interface {0} was deleted while it was set up")]
+    #[error("interface {0} was deleted during its setup")]
     Gone(String),
     /// A sysctl could not be written.
     #[error("cannot {0}")]

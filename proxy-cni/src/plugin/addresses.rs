@@ -34,10 +34,9 @@ pub(super) fn requested(environment: &Environment, config: &NetConf) -> Result<V
     let mut found = BTreeSet::new();
     for text in texts.filter(|text| !text.is_empty()) {
         let address = text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
-        found.insert(
-            address
-                .map_err(|_| CniError::new(Code::InvalidConfig, format!("ips: {text:?} is no address")))?,
-        );
+        found.insert(address.map_err(|_| {
+            CniError::new(Code::InvalidConfig, format!("ips: {text:?} is not an IP address"))
+        })?);
     }
     Ok(found.into_iter().collect())
 }
@@ -59,7 +58,10 @@ impl Addresses {
     /// To look at what is written down, and to give back: that needs nothing of the node.
     pub(super) fn without_ranges(config: &NetConf) -> Result<Self, CniError> {
         let Ipam::Own { sets, reserved, routes } = &config.ipam else {
-            return Err(CniError::new(Code::InvalidConfig, "ipam.type: addresses are another plugin's"));
+            return Err(CniError::new(
+                Code::InvalidConfig,
+                "ipam.type: another plugin manages the addresses",
+            ));
         };
         Ok(Addresses {
             sets: sets.clone(),
@@ -148,8 +150,8 @@ fn node_file(run: &Path) -> Result<NodeFile, CniError> {
         CniError::new(
             Code::TryAgainLater,
             format!(
-                "{}: {error}: sluice has not written this node's pod CIDRs yet; is it running, with the pod network switched \
-                 on? Or give ipam.ranges",
+                "{}: {error}: sluice has not written this node's pod CIDRs yet; check that it is running \
+                 with the pod network enabled, or set ipam.ranges",
                 place.display()
             ),
         )

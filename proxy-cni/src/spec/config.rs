@@ -219,11 +219,11 @@ impl Document {
             return Err(decoding(format!("the configuration has more than {STDIN_LIMIT} bytes")));
         }
         let json = go_json::parse(&text)
-            .map_err(|error| decoding(format!("the configuration on stdin is no JSON: {error}")))?;
+            .map_err(|error| decoding(format!("the configuration on stdin is not JSON: {error}")))?;
         if json.is_object() {
             Ok(Document { text, json })
         } else {
-            Err(decoding("the configuration on stdin is no JSON object".to_owned()))
+            Err(decoding("the configuration on stdin is not a JSON object".to_owned()))
         }
     }
 
@@ -232,7 +232,7 @@ impl Document {
         match go_json::shaped(&self.json, &fields::VERSION).get("cniVersion") {
             None => Version::parse(""),
             Some(Value::String(text)) => Version::parse(text),
-            Some(other) => Err(decoding(format!("cniVersion: {other} is no text"))),
+            Some(other) => Err(decoding(format!("cniVersion: {other} is not a string"))),
         }
     }
 }
@@ -278,7 +278,8 @@ impl NetConf {
         let mut errors = Vec::new();
         if !is_network_name(&raw.name) {
             errors.push(format!(
-                "name: {:?} is no name: letters and digits, and behind the first one _ . -",
+                "name: {:?} is not a network name: use letters and digits, and after the first character \
+                 also _ . -",
                 raw.name
             ));
         }
@@ -295,14 +296,14 @@ impl NetConf {
             raw.sysctl
                 .keys()
                 .filter(|name| !is_sysctl_of_a_namespace(name))
-                .map(|name| format!("sysctl: {name:?} is no sysctl of a network namespace (net.…)")),
+                .map(|name| format!("sysctl: {name:?} is not a sysctl of a network namespace (net.…)")),
         );
         let ipam = ipam(raw.ipam, &mut errors);
         let data = raw.data_dir.unwrap_or_else(|| PathBuf::from(DATA));
         let run = raw.run_dir.unwrap_or_else(|| PathBuf::from(RUN));
         for (field, path) in [("dataDir", &data), ("runDir", &run)] {
             if !path.is_absolute() {
-                errors.push(format!("{field}: {} is no absolute path", path.display()));
+                errors.push(format!("{field}: {} is not an absolute path", path.display()));
             }
         }
         if !errors.is_empty() {
@@ -358,18 +359,19 @@ fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
     if !matches!(raw.kind.as_str(), "" | OWN_IPAM) {
         if raw.kind == PLUGIN {
             errors.push(
-                "ipam.type: \"sluice-cni\" manages no addresses for others; leave ipam.type out".to_owned(),
+                "ipam.type: \"sluice-cni\" does not manage addresses for other plugins; leave ipam.type out"
+                    .to_owned(),
             );
         }
         // It becomes a part of a path.
         if !is_network_name(&raw.kind) {
-            errors.push(format!("ipam.type: {:?} is no name of a plugin", raw.kind));
+            errors.push(format!("ipam.type: {:?} is not a plugin name", raw.kind));
         }
         return Ipam::Delegated(raw.kind);
     }
     for (i, set) in raw.ranges.iter().enumerate() {
         if set.is_empty() {
-            errors.push(format!("ipam.ranges[{i}]: no range is in it"));
+            errors.push(format!("ipam.ranges[{i}]: has no range"));
         }
         for range in set {
             if let Err(error) = range.check() {
@@ -378,7 +380,7 @@ fn ipam(raw: RawIpam, errors: &mut Vec<String>) -> Ipam {
         }
         let families: Vec<bool> = set.iter().map(|range| range.subnet.addr().is_ipv4()).collect();
         if families.windows(2).any(|two| two[0] != two[1]) {
-            errors.push(format!("ipam.ranges[{i}]: ranges of one set are of one family"));
+            errors.push(format!("ipam.ranges[{i}]: the ranges of a set must have the same IP family"));
         }
     }
     let all: Vec<&Range> = raw.ranges.iter().flatten().collect();
@@ -474,8 +476,8 @@ mod tests {
             "\"kernel.x.y\"",
             "\"net/../x\"",
             "dataDir",
-            "ranges[0]: no range",
-            "ranges[1]: ranges of one set",
+            "ranges[0]: has no range",
+            "ranges[1]: the ranges of a set",
             "10.1.0.0/24 and 10.1.0.0/25 overlap",
         ] {
             assert!(error.to_string().contains(part), "{part} in {error}");

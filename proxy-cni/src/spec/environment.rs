@@ -104,7 +104,8 @@ impl Environment {
                 format!("CNI_COMMAND is {text:?}")
             };
             return Err(wrong(format!(
-                "{said}; it has to be ADD, DEL, CHECK, GC, STATUS or VERSION: this program is called by a container runtime"
+                "{said}; it must be ADD, DEL, CHECK, GC, STATUS or VERSION: container runtimes start \
+                 this program"
             )));
         };
         let mut errors = Vec::new();
@@ -118,7 +119,9 @@ impl Environment {
         if matches!(command, Command::Add | Command::Check) {
             match &netns {
                 None => errors.push("CNI_NETNS is not set".to_owned()),
-                Some(path) if !path.is_absolute() => errors.push("CNI_NETNS is no absolute path".to_owned()),
+                Some(path) if !path.is_absolute() => {
+                    errors.push("CNI_NETNS is not an absolute path".to_owned())
+                }
                 Some(_) => {}
             }
             errors.extend(arguments_errors);
@@ -157,12 +160,12 @@ fn container_id(text: &str) -> Result<(), CniError> {
     let begins = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
     if !begins || !text.chars().all(is_plain) {
         return Err(wrong(format!(
-            "{text:?} is no container id: letters and digits, and behind the first one _ . -"
+            "{text:?} is not a container ID: use letters and digits, and after the first character also _ . -"
         )));
     }
     if text.len() > CONTAINER_ID {
         return Err(wrong(format!(
-            "a container id has {CONTAINER_ID} characters at most, this one {}",
+            "a container ID has at most {CONTAINER_ID} characters, and this one has {}",
             text.len()
         )));
     }
@@ -173,7 +176,8 @@ fn interface_name(text: &str) -> Result<(), CniError> {
     let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
     if text.is_empty() || text.len() > INTERFACE_NAME || matches!(text, "." | "..") || text.contains(is_bad) {
         return Err(wrong(format!(
-            "{text:?} is no name of an interface: up to {INTERFACE_NAME} bytes without \"/\", \":\" and white space"
+            "{text:?} is not an interface name: use up to {INTERFACE_NAME} bytes without \"/\", \":\" \
+             and white space"
         )));
     }
     Ok(())
@@ -187,7 +191,7 @@ fn arguments(text: &str, errors: &mut Vec<String>) -> BTreeMap<String, String> {
             Some((key, value)) if !key.is_empty() => {
                 arguments.insert(key.to_owned(), value.to_owned());
             }
-            _ => errors.push(format!("CNI_ARGS: {pair:?} is no KEY=VALUE")),
+            _ => errors.push(format!("CNI_ARGS: {pair:?} is not KEY=VALUE")),
         }
     }
     arguments
@@ -252,11 +256,11 @@ mod tests {
             "CNI_CONTAINERID: \"../x\"",
             "CNI_IFNAME is not set",
             "CNI_NETNS is not set",
-            "\"a\" is no KEY=VALUE",
+            "\"a\" is not KEY=VALUE",
         ] {
             assert!(error.to_string().contains(part), "{part} in {error}");
         }
-        assert!(read(&[]).unwrap_err().to_string().contains("called by a container runtime"));
+        assert!(read(&[]).unwrap_err().to_string().contains("container runtimes start this program"));
         assert!(read(&[("CNI_COMMAND", "add")]).is_err());
     }
 

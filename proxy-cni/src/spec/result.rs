@@ -163,7 +163,7 @@ impl Outcome {
             if ip.interface.is_some_and(|place| place >= outcome.interfaces.len()) {
                 return Err(CniError::new(
                     Code::InvalidConfig,
-                    format!("prevResult: ips: {} is at an interface that is not listed", ip.address),
+                    format!("prevResult: ips: {} belongs to an interface that is not listed", ip.address),
                 ));
             }
         }

@@ -259,13 +259,13 @@ impl fmt::Display for Op {
                 write!(f, "add destination {} of weight {} to {key}", to.key, to.weight)
             }
             Op::SetDestination(key, to) => {
-                write!(f, "give destination {} of {key} weight {}", to.key, to.weight)
+                write!(f, "set destination {} of {key} to weight {}", to.key, to.weight)
             }
             Op::DeleteDestination(key, to) => write!(f, "delete destination {to} from {key}"),
             Op::BindAddress(address) => write!(f, "bind address {address}"),
             Op::UnbindAddress(address) => write!(f, "unbind address {address}"),
-            Op::LeadHere(key) => write!(f, "lead packets for {key} here"),
-            Op::LetPass(key) => write!(f, "let packets for {key} pass"),
+            Op::LeadHere(key) => write!(f, "deliver packets for {key} locally"),
+            Op::LetPass(key) => write!(f, "stop delivering packets for {key} locally"),
         }
     }
 }

@@ -167,7 +167,7 @@ impl ClassChain {
             MasqueradeRule::NotPods => {
                 let mut exprs = is_pod(config.detector(self.family), self.family, false);
                 exprs.extend(set_mark(config));
-                rules.push(rule("masquerade who is no pod", exprs));
+                rules.push(rule("masquerade clients that are not pods", exprs));
             }
         }
         let find = self.find_group();
@@ -298,8 +298,8 @@ fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) 
     remember.push(dynset(affinity, DynsetOp::Update, seconds));
     remember.extend([recall, dnat(family)]);
     vec![
-        rule("go where this client went before", sticky),
-        rule("pick and remember", remember),
+        rule("same endpoint as before for this client", sticky),
+        rule("pick an endpoint and remember it", remember),
         // Reached only when the affinity map is full: the connection must not fail for that.
         rule("pick", plain),
     ]

@@ -339,7 +339,7 @@ fn short_circuited(config: &NftConfig) -> Vec<Rule> {
     }
     let mut exprs = has_server_mark();
     exprs.push(Expr::Verdict(Verdict::Accept));
-    vec![rule("who reaches all endpoints", exprs)]
+    vec![rule("clients that reach all endpoints", exprs)]
 }
 
 fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
@@ -497,7 +497,7 @@ fn known_to_ipvs() -> Vec<Rule> {
     let to = |name, kind, verdict| {
         Family::BOTH.map(|family| listed(name, family, vec![load_destination(family, 0)], kind, verdict))
     };
-    let closed = to("addresses of services that are gone", SetKind::Closed, Verdict::Drop);
+    let closed = to("addresses of removed services", SetKind::Closed, Verdict::Drop);
     let addresses = to("addresses of the node", SetKind::OwnAddresses, Verdict::Accept);
     let others = to("addresses of other nodes", SetKind::OthersAddresses, Verdict::Accept);
     closed.into_iter().chain(ports).chain(health).chain(addresses).chain(others).collect()
@@ -529,7 +529,7 @@ fn filter_sources(family: Family, prefix_lengths: &[(Family, u8)]) -> Vec<Rule> 
         exprs.push(Expr::Verdict(Verdict::Accept));
         rules.push(rule("allowed sources", exprs));
     }
-    rules.push(rule("everybody else", vec![Expr::Verdict(Verdict::Drop)]));
+    rules.push(rule("all other clients", vec![Expr::Verdict(Verdict::Drop)]));
     rules
 }
 

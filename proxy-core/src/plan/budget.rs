@@ -38,7 +38,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} frontends (ports x addresses), {} elements with endpoints",
+            "{} frontends (ports x addresses) and {} elements with endpoints",
             self.frontends, self.elements
         )
     }

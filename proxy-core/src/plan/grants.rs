@@ -40,10 +40,10 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Refusal::NotPermitted => "it is in none of the networks of sluice.externalAddressCIDRs",
-            Refusal::ServiceNetwork => "it is in a ServiceCIDR, and not this Service's own ClusterIP",
+            Refusal::NotPermitted => "it is not in a network of sluice.externalAddressCIDRs",
+            Refusal::ServiceNetwork => "it is in a ServiceCIDR, and is not this Service's own ClusterIP",
             Refusal::ApiServer => "an API server listens there",
-            Refusal::Taken => "another Service has it: one with this ClusterIP, or an older one",
+            Refusal::Taken => "another Service has it, which has this ClusterIP or is older",
         })
     }
 }

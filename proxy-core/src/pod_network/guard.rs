@@ -74,10 +74,10 @@ impl Dropped {
     /// The comment of its rules.
     pub fn about(self) -> &'static str {
         match self {
-            Dropped::TunnelSource => "VXLAN from others than nodes and their pods",
+            Dropped::TunnelSource => "VXLAN that is not from nodes and their pods",
             Dropped::TunnelForwarded => "VXLAN from pods",
-            Dropped::PodSource => "pods with addresses of others",
-            Dropped::PodClaim => "pods that claim to be others",
+            Dropped::PodSource => "pods with source addresses of others",
+            Dropped::PodClaim => "pods that claim addresses of others",
             Dropped::Redirect => "redirects to pods",
         }
     }

@@ -171,7 +171,7 @@ impl PodRules {
             exprs.extend(condition(family));
             exprs.append(&mut destination);
             exprs.push(Expr::Verdict(Verdict::Jump(chain)));
-            rule("ports of the node", exprs)
+            rule("host ports", exprs)
         };
         let Some(own) = &self.own else {
             return Family::BOTH.into_iter().map(|family| jump(family, Vec::new())).collect();

@@ -97,7 +97,7 @@ impl Directory {
         self.on_bpffs()?;
         for directory in [self.maps(), self.links()] {
             fs::create_dir_all(&directory)
-                .map_err(|source| BpfError::system(format!("make {}", directory.display()), source))?;
+                .map_err(|source| BpfError::system(format!("create {}", directory.display()), source))?;
         }
         Ok(())
     }

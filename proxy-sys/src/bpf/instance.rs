@@ -253,7 +253,7 @@ impl Instance {
                 let _ = fs::remove_file(next);
             } else {
                 fs::rename(&next, &path).map_err(|source| {
-                    BpfError::system(format!("put map {} in its place", path.display()), source)
+                    BpfError::system(format!("move map {} to its path", path.display()), source)
                 })?;
             }
         }

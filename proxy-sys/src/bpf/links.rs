@@ -70,20 +70,20 @@ pub(super) fn ensure(
                 Ok(()) => return Ok(Done::Updated),
                 // What it was attached to has just gone.
                 Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                Err(error) => return Err(failed("put the new program into")(error)),
+                Err(error) => return Err(failed("replace the program of")(error)),
             },
             // Something else has that name.
             Err(_) => {}
         }
     }
-    let link = create(program, target, attach_type).map_err(failed("make"))?;
+    let link = create(program, target, attach_type).map_err(failed("create"))?;
     // Under another name first: what is at the old one goes on until this is in its place.
     let mut next = path.as_os_str().to_owned();
     next.push("-next");
     let next = Path::new(&next);
     let _ = std::fs::remove_file(next);
     syscall::pin(link.as_fd(), next).map_err(failed("pin"))?;
-    std::fs::rename(next, path).map_err(failed("put in its place"))?;
+    std::fs::rename(next, path).map_err(failed("rename"))?;
     Ok(Done::Attached)
 }
 
@@ -112,8 +112,9 @@ fn open(path: &Path) -> Result<Option<OwnedFd>, BpfError> {
 /// What a pinned link is at (zero: nothing any more), and the number of its program.
 pub(super) fn state(path: &Path) -> Result<Option<(u64, u32)>, BpfError> {
     let Some(link) = open(path)? else { return Ok(None) };
-    let info = syscall::link_info(link.as_fd())
-        .map_err(|source| BpfError::system(format!("look at link {}", path.display()), source))?;
+    let info = syscall::link_info(link.as_fd()).map_err(|source| {
+        BpfError::system(format!("get information about link {}", path.display()), source)
+    })?;
     Ok(Some((info.target, info.program)))
 }
 

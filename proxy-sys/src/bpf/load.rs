@@ -115,7 +115,7 @@ fn load_one(name: &str, program: &mut AyaProgram) -> Result<Program, BpfError> {
             program.load().map_err(refused)?;
             program.fd().map_err(refused)?
         }
-        _ => return Err(BpfError::Object(format!("program {name} is of another kind than it should be"))),
+        _ => return Err(BpfError::Object(format!("program {name} has an unexpected type"))),
     };
     let failed = |source: io::Error| BpfError::system(format!("open program {name}"), source);
     let fd = fd.as_fd().try_clone_to_owned().map_err(failed)?;

@@ -66,8 +66,8 @@ pub fn probe(object: &[u8], directory: &Directory, cgroup_root: &Path) -> Vec<Mi
     {
         let remedy = match error.errno() {
             Some(libc::EPERM) => {
-                "see that no other program is attached to this cgroup, or to one above it, in a way that allows no second \
-                 one (bpftool cgroup show)"
+                "make sure that no other program is attached exclusively to this cgroup or to a parent \
+                 of it (bpftool cgroup show)"
             }
             _ => remedy(&error),
         };
@@ -129,8 +129,8 @@ fn try_interface(programs: &Programs) -> Result<(), BpfError> {
 fn remedy(error: &BpfError) -> &'static str {
     match error.errno() {
         Some(libc::EPERM | libc::EACCES) => {
-            "run as root with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.8 CAP_SYS_ADMIN); see that neither \
-             seccomp nor kernel lockdown forbids bpf(2)"
+            "run as root with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.8 CAP_SYS_ADMIN); \
+             make sure that neither seccomp nor kernel lockdown forbids bpf(2)"
         }
         Some(libc::ENOSYS) => "use a kernel with CONFIG_BPF_SYSCALL",
         _ => {

@@ -86,7 +86,7 @@ fn holds(nft: &mut Nft, wanted: &Element) -> Result<bool, NetlinkError> {
         writer.close(list);
     };
     let kind = Command::GetSetElem.message_type();
-    let answer = nft.socket.ask("look an element up", kind, INET, request, |message| {
+    let answer = nft.socket.ask("look up an element", kind, INET, request, |message| {
         let list = find(message.attributes(), 3).map_or(&[][..], |list| list.value);
         found = attrs(list).next().and_then(|item| element(set, item.value));
     });

@@ -40,7 +40,7 @@ pub fn fullness(nft: &mut Nft, family: Family) -> Result<Option<Fullness>, Netli
     let set = SetId::new(SetKind::Affinity, family);
     let (mut capacity, mut told) = (0, None);
     let kind = Command::GetSet.message_type();
-    let answer = nft.socket.ask("look a set up", kind, INET, named(set), |message| {
+    let answer = nft.socket.ask("look up a set", kind, INET, named(set), |message| {
         let attributes = message.attributes();
         let description = find(attributes, DESCRIPTION).map_or(&[][..], |description| description.value);
         capacity = find(description, SIZE).and_then(|size| size.u32()).unwrap_or(0);

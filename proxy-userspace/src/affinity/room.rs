@@ -59,11 +59,13 @@ pub async fn keep(metrics: Metrics) {
                             table = table(family),
                             forgotten,
                             seconds = begun.elapsed().as_secs_f64(),
-                            "made room"
+                            "evicted clients from the affinity table"
                         );
                     }
                 }
-                Err(error) => debug!(table = table(family), %error, "cannot make room for clients"),
+                Err(error) => {
+                    debug!(table = table(family), %error, "cannot evict clients from the affinity table")
+                }
             }
         }
         tokio::time::sleep(pause(least, begun.elapsed())).await;

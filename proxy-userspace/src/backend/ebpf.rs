@@ -84,13 +84,14 @@ impl Backend {
         if !leaves_ports(&machine.local_ports) {
             warn!(
                 range = ?machine.local_ports,
-                "sysctl net.ipv4.ip_local_port_range leaves too few ports for masquerading: ports of that range are used \
-                 too, where connections of this node's own processes may meet masqueraded ones; make the range smaller"
+                "sysctl net.ipv4.ip_local_port_range leaves too few ports for masquerading, so ports of \
+                 that range are used too, and masqueraded connections may collide with those of this \
+                 node's own processes; make the range smaller"
             );
         }
         let cgroup = Cgroup::open(&cgroup_root(settings))?;
         if !cgroup.is_root() {
-            info!(cgroup = %cgroup.path().display(), "sockets outside of this cgroup take the way of packets");
+            info!(cgroup = %cgroup.path().display(), "sockets outside this cgroup use the packet path");
         }
         let instance = Instance::open(Options {
             object: object()?,
@@ -267,7 +268,7 @@ impl Backend {
             }
             Err(BackendError::Lo(error)) => {
                 if !std::mem::replace(&mut self.lo_failed, true) {
-                    warn!(%error, "IPv4 datagrams that are too big for their way are lost: set net.ipv4.conf.lo.accept_local");
+                    warn!(%error, "IPv4 datagrams larger than the path MTU are lost: set net.ipv4.conf.lo.accept_local");
                 }
                 Ok(0)
             }
@@ -280,7 +281,7 @@ impl Backend {
         for failure in links.failures {
             if self.failed.insert((failure.device.index, failure.device.name.clone())) {
                 let (interface, error) = (failure.device.name, failure.error);
-                warn!(interface, %error, "cannot attach programs to an interface: its packets are not looked at");
+                warn!(interface, %error, "cannot attach programs to an interface: its packets are not translated");
             }
         }
         let operations = links.attached + links.updated + links.removed + links.pinned;

@@ -87,8 +87,8 @@ fn sticky(ipvs: &mut Ipvs, settings: &Settings) -> Result<SchedulerName, Backend
         }
     }
     warn!(
-        "the kernel has neither ip_vs_mh nor ip_vs_sh: no ClientIP affinity for pods and this node with \
-         externalTrafficPolicy Local"
+        "the kernel has neither ip_vs_mh nor ip_vs_sh: with externalTrafficPolicy Local, pods and this \
+         node get no ClientIP affinity"
     );
     Ok(settings.ipvs.scheduler)
 }
@@ -141,7 +141,7 @@ impl Backend {
         let sticky = sticky(&mut ipvs, settings)?;
         ipvs.set_timeouts(settings.ipvs.timeouts)?;
         let link = Link::open(LINK)?;
-        info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is there");
+        info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is available");
         let ledger = ledger(settings, facts, sticky);
         let (steering, sources) = (Steering::open()?, node::primary_addresses(settings, facts));
         let (nft, progress) = (Nft::open()?, Progress::default());
@@ -165,7 +165,7 @@ impl Backend {
         for _ in 1..LISTS {
             match self.full_by_one_list(settings, facts, plans, known)? {
                 (_, Some(refusals)) if is_about_what_is_there(&refusals) => {
-                    debug!("IPVS has passed over some of its virtual servers: {refusals}");
+                    debug!("IPVS did not list some of its virtual servers: {refusals}");
                 }
                 (done, refusals) => return self.told(done, refusals, plans),
             }

@@ -70,7 +70,8 @@ fn chains() -> Result<Vec<Step>, StepError> {
             let mut what = format!("{gone} iptables chains in table {} {table}", family_name(family));
             if !kept.is_empty() {
                 let kept: Vec<String> = kept.into_iter().collect();
-                what += &format!(" (rules of others lead to {}, which stay)", kept.join(", "));
+                what +=
+                    &format!(" (kept, because rules of other programs jump to them: {})", kept.join(", "));
             }
             Step { what, result: nft.remove_foreign(&removals).map_err(StepError::from) }
         });

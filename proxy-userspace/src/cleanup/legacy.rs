@@ -56,8 +56,8 @@ fn delete(family: Family, tables: &[String]) -> Result<(), StepError> {
     };
     let Some(program) = [legacy, plain].into_iter().find(|program| is_legacy(program)) else {
         return Err(StepError::NoProgram(format!(
-            "{legacy}-save | grep -v KUBE- | {legacy}-restore (this also removes the kubelet's chains, which it \
-             writes again)"
+            "{legacy}-save | grep -v KUBE- | {legacy}-restore (this also removes the kubelet's chains, \
+             which the kubelet writes again)"
         )));
     };
     for table in tables {
@@ -67,7 +67,8 @@ fn delete(family: Family, tables: &[String]) -> Result<(), StepError> {
     if self::tables(family)?.is_empty() {
         return Ok(());
     }
-    let message = "some of kube-proxy's chains stay, because rules of others lead to them".to_owned();
+    let message =
+        "some of kube-proxy's chains are kept, because rules of other programs jump to them".to_owned();
     Err(StepError::Program { program: program.to_owned(), message })
 }
 

@@ -10,21 +10,21 @@ use super::pflag;
 use crate::config::GoDuration;
 use crate::go_number;
 
-/// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file;
-/// only --hostname-override, the logging flags, --master, --kubeconfig, flags of Sluice and the
-/// flags that name an action keep their say.
+/// Flags of `sluice run`, the same as kube-proxy's. With --config, settings come from the file, and
+/// only these flags still have an effect: --hostname-override, the logging flags, --master,
+/// --kubeconfig, the flags of Sluice, and the flags that select an action.
 #[derive(Debug, Default, Args)]
 #[command(args_override_self = true)]
 pub struct RunArgs {
-    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; a change of it
-    /// ends the program.
+    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1), YAML or JSON; the program
+    /// exits when the file changes.
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: Option<PathBuf>,
-    /// Print the version and end; `raw` prints it in detail.
+    /// Print the version and exit; `raw` prints details.
     #[arg(long, value_name = "BOOL|raw", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = version_value)]
     pub version: Option<String>,
-    /// Log more: 2 and above log each sync, 4 and above objects of the API and what libraries do.
+    /// Log level: from 2, each sync is logged; from 4, also API objects and messages of libraries.
     #[arg(short, long = "v", value_name = "LEVEL", value_parser = go_level)]
     pub v: Option<u32>,
     /// What to do instead of running.
@@ -69,13 +69,14 @@ impl RunArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Actions")]
 pub struct ActionsArgs {
-    /// Write the configuration that would be in force to this file, and end.
+    /// Write the effective configuration to this file, and exit.
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub write_config_to: Option<PathBuf>,
-    /// Do only what needs full privileges (sysctls), and end; then CAP_NET_ADMIN is enough.
+    /// Set only what needs full privileges (sysctls), and exit; the daemon then needs only
+    /// CAP_NET_ADMIN.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub init_only: Option<bool>,
-    /// Remove everything of Sluice and of kube-proxy from the kernel, and end.
+    /// Remove all state of Sluice and of kube-proxy from the kernel, and exit.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cleanup: Option<bool>,
 }
@@ -87,14 +88,15 @@ pub struct OwnArgs {
     /// Read objects from the YAML and JSON files of this directory instead of the Kubernetes API.
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub manifests: Option<PathBuf>,
-    /// How endpoints are picked: random, rr or, in modes ebpf and ipvs, maglev; wins over the file.
+    /// Scheduler that picks endpoints: random, rr or, in modes ebpf and ipvs, maglev; overrides the
+    /// configuration file.
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
-    /// Remove what kube-proxy left in the kernel once our own rules are in force [default: true].
+    /// Remove what kube-proxy left in the kernel once Sluice's rules are in force [default: true].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cleanup_kube_proxy: Option<bool>,
-    /// Install the CNI plugin and keep the pod network between nodes, by VXLAN unless the file says
-    /// something else [default: false].
+    /// Install the CNI plugin and maintain the pod network between nodes, with VXLAN unless the
+    /// configuration file selects another backend [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cni: Option<bool>,
 }
@@ -106,19 +108,19 @@ pub struct ClientArgs {
     /// Kubeconfig file; without it (and without --manifests) the pod's service account is used.
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub kubeconfig: Option<PathBuf>,
-    /// URL of the API server, over that of the kubeconfig.
+    /// URL of the API server; overrides the kubeconfig.
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
-    /// No meaning here: objects are always read as JSON.
+    /// No effect: objects are always read as JSON.
     #[arg(long, hide_short_help = true, value_name = "TYPE")]
     pub kube_api_content_type: Option<String>,
-    /// No meaning here: there is one list and one watch of each kind.
+    /// No effect: each kind of object has one list and one watch.
     #[arg(long, hide_short_help = true, value_name = "NUMBER", value_parser = go_float)]
     pub kube_api_qps: Option<f32>,
-    /// No meaning here, as --kube-api-qps.
+    /// No effect, like --kube-api-qps.
     #[arg(long, hide_short_help = true, value_name = "NUMBER", value_parser = go_int)]
     pub kube_api_burst: Option<i32>,
-    /// No meaning here: state is compared with the kernel, not delivered again.
+    /// No effect: state is compared with the kernel, not delivered again.
     #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub config_sync_period: Option<GoDuration>,
 }
@@ -127,44 +129,44 @@ pub struct ClientArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Node and listeners")]
 pub struct NodeArgs {
-    /// The node's name, if it is not the host's.
+    /// Name of the Node, if it is not the host name.
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// Overrides the node's primary address; nothing is bound to it.
+    /// Primary address of the node, in place of the detected one; no listener binds to it.
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<String>,
-    /// A listener that cannot bind ends the program.
+    /// Exit if a listener cannot bind [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub bind_address_hard_fail: Option<bool>,
-    /// Where /healthz and /livez are served, IP or IP:port [default: 0.0.0.0:10256].
+    /// Address of /healthz and /livez, IP or IP:port [default: 0.0.0.0:10256].
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<String>,
-    /// Deprecated: 0 switches the health server off, if --healthz-bind-address is not given.
+    /// Deprecated: 0 disables the health server, unless --healthz-bind-address is given.
     #[arg(long, value_name = "PORT", value_parser = go_int)]
     pub healthz_port: Option<i32>,
-    /// Where /metrics is served, IP or IP:port [default: 127.0.0.1:10249].
+    /// Address of /metrics, IP or IP:port [default: 127.0.0.1:10249].
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_bind_address: Option<String>,
-    /// Deprecated: 0 switches the metrics server off, if --metrics-bind-address is not given.
+    /// Deprecated: 0 disables the metrics server, unless --metrics-bind-address is given.
     #[arg(long, value_name = "PORT", value_parser = go_int)]
     pub metrics_port: Option<i32>,
-    /// No meaning here: there are no Go profiles.
+    /// No effect: there are no Go profiles.
     #[arg(long, hide_short_help = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub profiling: Option<bool>,
-    /// No meaning here: no metric is hidden.
+    /// No effect: no metric is hidden.
     #[arg(long, hide_short_help = true, value_name = "VERSION")]
     pub show_hidden_metrics_for_version: Option<String>,
-    /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md says which have a meaning
-    /// here.
+    /// Feature gates of kube-proxy 1.36 to 1.38; docs/configuration.md lists those that have an
+    /// effect.
     #[arg(long, value_name = "GATE=BOOL", value_delimiter = ',')]
     pub feature_gates: Option<Vec<Gate>>,
     /// oom_score_adj of this process, -1000 to 1000 [default: -999].
     #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub oom_score_adj: Option<i32>,
-    /// No meaning here.
+    /// No effect.
     #[arg(long, hide_short_help = true, value_name = "FILES")]
     pub boot_id_file: Option<String>,
-    /// No meaning here.
+    /// No effect.
     #[arg(long, hide_short_help = true, value_name = "FILES")]
     pub machine_id_file: Option<String>,
 }
@@ -173,64 +175,66 @@ pub struct NodeArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Dataplane")]
 pub struct DataplaneArgs {
-    /// Dataplane: nftables, ebpf, ipvs, or auto, which takes eBPF where the kernel can; iptables
-    /// runs as nftables.
+    /// Dataplane: nftables, ebpf, ipvs, or auto, which selects ebpf if the kernel supports it;
+    /// iptables, the default, runs as nftables.
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
-    /// Masquerade all traffic to ClusterIPs.
+    /// Masquerade all traffic to ClusterIPs [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub masquerade_all: Option<bool>,
-    /// How pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or
-    /// InterfaceNamePrefix.
+    /// How traffic from pods is detected: ClusterCIDR, NodeCIDR, BridgeInterface or
+    /// InterfaceNamePrefix [default: ClusterCIDR].
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
-    /// Pod networks, at most one for each family, comma-separated; tells pods from other clients.
+    /// CIDRs of the pod networks, comma-separated, at most one for each IP family; traffic from
+    /// them counts as traffic from pods.
     #[arg(long, value_name = "CIDRS")]
     pub cluster_cidr: Option<String>,
-    /// The bridge for BridgeInterface.
+    /// Name of the bridge, for --detect-local-mode BridgeInterface.
     #[arg(long, value_name = "NAME")]
     pub pod_bridge_interface: Option<String>,
-    /// The prefix for InterfaceNamePrefix.
+    /// Prefix of interface names, for --detect-local-mode InterfaceNamePrefix.
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
-    /// Networks of the node addresses that node ports answer on, comma-separated; or "primary",
-    /// "localhost", "all".
+    /// CIDRs, comma-separated, of the node's addresses on which node ports answer; or the keywords
+    /// "primary", "localhost" and "all".
     #[arg(long, value_name = "CIDRS")]
     pub nodeport_addresses: Option<Vec<List>>,
-    /// Bit of the packet mark that asks for masquerading, in --proxy-mode iptables.
+    /// Bit of the packet mark that requests masquerading, for --proxy-mode iptables [default: 14].
     #[arg(long, value_name = "BIT", value_parser = go_int)]
     pub iptables_masquerade_bit: Option<i32>,
-    /// No meaning here: --nodeport-addresses says whether node ports answer on loopback.
+    /// No effect: --nodeport-addresses decides whether node ports answer on loopback.
     #[arg(long, hide_short_help = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub iptables_localhost_nodeports: Option<bool>,
-    /// A failed change is retried after this time at the latest [default: 30s].
+    /// Longest time until a failed change is tried again [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<GoDuration>,
-    /// No meaning here: changes go to the kernel at once.
+    /// No effect: changes go to the kernel at once.
     #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub iptables_min_sync_period: Option<GoDuration>,
-    /// Mode ipvs: a failed change is retried after this time at the latest [default: 30s].
+    /// Mode ipvs: longest time until a failed change is tried again [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub ipvs_sync_period: Option<GoDuration>,
-    /// No meaning here: changes go to the kernel at once.
+    /// No effect: changes go to the kernel at once.
     #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub ipvs_min_sync_period: Option<GoDuration>,
-    /// Mode ipvs: how virtual servers pick an endpoint, such as rr, lc or mh [default: rr].
+    /// Mode ipvs: scheduler of virtual servers, such as rr, lc or mh [default: rr].
     #[arg(long, value_name = "NAME")]
     pub ipvs_scheduler: Option<String>,
-    /// Mode ipvs: virtual servers in these networks are left alone.
+    /// Mode ipvs: CIDRs, comma-separated, whose virtual servers are left unchanged.
     #[arg(long, value_name = "CIDRS")]
     pub ipvs_exclude_cidrs: Option<Vec<List>>,
-    /// Mode ipvs: answer ARP for addresses of the interface asked only.
+    /// Mode ipvs: answer ARP requests only for addresses of the receiving interface [default:
+    /// false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub ipvs_strict_arp: Option<bool>,
-    /// Mode ipvs: timeout of idle TCP connections; 0 leaves the kernel's.
+    /// Mode ipvs: timeout of idle TCP connections; 0 keeps the kernel's value [default: 0s].
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcp_timeout: Option<GoDuration>,
-    /// Mode ipvs: timeout of TCP connections after a FIN; 0 leaves the kernel's.
+    /// Mode ipvs: timeout of TCP connections after a FIN; 0 keeps the kernel's value [default: 0s].
     #[arg(long, value_name = "DURATION")]
     pub ipvs_tcpfin_timeout: Option<GoDuration>,
-    /// Mode ipvs: timeout of UDP flows; 0 leaves the kernel's.
+    /// Mode ipvs: timeout of UDP flows; 0 keeps the kernel's value [default: 0s].
     #[arg(long, value_name = "DURATION")]
     pub ipvs_udp_timeout: Option<GoDuration>,
 }
@@ -239,25 +243,26 @@ pub struct DataplaneArgs {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Connection tracking")]
 pub struct TrackingArgs {
-    /// Connections for each core; 0 leaves the limit as it is [default: 32768].
+    /// Limit of tracked connections for each CPU core; 0 keeps the kernel's limit [default: 32768].
     #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub conntrack_max_per_core: Option<i32>,
-    /// The least limit [default: 131072].
+    /// Lowest limit of tracked connections, for any number of cores [default: 131072].
     #[arg(long, value_name = "NUMBER", value_parser = go_int)]
     pub conntrack_min: Option<i32>,
-    /// Timeout of idle TCP connections; 0 leaves it [default: 24h].
+    /// Timeout of idle TCP connections; 0 keeps the kernel's value [default: 24h].
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_established: Option<GoDuration>,
-    /// Timeout of TCP connections in CLOSE_WAIT; 0 leaves it [default: 1h].
+    /// Timeout of TCP connections in CLOSE_WAIT; 0 keeps the kernel's value [default: 1h].
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
-    /// Do not take TCP packets out of window for invalid.
+    /// Do not treat TCP packets outside the window as invalid [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub conntrack_tcp_be_liberal: Option<bool>,
-    /// Timeout of UDP flows without an answer; 0 leaves it.
+    /// Timeout of UDP flows without an answer; 0 keeps the kernel's value [default:
+    /// 0s].
     #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout: Option<GoDuration>,
-    /// Timeout of answered UDP flows; 0 leaves it.
+    /// Timeout of answered UDP flows; 0 keeps the kernel's value [default: 0s].
     #[arg(long, value_name = "DURATION")]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 }
@@ -269,22 +274,23 @@ pub struct LogArgs {
     /// Log format: text or json [default: text].
     #[arg(long, value_name = "FORMAT")]
     pub logging_format: Option<String>,
-    /// Log level of source files, by name without .rs; * and ? stand for other characters.
+    /// Log levels of source files, comma-separated. A file has its name without .rs; * and ? are
+    /// wildcards.
     #[arg(long, value_name = "PATTERN=LEVEL", value_delimiter = ',')]
     pub vmodule: Option<Vec<Pattern>>,
-    /// No meaning here: every line is written at once.
+    /// No effect: every line is written at once.
     #[arg(long, hide_short_help = true, value_name = "DURATION")]
     pub log_flush_frequency: Option<GoDuration>,
-    /// Text format: warnings and errors to stderr, the rest to stdout.
+    /// Text format: write warnings and errors to stderr, the rest to stdout [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_text_split_stream: Option<bool>,
-    /// No meaning here: every line is written at once.
+    /// No effect: every line is written at once.
     #[arg(long, hide_short_help = true, value_name = "SIZE")]
     pub log_text_info_buffer_size: Option<String>,
-    /// JSON format: warnings and errors to stderr, the rest to stdout.
+    /// JSON format: write warnings and errors to stderr, the rest to stdout [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_json_split_stream: Option<bool>,
-    /// No meaning here: every line is written at once.
+    /// No effect: every line is written at once.
     #[arg(long, hide_short_help = true, value_name = "SIZE")]
     pub log_json_info_buffer_size: Option<String>,
 }
@@ -304,7 +310,7 @@ impl FromStr for Gate {
             text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form Name=true"))?;
         let name = name.trim();
         if name.is_empty() {
-            return Err(format!("{text:?} names no gate"));
+            return Err(format!("{text:?} has no name of a feature gate"));
         }
         Ok(Gate(name.to_owned(), go_bool(value.trim())?))
     }
@@ -335,7 +341,7 @@ impl FromStr for List {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        pflag::csv(text).map(List).map_err(|reason| format!("no list in the format CSV: {reason}"))
+        pflag::csv(text).map(List).map_err(|reason| format!("not a list in CSV format: {reason}"))
     }
 }
 
@@ -347,18 +353,17 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// A whole number, with a prefix for its base as in Go.
 fn go_int(text: &str) -> Result<i32, String> {
     let value = go_number::parse_int(text, true).and_then(|value| i32::try_from(value).ok());
-    value
-        .ok_or_else(|| format!("{text:?} is no whole number of 32 bits, such as 10, 0x10 or 010, which is 8"))
+    value.ok_or_else(|| format!("{text:?} is not a 32-bit integer such as 10, 0x10 or 010 (octal, 8)"))
 }
 
 fn go_float(text: &str) -> Result<f32, String> {
-    go_number::parse_f32(text).ok_or_else(|| format!("{text:?} is no number such as 2.5 or 0x1p3"))
+    go_number::parse_f32(text).ok_or_else(|| format!("{text:?} is not a number such as 2.5 or 0x1p3"))
 }
 
 /// A log level: digits and nothing else, and 31 bits.
 fn go_level(text: &str) -> Result<u32, String> {
     let level = text.parse().ok().filter(|level| *level <= i32::MAX as u32 && !text.starts_with('+'));
-    level.ok_or_else(|| format!("{text:?} is no level such as 2"))
+    level.ok_or_else(|| format!("{text:?} is not a level such as 2"))
 }
 
 /// A truth value as Go writes them.

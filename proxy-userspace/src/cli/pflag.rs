@@ -110,7 +110,7 @@ pub(super) fn csv(text: &str) -> Result<Vec<String>, String> {
     }
     rest = rest.trim_start_matches('\n');
     if rest.is_empty() {
-        return Err("there is no record in these lines".into());
+        return Err("the text has no record".into());
     }
     let mut fields = Vec::new();
     loop {
@@ -129,7 +129,7 @@ fn field(text: &str) -> Result<(String, &str), String> {
         let end = text.find([',', '\n']).unwrap_or(text.len());
         let (field, behind) = text.split_at(end);
         return if field.contains('"') {
-            Err(format!("there is a quote within {field}"))
+            Err(format!("{field} contains a quote"))
         } else {
             Ok((field.to_owned(), behind))
         };
@@ -145,7 +145,7 @@ fn field(text: &str) -> Result<(String, &str), String> {
                 quoted = more;
             }
             None if behind.is_empty() || behind.starts_with([',', '\n']) => return Ok((field, behind)),
-            None => return Err(format!("there is something behind the quotes in {text}")),
+            None => return Err(format!("text follows the closing quote in {text}")),
         }
     }
 }

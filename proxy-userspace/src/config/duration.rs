@@ -117,7 +117,7 @@ impl std::str::FromStr for GoDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        GoDuration::parse(text).ok_or_else(|| format!("{text:?} is no duration such as 30s or 1h30m"))
+        GoDuration::parse(text).ok_or_else(|| format!("{text:?} is not a duration such as 30s or 1h30m"))
     }
 }
 

@@ -67,8 +67,8 @@ pub(super) fn judge(given: &Given) -> Judgement {
         match Gate::find(name) {
             Some(gate) => judgement.lock(&gate, *value),
             None => judgement.errors.push(format!(
-                "featureGates.{name}: kube-proxy {} to {} know no such gate; remove it, or ask for a Sluice of its \
-                 Kubernetes release",
+                "featureGates.{name}: kube-proxy {} to {} have no such gate; remove it, or use a Sluice \
+                 for its Kubernetes release",
                 RELEASES[0], RELEASES[NEWEST]
             )),
         }
@@ -84,7 +84,7 @@ impl Judgement {
         let name = gate.name;
         let refuses = |state: &State| state.locked && state.on != value;
         let word = if value { "off" } else { "on" };
-        self.refused_by(gate, refuses, format!("featureGates.{name}: is locked and always {word}"));
+        self.refused_by(gate, refuses, format!("featureGates.{name}: is locked to {word}"));
         let newest = gate.states.iter().rev().flatten().next();
         let stage = match newest.map(|state| state.stage) {
             Some(Stage::General) => "generally available",
@@ -92,7 +92,8 @@ impl Judgement {
             _ => return,
         };
         self.warnings.push(format!(
-            "featureGates.{name}: is {stage} and goes in a later release, which refuses its name; remove it"
+            "featureGates.{name}: is {stage}, and a later release will remove it and refuse its name; \
+             remove it"
         ));
     }
 
@@ -113,7 +114,7 @@ impl Judgement {
         for (release, name) in RELEASES.iter().enumerate() {
             for lack in of(release) {
                 if taken {
-                    self.warnings.push(format!("{lack}; no good for kube-proxy {name}"));
+                    self.warnings.push(format!("{lack}; not valid in kube-proxy {name}"));
                 } else if !self.errors.contains(lack) {
                     self.errors.push(lack.clone());
                 }
@@ -133,7 +134,7 @@ impl Judgement {
             self.errors.push(reason);
         } else if broken.contains(&true) {
             let releases: Vec<&str> = (0..3).filter(|i| broken[*i]).map(|i| RELEASES[i]).collect();
-            let _ = write!(reason, "; no good for kube-proxy {}", releases.join(" and "));
+            let _ = write!(reason, "; not valid in kube-proxy {}", releases.join(" and "));
             self.warnings.push(reason);
         }
     }
@@ -206,7 +207,7 @@ impl<'a> Gate<'a> {
         let needed = self.needs.split_ascii_whitespace().filter_map(|need| need.split_once(':'));
         let here = needed.filter(|(_, releases)| releases.contains(['6', '7', '8'][release]));
         let off = here.filter(|(name, _)| !Gate::find(name).is_some_and(|gate| is_on(&gate)));
-        off.map(|(name, _)| format!("featureGates.{}: is on, and {name}, which it needs, is off", self.name))
+        off.map(|(name, _)| format!("featureGates.{}: is on, but it needs {name}, which is off", self.name))
             .collect()
     }
 
@@ -246,12 +247,12 @@ mod tests {
     #[test]
     fn a_locked_gate_has_one_value() {
         let locked = judge(&given(&[("NFTablesProxyMode", false)]));
-        assert!(locked.errors[0].contains("is locked and always on"), "{locked:?}");
+        assert!(locked.errors[0].contains("is locked to on"), "{locked:?}");
         assert_eq!(judge(&given(&[("NFTablesProxyMode", true)])).errors, Vec::<String>::new());
         // Beta in 1.36, locked since 1.37.
         let later = judge(&given(&[("RelaxedServiceNameValidation", false)]));
         assert_eq!(later.errors, Vec::<String>::new());
-        assert!(later.warnings[0].contains("no good for kube-proxy 1.37 and 1.38"), "{later:?}");
+        assert!(later.warnings[0].contains("not valid in kube-proxy 1.37 and 1.38"), "{later:?}");
     }
 
     #[test]

@@ -18,13 +18,13 @@ pub(super) fn told(config: &KubeProxyConfiguration) -> Vec<String> {
     told.no_effect(
         beyond(*min),
         "minSyncPeriod",
-        "a change goes to the kernel at once, because it costs the same however many Services there are",
+        "changes are applied at once, because their cost does not depend on the number of Services",
     );
     let client = &config.client_connection;
     told.no_effect(
         (client.qps != 0.0 && client.qps != 5.0) || !matches!(client.burst, 0 | 10),
         "clientConnection.qps, burst",
-        "there is one list and one watch of each kind, and failed ones are spaced out",
+        "each kind of object has one list and one watch, and retries back off",
     );
     told.no_effect(
         !client.accept_content_types.is_empty()
@@ -87,8 +87,8 @@ impl Told {
         let unreadable = networks.iter().enumerate().filter(|(_, entry)| parse_cidr(entry).is_none());
         self.0.extend(unreadable.map(|(i, entry)| {
             format!(
-                "ipvs.excludeCIDRs[{i}]: {entry:?} is no CIDR such as 192.0.2.0/24: all virtual servers of an \
-                 earlier mode stay until it is"
+                "ipvs.excludeCIDRs[{i}]: {entry:?} is not a CIDR such as 192.0.2.0/24; until it is \
+                 corrected, all virtual servers of an earlier mode stay"
             )
         }));
     }
@@ -102,7 +102,7 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
     told.no_effect(
         config.mode != "ipvs" && !preset,
         "ipvs, except excludeCIDRs",
-        "for mode ipvs only; excludeCIDRs says which virtual servers of an earlier mode stay",
+        "for mode ipvs only; excludeCIDRs selects virtual servers of an earlier mode that stay",
     );
     if config.mode != "ipvs" {
         told.unreadable_networks(excluded.as_deref().unwrap_or_default());
@@ -120,18 +120,19 @@ fn modes(config: &KubeProxyConfiguration, told: &mut Told) {
     let iptables = &config.iptables;
     if matches!(config.mode.as_str(), "" | "iptables") {
         let mode = if config.mode.is_empty() {
-            "none, and so kube-proxy's default iptables,"
+            "unset, which means kube-proxy's default iptables,"
         } else {
             "\"iptables\""
         };
         told.0.push(format!(
-            "mode: {mode} runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of section \
-             iptables; node ports answer on all addresses unless nodePortAddresses is set, and on loopback with \"localhost\" in it"
+            "mode: {mode} runs as nftables, with masqueradeBit, masqueradeAll and the sync periods of \
+             section iptables; node ports answer on all addresses unless nodePortAddresses is set, and \
+             on loopback if it contains \"localhost\""
         ));
         told.no_effect(
             iptables.localhost_node_ports == Some(true),
             "iptables.localhostNodePorts",
-            "they do where nodePortAddresses lists \"localhost\"",
+            "node ports answer on loopback if nodePortAddresses contains \"localhost\"",
         );
         return;
     }

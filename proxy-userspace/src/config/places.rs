@@ -99,7 +99,10 @@ mod tests {
     fn without_a_file_the_flag_is_named() {
         let places = Places::default();
         let placed = |message: &str| places.placed(message.into());
-        assert_eq!(placed("clusterCIDR: \"x\" is no CIDR"), "--cluster-cidr (clusterCIDR): \"x\" is no CIDR");
+        assert_eq!(
+            placed("clusterCIDR: \"x\" is not a CIDR"),
+            "--cluster-cidr (clusterCIDR): \"x\" is not a CIDR"
+        );
         assert_eq!(placed("nodePortAddresses[2]: x"), "--nodeport-addresses (nodePortAddresses[2]): x");
         assert_eq!(placed("featureGates.A: x"), "--feature-gates (featureGates.A): x");
         assert_eq!(placed("modest: x"), "modest: x");

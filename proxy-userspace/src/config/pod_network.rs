@@ -65,8 +65,8 @@ pub(super) fn pod_network(
     let transport = match section.backend.as_str() {
         "" => {
             errors.check(*section == PodNetwork::default(), || {
-                "sluice.podNetwork: without a backend the other fields have no meaning; set backend to \"vxlan\", \
-                 \"direct\" or \"cross-subnet\", or leave the section out"
+                "sluice.podNetwork: without a backend, the other fields have no effect; set backend to \
+                 \"vxlan\", \"direct\" or \"cross-subnet\", or leave the section out"
                     .into()
             });
             return None;
@@ -125,7 +125,9 @@ fn inside(config: &KubeProxyConfiguration, errors: &mut Errors) -> Vec<IpNet> {
         match parse_cidr(text) {
             Some(net) => found.push(net),
             None => errors.check(false, || {
-                format!("sluice.podNetwork.nonMasqueradeCIDRs[{i}]: {text:?} is no CIDR such as 10.0.0.0/8")
+                format!(
+                    "sluice.podNetwork.nonMasqueradeCIDRs[{i}]: {text:?} is not a CIDR such as 10.0.0.0/8"
+                )
             }),
         }
     }
@@ -152,7 +154,7 @@ fn cni(section: &PodNetwork, errors: &mut Errors) -> CniSettings {
     let cni = &section.cni;
     let mut path = |field: &str, text: &str| {
         errors.check(text.starts_with('/'), || {
-            format!("sluice.podNetwork.cni.{field}: {text:?} is no absolute path")
+            format!("sluice.podNetwork.cni.{field}: {text:?} is not an absolute path")
         });
         PathBuf::from(text)
     };
@@ -167,15 +169,14 @@ fn cni(section: &PodNetwork, errors: &mut Errors) -> CniSettings {
     };
     errors.check(sluice_cni::spec::is_network_name(&cni.name), || {
         format!(
-            "sluice.podNetwork.cni.name: {:?} is no name of a network: letters and digits, and behind the first one _ . -",
+            "sluice.podNetwork.cni.name: {:?} is not a network name: use letters and digits, and after \
+             the first character also _ . -",
             cni.name
         )
     });
     for (i, plugin) in settings.chain.iter().enumerate() {
         errors.check(plugin.get("type").is_some_and(Value::is_string), || {
-            format!(
-                "sluice.podNetwork.cni.chain[{i}]: it is no configuration of a plugin: \"type\" is missing"
-            )
+            format!("sluice.podNetwork.cni.chain[{i}]: is not a plugin configuration: \"type\" is missing")
         });
     }
     settings

@@ -323,7 +323,7 @@ fn node_name(config: &KubeProxyConfiguration, host_name: &str, errors: &mut Erro
     // requests.
     let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
     errors.check(is_plain, || {
-        format!("hostnameOverride: {name:?} is no name of a Node: letters, digits, \"-\" and \".\" only")
+        format!("hostnameOverride: {name:?} is not a Node name: use letters, digits, \"-\" and \".\" only")
     });
     name.to_lowercase()
 }
@@ -473,9 +473,9 @@ fn detect_local(config: &KubeProxyConfiguration, errors: &mut Errors) -> DetectL
 /// Without a network there is no pod, as far as the proxy can tell.
 fn undetected(detect_local: &DetectLocal) -> Option<String> {
     (*detect_local == DetectLocal::ClusterCidr(Vec::new())).then(|| {
-        "clusterCIDR: is not set, and detectLocalMode is \"ClusterCIDR\": no client counts as a pod, so that connections \
-         from outside to ClusterIPs keep their source address (but with masqueradeAll), and pods have no way past traffic \
-         policy Local. Set it to the pods' networks, or detectLocalMode to \"NodeCIDR\""
+        "clusterCIDR: is not set, and detectLocalMode is \"ClusterCIDR\": no client counts as a pod. \
+         Connections from outside to ClusterIPs keep their source address unless masqueradeAll is set, and traffic \
+         policy Local applies to pods too. Set it to the pod networks, or detectLocalMode to \"NodeCIDR\""
             .into()
     })
 }
@@ -483,10 +483,9 @@ fn undetected(detect_local: &DetectLocal) -> Option<String> {
 fn cluster_cidrs(text: &str, errors: &mut Errors) -> Vec<IpNet> {
     let mut found: Vec<IpNet> = Vec::new();
     for part in text.split(',').filter(|_| !text.is_empty()) {
-        match parse_cidr(part) {
-            Some(net) => found.push(net),
-            None => errors.check(false, || format!("clusterCIDR: {part:?} is no CIDR such as 10.244.0.0/16")),
-        }
+        let net = parse_cidr(part);
+        errors.check(net.is_some(), || format!("clusterCIDR: {part:?} is not a CIDR such as 10.244.0.0/16"));
+        found.extend(net);
     }
     let of = |family| found.iter().filter(|net| Family::of_net(net) == family).count();
     errors.check(of(Family::V4) <= 1 && of(Family::V6) <= 1, || {

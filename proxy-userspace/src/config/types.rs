@@ -126,18 +126,18 @@ fn words(value: Option<&Value>, error: &str) -> String {
         text.push('…');
     }
     let kind = match expected {
-        "i32" => "whole number of 32 bits",
-        "i64" => "whole number of 64 bits",
-        "u32" => "whole number of 32 bits without a sign",
-        "f32" => "number",
-        "a string" => "text: put it in quotes",
-        "a boolean" => "truth value: use true or false, without quotes",
-        "a sequence" => "list",
-        "a map" => "section",
-        other if other.starts_with("struct ") => "section",
-        other => other.strip_prefix("a ").unwrap_or(other),
+        "i32" => "a 32-bit integer",
+        "i64" => "a 64-bit integer",
+        "u32" => "an unsigned 32-bit integer",
+        "f32" => "a number",
+        "a string" => "a string: put it in quotes",
+        "a boolean" => "a boolean: use true or false, without quotes",
+        "a sequence" => "a list",
+        "a map" => "a section",
+        other if other.starts_with("struct ") => "a section",
+        other => other,
     };
-    format!("{text} is no {kind}")
+    format!("{text} is not {kind}")
 }
 
 #[cfg(test)]
@@ -160,24 +160,24 @@ mod tests {
         assert_eq!(
             wrong,
             [
-                "bindAddressHardFail: \"true\" is no truth value: use true or false, without quotes",
-                "clientConnection.burst: 5000000000 is no whole number of 32 bits",
-                "clientConnection.qps: \"fast\" is no number",
-                "conntrack.min: \"many\" is no whole number of 32 bits",
-                "conntrack.udpStreamTimeout: \"x\" is no duration such as 30s or 1h30m",
-                "conntrack.udpTimeout: 5 is no duration such as 30s or 1h30m",
-                "featureGates.A: \"yes\" is no truth value: use true or false, without quotes",
-                "hostnameOverride: 5 is no text: put it in quotes",
-                "iptables: [] is no section",
-                "logging.vmodule[0]: 5 is no section",
-                "logging.vmodule[1].verbosity: -1 is no whole number of 32 bits without a sign",
-                "logging.vmodule[2]: [\"b\",1] is no section",
-                "nodePortAddresses[1]: 1 is no text: put it in quotes",
-                "nodePortAddresses[2]: {\"a\":1} is no text: put it in quotes",
-                "nodePortAddresses[4]: {} is no text: put it in quotes",
-                "oomScoreAdj: 1.5 is no whole number of 32 bits",
-                "sluice.ebpf: 7 is no section",
-                "sluice.podNetwork.vni: {\"a\":1} is no whole number of 64 bits",
+                "bindAddressHardFail: \"true\" is not a boolean: use true or false, without quotes",
+                "clientConnection.burst: 5000000000 is not a 32-bit integer",
+                "clientConnection.qps: \"fast\" is not a number",
+                "conntrack.min: \"many\" is not a 32-bit integer",
+                "conntrack.udpStreamTimeout: \"x\" is not a duration such as 30s or 1h30m",
+                "conntrack.udpTimeout: 5 is not a duration such as 30s or 1h30m",
+                "featureGates.A: \"yes\" is not a boolean: use true or false, without quotes",
+                "hostnameOverride: 5 is not a string: put it in quotes",
+                "iptables: [] is not a section",
+                "logging.vmodule[0]: 5 is not a section",
+                "logging.vmodule[1].verbosity: -1 is not an unsigned 32-bit integer",
+                "logging.vmodule[2]: [\"b\",1] is not a section",
+                "nodePortAddresses[1]: 1 is not a string: put it in quotes",
+                "nodePortAddresses[2]: {\"a\":1} is not a string: put it in quotes",
+                "nodePortAddresses[4]: {} is not a string: put it in quotes",
+                "oomScoreAdj: 1.5 is not a 32-bit integer",
+                "sluice.ebpf: 7 is not a section",
+                "sluice.podNetwork.vni: {\"a\":1} is not a 64-bit integer",
             ]
         );
         assert_eq!(read.unknown, ["sluice.bogus"]);

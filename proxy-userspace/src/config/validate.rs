@@ -65,7 +65,8 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
     };
     if requested == Requested::Ipvs {
         errors.check(gates::is_on(&config.feature_gates, gates::KUBE_PROXY_IPVS), || {
-            "mode: \"ipvs\" is switched off by featureGates.KubeProxyIPVS; switch the gate on, or use \"nftables\"".into()
+            "mode: \"ipvs\" is disabled by featureGates.KubeProxyIPVS; enable the gate, or use \"nftables\""
+                .into()
         });
         ipvs(config, errors);
     }
@@ -75,7 +76,7 @@ pub(super) fn validate(config: &KubeProxyConfiguration, requested: Requested, er
     services(config, errors);
     periods(config, section, errors);
     errors.check(parse_ip(&config.bind_address).is_some(), || {
-        format!("bindAddress: {:?} is no IP address", config.bind_address)
+        format!("bindAddress: {:?} is not an IP address", config.bind_address)
     });
     errors.within("oomScoreAdj", config.oom_score_adj, -1000..=1000);
     errors.within("clientConnection.burst", Some(config.client_connection.burst), 0..=i32::MAX);
@@ -103,7 +104,7 @@ fn ebpf(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let ebpf = &config.sluice.ebpf;
     for (field, path) in [("cgroupRoot", &ebpf.cgroup_root), ("bpffs", &ebpf.bpffs)] {
         errors.check(path.is_empty() || path.starts_with('/'), || {
-            format!("sluice.ebpf.{field}: {path:?} is no absolute path")
+            format!("sluice.ebpf.{field}: {path:?} is not an absolute path")
         });
     }
     let (flows, least, most) = (ebpf.flows.unwrap_or(FLOWS_LEAST), FLOWS_LEAST, FLOWS_MOST);
@@ -125,8 +126,8 @@ fn mode(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let mode = &config.mode;
     errors.check(false, || {
         format!(
-            "mode: {mode:?} is unknown; known are \"nftables\", \"ebpf\", \"auto\", \"ipvs\" and, as another name for \
-             nftables, \"iptables\""
+            "mode: {mode:?} is unknown; use \"nftables\", \"ebpf\", \"auto\", \"ipvs\" or, as another \
+             name for nftables, \"iptables\""
         )
     });
 }
@@ -142,7 +143,7 @@ fn services(config: &KubeProxyConfiguration, errors: &mut Errors) {
     for (i, entry) in config.sluice.external_address_cidrs.iter().flatten().enumerate() {
         let name = "sluice.externalAddressCIDRs";
         errors.check(parse_cidr(entry).is_some(), || {
-            format!("{name}[{i}]: {entry:?} is no CIDR such as 192.0.2.0/24")
+            format!("{name}[{i}]: {entry:?} is not a CIDR such as 192.0.2.0/24")
         });
     }
 }
@@ -153,7 +154,9 @@ fn ipvs(config: &KubeProxyConfiguration, errors: &mut Errors) {
     errors.not_negative("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout);
     errors.not_negative("ipvs.udpTimeout", ipvs.udp_timeout);
     for (i, entry) in ipvs.exclude_cidrs.iter().flatten().enumerate() {
-        errors.check(parse_cidr(entry).is_some(), || format!("ipvs.excludeCIDRs[{i}]: {entry:?} is no CIDR"));
+        errors.check(parse_cidr(entry).is_some(), || {
+            format!("ipvs.excludeCIDRs[{i}]: {entry:?} is not a CIDR")
+        });
     }
 }
 
@@ -191,7 +194,7 @@ fn logging(config: &KubeProxyConfiguration, errors: &mut Errors) {
     });
     let flush = &logging.flush_frequency;
     let is_duration = flush.is_i64() || flush.as_str().is_some_and(|text| GoDuration::parse(text).is_some());
-    errors.check(is_duration, || format!("logging.flushFrequency: {flush} is no duration such as 5s"));
+    errors.check(is_duration, || format!("logging.flushFrequency: {flush} is not a duration such as 5s"));
     let allowed = gates::is_on(&config.feature_gates, gates::LOGGING_ALPHA_OPTIONS);
     for (name, options) in [("text", &logging.options.text), ("json", &logging.options.json)] {
         let mut needs_gate = |set: bool, field: &str| {
@@ -203,7 +206,7 @@ fn logging(config: &KubeProxyConfiguration, errors: &mut Errors) {
         let size = options.info_buffer_size.as_str().unwrap_or_default();
         needs_gate(!is_zero_quantity(size), "infoBufferSize");
         errors.check(is_quantity(size), || {
-            format!("logging.options.{name}.infoBufferSize: {size:?} is no quantity such as 512 or 1Ki")
+            format!("logging.options.{name}.infoBufferSize: {size:?} is not a quantity such as 512 or 1Ki")
         });
     }
 }

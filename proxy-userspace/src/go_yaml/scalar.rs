@@ -32,7 +32,7 @@ pub(super) fn resolve(text: &str, plain: bool, tag: Option<&Tag>) -> Result<Valu
     if fits {
         Ok(found)
     } else {
-        Err(format!("what has the tag !!{} is something else", short.unwrap_or_default()))
+        Err(format!("a value with the tag !!{} has another type", short.unwrap_or_default()))
     }
 }
 

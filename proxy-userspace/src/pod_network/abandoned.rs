@@ -53,7 +53,7 @@ fn lonely(network: &str, among: BTreeSet<Attachment>) -> BTreeSet<Attachment> {
     match net::link_names() {
         Ok(links) => among.into_iter().filter(|who| !links.contains(&host_name(network, who))).collect(),
         Err(error) => {
-            debug!(%error, "cannot list links: nobody is taken for gone");
+            debug!(%error, "cannot list links, so no pod counts as gone");
             BTreeSet::new()
         }
     }

@@ -14,17 +14,17 @@ use sluice_core::pod_network::HostPort;
 /// Why a port that was asked for does not lead to its pod, or not for everybody.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(super) enum Unserved {
-    #[error("{0:?} is no protocol: tcp, udp and sctp are")]
+    #[error("{0:?} is not a protocol: use tcp, udp or sctp")]
     Protocol(String),
-    #[error("{0} {1} is no port: those from 1 to 65535 are")]
+    #[error("{0} {1} is not a port: use 1 to 65535")]
     Port(&'static str, i64),
-    #[error("hostIP {0:?} is no address")]
+    #[error("hostIP {0:?} is not an IP address")]
     HostIp(String),
     #[error("the pod has no address of the family of hostIP {0}")]
     Family(IpAddr),
     #[error(
-        "hostIP ::1 answers processes of the node that call from another address of the node; the kernel routes nothing \
-         from ::1 to a pod. Use 127.0.0.1, or an address of the node"
+        "hostIP ::1 answers only processes of the node that call from another address of the node, \
+         because the kernel routes nothing from ::1 to a pod. Use 127.0.0.1, or an address of the node"
     )]
     Loopback,
 }
@@ -241,16 +241,22 @@ mod tests {
         };
         assert_eq!(of(mapping(80, "tcp", "127.0.0.1")), (1, String::new()));
         assert_eq!(of(mapping(0, "", "x")), (0, String::new()));
-        assert_eq!(of(mapping(80, "icmp", "")), (0, "\"icmp\" is no protocol: tcp, udp and sctp are".into()));
+        assert_eq!(
+            of(mapping(80, "icmp", "")),
+            (0, "\"icmp\" is not a protocol: use tcp, udp or sctp".into())
+        );
         assert_eq!(
             of(mapping(70_000, "tcp", "")),
-            (0, "hostPort 70000 is no port: those from 1 to 65535 are".into())
+            (0, "hostPort 70000 is not a port: use 1 to 65535".into())
         );
         let pod_port = PortMapping { container_port: -1, ..mapping(80, "tcp", "") };
-        assert_eq!(of(pod_port), (0, "containerPort -1 is no port: those from 1 to 65535 are".into()));
-        assert_eq!(of(mapping(80, "tcp", "localhost")), (0, "hostIP \"localhost\" is no address".into()));
+        assert_eq!(of(pod_port), (0, "containerPort -1 is not a port: use 1 to 65535".into()));
+        assert_eq!(
+            of(mapping(80, "tcp", "localhost")),
+            (0, "hostIP \"localhost\" is not an IP address".into())
+        );
         let (served, why) = of(mapping(80, "tcp", "::1"));
-        assert!(served == 1 && why.starts_with("hostIP ::1 answers processes of the node"), "{why}");
+        assert!(served == 1 && why.starts_with("hostIP ::1 answers only processes of the node"), "{why}");
     }
 
     #[test]

@@ -195,10 +195,10 @@ fn lend_loopback(plugin: &Path, bin_dir: &Path) -> Result<bool, InstallError> {
     match fs::symlink_metadata(&path) {
         Ok(_) => return Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("look at", &path)(error)),
+        Err(error) => return Err(failed("inspect", &path)(error)),
     }
     write_whole(&path, 0o755, |file| io::copy(&mut File::open(plugin)?, file).map(drop))?;
-    info!("there was no CNI plugin {}: it is sluice-cni now", path.display());
+    info!("installed sluice-cni as {}, because no such CNI plugin existed", path.display());
     Ok(true)
 }
 
@@ -226,7 +226,7 @@ fn write_whole(
     content: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<(), InstallError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(failed("make directory", directory))?;
+    fs::create_dir_all(directory).map_err(failed("create directory", directory))?;
     // Runtimes read files by their endings: not this one.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");

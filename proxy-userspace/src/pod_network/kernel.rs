@@ -67,7 +67,7 @@ fn hint(step: &Step, error: &rtnetlink::Error) -> &'static str {
             "; another VXLAN device has this VNI and port: delete it, or set sluice.podNetwork.vni or port on all nodes"
         }
         Step::AddRoute(_) if exists => {
-            "; somebody else has a route to this network: see ip route, and remove it"
+            "; another program has a route to this network: see ip route, and remove it"
         }
         _ => "",
     }
@@ -289,7 +289,7 @@ pub(super) fn describe(step: &Step) -> String {
     let name = |family: &Family| device_name(*family);
     match step {
         Step::AddDevice(device) => {
-            format!("make {} (VNI {}, UDP port {})", name(&device.underlay), device.vni, device.port)
+            format!("create {} (VNI {}, UDP port {})", name(&device.underlay), device.vni, device.port)
         }
         Step::DeleteDevice(of) => format!("delete {}", name(of)),
         Step::SetDevice(of, mtu) => format!("set {} up with MTU {mtu}", name(of)),
@@ -303,16 +303,18 @@ pub(super) fn describe(step: &Step) -> String {
         Step::DeleteForwarding(of, _, node) => {
             format!("delete the forwarding entry of node {node} from {}", name(of))
         }
-        Step::AddRoute(route) => format!("add the route to {} by {}", route.to, hop(&route.via)),
-        Step::ReplaceRoute(route) => format!("lead the route to {} by {}", route.to, hop(&route.via)),
-        Step::DeleteRoute(route) => format!("delete the route to {} by {}", route.to, hop(&route.via)),
+        Step::AddRoute(route) => format!("add the route to {} via {}", route.to, hop(&route.via)),
+        Step::ReplaceRoute(route) => {
+            format!("change the route to {} to go via {}", route.to, hop(&route.via))
+        }
+        Step::DeleteRoute(route) => format!("delete the route to {} via {}", route.to, hop(&route.via)),
     }
 }
 
 fn hop(via: &Hop) -> String {
     match via {
         Hop::Node(ip) => ip.to_string(),
-        Hop::Nobody => "nobody (unreachable)".into(),
+        Hop::Nobody => "no next hop (unreachable)".into(),
         Hop::Vtep(family, ip) => format!("{ip} of {}", device_name(*family)),
     }
 }

@@ -15,10 +15,10 @@ use sluice_link::sysctl::{self, ProcError};
 #[derive(Debug, thiserror::Error)]
 pub enum LocalnetError {
     /// Links cannot be asked for.
-    #[error("cannot look for the links of pods with ports of the node: {0}")]
+    #[error("cannot find the links of pods with host ports: {0}")]
     Links(#[from] NetError),
     /// A sysctl cannot be written.
-    #[error("cannot let ports of the node answer to 127.0.0.1: {0}")]
+    #[error("cannot make host ports answer on 127.0.0.1: {0}")]
     Sysctl(#[from] ProcError),
 }
 

@@ -141,6 +141,6 @@ mod tests {
         let (mtu, small) = least(&own, &paths);
         assert_eq!(mtu, 1280);
         let told = small.unwrap().to_string();
-        assert!(told.contains("path to 192.168.1.9 allows packets of 1300 bytes"), "{told}");
+        assert!(told.contains("path to 192.168.1.9 has an MTU of 1300 bytes"), "{told}");
     }
 }

@@ -62,8 +62,9 @@ impl Ports {
                 if wanted.is_some() && !std::mem::replace(&mut self.told, true) {
                     warn!(
                         %error,
-                        "pods on the bridge can send with any address: this kernel has no nf_tables for bridges \
-                         (CONFIG_NF_TABLES_BRIDGE); use sluice.podNetwork.mode \"routed\""
+                        "pods on the bridge can send from any source address: this kernel has no \
+                         nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE); use sluice.podNetwork.mode \
+                         \"routed\""
                     );
                 }
             }

@@ -199,7 +199,7 @@ impl Rules {
             self.repairs.done(begun, Instant::now(), 1);
         }
         if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
-            warn!(changes, repairs = looks, "somebody else changed a table {TABLE}: written anew");
+            warn!(changes, repairs = looks, "another program changed a table {TABLE}; restored");
         }
         Ok(())
     }

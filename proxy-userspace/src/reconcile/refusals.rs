@@ -18,8 +18,8 @@ pub(super) fn newly_refused(change: &PlanChange, planner: &Planner, budget: &Bud
     let service = &change.name;
     if let Some(size) = oversize(&change.new).filter(|_| oversize(&change.old).is_none()) {
         let note = format!(
-            "{size}: that is beyond sluice.serviceBudget ({} frontends, {} elements); what it had stays in force, and changes \
-             of it do not count",
+            "{size} exceed sluice.serviceBudget ({} frontends, {} elements); the last state of the \
+             Service stays in force, and its changes are ignored",
             budget.frontends, budget.elements
         );
         warn!(%service, "too large: {note}");
@@ -33,7 +33,7 @@ pub(super) fn newly_refused(change: &PlanChange, planner: &Planner, budget: &Bud
         note += &format!("; and {} more", new.len() - NAMED);
     }
     (!new.is_empty()).then(|| {
-        warn!(%service, refused = new.len(), "left out: {note}");
+        warn!(%service, refused = new.len(), "refused: {note}");
         Event::address_refused(service.clone(), note)
     })
 }
@@ -43,7 +43,7 @@ fn words<'a>(refused: &Refused, owner: impl FnOnce(&Capture) -> Option<&'a Objec
     let owner = owner(&refused.capture).filter(|_| refused.why == Refusal::Taken);
     let other = if refused.role == Role::NodePort { "node port" } else { "address" };
     match owner {
-        Some(owner) => format!("{refused}, and that is {owner}: give one of the two another {other}"),
+        Some(owner) => format!("{refused} ({owner}); give one of the two another {other}"),
         None => refused.to_string(),
     }
 }

@@ -40,8 +40,8 @@ pub(super) fn prepare_process(settings: &Settings) {
     }
     if !left.forbidden.is_empty() {
         info!(
-            "going on without settings that this process may not write: {}. A privileged container can: see --init-only \
-             (deploy/components/node-sysctls)",
+            "continuing without settings that this process may not write: {}. A privileged container can write them: see \
+             --init-only (deploy/components/node-sysctls)",
             left.forbidden.join(", ")
         );
     }

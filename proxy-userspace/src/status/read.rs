@@ -173,7 +173,7 @@ fn ebpf(bpffs: &Path) -> Result<Option<Ebpf>, Reason> {
             Place::Interface(index) => {
                 bpf::interface_name(index).unwrap_or_else(|| format!("interface {index}"))
             }
-            Place::Nowhere => "nowhere (detached, or its interface is gone)".into(),
+            Place::Nowhere => "nowhere (detached, or its interface was deleted)".into(),
         };
         ebpf.programs.entry(place).or_default().push(link.program);
     }

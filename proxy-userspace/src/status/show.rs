@@ -28,17 +28,18 @@ impl Display for Status {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let daemon = &self.daemon;
         match daemon.pid {
-            Some(pid) => writeln!(f, "daemon: process {pid} is at work")?,
-            None if daemon.at_work => writeln!(f, "daemon: one is at work, in another PID namespace")?,
-            None => writeln!(f, "daemon: none is at work in this network namespace")?,
+            Some(pid) => writeln!(f, "daemon: process {pid} is running")?,
+            None if daemon.at_work => writeln!(f, "daemon: running in another PID namespace")?,
+            None => writeln!(f, "daemon: none is running in this network namespace")?,
         }
         for unseen in &self.not_looked_at {
-            writeln!(f, "{}: not looked at: {}", unseen.part, unseen.reason)?;
+            writeln!(f, "{}: not read: {}", unseen.part, unseen.reason)?;
         }
         if self.is_empty() && self.not_looked_at.is_empty() {
             return writeln!(
                 f,
-                "nothing of sluice is in the kernel (eBPF was looked for in {}, which --bpffs changes)",
+                "the kernel has no state of sluice (eBPF state: {} was read; --bpffs selects another \
+                 directory)",
                 self.bpffs
             );
         }
@@ -61,10 +62,7 @@ impl Display for Table {
             "  served: {frontends} addresses with ports, {node_ports} node ports; refused, without endpoints: {without_endpoints}"
         )?;
         if *altered {
-            writeln!(
-                f,
-                "  it is not as sluice writes it: somebody else changed it, or switched it off; a daemon puts it right"
-            )?;
+            writeln!(f, "    altered: another program changed or disabled it; a daemon repairs it")?;
         }
         Ok(())
     }
@@ -87,7 +85,7 @@ impl Display for Ebpf {
         for (name, Entries { entries, capacity }) in &self.maps {
             writeln!(f, "    {name:<12} {entries:>9} of {capacity}")?;
         }
-        writeln!(f, "  counted since the maps exist:")?;
+        writeln!(f, "    counters since the maps were created:")?;
         for (counter, count) in &self.counted {
             writeln!(f, "    {counter:<26} {count:>12}")?;
         }
@@ -96,7 +94,7 @@ impl Display for Ebpf {
             writeln!(f, "    {place}: {}", programs.join(" "))?;
         }
         if self.programs.is_empty() {
-            writeln!(f, "    none is attached")?;
+            writeln!(f, "        none attached")?;
         }
         Ok(())
     }
@@ -149,14 +147,11 @@ mod tests {
     #[test]
     fn all_parts_are_shown_or_that_there_is_none() {
         let nothing = Status { bpffs: "/b".into(), ..Status::default() }.to_string();
-        assert!(
-            nothing.contains("nothing of sluice is in the kernel (eBPF was looked for in /b"),
-            "{nothing}"
-        );
-        assert!(nothing.starts_with("daemon: none is at work"), "{nothing}");
+        assert!(nothing.contains("the kernel has no state of sluice (eBPF state: /b was read"), "{nothing}");
+        assert!(nothing.starts_with("daemon: none is running"), "{nothing}");
         let text = whole().to_string();
         for line in [
-            "daemon: process 42 is at work",
+            "daemon: process 42 is running",
             "nftables: table inet sluice",
             "served: 5 addresses with ports, 6 node ports; refused, without endpoints: 1",
             "sluice-ipvs0 with 2 addresses",
@@ -177,7 +172,7 @@ mod tests {
     fn what_cannot_be_seen_is_not_called_nothing() {
         let unseen = Unseen { part: "nftables", reason: "no right".into(), is_right: true };
         let text = Status { not_looked_at: vec![unseen], ..Status::default() }.to_string();
-        assert!(text.contains("nftables: not looked at: no right") && !text.contains("nothing"), "{text}");
+        assert!(text.contains("nftables: not read: no right") && !text.contains("no state"), "{text}");
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(super) fn convert_service(object: &objects::Service) -> Converted<Service> {
         if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) {
             problems.push(format!(
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not between 1 and \
-                 {MAX_AFFINITY_SECONDS}; the nearest is taken"
+                 {MAX_AFFINITY_SECONDS}; the nearest value is used"
             ));
         }
         seconds.clamp(1, MAX_AFFINITY_SECONDS).unsigned_abs()
@@ -156,7 +156,7 @@ fn address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::n
     let text = text.trim();
     let ip = parse_ip(text);
     if ip.is_none() && !text.is_empty() {
-        problems.push(format!("{field}: {text:?} is no IP address; it is left out"));
+        problems.push(format!("{field}: {text:?} is not an IP address; it is left out"));
     }
     ip
 }
@@ -165,7 +165,7 @@ fn address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::n
 fn service_address(field: &str, text: &str, problems: &mut Vec<String>) -> Option<std::net::IpAddr> {
     let ip = address(field, text, problems)?;
     if let Some(what) = special(&ip) {
-        problems.push(format!("{field}: {text:?} is {what}, which no Service gets; it is left out"));
+        problems.push(format!("{field}: {text:?} is {what}, which no Service may have; it is left out"));
         return None;
     }
     Some(ip)
@@ -217,12 +217,12 @@ fn source_ranges(spec: &objects::ServiceSpec, problems: &mut Vec<String>) -> Vec
         })
         .collect();
     for (i, text) in unread {
-        problems.push(format!("spec.loadBalancerSourceRanges[{i}]: {text:?} is no CIDR; it is left out"));
+        problems.push(format!("spec.loadBalancerSourceRanges[{i}]: {text:?} is not a CIDR; it is left out"));
     }
     for family in closed {
         problems.push(format!(
-            "spec.loadBalancerSourceRanges: nothing in it can be read for {family}; no client is let in to {family} \
-             load balancer addresses"
+            "spec.loadBalancerSourceRanges: it has no valid {family} range; {family} load balancer \
+             addresses refuse all clients"
         ));
         found.push(family.nobody());
     }
@@ -316,13 +316,13 @@ fn slice_endpoints(
         };
         let Some(address) = parse_ip(text).filter(|ip| Family::of(ip) == family) else {
             problems.push(format!(
-                "endpoints[{i}].addresses[0]: {text:?} is no {family} address; this endpoint is left out"
+                "endpoints[{i}].addresses[0]: {text:?} is not an {family} address; this endpoint is left out"
             ));
             continue;
         };
         if let Some(what) = special(&address) {
             problems.push(format!(
-                "endpoints[{i}].addresses[0]: {text:?} is {what}, which is no pod's; this endpoint is left out"
+                "endpoints[{i}].addresses[0]: {text:?} is {what}, which no pod has; this endpoint is left out"
             ));
             continue;
         }
@@ -362,7 +362,7 @@ pub(super) fn convert_node(object: &objects::Node) -> Converted<Node> {
     for (i, text) in cidrs.iter().enumerate() {
         match parse_cidr(text) {
             Some(net) => pod_cidrs.push(net),
-            None => problems.push(format!("spec.podCIDRs[{i}]: {text:?} is no CIDR; it is left out")),
+            None => problems.push(format!("spec.podCIDRs[{i}]: {text:?} is not a CIDR; it is left out")),
         }
     }
     let doomed = spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED);
@@ -384,7 +384,7 @@ pub(super) fn convert_service_cidr(object: &objects::ServiceCidr) -> Converted<S
     for (i, text) in object.spec.cidrs.iter().enumerate() {
         match parse_cidr(text) {
             Some(net) => cidrs.push(net),
-            None => problems.push(format!("spec.cidrs[{i}]: {text:?} is no CIDR; it is left out")),
+            None => problems.push(format!("spec.cidrs[{i}]: {text:?} is not a CIDR; it is left out")),
         }
     }
     Converted { change: Change::Apply(ServiceCidr { name, cidrs }), problems }

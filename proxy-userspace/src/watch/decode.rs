@@ -57,7 +57,7 @@ impl Document {
 fn object(mut value: Value, place: &str, document: &mut Document) {
     let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     if !value.is_object() {
-        return document.give_up(&value, place, "it is no mapping; write apiVersion, kind and metadata");
+        return document.give_up(&value, place, "it is not a mapping; write apiVersion, kind and metadata");
     }
     let (version, kind) = (field("apiVersion"), field("kind"));
     if kind.is_empty() || version.is_empty() {
@@ -94,7 +94,7 @@ fn list(mut value: Value, place: &str, document: &mut Document) {
         Some(Value::Array(items)) => items,
         // What Go programs write for a List of nothing.
         None | Some(Value::Null) => return,
-        Some(_) => return document.give_up(&value, place, "its items are no list"),
+        Some(_) => return document.give_up(&value, place, "its items are not a list"),
     };
     for (i, mut item) in items.into_iter().enumerate() {
         if let (Some(map), Some(kind)) = (item.as_object_mut(), kind.as_ref().filter(|k| !k.is_empty())) {
@@ -164,7 +164,7 @@ mod tests {
             let document = decode(nothing);
             assert!(document.events.is_empty() && document.broken.is_empty(), "{nothing}: {document:?}");
         }
-        assert!(reasons("{apiVersion: v1, kind: ServiceList, items: 3}").contains("no list"));
+        assert!(reasons("{apiVersion: v1, kind: ServiceList, items: 3}").contains("not a list"));
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
     fn what_is_no_object_is_an_error_that_says_so() {
         assert!(reasons("a: [1").contains("not valid YAML"));
         assert!(reasons("a: 1").contains("kind"));
-        assert!(reasons("just text").contains("no mapping"));
+        assert!(reasons("just text").contains("not a mapping"));
         assert!(reasons("{}").contains("kind"));
         assert!(reasons("{apiVersion: v1, kind: Service, metadata: {}}").contains("metadata.name"));
     }

@@ -58,7 +58,7 @@ pub enum KubernetesError {
         reason: String,
     },
     /// No client can be made of what was said.
-    #[error("{origin}: cannot make an API client: {reason}")]
+    #[error("{origin}: cannot create an API client: {reason}")]
     Client {
         /// Who said it.
         origin: String,

@@ -179,7 +179,7 @@ impl Manifests {
             Err(error) => {
                 if !self.polling {
                     error!(directory = %self.directory.display(), %error,
-                        "cannot watch the manifest directory, looking at it twice a second instead; raise \
+                        "cannot watch the manifest directory, reading it twice a second instead; raise \
                          fs.inotify.max_user_instances or max_user_watches");
                 }
                 self.polling = true;
@@ -285,7 +285,7 @@ impl Manifests {
     /// Keeps what there was until the directory is back and has come to rest.
     async fn await_return(&mut self) -> Option<EventStream<Vec<u8>>> {
         error!(directory = %self.directory.display(), objects = self.definers.len(),
-            "the manifest directory is gone; its objects stay in force until it is back");
+            "the manifest directory was removed; its objects stay in force until it exists again");
         self.metrics.manifest_errors.inc();
         while self.present().is_none() {
             tokio::time::sleep(RETURN_POLL).await;
@@ -310,7 +310,7 @@ impl Manifests {
             before = now;
             tokio::time::sleep(RETURN_POLL).await;
         }
-        info!(directory = %self.directory.display(), "the manifest directory is back");
+        info!(directory = %self.directory.display(), "the manifest directory exists again");
         let known: Vec<PathBuf> = self.known().collect();
         for path in known {
             self.read(&path).await;
@@ -396,8 +396,10 @@ impl Manifests {
                 self.report(path, Some((number + 1, piece.line)), &problem);
             }
             for part in &document.broken {
-                let reason =
-                    format!("{}; what it may have held stays in force until it can be read", part.reason);
+                let reason = format!(
+                    "{}; objects that it may have contained stay in force until it can be read",
+                    part.reason
+                );
                 self.report(path, Some((number + 1, piece.line)), &reason);
             }
             let last_line = piece.text.lines().count() as u64;

@@ -49,14 +49,14 @@ fn excess(error: &serde_saphyr::Error) -> Option<String> {
             Some(format!("values are nested more than {MOST_NESTED} levels deep"))
         }
         Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
-            Some(format!("aliases stand for more than {} MiB of text", MOST_ALIASED >> 20))
+            Some(format!("aliases expand to more than {} MiB of text", MOST_ALIASED >> 20))
         }
         Error::Budget { breach: BudgetBreach::RecordedAnchorEvents { .. }, .. } => {
-            Some("anchors around other anchors stand for more than a million values".into())
+            Some("nested anchors expand to more than a million values".into())
         }
         Error::Budget { breach: BudgetBreach::RecordedAnchorBytes { .. }, .. } => {
             let most = MOST_ALIASED >> 20;
-            Some(format!("anchors around other anchors stand for more than {most} MiB of text"))
+            Some(format!("nested anchors expand to more than {most} MiB of text"))
         }
         _ => None,
     }

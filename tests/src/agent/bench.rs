@@ -190,7 +190,7 @@ impl Worker {
         let mut stream = open(request)?;
         let length = stream.read(&mut [0; 8])?;
         if length > 0 {
-            return Err(io::Error::other("somebody else's server"));
+            return Err(io::Error::other("the answer is from another server"));
         }
         self.time(started, request);
         Ok(())

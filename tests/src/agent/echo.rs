@@ -105,7 +105,8 @@ fn answer_datagram(socket: &UdpSocket, name: &str) -> io::Result<()> {
         recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
     let port = socket.local_addr()?.port();
     let asked = message.iovs().next().and_then(wish);
-    let peer_address = message.address.ok_or_else(|| io::Error::other("a datagram from nobody"))?;
+    let peer_address =
+        message.address.ok_or_else(|| io::Error::other("a datagram without a source address"))?;
     let peer = peer_address
         .as_sockaddr_in()
         .map(|addr| SocketAddr::from(std::net::SocketAddrV4::from(*addr)))

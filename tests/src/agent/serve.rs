@@ -62,11 +62,11 @@ fn serve(request: Request, running: &Running) -> Result<Reply> {
         }
         Request::Held { id } => {
             let status = lock(&running.holds).get(&id).map(Held::status);
-            Ok(Reply::Held(status.ok_or_else(|| anyhow!("nothing is held as {id}"))?))
+            Ok(Reply::Held(status.ok_or_else(|| anyhow!("no connection is held with the id {id}"))?))
         }
         Request::EndHeld { id } => {
             let held = lock(&running.holds).remove(&id);
-            held.ok_or_else(|| anyhow!("nothing is held as {id}"))?.end();
+            held.ok_or_else(|| anyhow!("no connection is held with the id {id}"))?.end();
             Ok(Reply::Done)
         }
         Request::Load { id, load } => {

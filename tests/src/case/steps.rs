@@ -288,7 +288,7 @@ impl Step {
         ids: &mut BTreeSet<(&'static str, String)>,
     ) -> Result<()> {
         let mut give = |kind: &'static str, id: &str| {
-            ensure!(ids.insert((kind, id.to_owned())), "the id {id} is taken");
+            ensure!(ids.insert((kind, id.to_owned())), "the id {id} is already used");
             Ok(())
         };
         match self {
@@ -311,12 +311,16 @@ impl Step {
                 give("hold", &hold.id)
             }
             Self::Sendto(hold) => {
-                ensure!(hold.to.proto == Proto::Udp, "sendto is for udp");
+                ensure!(hold.to.proto == Proto::Udp, "sendto supports only udp");
                 topology.check_place(&hold.from)?;
                 give("hold", &hold.id)
             }
             Self::Held(held) => {
-                ensure!(ids.contains(&("hold", held.id.clone())), "nothing is held as {}", held.id);
+                ensure!(
+                    ids.contains(&("hold", held.id.clone())),
+                    "no connection is held with the id {}",
+                    held.id
+                );
                 held.endpoint.as_ref().map_or(Ok(()), |name| topology.check_endpoint(name))
             }
             Self::Kill(node) | Self::Stop(node) | Self::Start(node) => topology.check_node(node),
@@ -329,7 +333,7 @@ impl Step {
                 topology.check_node(&http.node)
             }
             Self::Conntrack(conntrack) => {
-                ensure!(conntrack.proto != Proto::Icmp, "conntrack is for tcp, udp and sctp");
+                ensure!(conntrack.proto != Proto::Icmp, "conntrack supports only tcp, udp and sctp");
                 topology.check_node(&conntrack.node)
             }
             Self::Capture(capture) => {
@@ -339,7 +343,7 @@ impl Step {
             Self::Captured(captured) => {
                 // A capture is over once it was read.
                 let there = ids.remove(&("capture", captured.id.clone()));
-                ensure!(there, "no capture {} runs", captured.id);
+                ensure!(there, "no capture {} is running", captured.id);
                 Ok(())
             }
             Self::Wait(_) => Ok(()),
@@ -351,13 +355,13 @@ impl ProbeStep {
     fn check(&self, topology: &Topology, ids: &mut BTreeSet<(&'static str, String)>) -> Result<()> {
         topology.check_place(&self.from)?;
         if let Some(via) = &self.via {
-            ensure!(self.from == From::Client, "via is for the client");
+            ensure!(self.from == From::Client, "only the client can use via");
             topology.check_node(via)?;
         }
-        ensure!(self.count != Some(0), "a count of 0 shows nothing");
+        ensure!(self.count != Some(0), "count must be at least 1");
         self.reaches.iter().flatten().try_for_each(|name| topology.check_endpoint(name))?;
         if self.reaches.as_ref().is_some_and(Vec::is_empty) {
-            bail!("reaches nothing: say how it fails instead");
+            bail!("reaches is empty: use fails instead");
         }
         let about_answers = self.reaches.is_some()
             || self.source.is_some()
@@ -367,13 +371,13 @@ impl ProbeStep {
             || self.at_least.is_some();
         ensure!(
             self.fails.is_none() || !about_answers,
-            "fails excludes reaches, source, sticky and the like"
+            "fails cannot be combined with reaches, source, sticky and similar keys"
         );
         if let Some(other) = &self.same_as {
-            ensure!(ids.contains(&("probe", other.clone())), "no probe called {other} before");
+            ensure!(ids.contains(&("probe", other.clone())), "no earlier probe has the id {other}");
         }
         if let Some(id) = &self.id {
-            ensure!(ids.insert(("probe", id.clone())), "the id {id} is taken");
+            ensure!(ids.insert(("probe", id.clone())), "the id {id} is already used");
         }
         Ok(())
     }
@@ -392,7 +396,7 @@ impl<'de, T: Deserialize<'de> + std::str::FromStr<Err: fmt::Display>> Visitor<'d
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text or a list of texts")
+        f.write_str("a string or a list of strings")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {

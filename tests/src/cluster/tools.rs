@@ -28,7 +28,11 @@ impl Tools {
         let dir = dir.canonicalize().with_context(|| format!("no directory {}", dir.display()))?;
         let program = |name: &str| {
             let path = dir.join(name);
-            ensure!(path.is_file(), "no {name} in {}: cargo xtask cluster-tools builds it", dir.display());
+            ensure!(
+                path.is_file(),
+                "no {name} in {}: build it with cargo xtask cluster-tools",
+                dir.display()
+            );
             Ok(path)
         };
         Ok(Self {

@@ -21,7 +21,7 @@ impl Execution<'_> {
     pub(super) fn probe(&mut self, step: &ProbeStep) -> Result<()> {
         let same_as = match &step.same_as {
             Some(id) => {
-                Some(self.answered.get(id).cloned().ok_or_else(|| anyhow!("nobody answered probe {id}"))?)
+                Some(self.answered.get(id).cloned().ok_or_else(|| anyhow!("probe {id} got no answer"))?)
             }
             None => None,
         };

@@ -54,7 +54,8 @@ impl Execution<'_> {
 
     fn held(&mut self, held: &HeldStep) -> Result<()> {
         let known = self.holds.get(&held.id).cloned();
-        let (place, datagrams) = known.ok_or_else(|| anyhow!("nothing is held as {}", held.id))?;
+        let (place, datagrams) =
+            known.ok_or_else(|| anyhow!("no connection is held with the id {}", held.id))?;
         self.poll(held.within, |execution| {
             Ok(expect::held(held, datagrams, &execution.lab.agent(&place)?.held(&held.id)?))
         })

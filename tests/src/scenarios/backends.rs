@@ -83,7 +83,7 @@ fn switch_and_back(stage: &mut Stage) -> Result<()> {
         Ok(met(rules.contains("10.96.0.10"), "the Service is in table inet sluice", || rules))
     })?;
     stage.step(
-        "a connected UDP socket may still get its answer, and ends later, since nobody looks after it",
+        "a connected UDP socket may still get its answer; it ends later, because no backend tracks it",
     )?;
     stage.held_alive(&user, CONNECTED)?;
     let ended = HeldStep { id: CONNECTED.to_owned(), alive: false, endpoint: None, within: None };

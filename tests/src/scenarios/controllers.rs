@@ -59,7 +59,7 @@ const DEPLOYMENT: &str = "
 /// A Deployment's Pods become ready, unready, terminating and gone.
 fn deployment(stage: &mut Stage) -> Result<()> {
     stage.begin_with_controllers()?;
-    stage.step("pods without a node: nobody answers")?;
+    stage.step("pods without a node: no answers")?;
     stage.lab.apply(SERVICE)?;
     stage.lab.apply(DEPLOYMENT)?;
     let places = ["a1", "a2", "b1"];
@@ -87,11 +87,11 @@ fn deployment(stage: &mut Stage) -> Result<()> {
     stage.reaches("pod/user", WEB, &["a1"])?;
     stage.held_alive(&user, "drained")?;
 
-    stage.step("nobody is ready: the terminating one serves again")?;
+    stage.step("no pod is ready: the terminating one serves again")?;
     stage.report(a1, "a1", false)?;
     stage.reaches("pod/user", WEB, &["a2"])?;
 
-    stage.step("it ends: nobody answers")?;
+    stage.step("it ends: no answers")?;
     stage.end_pod(a2)?;
     stage.fails("pod/user", WEB, Fails::Refused)?;
 
@@ -127,7 +127,7 @@ fn traffic_distribution(stage: &mut Stage) -> Result<()> {
     prefer(stage, Some("PreferSameNode"))?;
     stage.reaches("pod/user", WEB, &["a1", "a2"])?;
     stage.reaches("host/node-b", WEB, &["b1"])?;
-    stage.step("PreferSameNode, nobody on the node is ready: the zone, then everybody")?;
+    stage.step("PreferSameNode, no pod on the node is ready: the same zone, then all")?;
     stage.report("a1", "a1", false)?;
     stage.report("a2", "a2", false)?;
     stage.reaches("pod/user", WEB, &["b1"])?;
@@ -153,7 +153,7 @@ fn publish_not_ready_addresses(stage: &mut Stage) -> Result<()> {
     stage.terminate_pod("a1")?;
     stage.report("b1", "b1", false)?;
     stage.reaches("pod/user", WEB, &["a1", "b1"])?;
-    stage.step("and no longer")?;
+    stage.step("unready and terminating pods are not published any more")?;
     publish(stage, false)?;
     stage.reaches("pod/user", WEB, &["a1"])
 }

@@ -67,7 +67,7 @@ fn node_draining(stage: &mut Stage) -> Result<()> {
     stage.reaches("client via node-a", BALANCER, &["a2"])?;
     stage.http("node-a", SERVICE_HEALTH[0], 200)?;
 
-    stage.step("both terminate: they serve, and the load balancer is told to go elsewhere")?;
+    stage.step("both terminate: they still serve, and the health check sends the load balancer elsewhere")?;
     stage.lab.agent(&From::Client)?.hold("drained", NODE_PORT.parse().map_err(anyhow::Error::msg)?, true)?;
     stage.terminate_pod("a2")?;
     stage.http("node-a", SERVICE_HEALTH[0], 503)?;
@@ -77,13 +77,13 @@ fn node_draining(stage: &mut Stage) -> Result<()> {
     stage.reaches("host/node-b", "tcp://10.96.0.10:80", &["b1"])?;
     stage.held_alive(&From::Client, "drained")?;
 
-    stage.step("both are gone: nothing answers there")?;
+    stage.step("both have ended: the node does not answer")?;
     stage.end_pod("a1")?;
     stage.end_pod("a2")?;
     stage.fails("client via node-a", BALANCER, Fails::Timeout)?;
     stage.reaches("client via node-b", BALANCER, &["b1"])?;
 
-    stage.step("the mark is taken away")?;
+    stage.step("the mark is removed")?;
     stage.patch("Node", "node-a", &taint(json!(null)))?;
     stage.http("node-a", HEALTHZ, 200)
 }

@@ -78,13 +78,13 @@ fn migration(stage: &mut Stage, mode: &str) -> Result<()> {
     stage.step("from kube-proxy to sluice")?;
     switch(stage, &kube_proxy, &sluice)?;
     if mode == "ipvs" {
-        stage.step("virtual servers go on, and nothing else of kube-proxy is left")?;
+        stage.step("virtual servers continue, and nothing else of kube-proxy is left")?;
         stage.eventually(SYNC, nothing_of_kube_proxy)?;
         stage.traffic_goes_on(Duration::from_secs(1))?;
         return stage.end_traffic();
     }
     stage.end_traffic()?;
-    stage.step("virtual servers go with their last connection")?;
+    stage.step("virtual servers are removed after their last connection")?;
     stage.end_held()?;
     stage.eventually(REMEMBERED, nothing_of_kube_proxy)?;
     stage.reaches("pod/user", WEB, &["a1", "b1"])

@@ -45,7 +45,7 @@ fn restart(stage: &mut Stage, time: Duration) -> Result<()> {
     stage.step("the API server is killed")?;
     stage.cluster.kill_apiserver();
     stage.traffic_goes_on(time)?;
-    stage.step("it is back")?;
+    stage.step("the API server is back")?;
     stage.cluster.start_apiserver()?;
     stage.change()?;
     stage.changes_are_in_force(SLOW_RECOVERY)?;
@@ -63,12 +63,12 @@ fn claimed_api(stage: &mut Stage) -> Result<()> {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "thief"}, "spec": spec});
     stage.lab.apply_object(&thief, &service)?;
     stage.traffic_goes_on(Duration::from_secs(2))?;
-    stage.step("all connections to the API server begin anew")?;
+    stage.step("the API server is restarted, so all connections to it are new")?;
     stage.cluster.kill_apiserver();
     stage.cluster.start_apiserver()?;
     stage.change()?;
     stage.changes_are_in_force(SLOW_RECOVERY)?;
-    stage.step("the Service is told")?;
+    stage.step("the refusal is reported as an Event of the Service")?;
     stage.eventually(SLOW_RECOVERY, |stage| {
         let events = stage.api().list("Event")?;
         let is_told = events
@@ -94,7 +94,7 @@ fn token_rotated(stage: &mut Stage) -> Result<()> {
         Ok(met(!known, "the API server does not know the old token", || "it does".to_owned()))
     })?;
     ensure!(is_known(stage, &new)?, "the API server does not know the new token");
-    stage.step("watches begin anew")?;
+    stage.step("watches are restarted")?;
     proxy.reset_connections();
     stage.change()?;
     stage.changes_are_in_force(SLOW_RECOVERY)?;
@@ -146,13 +146,13 @@ fn list_of_20000(stage: &mut Stage) -> Result<()> {
     let token = stage.cluster.token(Account::Sluice).to_owned();
     stage.start_behind_faults(&token)?;
     stage.begin_traffic(PER_SECOND)?;
-    stage.step("20,000 objects are written while nobody can watch")?;
+    stage.step("20,000 objects are written while watches are interrupted")?;
     proxy.inject("", Fault::Refuse);
     let objects =
         (0..MANY).flat_map(|number| single(&format!("many-{number}"), &address(number), "10.244.1.11"));
     stage.api().create_all(objects.collect(), 32)?;
     stage.traffic_goes_on(Duration::ZERO)?;
-    stage.step("lists break off and are refused")?;
+    stage.step("lists are interrupted and refused")?;
     stage.change()?;
     proxy.heal();
     proxy.inject("watch=", Fault::Status { code: 410, retry_after: None, requests: 2 });

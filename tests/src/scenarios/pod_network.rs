@@ -155,19 +155,19 @@ fn repaired(stage: &mut Stage) -> Result<()> {
         })?;
         stage.reaches_other_node()?;
     }
-    stage.step("the node's link goes down and comes back")?;
+    stage.step("the node's link goes down and up again")?;
     stage.shell(
         "ip link set eth0 down; sleep 0.3; ip link set eth0 up; ip address add fd00:77::11/64 dev eth0 nodad",
     )?;
     stage.reaches("pod/user", OTHER[0], &["b1"])?;
-    stage.step("killed, and nothing is missing")?;
+    stage.step("the daemon is killed, and nothing is missing")?;
     stage.lab.kill_proxy(NODE)?;
     let left = stage.plumbing()?;
     stage.reaches("pod/user", OTHER[0], &["b1"])?;
     stage.lab.start_proxy(NODE, &Value::Null)?;
     stage.metric_becomes("sluice_pod_network_mtu_bytes", "1450")?;
-    ensure!(stage.metric("sluice_pod_network_steps_total")? == "0", "the successor changed what was right");
-    ensure!(stage.plumbing()? == left, "the successor left something else");
+    ensure!(stage.metric("sluice_pod_network_steps_total")? == "0", "the next daemon changed correct state");
+    ensure!(stage.plumbing()? == left, "the next daemon left different state");
     Ok(())
 }
 
@@ -181,11 +181,11 @@ fn follows_nodes(stage: &mut Stage) -> Result<()> {
         let now = stage.plumbing()?;
         Ok(met(!now.contains("10.244.2."), "nothing of node-b", || now))
     })?;
-    stage.step("it comes back")?;
+    stage.step("it is added again")?;
     let nodes = objects::of_the_lab(stage.lab.topology());
     stage.lab.apply_all(&nodes)?;
     stage.reaches_other_node()?;
-    ensure!(stage.plumbing()? == with_both, "something else than before: {}", stage.plumbing()?);
+    ensure!(stage.plumbing()? == with_both, "different state than before: {}", stage.plumbing()?);
     stage.step("a third node has the same pod CIDRs")?;
     let twin = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-z"},
         "spec": {"podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24", "fd00:10:244:2::/64"]},
@@ -205,7 +205,7 @@ fn follows_nodes(stage: &mut Stage) -> Result<()> {
     })?;
     stage.reaches_other_node()?;
     ensure!(stage.plumbing()? == with_both, "the routes flapped: {}", stage.plumbing()?);
-    stage.step("it goes")?;
+    stage.step("the third node is removed")?;
     stage.lab.delete(&key)?;
     stage.metric_becomes("sluice_pod_network_problems", "0")
 }
@@ -226,12 +226,10 @@ fn masqueraded(stage: &mut Stage) -> Result<()> {
     {
         sees(stage, "pod/user", to, node)?;
     }
-    stage.step(
-        "inside the cluster, and to networks that are said not to be left by, a pod shows its own address",
-    )?;
+    stage.step("inside the cluster, and to nonMasqueradeCIDRs, a pod keeps its own address")?;
     sees(stage, "pod/user", OTHER[0], "10.244.1.10")?;
     sees(stage, "pod/user", "tcp://192.168.77.100:9000", "10.244.1.10")?;
-    stage.step("a process of the node has the tunnel's address in the tunnel")?;
+    stage.step("a process of the node uses the tunnel's address in the tunnel")?;
     sees(stage, "host/node-a", OTHER[0], "10.244.1.0")?;
     sees(stage, "host/node-a", OTHER[1], "fd00:10:244:1::")
 }
@@ -240,7 +238,7 @@ fn masqueraded(stage: &mut Stage) -> Result<()> {
 fn direct_routes(stage: &mut Stage) -> Result<()> {
     stage.lab.start_proxies(&Value::Null)?;
     stage.reaches_other_node()?;
-    stage.step("the node's address comes behind another one of its network")?;
+    stage.step("another address of the same network comes before the node's address")?;
     stage.shell(
         "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add 192.168.77.5/24 dev eth0; \
          ip address del 192.168.77.11/24 dev eth0; ip address add 192.168.77.11/24 dev eth0; \
@@ -280,26 +278,26 @@ fn host_ports(stage: &mut Stage) -> Result<()> {
         stage.fails("client", "tcp://192.168.77.12:8081", Fails::Any)
     };
     answers(stage)?;
-    stage.step("flushed rules come back")?;
+    stage.step("flushed rules are restored")?;
     stage.shell("nft flush ruleset")?;
     answers(stage)?;
-    stage.step("without a daemon they stay")?;
+    stage.step("without a daemon, rules stay")?;
     stage.lab.kill_proxy(NODE)?;
     stage.reaches("client", "tcp://192.168.77.11:8081", &["a1"])?;
     stage.shell("nft delete table inet sluice-pods")?;
     stage.lab.start_proxy(NODE, &Value::Null)?;
     answers(stage)?;
-    stage.step("a flow of datagrams follows the port to another pod")?;
+    stage.step("a UDP flow follows the host port to another pod")?;
     let agent = stage.lab.shared_agent(&From::Client)?;
     agent.hold("udp", "udp://192.168.77.11:5353".parse().map_err(anyhow::Error::msg)?, false)?;
     held_by(stage, "a1")?;
     stage.lab.rewire("user", &json!({"portMappings": [udp(5353)]}))?;
     held_by(stage, "user")?;
-    stage.step("and back, when that pod goes")?;
+    stage.step("the flow goes back when that pod is removed")?;
     stage.lab.rewire("user", &json!({}))?;
     held_by(stage, "a1")?;
     agent.end_held("udp")?;
-    stage.step("without a pod there is no port")?;
+    stage.step("without a pod, the host port is closed")?;
     stage.lab.rewire("a1", &json!({}))?;
     stage.fails("client", "tcp://192.168.77.11:8081", Fails::Any)
 }
@@ -361,7 +359,7 @@ fn cnitool(stage: &mut Stage, apart: &str) -> Result<()> {
     let made = stage.shell(&format!("ip -n {netns} -4 -o address show dev eth0"))?;
     ensure!(made.contains(&address), "{made}");
     stage.shell(&format!("ip netns exec {netns} timeout 5 bash -c 'exec 3<>/dev/tcp/10.244.2.11/8080'"))?;
-    stage.step("garbage collection is understood; after deletions nothing is left")?;
+    stage.step("garbage collection works; after deletions nothing is left")?;
     stage.shell(&call("gc"))?;
     stage.shell(&call("del"))?;
     stage.shell(&call("del"))?;
@@ -394,13 +392,13 @@ fn gocni(stage: &mut Stage, apart: &str) -> Result<()> {
     let addresses = |link: &str| result["Interfaces"][link]["IPConfigs"].as_array().map_or(0, Vec::len);
     ensure!((addresses("eth0"), addresses("lo")) == (2, 2), "{result}");
     stage.shell(&call("check", ports))?;
-    stage.step("its port of the node leads to it")?;
+    stage.step("its host port leads to it")?;
     // It ends by itself, whatever becomes of this.
     stage.shell(&format!(
         "ip netns exec {netns} timeout 25 python3 -m http.server 8080 --bind :: >/dev/null 2>&1 &"
     ))?;
     stage.reaches_http("http://192.168.77.11:8099/")?;
-    stage.step("removed, twice; and a pod without ports comes and goes")?;
+    stage.step("the pod is removed twice; a pod without ports is added and removed")?;
     stage.shell(&call("del", ports))?;
     stage.shell(&call("del", ports))?;
     stage.fails("client", "tcp://192.168.77.11:8099", Fails::Any)?;
@@ -446,7 +444,7 @@ fn podman(stage: &mut Stage, apart: &str) -> Result<()> {
     let removed = stage.shell(&podman("rm --force --time 0 web"));
     outcome?;
     removed?;
-    stage.step("nothing is left of them")?;
+    stage.step("no state of the containers is left")?;
     let ports = stage.shell("grep -c hostPort cni/data/sluice/leases.json || true")?;
     ensure!(ports.trim() == "0", "host ports are left: {ports}");
     stage.fails("client", "tcp://192.168.77.11:8099", Fails::Any)

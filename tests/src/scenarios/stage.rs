@@ -143,7 +143,7 @@ impl Stage {
                 Ok(answer) => answer.status.to_string(),
                 Err(error) => format!("no answer: {error:#}"),
             };
-            Ok(met(seen == status.to_string(), &format!("{url} on {node} says {status}"), || seen))
+            Ok(met(seen == status.to_string(), &format!("{url} on {node} returns {status}"), || seen))
         })
     }
 

@@ -76,7 +76,7 @@ fn growing(stage: &mut Stage) -> Result<()> {
     stage.reaches("client", BALANCER, &both)?;
     stage.reaches("client", NODE_PORT, &both)?;
     stage.reaches("pod/user", CLUSTER_IP, &both)?;
-    stage.step("NodePort again: the load balancer's address is nobody's")?;
+    stage.step("NodePort again: the load balancer's address does not answer")?;
     put(stage, json!({"type": "NodePort", "clusterIP": "10.96.0.10", "selector": web, "ports": open}))?;
     forgotten(stage, &["203.0.113.10"])?;
     stage.fails("client", BALANCER, Fails::Any)?;
@@ -96,7 +96,7 @@ fn without_address(stage: &mut Stage) -> Result<()> {
     put(stage, json!({"type": "ClusterIP", "clusterIP": "10.96.0.10", "selector": web, "ports": ports}))?;
     stage.reaches("pod/user", CLUSTER_IP, &["a1", "b1"])?;
     stage.fails("client", NODE_PORT, Fails::Refused)?;
-    stage.step("headless, which the API takes of a new Service only")?;
+    stage.step("headless, which the API accepts only for a new Service")?;
     stage.lab.delete(&Key::new("Service", None, "web"))?;
     put(stage, json!({"clusterIP": "None", "selector": web, "ports": ports}))?;
     forgotten(stage, &["10.96.0.10", "10.244.1.11", "10.244.2.11"])?;
@@ -113,10 +113,10 @@ fn selectors(stage: &mut Stage) -> Result<()> {
     stage.step("another selector")?;
     put(stage, json!({"clusterIP": "10.96.0.10", "selector": {"app": "other"}, "ports": ports}))?;
     stage.reaches("pod/user", CLUSTER_IP, &["other"])?;
-    stage.step("a selector that nobody matches")?;
+    stage.step("a selector that no pod matches")?;
     put(stage, json!({"clusterIP": "10.96.0.10", "selector": {"app": "nobody"}, "ports": ports}))?;
     stage.fails("pod/user", CLUSTER_IP, Fails::Refused)?;
-    stage.step("no selector: what somebody else writes counts")?;
+    stage.step("no selector: EndpointSlices of another writer are used")?;
     put(stage, json!({"clusterIP": "10.96.0.10", "ports": ports}))?;
     stage.lab.apply(
         "

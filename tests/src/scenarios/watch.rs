@@ -190,7 +190,7 @@ fn half_open(stage: &mut Stage) -> Result<()> {
     proxy.inject("watch=", Fault::Freeze);
     stage.change()?;
     stage.traffic_goes_on(FAULT)?;
-    stage.step("new watches would work")?;
+    stage.step("new watches work")?;
     proxy.heal();
     stage.changes_are_in_force(Duration::from_secs(180))?;
     stage.counted("timeout")

@@ -114,7 +114,7 @@ impl Work {
                 lab.rewire("coming", &json!({"portMappings": [port]}))
             }
             Deed::Reread => reread(lab),
-            Deed::Kill | Deed::Flush => bail!("{deed:?} is no small deed"),
+            Deed::Kill | Deed::Flush => bail!("{deed:?} is not a small deed"),
         }
     }
 
@@ -172,7 +172,7 @@ fn reread(lab: &Lab) -> Result<()> {
     let begun = Instant::now();
     while let Err(error) = shell(lab, &line) {
         if begun.elapsed() > REPAIR {
-            return Err(error.context("what was taken away has not come back"));
+            return Err(error.context("the removed state was not restored"));
         }
         interrupt::sleep(POLL)?;
     }

@@ -16,13 +16,14 @@ use crate::machine;
 /// Arguments of `bench cni`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Pods of each plugin in a turn: added one after the other, deleted, and added all at once
+    /// Pods of each plugin in a turn; they are added one after the other, deleted, and added all at
+    /// once
     #[arg(long, default_value_t = 100)]
     pods: usize,
-    /// Turns of each plugin
+    /// Number of turns of each plugin
     #[arg(long, default_value_t = 5)]
     turns: usize,
-    /// IPv4 only, although plugins that wait for duplicate address detection look better so
+    /// IPv4 only; this makes plugins that wait for duplicate address detection look faster
     #[arg(long)]
     ipv4_only: bool,
 }
@@ -194,7 +195,7 @@ fn parallel(node: &Node, plugin: &Contestant, samples: &mut Samples) -> Result<(
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             ensure!(output.status.success(), "{}: parallel {verb}: {text}", plugin.name);
             for address in addresses(&text) {
-                ensure!(given.insert(address.clone()), "{}: {address} was given twice", plugin.name);
+                ensure!(given.insert(address.clone()), "{}: {address} was allocated twice", plugin.name);
             }
         }
         let millis = begun.elapsed().as_secs_f64() * 1e3;

@@ -14,16 +14,16 @@ use crate::machine;
 /// Arguments of `bench datapath`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Turns of each load through the ClusterIP and straight to the pod, one after the other
+    /// Turns of each load, alternately through the ClusterIP and straight to the pod
     #[arg(long, default_value_t = 15)]
     turns: usize,
-    /// Milliseconds of each load
+    /// Duration of each load, in milliseconds
     #[arg(long, default_value_t = 1000)]
     millis: u64,
-    /// Numbers of services for the cost of a packet, comma-separated
+    /// Numbers of Services for the cost of a packet, comma-separated
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1000, 10_000, 50_000])]
     services: Vec<usize>,
-    /// Endpoints of each service
+    /// Endpoints of each Service
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
     /// Runs of the program in each sample

@@ -32,24 +32,24 @@ pub(crate) struct Arguments {
     /// Endpoints of each Service
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
-    /// Turns of each proxy. One of kube-proxy takes more than half an hour with 10,000 Services
+    /// Turns of each proxy; a turn of kube-proxy with 10,000 Services takes more than half an hour
     #[arg(long, default_value_t = 1)]
     repetitions: usize,
-    /// Changes measured in each turn
+    /// Changes to measure in each turn
     #[arg(long, default_value_t = 5)]
     changes: usize,
-    /// The kernel
+    /// Kernel of the VM
     #[arg(long, default_value_t)]
     kernel: Series,
-    /// A proxy that takes longer for a load or a change is given up, seconds
+    /// Time limit of a load or a change, in seconds; a proxy that exceeds it is stopped
     #[arg(long, default_value_t = 1800)]
     give_up: u64,
-    /// How long all of it may take, in seconds
+    /// Time limit of the whole run, in seconds
     #[arg(long, default_value_t = 7200)]
     limit: u64,
     #[command(flatten)]
     cluster: cluster_tools::Arguments,
-    /// Write every sample there
+    /// File to write every sample to
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// What runs in the VM: the programs, instead of the rest
@@ -119,7 +119,7 @@ fn inside(arguments: &Arguments, programs: &Programs) -> Result<()> {
             let slices = objects.get("endpointslices").map(Vec::as_slice).unwrap_or_default();
             let done = turn::run(arguments, programs, proxy, &mut api, slices, &mut samples);
             if let Err(error) = &done {
-                println!("  gave up on {proxy}: {error:#}");
+                println!("    stopped measuring {proxy}: {error:#}");
             }
             if proxy == "ipvs" {
                 done?;

@@ -39,30 +39,31 @@ pub(crate) struct Arguments {
     /// Turns of each proxy at each number of Services.
     #[arg(long, default_value_t = 3)]
     repetitions: usize,
-    /// Turns at numbers of Services above --large, where a turn of a peer takes minutes.
+    /// Turns at numbers of Services from --large on, where a turn of a peer takes minutes.
     #[arg(long, default_value_t = 1)]
     large_repetitions: usize,
-    /// From this number of Services on, fewer turns, and no traffic is measured.
+    /// Number of Services from which on there are fewer turns, and no traffic is measured.
     #[arg(long, default_value_t = 20_000)]
     large: usize,
-    /// Changes measured in each turn.
+    /// Changes to measure in each turn.
     #[arg(long, default_value_t = 5)]
     changes: usize,
-    /// Seconds of each load of traffic.
+    /// Duration of each load of traffic, in seconds.
     #[arg(long, default_value_t = 2)]
     load_seconds: u64,
-    /// A proxy that needs longer for anything is given up on at that number of Services, seconds.
+    /// Time limit of each step, in seconds; a proxy that exceeds it is stopped at that number of
+    /// Services.
     #[arg(long, default_value_t = 600)]
     limit: u64,
     #[command(flatten)]
     cluster: cluster_tools::Arguments,
-    /// Write every figure there.
+    /// File to write every figure to.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write docs/benchmarks.md and its plots from the figures of this run.
     #[arg(long)]
     docs: bool,
-    /// Measure nothing: take the figures that an earlier run wrote with --json.
+    /// File of figures that an earlier run wrote with --json; nothing is measured.
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     from: Option<PathBuf>,
 }
@@ -90,7 +91,7 @@ fn measure(arguments: &Arguments) -> Result<Figures> {
     sluice_tests::interrupt::install()?;
     prune::stale();
     let proxies = proxies(arguments, &tools, &programs)?;
-    let first = proxies.first().context("--proxies names none")?;
+    let first = proxies.first().context("--proxies is empty")?;
     let options = LabOptions::new(programs.conformance.clone(), first.clone());
     let cluster = Rc::new(Cluster::start(&tools)?);
     let mut lab = Lab::create_with(&world::topology(proxies.len())?, options, Rc::clone(&cluster))?;
@@ -113,7 +114,7 @@ fn measure(arguments: &Arguments) -> Result<Figures> {
                     Session { arguments, lab: &mut lab, program, place, services, figures: &mut figures };
                 if let Err(error) = session.run() {
                     sluice_tests::interrupt::sleep(std::time::Duration::ZERO)?;
-                    println!("  gave up on {} from {services} services on: {error:#}", program.name);
+                    println!("    stopped measuring {} from {services} Services on: {error:#}", program.name);
                     figures.give_up(&program.name, services, &format!("{error:#}"));
                     given_up.push(program.name.clone());
                 }

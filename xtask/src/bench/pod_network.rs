@@ -20,13 +20,13 @@ use crate::vm::kernels::{self, Series};
 /// Arguments of `bench pod-network`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Turns of each plumbing, one after the other
+    /// Turns of each network, alternately
     #[arg(long, default_value_t = 9)]
     turns: usize,
-    /// Seconds of each turn
+    /// Duration of each turn, in seconds
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// The kernel
+    /// Kernel of the VMs
     #[arg(long, default_value_t)]
     kernel: Series,
 }
@@ -162,7 +162,7 @@ fn turn(vms: &mut [Vm], pod: &str, address: &str, seconds: u64) -> Result<f64> {
 
 fn print(samples: &[Vec<f64>; 2]) -> Result<()> {
     let spreads: Vec<Spread> = samples.iter().filter_map(|series| spread(series)).collect();
-    let [hand, sluice] = spreads.as_slice() else { anyhow::bail!("there was no turn") };
+    let [hand, sluice] = spreads.as_slice() else { anyhow::bail!("no turn was measured") };
     println!("{:<10} {:>12} {:>12} {:>12}   Mbit/s, TCP, one connection", "plumbing", "median", "min", "max");
     for (name, of) in [("by hand", hand), ("sluice", sluice)] {
         println!("{name:<10} {:>12.1} {:>12.1} {:>12.1}", of.median / 1e6, of.min / 1e6, of.max / 1e6);

@@ -23,19 +23,20 @@ use crate::passes::{await_sync, get, metric, syncs};
 /// Arguments of `bench scale`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The backend: nftables or ebpf
+    /// Backend: nftables or ebpf
     #[arg(long, default_value = "nftables")]
     proxy: String,
-    /// Numbers of services, comma-separated
+    /// Numbers of Services, comma-separated
     #[arg(long, value_delimiter = ',', default_value = "10000")]
     services: Vec<usize>,
-    /// Endpoints of each service
+    /// Endpoints of each Service
     #[arg(long, default_value_t = 10)]
     endpoints: usize,
-    /// Changes measured
+    /// Number of changes to measure
     #[arg(long, default_value_t = 300)]
     changes: usize,
-    /// Write the figures there: one object, or a list of them for several numbers of services
+    /// File to write the figures to, as JSON: one object, or a list of objects for several numbers
+    /// of Services
     #[arg(long)]
     json: Option<PathBuf>,
 }

@@ -44,9 +44,9 @@ pub(super) fn compare(recorded: &Record, built: &Record) -> Result<()> {
         return Ok(());
     }
     let why = if recorded.toolchain == built.toolchain {
-        "the sources are not those of the record".to_owned()
+        "the sources have changed since the record".to_owned()
     } else {
-        format!("the record is of {}, this of {}", recorded.toolchain, built.toolchain)
+        format!("the record was built with {}, this object with {}", recorded.toolchain, built.toolchain)
     };
     bail!(
         "the eBPF programs have the digest {}, and {} is recorded: {why}. When the tests have passed with them: \
@@ -68,9 +68,9 @@ mod tests {
         assert!(compare(&recorded, &record("rustc 1", "aa")).is_ok());
         assert!(compare(&recorded, &record("rustc 2", "aa")).is_ok());
         let error = compare(&recorded, &record("rustc 1", "bb")).unwrap_err().to_string();
-        assert!(error.contains("the sources are not those"), "{error}");
+        assert!(error.contains("the sources have changed"), "{error}");
         let error = compare(&recorded, &record("rustc 2", "bb")).unwrap_err().to_string();
-        assert!(error.contains("the record is of rustc 1, this of rustc 2"), "{error}");
+        assert!(error.contains("the record was built with rustc 1, this object with rustc 2"), "{error}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn run(
     programs: &Programs,
     cases: &[PathBuf],
 ) -> Result<()> {
-    ensure!(arguments.source == "manifests", "--vm runs cases with --source manifests only");
+    ensure!(arguments.source == "manifests", "--vm supports only --source manifests");
     let cases = absolute(cases)?;
     let directory = |place: &PathBuf| {
         if place.is_file() { place.parent().map(Path::to_owned) } else { Some(place.clone()) }

@@ -37,7 +37,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
         (!is_of(svg, text)).then(|| Finding {
             path: path.to_owned(),
             line: 1,
-            what: format!("{} is not drawn from it: run cargo xtask docs", of(path)),
+            what: format!("{} is out of date: run cargo xtask docs", of(path)),
         })
     };
     tree.ending(TEXT).filter_map(stale).collect()

@@ -66,7 +66,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
     let finding = |path: &str| Finding {
         path: path.to_owned(),
         line: 1,
-        what: format!("the site does not have this page: add it to {SUMMARY}"),
+        what: format!("this page is not part of the site: add it to {SUMMARY}"),
     };
     missing.map(finding).collect()
 }

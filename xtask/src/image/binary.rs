@@ -153,7 +153,7 @@ fn check_static(binary: &Path) -> Result<()> {
     match has_interpreter(&file) {
         Some(false) => Ok(()),
         Some(true) => bail!("{} is linked dynamically", binary.display()),
-        None => bail!("{} is no 64-bit ELF file", binary.display()),
+        None => bail!("{} is not a 64-bit ELF file", binary.display()),
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn run(archive: &Path) -> Result<()> {
     let unpacked = verify(&bytes)?;
     println!("check: digests and sizes are right");
     let root = std::env::temp_dir().join(format!("sluice-image-{}", std::process::id()));
-    std::fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
+    std::fs::create_dir(&root).with_context(|| format!("cannot create {}", root.display()))?;
     // Namespaces belong to a thread; this one's end with it, and what is mounted in them too.
     let running = std::thread::scope(|scope| scope.spawn(|| run_in(&root, &unpacked)).join());
     std::fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))?;
@@ -82,7 +82,7 @@ fn files(archive: &[u8]) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 /// In a thread of its own, which this leaves in other namespaces.
 fn run_in(root: &Path, image: &Unpacked) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("cannot make namespaces")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("cannot create namespaces")?;
     machine::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;

@@ -120,7 +120,7 @@ pub(super) fn smoke(suites: &mut Suites, programs: &Programs) {
 /// kernel.
 pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
     if let Some(obstacle) = obstacle() {
-        bail!("there can be no VMs: {obstacle}");
+        bail!("VMs are not possible: {obstacle}");
     }
     for series in [Series::V6_1, Series::V6_12] {
         kernels::get(series, false)?;

@@ -17,7 +17,7 @@ pub(super) fn check_files(tree: &Tree) -> Vec<Finding> {
         (lines > FILE).then(|| Finding {
             path: path.to_owned(),
             line: FILE + 1,
-            what: format!("{lines} lines are more than {FILE}: give a part of it a file of its own"),
+            what: format!("{lines} lines are more than {FILE}: move a part to another file"),
         })
     };
     tree.ending(".rs").filter_map(long).collect()

@@ -108,7 +108,7 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
             let what = match resolved(page, path) {
                 _ if path.is_empty() => problem(tree, page, anchor),
                 Some(path) => problem(tree, &path, anchor),
-                None => Some(format!("{to} leads out of the repository")),
+                None => Some(format!("{to} points outside the repository")),
             };
             findings.extend(what.map(|what| Finding { path: page.to_owned(), line, what }));
         }
@@ -171,7 +171,7 @@ mod tests {
             [
                 "docs/a.md:3: docs/b.md has no heading #not-there",
                 "docs/a.md:3: there is no docs/no.md",
-                "docs/a.md:4: ../../e leads out of the repository",
+                "docs/a.md:4: ../../e points outside the repository",
                 "docs/a.md:4: docs/a.md has no heading #one",
                 "docs/a.md:8: there is no docs/gone.md",
             ]

@@ -38,13 +38,13 @@ const WALLS: &[Wall] = &[
             "tracing",
         ],
         except: &[],
-        why: "proxy-core decides, and does nothing: what it needs comes in as a value",
+        why: "proxy-core only makes decisions, without I/O: pass what it needs as values",
     },
     Wall {
         inside: "proxy-link/src/",
         never: &["aya", "sluice_common", "sluice_core", "sluice_sys", "tokio"],
         except: &[],
-        why: "the plugin uses proxy-link, and shall stay small",
+        why: "the plugin uses proxy-link, and must stay small",
     },
     Wall {
         inside: "proxy-sys/src/",
@@ -56,7 +56,7 @@ const WALLS: &[Wall] = &[
         inside: "proxy-userspace/src/",
         never: &["crate::run"],
         except: &[],
-        why: "run puts parts together: they do not know it, and only main.rs does",
+        why: "run puts the parts together: only main.rs may depend on it",
     },
     Wall {
         inside: "proxy-userspace/src/pod_network",
@@ -82,7 +82,7 @@ const WALLS: &[Wall] = &[
         inside: "proxy-userspace/src/backend",
         never: &["crate::pod_network", "crate::reconcile", "crate::watch"],
         except: &[],
-        why: "a backend takes plans to the kernel, wherever they come from",
+        why: "a backend applies plans to the kernel, and must not depend on their source",
     },
 ];
 
@@ -103,7 +103,11 @@ fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
             Ok(used) => used,
             Err(error) => {
                 let line = error.span().start().line;
-                findings.push(Finding { path: path.to_owned(), line, what: format!("no Rust: {error}") });
+                findings.push(Finding {
+                    path: path.to_owned(),
+                    line,
+                    what: format!("not valid Rust: {error}"),
+                });
                 continue;
             }
         };
@@ -331,6 +335,6 @@ mod tests {
 
     #[test]
     fn what_is_no_rust_is_said() {
-        assert!(findings("a/src/x.rs", "fn {").concat().contains("no Rust"));
+        assert!(findings("a/src/x.rs", "fn {").concat().contains("not valid Rust"));
     }
 }

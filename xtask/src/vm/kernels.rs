@@ -30,11 +30,11 @@ const LEFT_OUT: [&str; 4] = ["drivers/gpu", "drivers/media", "drivers/infiniband
 /// A series of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Series {
-    /// That of Debian 12
+    /// Kernel of Debian 12
     #[default]
     #[value(name = "6.1")]
     V6_1,
-    /// That of Debian 13, and of the backports to 12
+    /// Kernel of Debian 13, and of the backports to Debian 12
     #[value(name = "6.12")]
     V6_12,
 }
@@ -148,7 +148,7 @@ fn archive(directory: &Path, package: &str) -> Result<PathBuf> {
     let prefix = format!("{package}_");
     let files = fs::read_dir(directory)?.flatten();
     let mut named = files.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    named.next().map(|entry| entry.path()).with_context(|| format!("apt-get did not bring {package}"))
+    named.next().map(|entry| entry.path()).with_context(|| format!("apt-get did not download {package}"))
 }
 
 /// Extracts those of the paths that a package has.

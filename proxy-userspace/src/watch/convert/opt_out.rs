@@ -58,7 +58,8 @@ fn socket_path(metadata: &Metadata, problems: &mut Vec<String>) -> Option<bool> 
     match (label, annotation) {
         (Some(label), Some(annotation)) if label != annotation => {
             problems.push(format!(
-                "metadata.labels[{SOCKET_LB}] and metadata.annotations[{SOCKET_LB}] disagree; the socket path is left"
+                "metadata.labels[{SOCKET_LB}] and metadata.annotations[{SOCKET_LB}] disagree; the socket \
+                 path is not used"
             ));
             Some(false)
         }

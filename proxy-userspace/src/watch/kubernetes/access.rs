@@ -114,7 +114,7 @@ fn place(origin: &Origin) -> String {
 fn from_file(path: &Path, master: Option<&Uri>) -> Result<Chosen, KubernetesError> {
     let wrong = |source| KubernetesError::Kubeconfig { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(|error| {
-        let reason = format!("cannot be read: {error}; name a file that can with --kubeconfig");
+        let reason = format!("cannot be read: {error}; name a readable file with --kubeconfig");
         wrong(Wrong { field: "file".into(), reason })
     })?;
     // Absolute, so that a plugin's command is found wherever it is started.
@@ -139,12 +139,14 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The access that a pod's service account gives.
 fn in_cluster(directory: &Path, get: impl Fn(&str) -> Option<String>) -> Result<Chosen, String> {
     let variable = |name: &str| {
-        get(name).filter(|value| !value.is_empty()).ok_or_else(|| format!("{name} is not in the environment"))
+        get(name)
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| format!("environment variable {name} is not set"))
     };
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let server = kubeconfig::server_url(&format!("https://{host}:{port}"), "https").map_err(|reason| {
-        format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: what they name {reason}")
+        format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: the address {reason}")
     })?;
     let authority = directory.join("ca.crt");
     let pem = std::fs::read(&authority);
@@ -178,16 +180,16 @@ fn client(chosen: Chosen) -> Result<Current, String> {
     }
     if !secure {
         let credentials =
-            if chosen.authorization.is_some() { "go to it in the clear" } else { "are not sent to it" };
+            if chosen.authorization.is_some() { "are sent unencrypted" } else { "are not sent" };
         warn!(server = %host, "the server's URL is not https: credentials {credentials}");
     }
     if chosen.insecure {
         let has_credentials = chosen.authorization.is_some() || chosen.user.exec.is_some();
-        let told = if has_credentials { ", and gets our credentials" } else { "" };
+        let told = if has_credentials { ", and the credentials are sent to it" } else { "" };
         warn!(
             server = %host,
-            "insecure-skip-tls-verify is set: whoever answers is taken for the API server{told}; name its certificate-authority \
-             instead"
+            "insecure-skip-tls-verify is set: any server that answers is accepted as the API \
+             server{told}; set certificate-authority instead"
         );
     }
     let mut config = Config::new(chosen.server);

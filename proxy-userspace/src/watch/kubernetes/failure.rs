@@ -162,7 +162,7 @@ pub(super) fn without_secrets(error: &kube::Error) -> String {
             let said = String::from_utf8_lossy(&out.stderr);
             format!("exec: the plugin ended with {}: {}", out.status, said.lines().next().unwrap_or_default())
         }
-        Some(AuthError::AuthExecParse(_)) => "exec: the plugin's output is no ExecCredential".into(),
+        Some(AuthError::AuthExecParse(_)) => "exec: the plugin's output is not an ExecCredential".into(),
         Some(AuthError::ParseTokenKey(_)) => "exec: the plugin's output has no token".into(),
         Some(auth) => format!("exec: {auth}"),
         None => chain(error),

@@ -56,7 +56,7 @@ impl From<Failure> for Stop {
 
 impl From<TooLong> for Stop {
     fn from(_: TooLong) -> Self {
-        Stop::Failed(Failure::new(Reason::Malformed, "a part of the answer has no end"))
+        Stop::Failed(Failure::new(Reason::Malformed, "a line of the answer is too long"))
     }
 }
 
@@ -164,7 +164,7 @@ impl Follower {
             Reason::Rejected if streamed_list => {
                 info!(
                     kind = self.kind.name(),
-                    "the server does not stream lists: getting them in one answer"
+                    "the server does not stream lists: requesting them in one response"
                 );
                 self.streaming = false;
                 return Duration::ZERO;
@@ -211,7 +211,11 @@ impl Follower {
             let server = self.shared.requests.server();
             warn!(
                 kind,
-                reason, error, server, hidden, "watch failed; what is known stays in force, trying again"
+                reason,
+                error,
+                server,
+                hidden,
+                "watch failed; the last known state stays in force, trying again"
             );
         }
     }
@@ -369,7 +373,7 @@ impl Follower {
                 Ok((said.event, version))
             }
             Err(error) => {
-                let problem = format!("cannot be decoded, its last good state stays in force: {error}");
+                let problem = format!("cannot be decoded, its last valid state stays in force: {error}");
                 self.problem(&name, &version, &problem);
                 Ok((self.kind.kept(name), version))
             }

@@ -68,7 +68,7 @@ impl<'a> Fields<'a> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(_) => Err(Wrong::new(self.at(name), "is no text; put its value in quotes")),
+            Some(_) => Err(Wrong::new(self.at(name), "is not a string; put its value in quotes")),
         }
     }
 
@@ -84,7 +84,7 @@ impl<'a> Fields<'a> {
         match self.get(name) {
             None => Ok(&[]),
             Some(Value::Array(items)) => Ok(items),
-            Some(_) => Err(Wrong::new(self.at(name), "is no list")),
+            Some(_) => Err(Wrong::new(self.at(name), "is not a list")),
         }
     }
 
@@ -98,18 +98,18 @@ impl<'a> Fields<'a> {
         let mut found = None;
         for (i, entry) in self.list(list)?.iter().enumerate() {
             let path = format!("{}[{i}]", self.at(list));
-            let Value::Object(map) = entry else { return Err(Wrong::new(path, "is no mapping")) };
+            let Value::Object(map) = entry else { return Err(Wrong::new(path, "is not a mapping")) };
             let entry = Fields { path, map: Some(map), directory: self.directory };
             if entry.text("name")?.unwrap_or_default() != name {
                 continue;
             }
             if found.is_some() {
-                return Err(Wrong::new(entry.at("name"), format!("{name:?} is there twice; remove one")));
+                return Err(Wrong::new(entry.at("name"), format!("{name:?} is defined twice; remove one")));
             }
             let map = match entry.get(inner) {
                 None => None,
                 Some(Value::Object(map)) => Some(map),
-                Some(_) => return Err(Wrong::new(entry.at(inner), "is no mapping")),
+                Some(_) => return Err(Wrong::new(entry.at(inner), "is not a mapping")),
             };
             found = Some(Fields { path: entry.at(inner), map, directory: self.directory });
         }
@@ -121,7 +121,7 @@ impl<'a> Fields<'a> {
         let data = format!("{file}-data");
         match (self.text(&data)?, self.file(file)?) {
             (Some(_), Some(_)) => {
-                let reason = format!("is given beside {file}; client-go refuses both, so remove one");
+                let reason = format!("is set together with {file}; client-go refuses that, so remove one");
                 Err(Wrong::new(self.at(&data), reason))
             }
             (Some(text), None) => {
@@ -158,12 +158,12 @@ pub(super) fn choose(text: &str, directory: &Path, master: Option<&Uri>) -> Resu
     let map = match &value {
         Value::Object(map) => map,
         Value::Null => return Err(Wrong::new("text", "the file is empty; write a kubeconfig to it")),
-        _ => return Err(Wrong::new("text", "the file is no mapping, so no kubeconfig")),
+        _ => return Err(Wrong::new("text", "the file is not a mapping, so this is not a kubeconfig")),
     };
     let root = Fields { path: String::new(), map: Some(map), directory };
     for (field, only) in [("kind", "Config"), ("apiVersion", "v1")] {
         if root.text(field)?.is_some_and(|found| found != only) {
-            return Err(Wrong::new(field, format!("is not {only}, so this is no kubeconfig")));
+            return Err(Wrong::new(field, format!("is not {only}, so this is not a kubeconfig")));
         }
     }
     let (cluster, user) = current(&root, master.is_some())?;
@@ -242,7 +242,7 @@ fn current<'a>(root: &Fields<'a>, has_master: bool) -> Result<(Fields<'a>, Field
 
 /// The URL of a server; one without a scheme has only host and port.
 pub(super) fn server_url(text: &str, otherwise: &str) -> Result<Uri, String> {
-    let shape = || "is no URL such as https://HOST:PORT".to_owned();
+    let shape = || "is not a URL such as https://HOST:PORT".to_owned();
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
         None if text.strip_suffix('/').unwrap_or(text).contains('/') => {
@@ -265,7 +265,7 @@ pub(super) fn server_url(text: &str, otherwise: &str) -> Result<Uri, String> {
 fn roots(cluster: &Fields<'_>, insecure: bool) -> Result<Option<Vec<Vec<u8>>>, Wrong> {
     let Some((field, pem)) = cluster.pem("certificate-authority")? else { return Ok(None) };
     if insecure {
-        let reason = "is set beside a certificate authority; client-go refuses both, so remove one";
+        let reason = "is set together with a certificate authority; client-go refuses that, so remove one";
         return Err(Wrong::new(cluster.at("insecure-skip-tls-verify"), reason));
     }
     certificates(&pem).map(Some).map_err(|reason| Wrong::new(field, reason))
@@ -286,10 +286,10 @@ fn authorization(user: &Fields<'_>) -> Result<Authorization, Wrong> {
     let (token, file) = (user.text("token")?, user.file("tokenFile")?);
     let (name, password) = (user.text("username")?, user.text("password")?);
     if (token.is_some() || file.is_some()) && (name.is_some() || password.is_some()) {
-        let reason = "is given beside a token; client-go refuses both, so remove one";
+        let reason = "is set together with a token; client-go refuses that, so remove one";
         return Err(Wrong::new(user.at(if name.is_some() { "username" } else { "password" }), reason));
     }
-    let invalid = |field| Wrong::new(user.at(field), "has characters that no HTTP header may have");
+    let invalid = |field| Wrong::new(user.at(field), "has characters that are not allowed in an HTTP header");
     let token =
         token.map(|token| Authorization::bearer(token).ok_or_else(|| invalid("token"))).transpose()?;
     if let Some(path) = file {
@@ -325,7 +325,7 @@ fn auth_info(user: &Fields<'_>, cluster: &Fields<'_>, authorized: bool) -> Resul
     if !fields.is_empty() && user.text("as")?.is_none() {
         return Err(Wrong::new(
             user.at("as"),
-            "is not set, but who else to impersonate is; set it or remove those",
+            "is not set, but other fields of impersonation are; set it, or remove them",
         ));
     }
     if let Some((certificate, key)) = identity(user)? {
@@ -335,7 +335,7 @@ fn auth_info(user: &Fields<'_>, cluster: &Fields<'_>, authorized: bool) -> Resul
     let mut info: AuthInfo = serde_json::from_value(Value::Object(fields)).map_err(|_| {
         Wrong::new(
             user.at("as"),
-            "cannot be read; as-groups is a list of texts, as-user-extra has lists of texts",
+            "cannot be read; as-groups is a list of strings, as-user-extra has lists of strings",
         )
     })?;
     // A plugin is not asked where a token or a password is given.
@@ -366,7 +366,7 @@ fn identity(user: &Fields<'_>) -> Result<Option<Identity>, Wrong> {
 
 fn exec(user: &Fields<'_>, cluster: &Fields<'_>) -> Result<ExecConfig, Wrong> {
     let path = user.at("exec");
-    let Some(Value::Object(map)) = user.get("exec") else { return Err(Wrong::new(path, "is no mapping")) };
+    let Some(Value::Object(map)) = user.get("exec") else { return Err(Wrong::new(path, "is not a mapping")) };
     let exec = Fields { path, map: Some(map), directory: user.directory };
     let command = exec.text("command")?.ok_or_else(|| Wrong::new(exec.at("command"), "is not set"))?;
     let version = exec.text("apiVersion")?;
@@ -378,7 +378,10 @@ fn exec(user: &Fields<'_>, cluster: &Fields<'_>) -> Result<ExecConfig, Wrong> {
         return Err(Wrong::new(exec.at("interactiveMode"), "is not set; write Never"));
     }
     let mut config: ExecConfig = serde_json::from_value(Value::Object(map.clone())).map_err(|_| {
-        Wrong::new(exec.path.clone(), "cannot be read; args is a list of texts, env one of name and value")
+        Wrong::new(
+            exec.path.clone(),
+            "cannot be read; args is a list of strings, env a list of name and value",
+        )
     })?;
     if command.contains('/') {
         config.command = Some(user.directory.join(command).to_string_lossy().into_owned());
@@ -399,7 +402,7 @@ fn cluster_info(cluster: &Fields<'_>) -> Result<kube::config::ExecAuthCluster, W
     }
     let cluster: Cluster = serde_json::from_value(Value::Object(fields)).map_err(wrong)?;
     kube::config::ExecAuthCluster::try_from(&cluster)
-        .map_err(|_| Wrong::new("cluster", "cannot be told to the plugin"))
+        .map_err(|_| Wrong::new("cluster", "cannot be passed to the plugin"))
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ pub async fn follow(access: Access, known: watch::Sender<Peers>) {
                 let found: Peers = found.map(|at: SocketAddr| (at.ip().to_canonical(), at.port())).collect();
                 known.send_if_modified(|before| std::mem::replace(before, found.clone()) != found);
             }
-            Err(error) => debug!(host, %error, "cannot look up the API server's name; keeping what it meant"),
+            Err(error) => {
+                debug!(host, %error, "cannot resolve the API server's name; keeping its last addresses")
+            }
         }
         tokio::time::sleep(PERIOD).await;
     }

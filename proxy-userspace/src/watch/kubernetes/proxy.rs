@@ -133,8 +133,8 @@ fn split_at_port(entry: &str) -> (&str, Option<&str>) {
 /// The URL of a proxy. No text of it is shown: it may hold a password.
 fn usable(text: &str, source: &'static str) -> Result<Proxy, Unusable> {
     let fail = |reason: &str| Unusable { source, reason: reason.to_owned() };
-    let uri: Uri = text.trim().parse().map_err(|_| fail("is no URL such as http://proxy.example:3128"))?;
-    let authority = uri.authority().ok_or_else(|| fail("names no host; write http://HOST:PORT"))?;
+    let uri: Uri = text.trim().parse().map_err(|_| fail("is not a URL such as http://proxy.example:3128"))?;
+    let authority = uri.authority().ok_or_else(|| fail("has no host; write http://HOST:PORT"))?;
     let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
     let named = authority.as_str().contains('@');
     let (scheme, default) = match scheme.as_str() {
@@ -151,7 +151,7 @@ fn usable(text: &str, source: &'static str) -> Result<Proxy, Unusable> {
         None => format!("{}:{default}", authority.as_str().trim_end_matches(':')),
     };
     let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
-    Ok(Proxy { uri: uri.map_err(|_| fail("is no URL such as http://proxy.example:3128"))?, source })
+    Ok(Proxy { uri: uri.map_err(|_| fail("is not a URL such as http://proxy.example:3128"))?, source })
 }
 
 #[cfg(test)]

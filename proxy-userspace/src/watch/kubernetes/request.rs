@@ -34,7 +34,7 @@ impl Answer {
     /// The next bytes, none at the end.
     pub(super) async fn next(&mut self, idle: Duration) -> Result<Option<Bytes>, Failure> {
         loop {
-            let silent = |_| Failure::new(Reason::Timeout, format!("nothing came for {idle:?}"));
+            let silent = |_| Failure::new(Reason::Timeout, format!("nothing was received for {idle:?}"));
             match tokio::time::timeout(idle, self.body.frame()).await.map_err(silent)? {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(Failure::broken(&error)),

@@ -81,7 +81,7 @@ impl TokenFile {
         match text.trim() {
             "" => Err(format!("{path} is empty; write the token to it")),
             token => Authorization::bearer(token)
-                .ok_or_else(|| format!("{path} holds characters that no HTTP header may have")),
+                .ok_or_else(|| format!("{path} has characters that are not allowed in an HTTP header")),
         }
     }
 }

@@ -33,12 +33,12 @@ pub(super) enum ReadError {
 pub(super) fn read_text(path: &Path) -> Result<String, ReadError> {
     let unusable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => ReadError::Gone,
-        _ => ReadError::Failed(format!("cannot be read: {error}; what it held stays in force")),
+        _ => ReadError::Failed(format!("cannot be read: {error}; its last objects stay in force")),
     };
     let metadata = std::fs::metadata(path).map_err(unusable)?;
     // Reading a pipe would wait for a writer, and reading a device would never end.
     if !metadata.is_file() {
-        return Err(ReadError::Unusable("is no regular file; what it held stays in force".into()));
+        return Err(ReadError::Unusable("is not a regular file; its last objects stay in force".into()));
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(ReadError::Unusable(format!("has {} bytes, more than {MAX_FILE_BYTES}", metadata.len())));
@@ -46,6 +46,6 @@ pub(super) fn read_text(path: &Path) -> Result<String, ReadError> {
     let bytes = std::fs::read(path).map_err(unusable)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        ReadError::Unusable(format!("is no text (byte {at} is not UTF-8); what it held stays in force"))
+        ReadError::Unusable(format!("is not text (byte {at} is not UTF-8); its last objects stay in force"))
     })
 }

@@ -29,8 +29,12 @@ impl Manifests {
         definers.files.insert(path.clone());
         match definers.files.first() {
             Some(first) if first != path => {
-                let reason =
-                    format!("{} {} is defined in {} too, which counts", key.0, key.1, first.display());
+                let reason = format!(
+                    "{} {} is also defined in {}, which takes precedence",
+                    key.0,
+                    key.1,
+                    first.display()
+                );
                 self.report(path, None, &reason);
             }
             _ => {

@@ -38,7 +38,7 @@ pub(super) fn keeps_memory_flat(stage: &mut Stage) -> Result<()> {
     }
     println!("resident memory: {first:.1} MiB after {SETTLED} pods, at most {most:.1} MiB until {PODS}");
     ensure!(most <= GROWTH * first, "resident memory grew from {first:.1} to {most:.1} MiB");
-    stage.step("ports of the node lead to the last pod alone")?;
+    stage.step("host ports lead only to the last pod")?;
     stage.eventually(WITHIN, |stage| {
         let table = stage.shell("nft list table inet sluice-pods")?;
         let ports: BTreeSet<&str> =

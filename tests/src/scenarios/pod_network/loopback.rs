@@ -89,28 +89,30 @@ pub(super) fn answers(stage: &mut Stage) -> Result<()> {
     wire(stage)?;
     answer_the_node(stage)?;
     let node = format!("host/{NODE}");
-    stage.step("from ::1 itself the kernel leads nowhere, which is refused at once")?;
+    stage.step("from ::1 itself, the kernel has no route, and connections are refused at once")?;
     stage.fails(&node, "tcp://[::1]:8083", Fails::Refused)?;
     stage.fails("client", "tcp://192.168.77.11:8082", Fails::Any)?;
-    stage.step("what cannot be served is told")?;
-    for why in
-        ["hostIP ::1 answers processes of the node", "\"icmp\" is no protocol", "hostPort 70000 is no port"]
-    {
+    stage.step("host ports that cannot be served are reported")?;
+    for why in [
+        "hostIP ::1 answers only processes of the node",
+        "\"icmp\" is not a protocol",
+        "hostPort 70000 is not a port",
+    ] {
         is_told(stage, why)?;
     }
     stage.step(
-        "neither a neighbour nor a pod reaches what listens there, even where the kernel would let it",
+        "neither a neighbour nor a pod reaches a listener on loopback, even if the kernel would allow it",
     )?;
     // The kernel itself keeps neighbours out otherwise, and the rules would not be seen to.
     set_localnet_of_uplink(stage, 1)?;
     is_seen_by(stage, "end")?;
-    stage.step("without the rules both would")?;
+    stage.step("without the rules, both reach it")?;
     stage.lab.kill_proxy(NODE)?;
     stage.shell("nft flush chain inet sluice-pods loopback-guard")?;
     is_seen_by(stage, "client end pod")?;
     set_localnet_of_uplink(stage, 0)?;
     is_seen_by(stage, "end pod")?;
-    stage.step("cleanup leaves nothing open")?;
+    stage.step("after cleanup, neither reaches it")?;
     stage.shell("sluice cleanup")?;
     is_seen_by(stage, "end")
 }
@@ -127,7 +129,7 @@ fn set_localnet_of_uplink(stage: &Stage, value: u8) -> Result<()> {
 /// Those reach the node's loopback, and nobody else.
 fn is_seen_by(stage: &Stage, expected: &str) -> Result<()> {
     let seen = who_reaches_loopback(stage)?;
-    ensure!(seen == expected, "{seen} reach the node's loopback, not {expected}");
+    ensure!(seen == expected, "{seen} reach the node's loopback instead of {expected}");
     Ok(())
 }
 

@@ -102,18 +102,18 @@ impl Stage {
 pub(super) fn cannot_be_others(stage: &mut Stage) -> Result<()> {
     stage.lab.start_proxies(&Value::Null)?;
     stage.reaches_other_node()?;
-    stage.step("whoever is no node sends VXLAN to the node")?;
+    stage.step("a host that is not a node sends VXLAN to the node")?;
     let before = stage.dropped("tunnel_source")?;
     stage.send("client", "192.168.77.100", "192.168.77.11", 4789, WRAPPED)?;
     stage.one_more_is_dropped(before, "tunnel_source")?;
-    stage.step("a pod sends it to its own node")?;
+    stage.step("a pod sends VXLAN to its own node")?;
     stage.send("pod/user", "10.244.1.10", "192.168.77.11", 4789, WRAPPED)?;
     stage.one_more_is_dropped(before + 1, "tunnel_source")?;
-    stage.step("a pod sends it to another node")?;
+    stage.step("a pod sends VXLAN to another node")?;
     let before = stage.dropped("tunnel_forwarded")?;
     stage.send("pod/user", "10.244.1.10", "192.168.77.12", 4789, WRAPPED)?;
     stage.one_more_is_dropped(before, "tunnel_forwarded")?;
-    stage.step("a pod sends with the address of a pod of the other node")?;
+    stage.step("a pod sends from the address of a pod of the other node")?;
     let before = stage.dropped("pod_source")?;
     stage.shell_in(
         "pod/user",
@@ -127,12 +127,12 @@ pub(super) fn cannot_be_others(stage: &mut Stage) -> Result<()> {
         "pod/user",
         "ip address del 10.244.2.77/32 dev eth0; ip address del fd00:10:244:2::77/128 dev eth0",
     )?;
-    stage.step("honest pods are reached, and nothing of theirs was dropped")?;
+    stage.step("pods with their own addresses are reached, and none of their packets was dropped")?;
     stage.reaches_other_node()?;
-    ensure!(stage.dropped("pod_source")? == before + 2, "an honest packet was dropped");
-    ensure!(stage.dropped("pod_claim")? == 0, "a claim was dropped that nobody made");
+    ensure!(stage.dropped("pod_source")? == before + 2, "a packet with a valid source was dropped");
+    ensure!(stage.dropped("pod_claim")? == 0, "a claim was dropped that no pod made");
     nobody_has_them(stage)?;
-    stage.step("the node's links take no redirects and no source routes of pods")?;
+    stage.step("the node's links accept no redirects and no source routes from pods")?;
     let settings = stage.shell(
         "cd /proc/sys/net/ipv4/conf; for link in sl????????????; do cat $link/accept_redirects $link/send_redirects \
          $link/secure_redirects $link/accept_source_route; done | sort -u",
@@ -153,7 +153,7 @@ pub(super) fn cannot_be_others_beside_ebpf(stage: &mut Stage) -> Result<()> {
     for [service, nobody, user, endpoint] in
         FAMILIES.into_iter().filter(|[service, ..]| has || !service.contains(':'))
     {
-        stage.step(&format!("a pod asks {service} with the address of nobody"))?;
+        stage.step(&format!("a pod calls {service} from an address that no pod has"))?;
         stage.eventually(WITHIN, |stage| {
             let before = stage.metric(BY_PROGRAMS)?;
             stage.forge("pod/user", (nobody, 4001), (service, 53))?;
@@ -168,15 +168,15 @@ pub(super) fn cannot_be_others_beside_ebpf(stage: &mut Stage) -> Result<()> {
         ensure!(came == 0, "{came} packets came to the endpoint");
         let after = stage.dropped("pod_source")?;
         ensure!(after > before.1 && before.0 != stage.metric(BY_PROGRAMS)?, "{after} after {}", before.1);
-        stage.step(&format!("a pod asks {service} with its own address, and another one answers first"))?;
-        ensure!(asked(stage, user, "udp dst port 8080")? == 1, "the question did not come");
+        stage.step(&format!("a pod calls {service} from its own address, and another pod answers first"))?;
+        ensure!(asked(stage, user, "udp dst port 8080")? == 1, "the request did not arrive");
         let came = stage.captured("user", "udp dst port 4001", |stage| {
             stage.forge("pod/a1", (endpoint, 8080), (user, 4001))
         })?;
-        ensure!(came == 0, "{came} answers came from one who is not {endpoint}");
+        ensure!(came == 0, "{came} answers came from a pod that is not {endpoint}");
         ensure!(stage.dropped("pod_source")? > after, "it was not counted");
     }
-    stage.step("honest pods are served, and nothing of theirs was dropped")?;
+    stage.step("pods with their own addresses are served, and none of their packets was dropped")?;
     let before = stage.metric(BY_PROGRAMS)?;
     stage.point_web_to(&["a1", "b1"])?;
     for to in [WEB, WEB_UDP] {
@@ -186,8 +186,8 @@ pub(super) fn cannot_be_others_beside_ebpf(stage: &mut Stage) -> Result<()> {
     for [service, _, user, _] in FAMILIES.into_iter().filter(|[service, ..]| has || !service.contains(':')) {
         stage.forge("pod/user", (user, 4002), (service, 53))?;
     }
-    ensure!(stage.metric(BY_PROGRAMS)? == before, "an honest packet was dropped");
-    stage.step("where sources are not checked any may be used")?;
+    ensure!(stage.metric(BY_PROGRAMS)? == before, "a packet with a valid source was dropped");
+    stage.step("without checkSources, any source address can be used")?;
     stage.lab.kill_program(NODE, &ebpf)?;
     let unchecked = json!({"sluice": {"podNetwork": {"checkSources": false}}});
     stage.lab.start_program(NODE, &ebpf, &unchecked)?;
@@ -205,7 +205,7 @@ pub(super) fn cannot_be_others_beside_ebpf(stage: &mut Stage) -> Result<()> {
 /// Who asks for an address that no pod has is told at once, and no packet of it leaves the node.
 fn nobody_has_them(stage: &mut Stage) -> Result<()> {
     for to in ["tcp://10.244.1.200:8080", "tcp://[fd00:10:244:1::200]:8080"] {
-        stage.step(&format!("{to} is no pod"))?;
+        stage.step(&format!("{to} is not the address of a pod"))?;
         let (request, node) = (ProbeRequest::one(to)?, From::Host(NODE.to_owned()));
         // In the node's own directory, which goes with the lab.
         let file = stage.shell("printf %s $PWD/nobody.pcap")?.into();
@@ -214,7 +214,7 @@ fn nobody_has_them(stage: &mut Stage) -> Result<()> {
         let attempts = stage.lab.probe(&From::Pod("user".to_owned()), request, None)?;
         let took = begun.elapsed();
         let left = capture.finish()?;
-        ensure!(left.count == 0, "it left by the uplink: {}", left.brief);
+        ensure!(left.count == 0, "it left through the uplink: {}", left.brief);
         match attempts.first().map(|attempt| &attempt.outcome) {
             Some(Outcome::Error(_)) => {}
             other => bail!("{to}: no error at once but {other:?}, after {took:?}"),
