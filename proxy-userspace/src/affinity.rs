@@ -75,8 +75,8 @@ impl Told {
 
 fn event(table: &str, Usage { entries, capacity }: Usage, consequence: &str) -> Event {
     Event::many_clients(format!(
-        "table {table} on this node holds {entries} clients of Services with ClientIP affinity, and has \
-         room for {capacity}; when it is full, {consequence}"
+        "table {table} on this node holds {entries} clients of Services with ClientIP affinity, of at \
+         most {capacity}; when it is full, {consequence}"
     ))
 }
 

@@ -120,7 +120,8 @@ fn what_the_kernel_refuses_of_one_service_keeps_no_other_out() {
         assert!(get(10256, "/livez").starts_with("HTTP/1.0 200"));
         let log = std::fs::read_to_string(&daemon.log).unwrap();
         for service in [a, d, e].map(|n| format!("default/s{n}")) {
-            let lines = log.lines().filter(|line| line.contains("refuses what") && line.contains(&service));
+            let lines =
+                log.lines().filter(|line| line.contains("refuses operations") && line.contains(&service));
             assert_eq!(lines.count(), 1, "{log}");
         }
         assert!(log.contains("os error 23"), "{log}");

@@ -60,7 +60,10 @@ async fn a_table_of_clients_that_gets_full_is_told_of_the_node_once() {
     let event: Value = api.events()[0].clone();
     assert_eq!((&event["regarding"]["kind"], &event["type"]), (&"Node".into(), &"Warning".into()));
     let note = event["note"].as_str().unwrap();
-    assert!(note.contains("81 clients") && note.contains("of 100") && note.contains("affinity6"), "{note}");
+    assert!(
+        note.contains("81 clients") && note.contains("of at most 100") && note.contains("affinity6"),
+        "{note}"
+    );
 }
 
 #[test]
