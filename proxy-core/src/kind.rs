@@ -124,7 +124,8 @@ impl Kind {
         Kind::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// The path of its objects in all namespaces, such as `/apis/discovery.k8s.io/v1/endpointslices`.
+    /// The path of its objects in all namespaces, such as
+    /// `/apis/discovery.k8s.io/v1/endpointslices`.
     #[must_use]
     pub fn path(self) -> String {
         let Entry { api_version, plural, .. } = self.entry();

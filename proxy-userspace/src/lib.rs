@@ -1,8 +1,8 @@
 //! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
 //!
-//! [`run`] puts the parts together. Effects only; every decision is in `sluice-core`. The parts talk through channels: `watch` →
-//! events → [`reconcile`] → [`backend`] → kernel, and from `reconcile` to [`conntrack`],
-//! [`optout`], [`loopback`], [`health`] and [`metrics`].
+//! [`run`] puts the parts together. Effects only; every decision is in `sluice-core`. The parts
+//! talk through channels: `watch` → events → [`reconcile`] → [`backend`] → kernel, and from
+//! `reconcile` to [`conntrack`], [`optout`], [`loopback`], [`health`] and [`metrics`].
 
 pub mod addresses;
 pub mod affinity;

@@ -1,4 +1,5 @@
-//! Whether this process may, and the kernel can, do what the backend needs; and which backend it is.
+//! Whether this process may, and the kernel can, do what the backend needs; and which backend it
+//! is.
 
 use sluice_sys::bpf::{BpfError, Directory};
 use sluice_sys::capability;
