@@ -13,7 +13,6 @@ use serde_json::Value;
 use crate::interrupt;
 use crate::lab::plugin::PodNetwork;
 use crate::lab::{Lab, LabOptions};
-use crate::patience;
 use crate::topology::Topology;
 use measure::{Elements, Measures, differences, elements, kernel_memory, memory};
 use work::{Deed, Traffic, Work};
@@ -50,16 +49,11 @@ const PATIENCE: u32 = 4;
 /// Between two looks at memory.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How many times longer than usual a connection may take: 12 s, so that none fails only because
-/// the machine is busy.
-const PATIENCE_OF_CONNECTIONS: u32 = 8;
-
 /// Runs it, prints what was done and what became of it; fails if a limit is broken.
 pub fn run(options: LabOptions, arguments: Arguments) -> Result<()> {
     let topology: Topology = serde_json::from_str(TOPOLOGY)?;
     let mode = options.proxy.mode().to_owned();
     let options = LabOptions { pod_network: PodNetwork::Sluice, ..options };
-    patience::set(PATIENCE_OF_CONNECTIONS);
     let mut lab = Lab::create(&topology, options)?;
     let mut work = Work::new(arguments.minutes / 60.0);
     work.begin(&lab)?;

@@ -24,14 +24,12 @@ pub fn set_pod_sources(maps: &Maps, wanted: &BTreeMap<u32, PodSources>) -> Resul
     let map = maps.get("POD_SOURCES")?;
     let held: BTreeSet<PodSource> = map.values::<PodSource, u32>()?.into_iter().map(|(key, _)| key).collect();
     let change = difference(&held, wanted);
-    let put = || change.put.iter().try_for_each(|key| map.put_value(key, &0u32));
-    let done = put();
-    // Also when the map is full: pods that are gone have no address any more.
+    // Room first.
     for key in &change.delete {
         map.delete(key.bytes())?;
     }
-    if done.is_err() {
-        put()?;
+    for key in &change.put {
+        map.put_value(key, &0u32)?;
     }
     Ok(change.put.len() + change.delete.len())
 }

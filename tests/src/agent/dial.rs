@@ -60,11 +60,10 @@ pub fn probe(request: &ProbeRequest) -> Vec<Attempt> {
     attempts
 }
 
-/// One connection, its answer awaited, with as much more time as everything has on this machine.
+/// One connection, its answer awaited, with a patience of one's own for each.
 #[must_use]
-pub fn attempt(target: Target) -> Outcome {
-    let limit = patience::stretched(PATIENCE);
-    attempt_for(target, limit, limit)
+pub fn attempt(target: Target, patience: Duration) -> Outcome {
+    attempt_for(target, patience, patience)
 }
 
 /// The same with a patience of one's own for stream connections.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::dial::attempt;
+use super::dial::{PATIENCE, attempt};
 use super::lock;
 use super::protocol::{LoadRequest, LoadStatus, Outcome};
 
@@ -72,7 +72,7 @@ impl Shared {
         let Some(target) = self.request.targets.get(index) else { return false };
         lock(&self.status).under_way += 1;
         let begun = Instant::now();
-        let outcome = attempt(*target);
+        let outcome = attempt(*target, self.request.patience.unwrap_or(PATIENCE));
         let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut status = lock(&self.status);
         status.under_way -= 1;
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_counted_and_described() {
-        let request =
-            LoadRequest { targets: vec!["tcp://127.0.0.1:1".parse().unwrap()], per_second: 100, seconds: 60 };
+        let targets = vec!["tcp://127.0.0.1:1".parse().unwrap()];
+        let request = LoadRequest { targets, per_second: 100, seconds: 60, patience: None };
         let load = Load::start(request);
         let end = Instant::now() + Duration::from_secs(10);
         while load.status().opened < 30 && Instant::now() < end {

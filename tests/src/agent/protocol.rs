@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,9 @@ pub struct LoadRequest {
     pub per_second: u64,
     /// When it ends by itself
     pub seconds: u64,
+    /// How long a connection may take to be made, and its answer; the agent's own patience when not
+    /// given
+    pub patience: Option<Duration>,
 }
 
 /// How a load fares.

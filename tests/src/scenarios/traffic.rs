@@ -134,7 +134,7 @@ impl Stage {
             self.lab.agent(&place(from)?)?.hold(id, target, true)?;
         }
         for (from, to) in [("pod/user", inside.as_slice()), ("client", &outside)] {
-            let load = LoadRequest { targets: targets(to)?, per_second, seconds: LIMIT };
+            let load = LoadRequest { targets: targets(to)?, per_second, seconds: LIMIT, patience: None };
             self.lab.agent(&place(from)?)?.load(LOAD, load)?;
         }
         Ok(())

@@ -275,6 +275,8 @@ const HELD: [(&str, &str, &str); 3] = [
 ];
 const LOAD: &str = "soak";
 const PER_SECOND: u64 = 10;
+/// As in bursts: no connection fails only because the machine is busy.
+const CONNECTION: Duration = Duration::from_secs(12);
 /// Longer than any soak.
 const LIMIT: u64 = 1_000_000;
 const POLL: Duration = Duration::from_millis(100);
@@ -309,8 +311,10 @@ impl Traffic {
         for (from, targets) in LOADS {
             let targets = targets.iter().map(|text| target(text)).collect::<Result<Vec<_>>>()?;
             answered(lab, from, &targets)?;
-            lab.agent(&place(from)?)?
-                .load(LOAD, LoadRequest { targets, per_second: PER_SECOND, seconds: LIMIT })?;
+            lab.agent(&place(from)?)?.load(
+                LOAD,
+                LoadRequest { targets, per_second: PER_SECOND, seconds: LIMIT, patience: Some(CONNECTION) },
+            )?;
         }
         if held {
             for (id, from, to) in HELD {
