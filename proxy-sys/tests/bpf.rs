@@ -185,6 +185,32 @@ fn links_follow_interfaces_and_come_back_when_somebody_takes_them() {
 }
 
 #[test]
+fn programs_for_packets_without_an_ethernet_header_are_loaded_when_an_interface_has_such() {
+    Lab::run(|here| {
+        here.veth("v0", "v1");
+        let mut instance = open(here).unwrap();
+        instance.attach(devices(&["v0"])).unwrap();
+        assert_eq!(here.loaded("ingress"), 1);
+        assert_eq!((here.loaded("ingress_raw"), here.loaded("egress_raw")), (0, 0));
+        let mut both = devices(&["v0", "v1"]);
+        both[1].layer = Layer::Raw;
+        let done = instance.attach(both.clone()).unwrap();
+        assert_eq!((done.attached, done.failures.len()), (2, 0), "{:?}", done.failures);
+        assert_eq!((here.loaded("ingress_raw"), here.loaded("egress_raw")), (1, 1));
+        // With another map they are replaced together with the others.
+        instance.make_room([("ENDPOINTS", 10_000)]).unwrap();
+        assert_eq!(
+            (here.loaded("ingress"), here.loaded("ingress_raw"), here.loaded("egress_raw")),
+            (1, 1, 1)
+        );
+        drop(instance);
+        let done = open(here).unwrap().attach(both).unwrap();
+        assert_eq!((done.attached, done.updated, done.failures.len()), (0, 12, 0), "{:?}", done.failures);
+        assert_eq!((here.loaded("ingress"), here.loaded("ingress_raw")), (1, 1));
+    });
+}
+
+#[test]
 fn links_move_to_another_cgroup() {
     Lab::run(|here| {
         let mut instance = open(here).unwrap();

@@ -272,19 +272,37 @@ impl Instance {
         }
         let is_staged = |name| staged.0.iter().any(|map| map.name() == name);
         let path = |name| if is_staged(name) { directory.next_map(name) } else { directory.map(name) };
-        load::load(self.options.object, load::names(), |name| Some(path(name)), self.options.messages)
+        let pins = |name| Some(path(name));
+        // One reader follows the messages of programs that were loaded together.
+        if self.options.messages || self.programs.has(RAW[0]) {
+            load::load(self.options.object, load::names(), pins, self.options.messages)
+        } else {
+            load::load(self.options.object, load::names_of_every_node(), pins, false)
+        }
+    }
+
+    /// Loads the programs for packets without an Ethernet header, unless they are loaded. Few nodes
+    /// have interfaces with such packets, and the verifier takes as long for these programs as for
+    /// those of Ethernet.
+    fn load_raw(&mut self) -> Result<(), BpfError> {
+        if self.programs.has(RAW[0]) {
+            return Ok(());
+        }
+        let directory = &self.options.directory;
+        self.programs.add(load::load(self.options.object, RAW, |name| Some(directory.map(name)), false)?);
+        Ok(())
     }
 
     /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the
     /// place of a predecessor's. Interfaces that cannot have them are told; the others have them.
     /// After the first time only interfaces that come or go are looked at.
     pub fn attach(&mut self, devices: Vec<Device>) -> Result<Links, BpfError> {
+        let now = devices.clone();
         let Some(before) = self.devices.replace(devices) else {
             let mut done = self.check_links()?;
             done.removed += self.options.directory.remove_others()?;
             return Ok(done);
         };
-        let now = self.devices.as_deref().unwrap_or_default();
         let indices: BTreeSet<u32> = now.iter().map(|device| device.index).collect();
         let known: BTreeSet<&Device> = before.iter().collect();
         let mut done = Links::default();
@@ -302,14 +320,14 @@ impl Instance {
     /// repairs what is not so. It is cheap: three system calls for each link, one for each map.
     pub fn check_links(&mut self) -> Result<Links, BpfError> {
         let mut done = Links { pinned: self.keep_pins()?, ..Links::default() };
-        let Some(devices) = &self.devices else { return Ok(done) };
+        let Some(devices) = self.devices.clone() else { return Ok(done) };
         let directory = self.options.directory.links();
         for (name, attach_type) in SOCKET.into_iter().zip(links::SOCKET) {
             let target = Target::Cgroup(&self.options.cgroup);
             done.count(links::ensure(&directory.join(name), self.programs.get(name)?, attach_type, target)?);
         }
         let mut names: BTreeSet<String> = SOCKET.into_iter().map(str::to_owned).collect();
-        for device in devices {
+        for device in &devices {
             names.extend(ETHERNET.map(|direction| link_name(direction, device.index)));
             self.attach_device(device, &mut done);
         }
@@ -323,7 +341,7 @@ impl Instance {
     }
 
     /// Attaches the programs to an interface.
-    fn attach_device(&self, device: &Device, done: &mut Links) {
+    fn attach_device(&mut self, device: &Device, done: &mut Links) {
         match self.try_attach(device, done) {
             // It went while we were at it.
             Err(error) if error.errno() == Some(libc::ENODEV) => {}
@@ -340,7 +358,10 @@ impl Instance {
         if !self.tcx && clsact::remove(device.index).unwrap_or(false) { removed + 2 } else { removed }
     }
 
-    fn try_attach(&self, device: &Device, done: &mut Links) -> Result<(), BpfError> {
+    fn try_attach(&mut self, device: &Device, done: &mut Links) -> Result<(), BpfError> {
+        if device.layer == Layer::Raw {
+            self.load_raw()?;
+        }
         let directory = self.options.directory.links();
         for (at, name) in device.layer.programs().into_iter().enumerate() {
             let program = self.programs.get(name)?;

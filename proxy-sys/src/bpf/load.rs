@@ -40,11 +40,25 @@ impl Programs {
     pub(super) fn get(&self, name: &str) -> Result<&Program, BpfError> {
         self.by_name.get(name).ok_or_else(|| BpfError::Object(format!("there is no program {name}")))
     }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Adds programs that were loaded later, with the same maps.
+    pub(super) fn add(&mut self, more: Programs) {
+        self.by_name.extend(more.by_name);
+    }
 }
 
 /// Names of all programs.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    SOCKET.into_iter().chain(ETHERNET).chain(RAW).chain([END_FLOW])
+    names_of_every_node().chain(RAW)
+}
+
+/// Names of the programs that are needed on every node.
+pub(super) fn names_of_every_node() -> impl Iterator<Item = &'static str> {
+    SOCKET.into_iter().chain(ETHERNET).chain([END_FLOW])
 }
 
 /// Checks that the object's maps are those of the layout.

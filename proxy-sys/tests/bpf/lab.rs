@@ -90,6 +90,18 @@ impl Lab {
         paths.iter().map(|path| link(path)).collect()
     }
 
+    /// How many programs of a name are loaded that use this lab's flow table.
+    pub(crate) fn loaded(&self, name: &str) -> usize {
+        let flows = self.directory().path().join(format!("v{}/maps/FLOWS", sluice_common::LAYOUT));
+        let map = json(&format!("map show pinned {}", flows.display()));
+        let programs = json("prog show");
+        let uses = |program: &&serde_json::Value| {
+            program["name"] == name
+                && program["map_ids"].as_array().is_some_and(|ids| ids.contains(&map["id"]))
+        };
+        programs.as_array().unwrap().iter().filter(uses).count()
+    }
+
     /// A shell in the cgroup, ended by [`tell_end`].
     pub(crate) fn client(&self, script: &str) -> Child {
         let procs = self.cgroup.join("cgroup.procs");
@@ -118,6 +130,11 @@ pub(crate) fn output(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What bpftool says.
+fn json(arguments: &str) -> serde_json::Value {
+    serde_json::from_str(&output("bpftool", &format!("--json {arguments}"))).unwrap()
 }
 
 pub(crate) fn index(name: &str) -> u32 {
