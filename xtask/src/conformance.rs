@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::cluster_tools;
-use crate::machine::{self, root, run as run_command};
+use crate::machine::{self, Programs, root, run as run_command};
 use crate::vm::kernels::Series;
 
 /// Arguments of the conformance command.
@@ -45,10 +45,14 @@ pub(crate) struct Arguments {
 /// Runs cases; fails unless every selected case passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
-    let programs = machine::build()?;
+    run_with(&machine::build()?, arguments)
+}
+
+/// Runs cases with these programs.
+pub(crate) fn run_with(programs: &Programs, arguments: &Arguments) -> Result<()> {
     let cases = if arguments.cases.is_empty() { vec![directory()] } else { arguments.cases.clone() };
     if let Some(series) = arguments.vm {
-        return in_vm::run(arguments, series, &programs, &cases);
+        return in_vm::run(arguments, series, programs, &cases);
     }
     let mut command = Command::new(&programs.conformance);
     command.args(["run", "--proxy", &arguments.proxy, "--source", &arguments.source]);

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::built_tests::BuiltTests;
 use crate::machine::{cargo, run as run_command, target_directory};
 
 /// As many as CI has time for: all targets together take some two minutes on two cores.
@@ -97,8 +98,21 @@ const TARGETS: &[Target] = &[
     },
 ];
 
-/// Runs the targets; fails, after all of them, if one failed.
+/// Builds the targets' packages and runs the targets; fails, after all of them, if one failed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    run_with(arguments, |target| Ok(of_package(target, inputs(target, arguments))))
+}
+
+/// Runs all targets with programs that are there.
+pub(crate) fn run_built(tests: &BuiltTests) -> Result<()> {
+    run_with(&Arguments::default(), |target| {
+        let program = target.program.last().copied().unwrap_or_default();
+        tests.command(target.package, program)
+    })
+}
+
+/// Runs the targets by commands that want only a test's arguments.
+fn run_with(arguments: &Arguments, command: impl Fn(&Target) -> Result<Command>) -> Result<()> {
     let targets = select(&arguments.only)?;
     ensure!(
         arguments.input.is_none() || targets.len() == 1,
@@ -107,7 +121,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut failed = Vec::new();
     for target in targets {
         println!("fuzzing {}", target.name);
-        if let Err(error) = run_command(&mut command(target, arguments)) {
+        let done =
+            command(target).and_then(|mut command| run_command(options(&mut command, target, arguments)));
+        if let Err(error) = done {
             println!("{}: {error:#}", target.name);
             failed.push(target.name);
         }
@@ -138,14 +154,24 @@ fn files() -> PathBuf {
     target_directory().join("fuzz")
 }
 
-fn command(target: &Target, arguments: &Arguments) -> Command {
-    let inputs = arguments.inputs.unwrap_or(INPUTS / target.slower);
+fn inputs(target: &Target, arguments: &Arguments) -> u64 {
+    arguments.inputs.unwrap_or(INPUTS / target.slower)
+}
+
+/// Builds a target's package and runs the target's program.
+fn of_package(target: &Target, inputs: u64) -> Command {
     let mut command = cargo(&["test", "--quiet", "--package", target.package]);
     if inputs >= MANY {
         command.arg("--release").args(checked());
     }
-    let inputs = inputs.to_string();
-    command.args(target.program).args(["--", "--nocapture"]).args(target.tests);
+    command.args(target.program).arg("--");
+    command
+}
+
+/// Tells a target's program what to do.
+fn options<'a>(command: &'a mut Command, target: &Target, arguments: &Arguments) -> &'a mut Command {
+    let inputs = inputs(target, arguments).to_string();
+    command.arg("--nocapture").args(target.tests);
     // Backtraces of thousands of inputs that are tried while one is made smaller take long.
     command.env("RUST_BACKTRACE", "0").env("SLUICE_FUZZ_FILES", files());
     command.env("SLUICE_FUZZ_INPUTS", &inputs).env("PROPTEST_CASES", &inputs);
@@ -180,7 +206,7 @@ mod tests {
     #[test]
     fn many_inputs_are_read_by_optimized_code_with_checks() {
         let of = |inputs| {
-            let command = command(&TARGETS[0], &Arguments { inputs: Some(inputs), ..Arguments::default() });
+            let command = of_package(&TARGETS[0], inputs);
             command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>()
         };
         assert!(!of(MANY - 1).contains(&"--release".to_owned()));

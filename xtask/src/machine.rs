@@ -99,7 +99,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// The programs that labs need, built with optimization.
+/// The programs that labs need.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     /// The daemon.
@@ -108,7 +108,15 @@ pub(crate) struct Programs {
     pub(crate) conformance: PathBuf,
 }
 
-/// Builds the programs.
+impl Programs {
+    /// Where cargo puts them with a profile.
+    pub(crate) fn of(profile: &str) -> Self {
+        let directory = target_directory().join(profile);
+        Self { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") }
+    }
+}
+
+/// Builds the programs with optimization.
 pub(crate) fn build() -> Result<Programs> {
     build_ebpf::prepare()?;
     println!("building sluice (release)");
@@ -123,8 +131,7 @@ pub(crate) fn build() -> Result<Programs> {
         "--package",
         "sluice-tests",
     ]))?;
-    let directory = target_directory().join("release");
-    Ok(Programs { sluice: directory.join("sluice"), conformance: directory.join("sluice-conformance") })
+    Ok(Programs::of("release"))
 }
 
 /// Where cargo builds.

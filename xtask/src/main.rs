@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod built_tests;
 mod bursts;
 mod cluster_tools;
 mod cni_suite;

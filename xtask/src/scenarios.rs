@@ -44,9 +44,13 @@ const VM_MEMORY: u32 = 4096;
 /// Runs scenarios; fails unless every selected one passed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
+    run_with(&machine::build()?, arguments)
+}
+
+/// Runs scenarios with these programs.
+pub(crate) fn run_with(programs: &Programs, arguments: &Arguments) -> Result<()> {
     machine::install(&CONTAINERS)?;
     let tools = cluster_tools::build(arguments.cluster.kubernetes)?;
-    let programs = machine::build()?;
     let mut argv = vec!["scenarios".to_owned(), "--sluice".to_owned(), programs.sluice.display().to_string()];
     argv.extend(["--cluster-tools".to_owned(), tools.display().to_string()]);
     if !arguments.only.is_empty() {
@@ -60,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let patience = arguments.patience.unwrap_or(usual).max(usual);
     argv.extend(["--patience".to_owned(), patience.to_string()]);
     if let Some(series) = arguments.vm {
-        return in_vm(arguments, series, &programs, argv);
+        return in_vm(arguments, series, programs, argv);
     }
     let mut command = Command::new(&programs.conformance);
     command.args(argv);

@@ -9,6 +9,7 @@ use anyhow::Result;
 use sluice_skips::Why;
 
 use crate::build_ebpf;
+use crate::built_tests::BuiltTests;
 use crate::bursts;
 use crate::cluster_tools::{self, Kubernetes};
 use crate::cni_suite;
@@ -40,18 +41,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let required = skips::Required::of_environment()?;
     skips::begin()?;
     machine::prepare()?;
-    let programs = machine::build()?;
+    let tests = BuiltTests::build()?;
     let mut suites = Suites::default();
     if arguments.vm {
-        in_vms::all(&mut suites, &programs)?;
+        in_vms::all(&mut suites, &tests)?;
     } else {
-        of_this_machine(&mut suites, &programs);
+        of_this_machine(&mut suites, &tests);
     }
     suites.run("skipped tests", || skips::account(required));
     Ok(suites.finish())
 }
 
-fn of_this_machine(suites: &mut Suites, programs: &Programs) {
+fn of_this_machine(suites: &mut Suites, tests: &BuiltTests) {
+    let programs = &tests.programs;
     let tools = with_go(suites);
     suites.run("unit, property and kernel tests", || cargo_tests(tools.as_deref()));
     let name = "comparison of the eBPF programs with their record";
@@ -60,29 +62,32 @@ fn of_this_machine(suites: &mut Suites, programs: &Programs) {
         Ok(None) => suites.run(name, build_ebpf::check),
         Err(error) => suites.run(name, || Err(error)),
     }
-    suites.run("fuzzing of readers", || fuzz::run(&fuzz::Arguments::default()));
+    suites.run("fuzzing of readers", || fuzz::run_built(tests));
     suites.run("self-test of the conformance runner", || {
         run_command(Command::new(&programs.conformance).args(["self-test", "--sluice"]).arg(&programs.sluice))
     });
     for pod_network in ["lab", "sluice"] {
         for proxy in ["nftables", "ebpf"] {
-            run_cases(suites, proxy, "manifests", pod_network);
+            run_cases(suites, programs, proxy, "manifests", pod_network);
         }
     }
     suites.run("the same experiments in modes nftables and ebpf", || {
-        torture::run(&torture::Arguments { short: true, patience: PATIENCE, ..torture::Arguments::default() })
+        let arguments =
+            torture::Arguments { short: true, patience: PATIENCE, ..torture::Arguments::default() };
+        torture::run_with(programs, &arguments)
     });
     suites.run("bursts of connections with reused ports", || bursts::some(programs));
-    in_vms::smoke(suites, programs);
+    in_vms::smoke(suites, tests);
     if tools.is_none() {
         let lack = Why::lack("go", "it builds Kubernetes and etcd");
         return suites.skip("cases with a real API server, scenarios, CNI tests", lack);
     }
     for proxy in ["nftables", "ebpf", "kube-proxy-nftables"] {
-        run_cases(suites, proxy, "api", "lab");
+        run_cases(suites, programs, proxy, "api", "lab");
     }
     suites.run("scenarios", || {
-        scenarios::run(&scenarios::Arguments { patience: Some(PATIENCE), ..scenarios::Arguments::default() })
+        let arguments = scenarios::Arguments { patience: Some(PATIENCE), ..scenarios::Arguments::default() };
+        scenarios::run_with(programs, &arguments)
     });
     suites
         .run("integration tests of containernetworking/plugins with sluice-cni", || cni_suite::run(programs));
@@ -115,10 +120,11 @@ fn cargo_tests(tools: Option<&Path>) -> Result<()> {
 }
 
 /// Runs all cases with a proxy, a source of objects and a pod network.
-fn run_cases(suites: &mut Suites, proxy: &str, source: &str, pod_network: &str) {
+fn run_cases(suites: &mut Suites, programs: &Programs, proxy: &str, source: &str, pod_network: &str) {
     let name = format!("conformance: {proxy}, objects from {source}, pod network {pod_network}");
     let pod_network = pod_network.to_owned();
-    suites.run(&name, || conformance::run(&conformance::Arguments { pod_network, ..cases(proxy, source) }));
+    let arguments = conformance::Arguments { pod_network, ..cases(proxy, source) };
+    suites.run(&name, || conformance::run_with(programs, &arguments));
 }
 
 /// All cases with a proxy and a source of objects.

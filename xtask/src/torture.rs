@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::machine::{self, root, run as run_command};
+use crate::machine::{self, Programs, root, run as run_command};
 
 /// Arguments of the torture command.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -25,8 +25,12 @@ pub(crate) struct Arguments {
 /// docs/differences.md does not name.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     machine::prepare()?;
+    run_with(&machine::build()?, arguments)
+}
+
+/// Does them with these programs.
+pub(crate) fn run_with(programs: &Programs, arguments: &Arguments) -> Result<()> {
     machine::install(&[("ethtool", "ethtool")])?;
-    let programs = machine::build()?;
     let mut command = Command::new(&programs.conformance);
     command.arg("torture").arg("--sluice").arg(&programs.sluice);
     command.arg("--documented").arg(root().join("docs/differences.md"));

@@ -1,16 +1,15 @@
 //! Tests in VMs: a few of them every time, all when asked for.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Result, bail};
 use sluice_skips::Why;
 
+use crate::built_tests::BuiltTests;
 use crate::cluster_tools;
 use crate::conformance;
-use crate::machine::{self, Programs, cargo, run as run_command};
+use crate::machine::{self, run as run_command};
 use crate::scenarios;
 use crate::suites::Suites;
 use crate::vm::kernels::{self, Series};
@@ -102,23 +101,24 @@ pub(super) fn kernel_of_tests() -> Result<Option<PathBuf>> {
 }
 
 /// Runs the tests of every time: IPVS, which this machine may lack, and cases of each backend.
-pub(super) fn smoke(suites: &mut Suites, programs: &Programs) {
+pub(super) fn smoke(suites: &mut Suites, tests: &BuiltTests) {
     if let Some(obstacle) = obstacle() {
         return suites.skip("tests in VMs", Why::lack("vm", obstacle));
     }
-    suites.run("kernel tests of IPVS in a VM", || kernel_tests(OLDEST));
+    suites.run("kernel tests of IPVS in a VM", || kernel_tests(OLDEST, tests));
     for name in ["nodes_with_ipvs", "nodes_with_the_pod_network"] {
-        suites.run(&format!("nodes that are VMs: {name}"), || nodes(OLDEST, programs, name));
+        suites.run(&format!("nodes that are VMs: {name}"), || nodes(OLDEST, tests, name));
     }
     for (backend, names) in SMOKE {
-        suites
-            .run(&format!("some cases in a VM: {backend}"), || run_cases(backend, OLDEST, places_of(names)));
+        suites.run(&format!("some cases in a VM: {backend}"), || {
+            run_cases(backend, OLDEST, tests, places_of(names))
+        });
     }
 }
 
 /// Runs everything: all cases with each backend, nodes, scenarios and the tests of VMs, under each
 /// kernel.
-pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
+pub(super) fn all(suites: &mut Suites, tests: &BuiltTests) -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!("VMs are not possible: {obstacle}");
     }
@@ -126,16 +126,16 @@ pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
         kernels::get(series, false)?;
         let name = |what: &str| format!("Linux {series}: {what}");
         suites.run(&name("tests of VMs"), || {
-            let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "vm"]);
-            run_command(tests.env(KERNEL_VARIABLE, kernels::directory(series)))
+            let mut vm = tests.command("sluice-tests", "vm")?;
+            run_command(vm.env(KERNEL_VARIABLE, kernels::directory(series)))
         });
-        suites.run(&name("kernel tests"), || kernel_tests(series));
-        suites.run(&name("nodes"), || nodes(series, programs, ""));
+        suites.run(&name("kernel tests"), || kernel_tests(series, tests));
+        suites.run(&name("nodes"), || nodes(series, tests, ""));
         for backend in BACKENDS {
-            suites.run(&name(backend), || run_cases(backend, series, Vec::new()));
+            suites.run(&name(backend), || run_cases(backend, series, tests, Vec::new()));
         }
         if cluster_tools::has_go() {
-            suites.run(&name("scenarios"), || run_scenarios(series));
+            suites.run(&name("scenarios"), || run_scenarios(series, tests));
         } else {
             suites.skip(&name("scenarios"), Why::lack("go", "it builds the real API server"));
         }
@@ -144,37 +144,29 @@ pub(super) fn all(suites: &mut Suites, programs: &Programs) -> Result<()> {
 }
 
 /// The tests of IPVS and dummy links against the kernel.
-fn kernel_tests(series: Series) -> Result<()> {
-    let mut build = cargo(&["test", "--package", "sluice-sys", "--test", "ipvs", "--no-run", "--quiet"]);
-    build.arg("--message-format=json").stderr(Stdio::inherit());
-    let output = build.output().context("starting cargo")?;
-    ensure!(output.status.success(), "the tests of sluice-sys cannot be built");
-    let test = executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no test")?;
+fn kernel_tests(series: Series, tests: &BuiltTests) -> Result<()> {
+    let test = tests.command("sluice-sys", "ipvs")?.get_program().to_string_lossy().into_owned();
     runner::run_alone(series, &["ipvs"], vec![test], TESTS_LIMIT)
 }
 
-/// The executable that cargo's messages name.
-fn executable(messages: &str) -> Option<String> {
-    let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages.find_map(|message| Some(message.get("executable")?.as_str()?.to_owned()))
-}
-
 /// Services on nodes that are VMs: the tests of a name, or all.
-fn nodes(series: Series, programs: &Programs, name: &str) -> Result<()> {
-    let mut tests = cargo(&["test", "--quiet", "--package", "sluice-tests", "--test", "nodes", "--", name]);
-    tests.env(KERNEL_VARIABLE, kernels::directory(series)).env(SLUICE_VARIABLE, &programs.sluice);
-    run_command(&mut tests)
+fn nodes(series: Series, tests: &BuiltTests, name: &str) -> Result<()> {
+    let mut nodes = tests.command("sluice-tests", "nodes")?;
+    nodes.env(KERNEL_VARIABLE, kernels::directory(series)).env(SLUICE_VARIABLE, &tests.programs.sluice);
+    run_command(nodes.arg(name))
 }
 
-fn run_scenarios(series: Series) -> Result<()> {
+fn run_scenarios(series: Series, tests: &BuiltTests) -> Result<()> {
     let only = SCENARIOS.map(str::to_owned).to_vec();
-    scenarios::run(&scenarios::Arguments { only, vm: Some(series), ..scenarios::Arguments::default() })
+    let arguments = scenarios::Arguments { only, vm: Some(series), ..scenarios::Arguments::default() };
+    scenarios::run_with(&tests.programs, &arguments)
 }
 
 /// Runs cases, or all, with a backend in a VM.
-fn run_cases(backend: &str, series: Series, cases: Vec<PathBuf>) -> Result<()> {
+fn run_cases(backend: &str, series: Series, tests: &BuiltTests, cases: Vec<PathBuf>) -> Result<()> {
     let all = super::cases(backend, "manifests");
-    conformance::run(&conformance::Arguments { vm: Some(series), cases, ..all })
+    let arguments = conformance::Arguments { vm: Some(series), cases, ..all };
+    conformance::run_with(&tests.programs, &arguments)
 }
 
 /// The files of cases.
