@@ -27,6 +27,16 @@ pub struct Dirty {
     pub opted_out: bool,
 }
 
+impl Dirty {
+    /// Adds what changed later.
+    pub fn add(&mut self, later: Dirty) {
+        self.services.extend(later.services);
+        self.node |= later.node;
+        self.nodes |= later.nodes;
+        self.opted_out |= later.opted_out;
+    }
+}
+
 /// An endpoint of one service port, merged from all slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<'a> {

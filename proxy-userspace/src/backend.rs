@@ -21,7 +21,7 @@ pub use apart::{Done, Known, Refused};
 
 use crate::config::{BackendKind, Settings};
 use crate::health::Progress;
-use crate::node::{self, NodeFacts};
+use crate::node::NodeFacts;
 
 /// Why a backend failed.
 #[derive(Debug, thiserror::Error)]
@@ -87,165 +87,112 @@ impl std::ops::AddAssign for Applied {
     }
 }
 
-/// The backend in force.
-pub enum Backend {
-    /// Maps of nf_tables.
-    Nftables(Box<nftables::Backend>),
-    /// Programs at sockets and interfaces.
-    Ebpf(Box<ebpf::Backend>),
-    /// IP virtual servers, and maps of nf_tables for what those cannot tell.
-    Ipvs(Box<ipvs::Backend>),
-}
-
-impl Backend {
-    /// A backend that has written nothing yet.
-    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
-        Ok(match settings.backend {
-            BackendKind::Ebpf => Backend::Ebpf(Box::new(ebpf::Backend::open(settings, facts)?)),
-            BackendKind::Ipvs => Backend::Ipvs(Box::new(ipvs::Backend::open(settings, facts)?)),
-            BackendKind::Nftables | BackendKind::Auto => {
-                let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
-                Backend::Nftables(Box::new(nftables::Backend::open(config, view)?))
-            }
-        })
-    }
-
-    /// Tells how far long passes get.
-    pub fn report_to(&mut self, progress: Progress) {
-        match self {
-            Backend::Nftables(backend) => backend.progress = progress,
-            Backend::Ebpf(backend) => backend.progress = progress,
-            Backend::Ipvs(backend) => backend.progress = progress,
-        }
-    }
+/// What drives the kernel from plans. What a backend has no use for, it leaves as it is here.
+pub trait Backend: Send {
+    /// Tells from now on how far long passes get.
+    fn report_to(&mut self, progress: Progress);
 
     /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single
     /// Services is told, and keeps nothing else from being done.
-    pub fn full(
+    fn full(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
         known: &Known,
-    ) -> Result<Done, BackendError> {
-        Ok(match self {
-            Backend::Nftables(backend) => {
-                let (config, view) = (node::nft_config(settings, facts), node::node_view(settings, facts));
-                backend.full(config, view, plans, known)?
-            }
-            Backend::Ebpf(backend) => backend.full(settings, facts, plans, known)?,
-            Backend::Ipvs(backend) => backend.full(settings, facts, plans, known)?,
-        })
-    }
+    ) -> Result<Done, BackendError>;
 
     /// Applies changed plans.
-    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
-        Ok(match self {
-            Backend::Nftables(backend) => backend.change(changes)?,
-            Backend::Ebpf(backend) => backend.change(changes)?,
-            Backend::Ipvs(backend) => backend.change(changes)?,
-        })
-    }
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError>;
 
-    /// Applies a changed node. `None`: only a full pass can.
-    pub fn set_node(
-        &mut self,
-        settings: &Settings,
-        facts: &NodeFacts,
-    ) -> Result<Option<Applied>, BackendError> {
-        match self {
-            Backend::Nftables(backend) if !backend.has_config(&node::nft_config(settings, facts)) => Ok(None),
-            Backend::Nftables(backend) => Ok(Some(backend.set_node(node::node_view(settings, facts))?)),
-            Backend::Ebpf(backend) => Ok(Some(backend.set_node(settings, facts)?)),
-            Backend::Ipvs(backend) => backend.set_node(settings, facts),
-        }
-    }
+    /// Applies a changed node: its addresses, networks and interfaces. `None`: only a full pass
+    /// can.
+    fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError>;
 
     /// Whether something waits to be deleted.
-    pub fn has_garbage(&self) -> bool {
-        match self {
-            Backend::Nftables(backend) => backend.has_garbage(),
-            Backend::Ebpf(_) => false,
-            Backend::Ipvs(backend) => backend.has_garbage(),
-        }
+    fn has_garbage(&self) -> bool {
+        false
     }
 
     /// Deletes what nobody needs.
-    pub fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
-        match self {
-            Backend::Nftables(backend) => Ok(backend.collect_garbage()?),
-            Backend::Ebpf(_) => Ok(Applied::default()),
-            Backend::Ipvs(backend) => backend.collect_garbage(),
-        }
+    fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
+        Ok(Applied::default())
     }
 
-    /// Whether [`Backend::check`] finds anything that nobody else tells.
-    pub fn wants_checks(&self) -> bool {
-        matches!(self, Backend::Ebpf(_) | Backend::Ipvs(_))
+    /// What [`Backend::check`] looks at that nobody else tells.
+    fn checks(&self) -> Checks {
+        Checks::Nothing
     }
 
-    /// Whether [`Backend::check`] looks at what is there for Services, and not only at what all of
-    /// them rest on.
-    pub fn checks_services(&self) -> bool {
-        matches!(self, Backend::Ipvs(_))
+    /// Looks for what others did.
+    fn check(&mut self) -> Result<Checked, BackendError> {
+        Ok(Checked::Repaired(0))
     }
 
     /// Whether the kernel does with packets what is written, as far as is known: programs may be
     /// detached, rules cannot.
-    pub fn is_attached(&self) -> bool {
-        match self {
-            Backend::Nftables(_) | Backend::Ipvs(_) => true,
-            Backend::Ebpf(backend) => backend.is_attached(),
-        }
+    fn is_attached(&self) -> bool {
+        true
     }
 
-    /// How often all of it is compared with the kernel, if oftener than usual: nobody tells of
-    /// changes of destinations.
-    pub fn audit_period(&self, settings: &Settings) -> Option<Duration> {
-        matches!(self, Backend::Ipvs(_)).then_some(settings.sync_period)
-    }
-
-    /// Looks for what others did.
-    pub fn check(&mut self) -> Result<Checked, BackendError> {
-        match self {
-            Backend::Nftables(_) => Ok(Checked::Repaired(0)),
-            Backend::Ebpf(backend) => Ok(Checked::Repaired(backend.check()?)),
-            Backend::Ipvs(backend) => {
-                Ok(if backend.agrees()? { Checked::Repaired(0) } else { Checked::Differs })
-            }
-        }
+    /// How often all of it is compared with the kernel, if oftener than usual.
+    fn audit_period(&self, settings: &Settings) -> Option<Duration> {
+        let _ = settings;
+        None
     }
 
     /// The netlink port by which notices of our own changes are known.
-    pub fn port(&self) -> Option<u32> {
-        match self {
-            Backend::Nftables(backend) => Some(backend.port()),
-            Backend::Ebpf(_) => None,
-            Backend::Ipvs(backend) => Some(backend.port()),
-        }
+    fn port(&self) -> Option<u32> {
+        None
     }
 
     /// How full the maps are that the backend fills.
-    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
-        match self {
-            Backend::Nftables(_) | Backend::Ipvs(_) => Vec::new(),
-            Backend::Ebpf(backend) => backend.usage(),
-        }
+    fn usage(&self) -> Vec<(&'static str, Usage)> {
+        Vec::new()
     }
+}
 
-    /// The maps of the eBPF backend.
-    pub fn maps(&self) -> Option<Maps> {
-        match self {
-            Backend::Nftables(_) | Backend::Ipvs(_) => None,
-            Backend::Ebpf(backend) => Some(backend.maps()),
-        }
-    }
+/// What has to be looked at from time to time, because nobody tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checks {
+    /// Nothing.
+    Nothing,
+    /// What all Services rest on.
+    Foundations,
+    /// That, and what is there for each Service.
+    Services,
+}
 
-    /// What ends flows of the eBPF backend.
-    pub fn ender(&self) -> Result<Option<Ender>, BackendError> {
-        match self {
-            Backend::Nftables(_) | Backend::Ipvs(_) => Ok(None),
-            Backend::Ebpf(backend) => Ok(Some(backend.ender()?)),
+/// The eBPF programs' maps, and what ends their flows, for others than the backend.
+pub struct Programs {
+    /// The maps.
+    pub maps: Maps,
+    /// What ends flows.
+    pub ender: Ender,
+}
+
+/// A backend that has written nothing yet.
+pub struct Opened {
+    /// The backend.
+    pub backend: Box<dyn Backend>,
+    /// In mode ebpf.
+    pub programs: Option<Programs>,
+}
+
+/// Opens the backend of the settings.
+pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Opened, BackendError> {
+    Ok(match settings.backend {
+        BackendKind::Ebpf => {
+            let backend = ebpf::EbpfBackend::open(settings, facts)?;
+            let programs = Programs { maps: backend.maps(), ender: backend.ender()? };
+            Opened { backend: Box::new(backend), programs: Some(programs) }
         }
-    }
+        BackendKind::Ipvs => {
+            Opened { backend: Box::new(ipvs::IpvsBackend::open(settings, facts)?), programs: None }
+        }
+        BackendKind::Nftables | BackendKind::Auto => {
+            let backend = nftables::NftablesBackend::open(settings, facts)?;
+            Opened { backend: Box::new(backend), programs: None }
+        }
+    })
 }

@@ -1,8 +1,9 @@
 //! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
 //!
 //! [`run`] puts the parts together. Effects only; every decision is in `sluice-core`. The parts
-//! talk through channels: `watch` → events → [`reconcile`] → [`backend`] → kernel, and from
-//! `reconcile` to [`conntrack`], [`optout`], [`loopback`], [`health`] and [`metrics`].
+//! talk through channels: `watch` → events → [`state`], which tells [`reconcile`], [`pod_network`]
+//! and [`optout`] what changed; `reconcile` → [`backend`] → kernel, and from `reconcile` to
+//! [`conntrack`], [`loopback`], [`health`] and [`metrics`].
 
 pub mod addresses;
 pub mod affinity;
@@ -36,6 +37,7 @@ pub mod reconcile;
 mod repairs;
 pub mod run;
 pub mod signals;
+pub mod state;
 pub mod status;
 mod sysctls;
 pub mod watch;

@@ -1,4 +1,5 @@
-//! The one loop: events → index → plan → backend. It alone retries, counts and logs failures.
+//! The service proxy's loop: changes of objects → plan → backend. It alone retries, counts and logs
+//! failures.
 //!
 //! Phases: waiting for the initial lists (nothing is written, nothing withdrawn); then a full pass
 //! that adopts what the kernel holds; then incremental steps. Any failure leads to a full pass, and
@@ -6,21 +7,21 @@
 //! drift.
 
 mod no_local;
-mod own_node;
 mod publish;
 mod quarantine;
 mod refusals;
 mod sync_log;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
 use sluice_core::loopback;
-use sluice_core::model::{Node, ObjectName};
+use sluice_core::model::ObjectName;
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
 use sluice_sys::nft::Notice;
 use sluice_sys::proc;
@@ -31,7 +32,7 @@ use no_local::NoLocal;
 pub use sync_log::{SyncLog, SyncRecord};
 
 use crate::addresses::Network;
-use crate::backend::{Applied, Backend, BackendError, Checked, Done};
+use crate::backend::{Applied, Backend, BackendError, Checked, Checks, Done};
 use crate::config::{BackendKind, Settings};
 use crate::conntrack;
 use crate::events::{Event as ApiEvent, Recorder};
@@ -40,9 +41,8 @@ use crate::loopback::Listeners;
 use crate::metrics::{Metrics, unix_now};
 use crate::node::{self, NodeFacts};
 use crate::repairs::{Repairs, Tally};
-use crate::watch::Received;
+use crate::state::{Changes, World};
 use crate::watch::kubernetes::Peers;
-use own_node::{OwnNode, Told};
 use quarantine::{News, Quarantine};
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on
@@ -65,13 +65,8 @@ const UNSURE: &str =
 /// What is told where it cannot be seen whether others did anything.
 const UNSEEN: &str =
     "cannot find or repair foreign changes: the rules in force may be wrong; a full pass follows";
-/// Events taken together.
-const BATCH: usize = 4096;
-
 /// What the loop listens to.
 pub struct Inputs {
-    /// Objects.
-    pub events: mpsc::Receiver<Received>,
     /// Changes that others make to our table.
     pub notices: mpsc::Receiver<Notice>,
     /// Interfaces and addresses, once they have been listed.
@@ -96,10 +91,6 @@ pub struct Outputs {
     pub listeners: watch::Sender<Listeners>,
     /// What is known of the node.
     pub facts: watch::Sender<NodeFacts>,
-    /// All Nodes, once they have been listed, for the pod network.
-    pub nodes: watch::Sender<Option<Arc<Vec<Node>>>>,
-    /// Addresses of this node's pods that leave the socket path, once they are known.
-    pub opted_out: watch::Sender<Option<Vec<IpAddr>>>,
     /// The last passes.
     pub log: SyncLog,
     /// Events for the API.
@@ -119,12 +110,11 @@ enum Phase {
 /// The loop's state.
 pub struct Reconciler {
     settings: Settings,
-    index: Index,
+    world: World,
     planner: Planner,
-    backend: Backend,
+    backend: Box<dyn Backend>,
     facts: NodeFacts,
     phase: Phase,
-    own_node: OwnNode,
     /// The Service that leads to the API servers.
     kubernetes: ObjectName,
     progress: Progress,
@@ -142,6 +132,7 @@ pub struct Reconciler {
     lists_complete_at: Option<Instant>,
     /// By which addresses this process reaches the API.
     api_peers: Peers,
+    api_peers_changed: bool,
     /// The node's addresses changed.
     node_dirty: bool,
     /// The node's interfaces and addresses have been listed.
@@ -155,27 +146,29 @@ pub struct Reconciler {
     garbage_at: Option<Instant>,
     audit_at: Instant,
     check_at: Instant,
-    begun_at_unix_nanos: i128,
 }
 
 impl Reconciler {
     /// A loop that has done nothing yet.
-    pub fn new(settings: Settings, mut backend: Backend, mut outputs: Outputs) -> Self {
+    pub fn new(
+        settings: Settings,
+        world: World,
+        mut backend: Box<dyn Backend>,
+        mut outputs: Outputs,
+    ) -> Self {
         let progress = outputs.health.progress();
         backend.report_to(progress.clone());
         let facts = NodeFacts::default();
         let planner = Planner::new(node::plan_config(&settings, &facts));
         let (unused, _) = tokio::sync::oneshot::channel();
         let started = Some(std::mem::replace(&mut outputs.started, unused));
-        let own_node = OwnNode::new(&settings.source);
         Reconciler {
             settings,
-            index: Index::default(),
+            world,
             planner,
             backend,
             facts,
             phase: Phase::AwaitingLists,
-            own_node,
             kubernetes: ObjectName::new("default", "kubernetes"),
             progress,
             outputs,
@@ -188,6 +181,7 @@ impl Reconciler {
             oldest_event: None,
             lists_complete_at: None,
             api_peers: Peers::new(),
+            api_peers_changed: false,
             node_dirty: false,
             network_known: false,
             repairs: Repairs::default(),
@@ -197,25 +191,19 @@ impl Reconciler {
             garbage_at: None,
             audit_at: Instant::now() + AUDIT_PERIOD,
             check_at: Instant::now() + CHECK_PERIOD,
-            begun_at_unix_nanos: (unix_now() * 1e9) as i128,
         }
     }
 
     /// Runs until told to end. Rules stay.
     pub async fn run(mut self, mut inputs: Inputs) {
-        let mut batch = Vec::with_capacity(64);
+        let world = self.world.clone();
         loop {
             let wake = self.wake_at();
             tokio::select! {
                 biased;
                 _ = inputs.shutdown.wait_for(|end| *end) => return,
                 Some(notice) = inputs.notices.recv() => self.noticed(notice, &mut inputs.notices),
-                count = inputs.events.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return;
-                    }
-                    self.receive(&mut batch);
-                }
+                () = world.news() => self.received(),
                 Ok(()) = inputs.network.changed() => {
                     if let Some(network) = inputs.network.borrow_and_update().clone() {
                         self.facts.interfaces = network.addresses;
@@ -226,7 +214,7 @@ impl Reconciler {
                 }
                 Ok(()) = inputs.api_peers.changed() => {
                     self.api_peers = inputs.api_peers.borrow_and_update().clone();
-                    self.api_servers_changed();
+                    self.api_peers_changed = true;
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -240,53 +228,25 @@ impl Reconciler {
     /// the loop spins.
     fn wake_at(&self) -> Instant {
         let due = match self.phase {
-            Phase::AwaitingLists => {
-                let complete = self.index.is_complete();
-                self.lists_complete_at.filter(|_| complete).map(|at| at + SECONDARY_LISTS)
-            }
+            Phase::AwaitingLists => self.lists_complete_at.map(|at| at + SECONDARY_LISTS),
             Phase::Full(_) => self.retry_at,
             Phase::Incremental if self.retry_at.is_some() => self.retry_at,
             Phase::Incremental => {
-                let check = self.backend.wants_checks().then_some(self.check_at);
+                let check = (self.backend.checks() != Checks::Nothing).then_some(self.check_at);
                 let repairs = [self.repairs.due(), self.repairs.line_due()];
                 let due = [Some(self.audit_at), self.garbage_at, check, self.quarantine.due()];
                 due.into_iter().chain(repairs).flatten().min()
             }
         };
-        let due = due.into_iter().chain(self.own_node.due()).min();
         due.unwrap_or_else(|| Instant::now() + AUDIT_PERIOD)
     }
 
-    fn receive(&mut self, batch: &mut Vec<Received>) {
-        let metrics = &self.outputs.metrics;
-        for Received { event, at } in batch.drain(..) {
-            match &event {
-                Event::Service(Change::Apply(_) | Change::Delete(_)) => {
-                    metrics.service_changes.inc();
-                }
-                Event::Slice(Change::Apply(_) | Change::Delete(_)) => {
-                    metrics.endpoint_changes.inc();
-                }
-                Event::Service(Change::ListEnd) | Event::Slice(Change::ListEnd)
-                    if self.phase == Phase::AwaitingLists =>
-                {
-                    self.lists_complete_at = Some(at);
-                }
-                _ => {}
-            }
-            self.oldest_event.get_or_insert(at);
-            // What happened before this process began says nothing about its speed.
-            let trigger = match &event {
-                Event::Slice(Change::Apply(slice)) => slice.triggered,
-                _ => None,
-            };
-            if self.index.apply(event) {
-                self.triggers.extend(trigger.filter(|at| *at > self.begun_at_unix_nanos));
-            }
-        }
+    /// Something happened to the objects.
+    fn received(&mut self) {
         if self.phase != Phase::AwaitingLists {
             self.outputs.health.queued();
         }
+        let metrics = &self.outputs.metrics;
         Metrics::for_families(|family| {
             metrics.sync_last_queued.get_or_create(family).set(unix_now());
         });
@@ -312,7 +272,6 @@ impl Reconciler {
 
     /// Does whatever is due.
     fn step(&mut self) {
-        self.tell_of_own_node();
         if self.phase == Phase::AwaitingLists && self.lists_are_complete() {
             self.phase = Phase::Full("full");
             self.oldest_event = self.lists_complete_at;
@@ -334,6 +293,11 @@ impl Reconciler {
         let begun = Instant::now();
         let changes = self.plan();
         self.quarantine.planned(&changes);
+        if self.retry_at.is_some() {
+            // The changed node was refused, and the full pass that follows has these changes, too.
+            self.outputs.health.set_attached(self.backend.is_attached());
+            return;
+        }
         let changes = match self.phase {
             Phase::Incremental => self.quarantine.without(changes),
             _ => changes,
@@ -363,35 +327,22 @@ impl Reconciler {
         }
     }
 
-    /// Without its Node much of this node does not work, and nothing else says why.
-    fn tell_of_own_node(&mut self) {
-        let name = self.settings.node_name.as_str();
-        let is_missing = self.index.has_listed_nodes() && self.index.node(name).is_none();
-        match self.own_node.look(is_missing, Instant::now()) {
-            Some(Told::Missing) => warn!(
-                node = name,
-                "there is no Node with this name: node ports do not answer on the Node's addresses, endpoints \
-                 count as local only if their nodeName is this name, and /healthz returns 503. Values of an \
-                 earlier Node with this name stay in force. Set the right name with --hostname-override \
-                 (hostnameOverride in the configuration file), or find out why the kubelet has not \
-                 registered the Node"
-            ),
-            Some(Told::There) => info!(node = name, "the Node with this name exists"),
-            None => {}
-        }
-    }
-
     fn lists_are_complete(&mut self) -> bool {
-        if !self.index.is_complete() {
+        let (complete, fully, has_nodes) = {
+            let index = self.world.index();
+            (index.is_complete(), index.is_fully_listed(), index.has_listed_nodes())
+        };
+        if !complete {
             return false;
         }
-        let all = self.index.is_fully_listed() && self.network_known;
+        self.lists_complete_at.get_or_insert_with(Instant::now);
+        let all = fully && self.network_known;
         let waited = self.lists_complete_at.is_some_and(|at| at.elapsed() >= SECONDARY_LISTS);
         if waited && !all {
             warn!(
                 "Nodes, ServiceCIDRs or interface addresses could not be listed yet: continuing without them"
             );
-            if self.settings.backend == BackendKind::Ipvs && self.index.nodes().is_none() {
+            if self.settings.backend == BackendKind::Ipvs && !has_nodes {
                 warn!(
                     "until Nodes are listed, only ClusterIPs are bound, because other addresses of \
                      Services may belong to other nodes; routing rules deliver packets for the Services' \
@@ -404,30 +355,20 @@ impl Reconciler {
 
     /// Takes everything that changed into the plans.
     fn plan(&mut self) -> Vec<PlanChange> {
-        let dirty = self.index.take_dirty();
+        let (services, node_changed) = self.take_changes();
+        // Written to the kernel, so events need not wait for it.
+        if node_changed {
+            self.node_changed();
+        }
         let mut changes = Vec::new();
-        if dirty.opted_out {
-            self.publish_opted_out();
-        }
-        if dirty.nodes && self.settings.pod_network.is_some() {
-            self.outputs.nodes.send_replace(self.index.nodes().map(Arc::new));
-        }
-        if dirty.services.contains(&self.kubernetes) {
-            self.api_servers_changed();
-        }
-        if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node || self.node_dirty) {
-            self.others_changed();
-        }
-        if dirty.node || std::mem::take(&mut self.node_dirty) {
-            // A deleted Node counts as last seen: its rules must not go before its traffic.
-            if let Some(node) = self.index.node(&self.settings.node_name) {
-                self.facts.node = Some(node.clone());
+        {
+            let index = self.world.index();
+            if node_changed {
+                let config = node::plan_config(&self.settings, &self.facts);
+                changes.extend(self.planner.reconfigure(config, &index));
             }
-            self.facts.service_networks = self.index.service_networks();
-            changes.extend(self.node_changed());
+            changes.extend(self.planner.replan(&index, services));
         }
-        let replanned = self.planner.replan(&self.index, dirty.services);
-        changes.extend(replanned);
         for change in &changes {
             self.no_local.count(change, &self.outputs.metrics);
             if let Some(event) = refusals::newly_refused(change, &self.planner, &self.settings.service_budget)
@@ -442,11 +383,35 @@ impl Reconciler {
         changes
     }
 
+    /// Takes what changed. Returns the Services that did, and whether the node did.
+    fn take_changes(&mut self) -> (BTreeSet<ObjectName>, bool) {
+        let world = self.world.clone();
+        let index = world.index();
+        let Changes { dirty, triggers, oldest } = world.take_changes();
+        self.triggers.extend(triggers);
+        self.oldest_event = self.oldest_event.or(oldest);
+        if dirty.services.contains(&self.kubernetes) || std::mem::take(&mut self.api_peers_changed) {
+            self.api_servers_changed(&index);
+        }
+        if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node || self.node_dirty) {
+            self.others_changed(&index);
+        }
+        let node_changed = dirty.node || std::mem::take(&mut self.node_dirty);
+        if node_changed {
+            // A deleted Node counts as last seen: its rules must not go before its traffic.
+            if let Some(node) = index.node(&self.settings.node_name) {
+                self.facts.node = Some(node.clone());
+            }
+            self.facts.service_networks = index.service_networks();
+        }
+        (dirty.services, node_changed)
+    }
+
     /// Services must not have the addresses of API servers.
-    fn api_servers_changed(&mut self) {
-        let service = self.index.service(&self.kubernetes);
+    fn api_servers_changed(&mut self, index: &Index) {
+        let service = index.service(&self.kubernetes);
         let is_its_own = |ip: &IpAddr| service.is_some_and(|service| service.cluster_ips.contains(ip));
-        let mut all = self.index.tcp_addresses(&self.kubernetes);
+        let mut all = index.tcp_addresses(&self.kubernetes);
         all.extend(self.api_peers.iter().filter(|(ip, _)| !is_its_own(ip)));
         self.node_dirty |= self.facts.api_servers != all;
         self.facts.api_servers = all;
@@ -454,16 +419,16 @@ impl Reconciler {
 
     /// Other nodes may have other addresses. Until they have been listed, any address may be one of
     /// them.
-    fn others_changed(&mut self) {
-        let Some(nodes) = self.index.nodes() else { return };
-        let (networks, api_servers) = (self.index.service_networks(), &self.facts.api_servers);
+    fn others_changed(&mut self, index: &Index) {
+        let Some(nodes) = index.nodes() else { return };
+        let (networks, api_servers) = (index.service_networks(), &self.facts.api_servers);
         let others = node::others(&self.settings.node_name, &nodes, &networks, api_servers);
         self.node_dirty |= self.facts.others != others;
         self.facts.others = others;
     }
 
     /// The node changed: plans, ruleset and listeners may depend on it.
-    fn node_changed(&mut self) -> Vec<PlanChange> {
+    fn node_changed(&mut self) {
         self.outputs.health.set_node(self.facts.node.as_ref());
         self.outputs.facts.send_if_modified(|known| {
             let changed = *known != self.facts;
@@ -480,12 +445,14 @@ impl Reconciler {
         }
         if self.phase == Phase::Incremental {
             match self.backend.set_node(&self.settings, &self.facts) {
-                Ok(Some(_)) => self.publish_flows(),
+                Ok(Some(applied)) => {
+                    self.outputs.metrics.operations.inc_by(applied.operations as u64);
+                    self.publish_flows();
+                }
                 Ok(None) => self.phase = Phase::Full("full"),
                 Err(error) => self.failed(&error, Instant::now(), REFUSED),
             }
         }
-        self.planner.reconfigure(node::plan_config(&self.settings, &self.facts), &self.index)
     }
 
     fn full(&mut self, kind: &'static str) -> Result<Applied, BackendError> {
@@ -550,7 +517,7 @@ impl Reconciler {
         metrics.endpoint_changes_pending.set(0);
         metrics.service_changes_pending.set(0);
         metrics.services.set(self.planner.plans().len() as i64);
-        metrics.endpoint_slices.set(self.index.slice_count() as i64);
+        metrics.endpoint_slices.set(self.world.index().slice_count() as i64);
         for (map, usage) in self.backend.usage() {
             metrics.map_usage(map, usage);
         }
@@ -631,14 +598,14 @@ impl Reconciler {
 
     /// Repairs what others took away without a word.
     fn check(&mut self) {
-        if self.phase != Phase::Incremental || !self.backend.wants_checks() || Instant::now() < self.check_at
-        {
+        let checks = self.backend.checks();
+        if self.phase != Phase::Incremental || checks == Checks::Nothing || Instant::now() < self.check_at {
             return;
         }
         self.check_at = Instant::now() + CHECK_PERIOD;
         // What the kernel refuses is not there, which nobody else did; it is tried again soon
         // enough.
-        if self.quarantine.len() > 0 && self.backend.checks_services() {
+        if self.quarantine.len() > 0 && checks == Checks::Services {
             return;
         }
         match self.backend.check() {

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
 use crate::affinity::Told;
-use crate::backend::Backend;
+use crate::backend::{Opened, Programs};
 use crate::config::{BackendKind, Settings};
 use crate::events::{Event, Recorder};
 use crate::exit::ExitError;
@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::pod_network::{self, PodNetworkTask};
 use crate::reconcile::{Inputs, Outputs, Reconciler};
 use crate::signals::EndSignals;
+use crate::state::{Published, State};
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
 use crate::{addresses, alone, flows};
@@ -43,7 +44,7 @@ const EVENT_QUEUE: usize = 4096;
 /// What the daemon has before it begins its work.
 struct Started {
     settings: Settings,
-    backend: Backend,
+    opened: Opened,
     metrics: Metrics,
     events: mpsc::Receiver<Received>,
     source: BoxFuture<'static, ()>,
@@ -62,13 +63,14 @@ async fn start(mut settings: Settings) -> Result<Started, ExitError> {
         process::prepare_process(&settings);
         Ok::<_, ExitError>((settings, opened))
     });
-    let (settings, backend) = opening.await.map_err(|_| ExitError::Ended("start"))??;
+    let (settings, opened) = opening.await.map_err(|_| ExitError::Ended("start"))??;
     let metrics = Metrics::default();
     let (sender, events) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (peers, api_peers) = watch::channel(Peers::new());
     let (source, recorder) = source(&settings, sender, metrics.clone(), peers).await?;
-    let pod_network = pod_network_task(&settings, &recorder, &metrics, backend.maps())?;
-    Ok(Started { settings, backend, metrics, events, source, api_peers, recorder, pod_network, _lock: lock })
+    let maps = opened.programs.as_ref().map(|programs| programs.maps.clone());
+    let pod_network = pod_network_task(&settings, &recorder, &metrics, maps)?;
+    Ok(Started { settings, opened, metrics, events, source, api_peers, recorder, pod_network, _lock: lock })
 }
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
@@ -84,7 +86,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
     };
     let Started {
         settings,
-        backend,
+        opened: Opened { backend, programs },
         metrics,
         events: event_receiver,
         source,
@@ -103,8 +105,9 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
     let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
     let (listener_sender, listener_receiver) = watch::channel(Default::default());
     let (facts_sender, facts_receiver) = watch::channel(Default::default());
-    let (nodes_sender, nodes_receiver) = watch::channel(None);
-    let (opted_out_sender, opted_out_receiver) = watch::channel(None);
+    let (nodes, nodes_receiver) = watch::channel(None);
+    let (opted_out, opted_out_receiver) = watch::channel(None);
+    let state = State::new(&settings, Published { nodes, opted_out }, metrics.clone());
     let (started, started_receiver) = oneshot::channel();
     let log = Arc::new(Mutex::new(VecDeque::new()));
     let outputs = Outputs {
@@ -114,31 +117,29 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
         health_checks: check_sender,
         listeners: listener_sender,
         facts: facts_sender,
-        nodes: nodes_sender,
-        opted_out: opted_out_sender,
         log: log.clone(),
         recorder: recorder.clone(),
         started,
     };
-    let (maps, ender) = (backend.maps(), backend.ender().map_err(ExitError::Backend)?);
-    let reconciler = Reconciler::new(settings.clone(), backend, outputs);
+    let reconciler = Reconciler::new(settings.clone(), state.world(), backend, outputs);
     let inputs = Inputs {
-        events: event_receiver,
         notices: notice_receiver,
         network: network_receiver,
         api_peers,
         shutdown: shutdown_receiver,
     };
-    if let Some(maps) = maps.clone() {
+    if let Some(programs) = &programs {
+        let maps = programs.maps.clone();
         tokio::spawn(leave_opted_out_alone(opted_out_receiver, maps, metrics.opted_out.clone()));
     }
     let mut source = tokio::spawn(source);
+    let mut state = tokio::spawn(state.run(event_receiver));
     let of_pods = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
     let mut pod_network = tokio::spawn(run_pod_network(pod_network, of_pods));
     tokio::spawn(addresses::follow(network_sender, settings.backend == BackendKind::Ebpf));
     let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
-    match maps.zip(ender) {
-        Some((maps, ender)) => {
+    match programs {
+        Some(Programs { maps, ender }) => {
             metrics.follow(maps.clone());
             tokio::spawn(flows::run(conntrack_receiver, maps, ender, told));
         }
@@ -168,6 +169,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
         error = config_change(&settings) => Err(error),
         _ = &mut reconciling => Err(ExitError::Ended("reconcile loop")),
         _ = &mut source => Err(ExitError::Ended("source of objects")),
+        _ = &mut state => Err(ExitError::Ended("keeper of objects")),
         _ = &mut pod_network => Err(ExitError::Ended("pod network")),
     }
 }

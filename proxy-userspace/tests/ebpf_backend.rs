@@ -14,8 +14,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use sluice::affinity::Told;
-use sluice::backend::ebpf::{self, Backend};
-use sluice::backend::{Applied, Known};
+use sluice::backend::ebpf::{self, EbpfBackend};
+use sluice::backend::{Applied, Backend, Checked, Known};
 use sluice::config::{Flags, Settings, resolve};
 use sluice::node::{Device, NodeFacts};
 use sluice::{conntrack, flows, handover};
@@ -45,7 +45,7 @@ struct World {
     facts: NodeFacts,
     index: Index,
     planner: Planner,
-    backend: Backend,
+    backend: EbpfBackend,
 }
 
 /// Runs a test in a place of its own. Without root or cgroup2: a skip that says so.
@@ -91,7 +91,7 @@ impl World {
     fn new(settings: Settings) -> World {
         let facts = NodeFacts { interfaces: vec![[192, 0, 2, 1].into()], ..NodeFacts::default() };
         let planner = Planner::new(sluice::node::plan_config(&settings, &facts));
-        let backend = Backend::open(&settings, &facts).unwrap();
+        let backend = EbpfBackend::open(&settings, &facts).unwrap();
         World { settings, facts, index: Index::default(), planner, backend }
     }
 
@@ -200,7 +200,7 @@ fn a_successor_applies_only_the_difference_and_what_others_did_is_undone() {
         }
         world.full();
         let (settings, facts) = (world.settings.clone(), world.facts.clone());
-        replace_backend(world, || Backend::open(&settings, &facts).unwrap());
+        replace_backend(world, || EbpfBackend::open(&settings, &facts).unwrap());
         // Its programs in the place of the other's, and nothing else.
         assert_eq!(world.full().operations, SOCKET_PROGRAMS);
         let maps = world.backend.maps();
@@ -223,14 +223,14 @@ fn a_successor_applies_only_the_difference_and_what_others_did_is_undone() {
 }
 
 /// The directory is for one at a time.
-fn replace_backend(world: &mut World, open: impl FnOnce() -> Backend) {
+fn replace_backend(world: &mut World, open: impl FnOnce() -> EbpfBackend) {
     let elsewhere = world.settings.ebpf.bpffs.parent().unwrap().with_extension("spare");
     std::fs::create_dir_all(&elsewhere).unwrap();
     let none: Option<&str> = None;
     mount(Some("bpf"), &elsewhere, Some("bpf"), MsFlags::empty(), none).unwrap();
     let mut spare = world.settings.clone();
     spare.ebpf.bpffs = elsewhere.join("sluice");
-    world.backend = Backend::open(&spare, &world.facts).unwrap();
+    world.backend = EbpfBackend::open(&spare, &world.facts).unwrap();
     world.backend = open();
     umount2(&elsewhere, MntFlags::MNT_DETACH).unwrap();
     std::fs::remove_dir(&elsewhere).unwrap();
@@ -313,16 +313,16 @@ fn interfaces_come_and_go_and_links_are_repaired() {
         let gone = Device { index: 4_000, name: "gone".into(), ..device.clone() };
         let odd = Device { index: 4_001, name: "odd".into(), layer: None, ..device.clone() };
         world.facts.devices = vec![device, gone, odd];
-        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
+        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap().unwrap();
         assert_eq!(applied.operations, 3 + 2, "three entries, two links");
         assert_eq!(world.capacity("INTERFACES").0, 3);
-        assert_eq!(world.backend.check().unwrap(), 0);
+        assert_eq!(world.backend.check().unwrap(), Checked::Repaired(0));
         let links = world.settings.ebpf.bpffs.join(format!("v{}/links", sluice_common::LAYOUT));
         std::fs::remove_file(links.join("connect6")).unwrap();
         std::fs::remove_file(links.join(format!("ingress-{index}"))).unwrap();
-        assert_eq!(world.backend.check().unwrap(), 2);
+        assert_eq!(world.backend.check().unwrap(), Checked::Repaired(2));
         world.facts.devices.clear();
-        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap();
+        let applied = world.backend.set_node(&world.settings, &world.facts).unwrap().unwrap();
         assert_eq!(applied.operations, 3 + 2);
         assert_eq!(world.full(), Applied::default());
     });
@@ -347,17 +347,17 @@ fn lo_takes_what_the_stack_is_to_cut_until_the_programs_are_gone() {
             ebpf::remove(&directory).unwrap();
             (0..3).for_each(|at| change(at, "0"));
             std::fs::write(ipv4("all/rp_filter"), "0").unwrap();
-            Backend::open(&configured, &facts).unwrap()
+            EbpfBackend::open(&configured, &facts).unwrap()
         });
         world.full();
-        assert_eq!(world.backend.check().unwrap(), 0);
+        assert_eq!(world.backend.check().unwrap(), Checked::Repaired(0));
         change(0, "0");
         std::fs::write(ipv4("all/rp_filter"), "1").unwrap();
         change(2, "1");
-        assert_eq!(world.backend.check().unwrap(), 2);
+        assert_eq!(world.backend.check().unwrap(), Checked::Repaired(2));
         assert_eq!((found(), world.full()), (["1", "1", "2"].map(String::from), Applied::default()));
         // The next daemon has not seen what was before.
-        replace_backend(world, || Backend::open(&configured, &facts).unwrap());
+        replace_backend(world, || EbpfBackend::open(&configured, &facts).unwrap());
         world.full();
         assert!(ebpf::remove(&directory).unwrap());
         assert_eq!(found(), ["0", "0", "1"]);
@@ -409,7 +409,7 @@ fn the_programs_of_a_daemon_that_is_at_work_are_not_switched_off() {
         replace_backend(world, || {
             runtime.block_on(handover::from_ebpf(&bpffs));
             assert!(!Directory::new(&bpffs).exists(), "there are no flows to wait for");
-            Backend::open(&settings, &facts).unwrap()
+            EbpfBackend::open(&settings, &facts).unwrap()
         });
         let error = socket.take_error().unwrap().and_then(|error| error.raw_os_error());
         assert_eq!(error, Some(libc::ECONNABORTED));

@@ -22,14 +22,14 @@ use sluice_sys::bpf::{
 use sluice_sys::{lo, proc};
 use tracing::{info, warn};
 
-use super::{Applied, BackendError, Done, Known, Refused};
+use super::{Applied, Backend, BackendError, Checked, Checks, Done, Known, Refused};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, MachineFacts, NodeFacts};
 use messages::Messages;
 
 /// The backend.
-pub struct Backend {
+pub struct EbpfBackend {
     instance: Instance,
     ledger: Ledger,
     machine: MachineFacts,
@@ -48,7 +48,7 @@ pub struct Backend {
     /// All maps had their names, and all programs were attached that can be, when this was looked
     /// at last.
     is_attached: bool,
-    pub(super) progress: Progress,
+    progress: Progress,
 }
 
 /// The object file with the programs.
@@ -72,7 +72,88 @@ fn cgroup_root(settings: &Settings) -> std::path::PathBuf {
     settings.ebpf.cgroup_root.clone().unwrap_or_else(Cgroup::root)
 }
 
-impl Backend {
+impl Backend for EbpfBackend {
+    fn report_to(&mut self, progress: Progress) {
+        self.progress = progress;
+    }
+
+    /// The programs are where they belong afterwards, too.
+    fn full(
+        &mut self,
+        settings: &Settings,
+        facts: &NodeFacts,
+        plans: &[Arc<ServicePlan>],
+        known: &Known,
+    ) -> Result<Done, BackendError> {
+        self.look(Instance::keep_pins)?;
+        let (of_services, of_node): (Vec<MapKind>, Vec<MapKind>) =
+            MapKind::ALL.into_iter().partition(|map| map.is_of_services());
+        let Done { mut applied, refused } = self.services(&of_services, plans, known)?;
+        let view = node::ebpf_view(settings, facts, &self.machine);
+        let observed = self.observe(&of_node)?;
+        self.of_node = counts(&observed);
+        let ops = view.change(observed);
+        applied += self.apply(&ops)?;
+        self.of_node = counts(&view.entries());
+        self.view = view;
+        self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
+        applied += self.set_interfaces(settings, facts)?;
+        let links = self.instance.attach(devices::attachable(&facts.devices))?;
+        applied += self.told(links);
+        let links = self.look(Instance::check_links)?;
+        applied += self.told(links);
+        Ok(Done { applied, refused })
+    }
+
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        let ops = self.ledger.change(changes);
+        Ok(self.apply(&ops)?)
+    }
+
+    fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {
+        let view = node::ebpf_view(settings, facts, &self.machine);
+        let mut applied = Applied::default();
+        if view != self.view {
+            applied += self.apply(&view.change(self.view.entries()))?;
+            self.of_node = counts(&view.entries());
+            self.view = view;
+        }
+        applied += self.set_interfaces(settings, facts)?;
+        let links = self.instance.attach(devices::attachable(&facts.devices))?;
+        applied += self.told(links);
+        Ok(Some(applied))
+    }
+
+    fn checks(&self) -> Checks {
+        Checks::Foundations
+    }
+
+    /// Whether all links and settings are there.
+    fn check(&mut self) -> Result<Checked, BackendError> {
+        let links = self.look(Instance::check_links)?;
+        let links = self.told(links).operations;
+        Ok(Checked::Repaired(links + self.keep_lo_open()?))
+    }
+
+    /// What is not so was told as an error.
+    fn is_attached(&self) -> bool {
+        self.is_attached
+    }
+
+    fn usage(&self) -> Vec<(&'static str, Usage)> {
+        let mut entries = self.of_node;
+        for (kind, count) in self.ledger.counts() {
+            entries[kind as usize] = count;
+        }
+        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.name(), entries[kind as usize]));
+        let all =
+            of_kinds.chain([("INTERFACES", self.interfaces.len())]).filter(|(name, _)| *name != "CONFIG");
+        let capacity = |name| self.instance.maps().get(name).map_or(0, |map| map.max_entries() as usize);
+        all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
+    }
+}
+
+impl EbpfBackend {
     /// A backend that has written no map yet. Programs of a predecessor go on as they are.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
         let mut machine = MachineFacts {
@@ -108,7 +189,7 @@ impl Backend {
             interfaces_by = if instance.has_tcx() { "tcx" } else { "clsact" },
             "eBPF programs loaded"
         );
-        let mut backend = Backend {
+        let mut backend = EbpfBackend {
             instance,
             ledger: Ledger::new(node::ebpf_scheduler(settings)),
             view: node::ebpf_view(settings, facts, &machine),
@@ -135,48 +216,6 @@ impl Backend {
     /// What ends flows.
     pub fn ender(&self) -> Result<Ender, BpfError> {
         self.instance.ender()
-    }
-
-    /// How full the maps are that are filled here.
-    pub fn usage(&self) -> Vec<(&'static str, Usage)> {
-        let mut entries = self.of_node;
-        for (kind, count) in self.ledger.counts() {
-            entries[kind as usize] = count;
-        }
-        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.name(), entries[kind as usize]));
-        let all =
-            of_kinds.chain([("INTERFACES", self.interfaces.len())]).filter(|(name, _)| *name != "CONFIG");
-        let capacity = |name| self.instance.maps().get(name).map_or(0, |map| map.max_entries() as usize);
-        all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
-    }
-
-    /// Makes the maps hold what the plans say, whatever they hold, and the programs be where they
-    /// belong. What is refused of single Services is left out.
-    pub fn full(
-        &mut self,
-        settings: &Settings,
-        facts: &NodeFacts,
-        plans: &[Arc<ServicePlan>],
-        known: &Known,
-    ) -> Result<Done, BpfError> {
-        self.look(Instance::keep_pins)?;
-        let (of_services, of_node): (Vec<MapKind>, Vec<MapKind>) =
-            MapKind::ALL.into_iter().partition(|map| map.is_of_services());
-        let Done { mut applied, refused } = self.services(&of_services, plans, known)?;
-        let view = node::ebpf_view(settings, facts, &self.machine);
-        let observed = self.observe(&of_node)?;
-        self.of_node = counts(&observed);
-        let ops = view.change(observed);
-        applied += self.apply(&ops)?;
-        self.of_node = counts(&view.entries());
-        self.view = view;
-        self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
-        applied += self.set_interfaces(settings, facts)?;
-        let links = self.instance.attach(devices::attachable(&facts.devices))?;
-        applied += self.told(links);
-        let links = self.look(Instance::check_links)?;
-        applied += self.told(links);
-        Ok(Done { applied, refused })
     }
 
     /// Makes the maps of Services hold what the plans say.
@@ -213,40 +252,6 @@ impl Backend {
             Outcome::Done(refused) => Ok(Done { applied, refused: refused.into_iter().map(told).collect() }),
             Outcome::GaveUp(error) => Err(error),
         }
-    }
-
-    /// Applies changed plans.
-    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BpfError> {
-        let ops = self.ledger.change(changes);
-        self.apply(&ops)
-    }
-
-    /// Applies a changed node: its addresses, networks and interfaces.
-    pub fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Applied, BpfError> {
-        let view = node::ebpf_view(settings, facts, &self.machine);
-        let mut applied = Applied::default();
-        if view != self.view {
-            applied += self.apply(&view.change(self.view.entries()))?;
-            self.of_node = counts(&view.entries());
-            self.view = view;
-        }
-        applied += self.set_interfaces(settings, facts)?;
-        let links = self.instance.attach(devices::attachable(&facts.devices))?;
-        applied += self.told(links);
-        Ok(applied)
-    }
-
-    /// Whether all links and settings are there; returns how many had to be repaired.
-    pub fn check(&mut self) -> Result<usize, BackendError> {
-        let links = self.look(Instance::check_links)?;
-        let links = self.told(links).operations;
-        Ok(links + self.keep_lo_open()?)
-    }
-
-    /// Whether programs are where they belong, as far as is known. What is not so was told as an
-    /// error.
-    pub fn is_attached(&self) -> bool {
-        self.is_attached
     }
 
     fn look<T>(&mut self, how: impl FnOnce(&mut Instance) -> Result<T, BpfError>) -> Result<T, BpfError> {

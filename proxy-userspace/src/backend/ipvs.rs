@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use sluice_core::ipvs::{
@@ -19,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::apart::{commit_apart, is_refusal};
 use super::nftables::commit;
-use super::{Applied, BackendError, Done, Known, Refused};
+use super::{Applied, Backend, BackendError, Checked, Checks, Done, Known, Refused};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, NodeFacts};
@@ -28,7 +29,7 @@ use crate::node::{self, NodeFacts};
 pub const LINK: &str = "sluice-ipvs0";
 
 /// The backend.
-pub struct Backend {
+pub struct IpvsBackend {
     nft: Nft,
     ipvs: Ipvs,
     link: Link,
@@ -37,7 +38,7 @@ pub struct Backend {
     sources: [Option<IpAddr>; 2],
     sticky: SchedulerName,
     ledger: Ledger,
-    pub(super) progress: Progress,
+    progress: Progress,
 }
 
 fn ledger(settings: &Settings, facts: &NodeFacts, sticky: SchedulerName) -> Ledger {
@@ -133,29 +134,12 @@ fn led(steering: &mut Steering) -> Result<Vec<ServerKey>, NetlinkError> {
     Ok(steering.led()?.into_iter().map(key).collect())
 }
 
-impl Backend {
-    /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on
-    /// as they are.
-    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
-        let mut ipvs = prepare(settings)?;
-        let sticky = sticky(&mut ipvs, settings)?;
-        ipvs.set_timeouts(settings.ipvs.timeouts)?;
-        let link = Link::open(LINK)?;
-        info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is available");
-        let ledger = ledger(settings, facts, sticky);
-        let (steering, sources) = (Steering::open()?, node::primary_addresses(settings, facts));
-        let (nft, progress) = (Nft::open()?, Progress::default());
-        Ok(Backend { nft, ipvs, link, steering, sources, sticky, ledger, progress })
+impl Backend for IpvsBackend {
+    fn report_to(&mut self, progress: Progress) {
+        self.progress = progress;
     }
 
-    /// Our netlink port, by which notices of our own changes of the table are known.
-    pub fn port(&self) -> u32 {
-        self.nft.port()
-    }
-
-    /// Makes the kernel hold what the plans say, whatever it holds. What is refused of single
-    /// Services is left out.
-    pub fn full(
+    fn full(
         &mut self,
         settings: &Settings,
         facts: &NodeFacts,
@@ -172,6 +156,79 @@ impl Backend {
         }
         let (done, refusals) = self.full_by_one_list(settings, facts, plans, known)?;
         self.told(done, refusals, plans)
+    }
+
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        let steps = self.ledger.change(changes);
+        self.apply(&steps)
+    }
+
+    fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {
+        let (is, shall) = (self.ledger.node(), node::ipvs_view(settings, facts));
+        let same = *self.ledger.ruleset().config() == node::nft_config(settings, facts)
+            && is.own_addresses == shall.own_addresses
+            && is.node_port_addresses == shall.node_port_addresses
+            && is.others.listed == shall.others.listed;
+        if !same {
+            return Ok(None);
+        }
+        if is.others != shall.others {
+            let steps = self.ledger.set_others(shall.others, node::node_view(settings, facts));
+            return Ok(Some(self.apply(&steps)?));
+        }
+        let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
+        Ok(Some(commit(&mut self.nft, &ops, &self.progress)?))
+    }
+
+    /// Whether destinations are being drained, or chains wait to be deleted.
+    fn has_garbage(&self) -> bool {
+        self.ledger.draining().len() > 0 || self.ledger.ruleset().has_retired()
+    }
+
+    fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
+        let mut applied = Applied::default();
+        while self.ledger.ruleset().has_retired() {
+            let ops = self.ledger.ruleset_mut().delete_retired();
+            applied += commit(&mut self.nft, &ops, &self.progress)?;
+        }
+        let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
+        let loads = self.loads(&keys)?;
+        let steps = self.ledger.delete_drained(&loads);
+        applied += self.apply(&steps)?;
+        Ok(applied)
+    }
+
+    fn checks(&self) -> Checks {
+        Checks::Services
+    }
+
+    fn check(&mut self) -> Result<Checked, BackendError> {
+        Ok(if self.agrees()? { Checked::Repaired(0) } else { Checked::Differs })
+    }
+
+    /// Nobody tells of changes of destinations.
+    fn audit_period(&self, settings: &Settings) -> Option<Duration> {
+        Some(settings.sync_period)
+    }
+
+    fn port(&self) -> Option<u32> {
+        Some(self.nft.port())
+    }
+}
+
+impl IpvsBackend {
+    /// A backend that has written nothing but sysctls yet. Virtual servers of a predecessor go on
+    /// as they are.
+    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, BackendError> {
+        let mut ipvs = prepare(settings)?;
+        let sticky = sticky(&mut ipvs, settings)?;
+        ipvs.set_timeouts(settings.ipvs.timeouts)?;
+        let link = Link::open(LINK)?;
+        info!(scheduler = %settings.ipvs.scheduler, link = LINK, "IPVS is available");
+        let ledger = ledger(settings, facts, sticky);
+        let (steering, sources) = (Steering::open()?, node::primary_addresses(settings, facts));
+        let (nft, progress) = (Nft::open()?, Progress::default());
+        Ok(IpvsBackend { nft, ipvs, link, steering, sources, sticky, ledger, progress })
     }
 
     /// Refused operations on virtual servers and addresses are told of the Services that they are
@@ -256,53 +313,6 @@ impl Backend {
         commit_apart(&mut self.nft, self.ledger.ruleset(), ops, plans, known, &self.progress)
     }
 
-    /// Applies changed plans.
-    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
-        let steps = self.ledger.change(changes);
-        self.apply(&steps)
-    }
-
-    /// Applies a changed node. `None`: only a full pass can.
-    pub fn set_node(
-        &mut self,
-        settings: &Settings,
-        facts: &NodeFacts,
-    ) -> Result<Option<Applied>, BackendError> {
-        let (is, shall) = (self.ledger.node(), node::ipvs_view(settings, facts));
-        let same = *self.ledger.ruleset().config() == node::nft_config(settings, facts)
-            && is.own_addresses == shall.own_addresses
-            && is.node_port_addresses == shall.node_port_addresses
-            && is.others.listed == shall.others.listed;
-        if !same {
-            return Ok(None);
-        }
-        if is.others != shall.others {
-            let steps = self.ledger.set_others(shall.others, node::node_view(settings, facts));
-            return Ok(Some(self.apply(&steps)?));
-        }
-        let ops = self.ledger.ruleset_mut().set_node(node::node_view(settings, facts));
-        Ok(Some(commit(&mut self.nft, &ops, &self.progress)?))
-    }
-
-    /// Whether destinations are being drained, or chains wait to be deleted.
-    pub fn has_garbage(&self) -> bool {
-        self.ledger.draining().len() > 0 || self.ledger.ruleset().has_retired()
-    }
-
-    /// Deletes what nobody needs.
-    pub fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
-        let mut applied = Applied::default();
-        while self.ledger.ruleset().has_retired() {
-            let ops = self.ledger.ruleset_mut().delete_retired();
-            applied += commit(&mut self.nft, &ops, &self.progress)?;
-        }
-        let keys: Vec<ServerKey> = self.ledger.draining().copied().collect();
-        let loads = self.loads(&keys)?;
-        let steps = self.ledger.delete_drained(&loads);
-        applied += self.apply(&steps)?;
-        Ok(applied)
-    }
-
     fn loads(
         &mut self,
         keys: &[ServerKey],
@@ -318,7 +328,7 @@ impl Backend {
 
     /// Whether virtual servers and addresses are as they should be; nobody tells of changes that
     /// others make.
-    pub fn agrees(&mut self) -> Result<bool, BackendError> {
+    fn agrees(&mut self) -> Result<bool, BackendError> {
         if Link::find(LINK)?.is_none_or(|link| link.index() != self.link.index()) {
             return Ok(false);
         }

@@ -8,8 +8,10 @@ use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
 use super::apart::{commit_apart, is_refusal};
-use super::{Applied, Done, Known};
+use super::{Applied, Backend, BackendError, Done, Known};
+use crate::config::Settings;
 use crate::health::Progress;
+use crate::node::{self, NodeFacts};
 
 /// Operations of one transaction, about 20 ms here.
 const MAX_OPS: usize = sluice_core::nft::quarantine::TRANSACTION;
@@ -17,37 +19,26 @@ const MAX_OPS: usize = sluice_core::nft::quarantine::TRANSACTION;
 const LOAD_CHUNK: usize = 500;
 
 /// The backend.
-pub struct Backend {
+pub struct NftablesBackend {
     nft: Nft,
     ledger: Ledger,
-    pub(super) progress: Progress,
+    progress: Progress,
 }
 
-impl Backend {
-    /// A backend that has written nothing yet.
-    pub fn open(config: NftConfig, node: NodeView) -> Result<Self, NetlinkError> {
-        Ok(Backend { nft: Nft::open()?, ledger: Ledger::new(config, node), progress: Progress::default() })
+impl Backend for NftablesBackend {
+    fn report_to(&mut self, progress: Progress) {
+        self.progress = progress;
     }
 
-    /// Our netlink port, by which notices of our own changes are known.
-    pub fn port(&self) -> u32 {
-        self.nft.port()
-    }
-
-    /// Whether the backend was made for this configuration.
-    pub fn has_config(&self, config: &NftConfig) -> bool {
-        self.ledger.config() == config
-    }
-
-    /// Makes the kernel hold what the plans say, whatever it holds: creates the table, or adopts it
-    /// and applies the difference only. What is refused of single Services is left out.
-    pub fn full(
+    /// Creates the table, or adopts it and applies the difference only.
+    fn full(
         &mut self,
-        config: NftConfig,
-        node: NodeView,
+        settings: &Settings,
+        facts: &NodeFacts,
         plans: &[Arc<ServicePlan>],
         known: &Known,
-    ) -> Result<Done, NetlinkError> {
+    ) -> Result<Done, BackendError> {
+        let (config, node) = (node::nft_config(settings, facts), node::node_view(settings, facts));
         let Some(ops) = self.difference(&config, &node, plans)? else { return Ok(self.load(plans)?.into()) };
         if known.suspects.is_empty() {
             match self.commit(&ops) {
@@ -58,7 +49,44 @@ impl Backend {
         // Of several transactions the first ones may have been done.
         let ops =
             if ops.len() > MAX_OPS { self.difference(&config, &node, plans)?.unwrap_or(ops) } else { ops };
-        commit_apart(&mut self.nft, &self.ledger, ops, plans, known, &self.progress)
+        Ok(commit_apart(&mut self.nft, &self.ledger, ops, plans, known, &self.progress)?)
+    }
+
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        Ok(self.apply(changes)?)
+    }
+
+    fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {
+        if *self.ledger.config() != node::nft_config(settings, facts) {
+            return Ok(None);
+        }
+        let ops = self.ledger.set_node(node::node_view(settings, facts));
+        Ok(Some(self.commit(&ops)?))
+    }
+
+    fn has_garbage(&self) -> bool {
+        self.ledger.has_retired()
+    }
+
+    fn collect_garbage(&mut self) -> Result<Applied, BackendError> {
+        let mut applied = Applied::default();
+        while self.ledger.has_retired() {
+            let ops = self.ledger.delete_retired();
+            applied += self.commit(&ops)?;
+        }
+        Ok(applied)
+    }
+
+    fn port(&self) -> Option<u32> {
+        Some(self.nft.port())
+    }
+}
+
+impl NftablesBackend {
+    /// A backend that has written nothing yet.
+    pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, NetlinkError> {
+        let ledger = Ledger::new(node::nft_config(settings, facts), node::node_view(settings, facts));
+        Ok(NftablesBackend { nft: Nft::open()?, ledger, progress: Progress::default() })
     }
 
     /// What is to be done to the table, if there is one.
@@ -70,7 +98,7 @@ impl Backend {
     ) -> Result<Option<Vec<Op>>, NetlinkError> {
         let observed = observe(&mut self.nft)?;
         self.progress.made();
-        if observed.is_none() || !self.has_config(config) {
+        if observed.is_none() || self.ledger.config() != config {
             self.ledger = Ledger::new(config.clone(), node.clone());
         } else {
             // The same ledger goes on, because it knows the spare chains; what it would do for a
@@ -91,38 +119,16 @@ impl Backend {
                 .iter()
                 .map(|plan| PlanChange { name: plan.name.clone(), old: None, new: Some(plan.clone()) })
                 .collect();
-            applied += self.change(&changes)?;
+            applied += self.apply(&changes)?;
         }
         let end = self.ledger.finish_load();
         applied += self.commit(&end)?;
         Ok(applied)
     }
 
-    /// Applies changed plans.
-    pub fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, NetlinkError> {
+    fn apply(&mut self, changes: &[PlanChange]) -> Result<Applied, NetlinkError> {
         let ops = self.ledger.change(changes);
         self.commit(&ops)
-    }
-
-    /// Applies a changed node.
-    pub fn set_node(&mut self, node: NodeView) -> Result<Applied, NetlinkError> {
-        let ops = self.ledger.set_node(node);
-        self.commit(&ops)
-    }
-
-    /// Whether chains wait to be deleted.
-    pub fn has_garbage(&self) -> bool {
-        self.ledger.has_retired()
-    }
-
-    /// Deletes chains that nobody needs.
-    pub fn collect_garbage(&mut self) -> Result<Applied, NetlinkError> {
-        let mut applied = Applied::default();
-        while self.ledger.has_retired() {
-            let ops = self.ledger.delete_retired();
-            applied += self.commit(&ops)?;
-        }
-        Ok(applied)
     }
 
     fn commit(&mut self, ops: &[Op]) -> Result<Applied, NetlinkError> {

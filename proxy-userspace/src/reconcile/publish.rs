@@ -15,16 +15,6 @@ impl Reconciler {
         }
     }
 
-    /// Pods whose sockets the programs leave alone.
-    pub(super) fn publish_opted_out(&self) {
-        let now = self.index.opted_out(&self.settings.node_name);
-        self.outputs.opted_out.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
-            changed
-        });
-    }
-
     /// Each success is told, changes or not: what could not be opened is tried again.
     pub(super) fn publish_listeners(&mut self) {
         let changes = std::mem::take(&mut self.listeners);

@@ -6,7 +6,7 @@ use sluice_sys::capability;
 use sluice_sys::nft::Nft;
 use tracing::info;
 
-use crate::backend::{Backend, BackendError, ebpf, ipvs};
+use crate::backend::{self, BackendError, Opened, ebpf, ipvs};
 use crate::config::{BackendKind, Settings};
 use crate::exit::ExitError;
 use crate::node::NodeFacts;
@@ -23,7 +23,7 @@ fn preflight() -> Result<(), ExitError> {
 
 /// Opens the backend that is asked for, after a check that it can do everything that it will have
 /// to. Decides what is left to be decided.
-pub(super) fn open_backend(settings: &mut Settings) -> Result<Backend, ExitError> {
+pub(super) fn open_backend(settings: &mut Settings) -> Result<Opened, ExitError> {
     if capability::has_net_admin() == Some(false) {
         return Err(ExitError::Capability);
     }
@@ -38,7 +38,7 @@ pub(super) fn open_backend(settings: &mut Settings) -> Result<Backend, ExitError
         }
     }
     preflight()?;
-    Backend::open(settings, &NodeFacts::default()).map_err(ExitError::Backend)
+    backend::open(settings, &NodeFacts::default()).map_err(ExitError::Backend)
 }
 
 /// Whether the machine, or this program, lacks something that it will lack at the next start too.
@@ -50,12 +50,12 @@ fn is_lack(error: &BackendError) -> bool {
 
 /// To open it is to load the programs. What is missing is looked for when that fails, and in mode
 /// auto before the first time, because there is no way back once the programs have been chosen.
-fn open_ebpf(settings: &mut Settings) -> Result<Backend, BackendError> {
+fn open_ebpf(settings: &mut Settings) -> Result<Opened, BackendError> {
     if settings.backend == BackendKind::Auto && !Directory::new(&settings.ebpf.bpffs).exists() {
         nothing_missing(settings)?;
     }
     let wanted = std::mem::replace(&mut settings.backend, BackendKind::Ebpf);
-    let opened = Backend::open(settings, &NodeFacts::default());
+    let opened = backend::open(settings, &NodeFacts::default());
     if let Err(error) = &opened {
         settings.backend = wanted;
         if !passes(error) {

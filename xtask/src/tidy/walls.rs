@@ -73,6 +73,12 @@ const WALLS: &[Wall] = &[
         why: "the pod network works with any service proxy, and without one",
     },
     Wall {
+        inside: "proxy-userspace/src/state",
+        never: &["crate::backend", "crate::node", "crate::pod_network", "crate::reconcile"],
+        except: &[],
+        why: "the objects are the same for every part that uses them",
+    },
+    Wall {
         inside: "proxy-userspace/src/reconcile",
         never: &["crate::pod_network"],
         except: &[],
