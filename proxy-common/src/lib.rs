@@ -10,6 +10,7 @@
 
 pub mod counters;
 pub mod flow;
+pub mod maps;
 pub mod node;
 pub mod service;
 pub mod socket;
@@ -93,58 +94,6 @@ macro_rules! sizes {
 pub(crate) use sizes;
 
 sizes!(Address = 16);
-
-/// Names and types of the maps, as the object file has them.
-///
-/// | map | kind | key | value | written by |
-/// |---|---|---|---|---|
-/// | `FRONTENDS` | hash | [`service::FrontendKey`] | [`service::Frontend`] | daemon |
-/// | `GROUPS` | hash | group id with list, `u64` | [`service::Group`] | daemon |
-/// | `ENDPOINTS` | hash | [`service::EndpointKey`] | [`service::Endpoint`] | daemon |
-/// | `MEMBERS` | hash | [`service::MemberKey`] | `u32` | daemon |
-/// | `SOURCES` | longest prefix | [`service::SourceKey`] | `u32` | daemon |
-/// | `CURSORS` | hash (scheduler rr) | group id with list, `u64` | `u32` | daemon creates, programs count |
-/// | `MAGLEV` | hash (scheduler maglev) | group id with list, `u64` | [`service::MaglevTable`] | daemon |
-/// | `AFFINITY` | LRU hash | [`service::AffinityKey`] | [`service::Affinity`] | programs |
-/// | `FLOWS`, `OLD_FLOWS` | LRU hash | [`flow::FlowKey`] | [`flow::Flow`] | programs |
-/// | `NEWEST` | array | 0, then slots | [`flow::Begun`] | programs |
-/// | `FRAGMENTS` | LRU hash | [`flow::FragmentKey`] | [`flow::Fragment`] | programs |
-/// | `PEERS` (UDP), `TCP_PEERS` | LRU hash | [`socket::SocketKey`] | [`socket::Peer`] | programs |
-/// | `PICKS` | LRU hash | [`socket::SocketKey`] | [`socket::Pick`] | programs |
-/// | `CONFIG` | array of one | `u32` 0 | [`node::Config`] | daemon |
-/// | `ADDRESSES` | hash | [`Address`] | `u32`, [`node::address`] | daemon |
-/// | `NETWORKS` | longest prefix | [`Address`] | `u32`, [`node::network`] | daemon |
-/// | `INTERFACES` | hash | interface index, `u32` | [`node::Interface`] | daemon |
-/// | `POD_SOURCES` | hash | [`node::PodSource`] | `u32`, zero | daemon |
-/// | `NAMESPACES` | hash | namespace cookie, `u64` | `u32`, [`node::namespace`] | daemon |
-/// | `COUNTERS` | per-CPU array | [`counters::Counter`] as `u32` | `u64` | programs |
-pub mod maps {
-    /// All names.
-    pub const NAMES: [&str; 22] = [
-        "FRONTENDS",
-        "GROUPS",
-        "ENDPOINTS",
-        "MEMBERS",
-        "SOURCES",
-        "CURSORS",
-        "MAGLEV",
-        "AFFINITY",
-        "FLOWS",
-        "OLD_FLOWS",
-        "NEWEST",
-        "FRAGMENTS",
-        "PEERS",
-        "TCP_PEERS",
-        "PICKS",
-        "CONFIG",
-        "ADDRESSES",
-        "NETWORKS",
-        "INTERFACES",
-        "POD_SOURCES",
-        "NAMESPACES",
-        "COUNTERS",
-    ];
-}
 
 /// Names of the programs, as the object file has them.
 pub mod programs {

@@ -203,8 +203,8 @@ impl Run {
             "not what a fresh load gives"
         );
         for (map, count) in self.ledger.counts() {
-            assert_eq!(self.maps.count(map), count, "entries of {}", map.name());
-            assert_eq!(ledger.count(map), count, "entries of {} after a fresh load", map.name());
+            assert_eq!(self.maps.count(map), count, "entries of {}", map.map());
+            assert_eq!(ledger.count(map), count, "entries of {} after a fresh load", map.map());
         }
         let mut adopting = Ledger::new(self.scheduler);
         assert_eq!(adopting.reconcile(&self.plans(), self.maps.observe()), [], "a restart has nothing to do");

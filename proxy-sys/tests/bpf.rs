@@ -10,10 +10,11 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use aya::maps::{PerCpuArray, PerCpuValues};
-use lab::{Lab, ip, object};
+use lab::{Lab, ip};
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{Flow, FlowKey};
+use sluice_common::maps::MapName;
 use sluice_common::node::{Config, PodSource};
 use sluice_common::service::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, SourceKey, action,
@@ -28,7 +29,7 @@ const FLOWS: u32 = 512;
 
 /// Entries of the flow table for so many.
 fn flow_entries(flows: u32) -> u32 {
-    spec("FLOWS", Sizes { flows }).unwrap().entries
+    spec(MapName::Flows, Sizes { flows }).entries
 }
 
 fn open(here: &Lab) -> Result<Instance, BpfError> {
@@ -77,8 +78,8 @@ fn many_entries_are_written_read_and_deleted() {
     Lab::run(|here| {
         let mut instance = open(here).unwrap();
         let count = 10_000;
-        instance.make_room([("ENDPOINTS", count as usize)]).unwrap();
-        let map = instance.maps().get("ENDPOINTS").unwrap();
+        instance.make_room([(MapName::Endpoints, count as usize)]).unwrap();
+        let map = instance.maps().get(MapName::Endpoints).unwrap();
         let (keys, values) = endpoints(count);
         map.put_all(&keys, &values).unwrap();
         let found = entries(&map);
@@ -102,7 +103,7 @@ fn many_entries_are_written_read_and_deleted() {
 fn prefixes_and_arrays_are_read_like_hashes() {
     Lab::run(|here| {
         let instance = open(here).unwrap();
-        let sources = instance.maps().get("SOURCES").unwrap();
+        let sources = instance.maps().get(MapName::Sources).unwrap();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for n in 0..9_000u32 {
             keys.extend_from_slice((160 + 128u32).bytes());
@@ -114,7 +115,7 @@ fn prefixes_and_arrays_are_read_like_hashes() {
         assert_eq!(entries(&sources).len(), 9_000);
         assert_eq!(sources.delete_all(&keys[..40 * 8_000]).unwrap(), 8_000);
         assert_eq!(entries(&sources).len(), 1_000);
-        let config = instance.maps().get("CONFIG").unwrap();
+        let config = instance.maps().get(MapName::Config).unwrap();
         config.put_value(&0u32, &Config { netns: 7, ..Config::default() }).unwrap();
         assert_eq!(config.values::<u32, Config>().unwrap()[0].1.netns, 7);
     });
@@ -124,7 +125,7 @@ fn prefixes_and_arrays_are_read_like_hashes() {
 fn a_full_map_says_so() {
     Lab::run(|here| {
         let instance = open(here).unwrap();
-        let map = instance.maps().get("ADDRESSES").unwrap();
+        let map = instance.maps().get(MapName::Addresses).unwrap();
         let keys: Vec<u8> = (0..map.max_entries() + 1).flat_map(|n| Address::v4(n).octets()).collect();
         let error = map.put_all(&keys, &vec![0; keys.len() / 4]).unwrap_err();
         assert!(error.to_string().starts_with("write to map ADDRESSES, which is full"), "{error}");
@@ -136,7 +137,12 @@ fn a_successor_takes_over_maps_and_links_and_no_other_may_work_beside() {
     Lab::run(|here| {
         here.veth("v0", "v1");
         let mut first = open(here).unwrap();
-        first.maps().get("GROUPS").unwrap().put_value(&4u64, &Group { count: 3, reserved: 0 }).unwrap();
+        first
+            .maps()
+            .get(MapName::Groups)
+            .unwrap()
+            .put_value(&4u64, &Group { count: 3, reserved: 0 })
+            .unwrap();
         let done = first.attach(devices(&["v0"])).unwrap();
         assert_eq!((done.attached, done.updated, done.removed), (10, 0, 0));
         assert!(done.failures.is_empty(), "{:?}", done.failures);
@@ -145,7 +151,7 @@ fn a_successor_takes_over_maps_and_links_and_no_other_may_work_beside() {
         drop(first);
         assert_eq!(here.links(), before);
         let mut second = open(here).unwrap();
-        let group = second.maps().get("GROUPS").unwrap().get_value::<u64, Group>(&4).unwrap();
+        let group = second.maps().get(MapName::Groups).unwrap().get_value::<u64, Group>(&4).unwrap();
         assert_eq!(group.map(|group| group.count), Some(3));
         let done = second.attach(devices(&["v0"])).unwrap();
         assert_eq!((done.attached, done.updated, done.removed), (0, 10, 0));
@@ -198,7 +204,7 @@ fn programs_for_packets_without_an_ethernet_header_are_loaded_when_an_interface_
         assert_eq!((done.attached, done.failures.len()), (2, 0), "{:?}", done.failures);
         assert_eq!((here.loaded("ingress_raw"), here.loaded("egress_raw")), (1, 1));
         // With another map they are replaced together with the others.
-        instance.make_room([("ENDPOINTS", 10_000)]).unwrap();
+        instance.make_room([(MapName::Endpoints, 10_000)]).unwrap();
         assert_eq!(
             (here.loaded("ingress"), here.loaded("ingress_raw"), here.loaded("egress_raw")),
             (1, 1, 1)
@@ -257,12 +263,12 @@ fn count(instance: &Instance, counter: Counter) -> u64 {
 fn serve(instance: &Instance, endpoint: Ipv4Addr, port: u16) {
     let maps = instance.maps();
     let config = Config { netns: netns_cookie().unwrap(), ..Config::default() };
-    maps.get("CONFIG").unwrap().put_value(&0u32, &config).unwrap();
+    maps.get(MapName::Config).unwrap().put_value(&0u32, &config).unwrap();
     let address = |ip: Ipv4Addr| Address::v4(u32::from_ne_bytes(ip.octets()));
     let key = EndpointKey { group: 4, slot: 0, reserved: 0 };
     let value = Endpoint { address: address(endpoint), port: port.to_be(), reserved: 0 };
-    maps.get("ENDPOINTS").unwrap().put_value(&key, &value).unwrap();
-    maps.get("GROUPS").unwrap().put_value(&4u64, &Group { count: 1, reserved: 0 }).unwrap();
+    maps.get(MapName::Endpoints).unwrap().put_value(&key, &value).unwrap();
+    maps.get(MapName::Groups).unwrap().put_value(&4u64, &Group { count: 1, reserved: 0 }).unwrap();
     let key = FrontendKey {
         address: address(Ipv4Addr::new(10, 96, 0, 1)),
         port: 80u16.to_be(),
@@ -271,7 +277,7 @@ fn serve(instance: &Instance, endpoint: Ipv4Addr, port: u16) {
     };
     let cluster = action::CLUSTER;
     let value = Frontend { group: 4, affinity: 0, pod: cluster, host: cluster, other: cluster, flags: 0 };
-    maps.get("FRONTENDS").unwrap().put_value(&key, &value).unwrap();
+    maps.get(MapName::Frontends).unwrap().put_value(&key, &value).unwrap();
 }
 
 #[test]
@@ -290,11 +296,11 @@ fn maps_grow_while_connections_are_made() {
         assert!(lab::wait(|| translated() > 5));
         let before = here.links();
         for _ in 0..3 {
-            let map = instance.maps().get("ENDPOINTS").unwrap();
+            let map = instance.maps().get(MapName::Endpoints).unwrap();
             let room = map.max_entries() as usize;
-            let resized = instance.make_room([("ENDPOINTS", room), ("FRONTENDS", 10)]).unwrap();
+            let resized = instance.make_room([(MapName::Endpoints, room), (MapName::Frontends, 10)]).unwrap();
             assert_eq!(resized.len(), 1);
-            assert_eq!((resized[0].map, resized[0].from as usize), ("ENDPOINTS", room));
+            assert_eq!((resized[0].map, resized[0].from as usize), (MapName::Endpoints, room));
             assert!(resized[0].to as usize >= room * 2);
         }
         let so_far = count(&instance, Counter::SocketTranslated);
@@ -312,20 +318,22 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         let key = |n: u16| FlowKey { source_port: n, protocol: 6, ..FlowKey::default() };
         let flow = |group: u64| Flow { group, ..Flow::default() };
         let instance = open(here).unwrap();
-        instance.maps().get("FLOWS").unwrap().put_value(&key(1), &flow(1)).unwrap();
+        instance.maps().get(MapName::Flows).unwrap().put_value(&key(1), &flow(1)).unwrap();
         drop(instance);
         let instance = open_with(here, 20_480, true).unwrap();
-        let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
+        let (flows, old) =
+            (instance.maps().get(MapName::Flows).unwrap(), instance.maps().get(MapName::OldFlows).unwrap());
         assert_eq!((flows.max_entries(), old.max_entries()), (flow_entries(20_480), flow_entries(FLOWS)));
         // Of those that began, too: how many there may be goes by the size.
-        assert_eq!(instance.maps().get("NEWEST").unwrap().max_entries(), 20_480 / 4 + 1);
+        assert_eq!(instance.maps().get(MapName::Newest).unwrap().max_entries(), 20_480 / 4 + 1);
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), None);
         assert_eq!(old.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
         flows.put_value(&key(2), &flow(2)).unwrap();
         drop((instance, flows, old));
         // Smaller again, before the first has ended: both are kept.
         let instance = open_with(here, 1024, true).unwrap();
-        let (flows, old) = (instance.maps().get("FLOWS").unwrap(), instance.maps().get("OLD_FLOWS").unwrap());
+        let (flows, old) =
+            (instance.maps().get(MapName::Flows).unwrap(), instance.maps().get(MapName::OldFlows).unwrap());
         assert_eq!((flows.max_entries(), old.max_entries()), (flow_entries(1024), flow_entries(20_480)));
         assert_eq!(flows.get_value::<FlowKey, Flow>(&key(1)).unwrap(), Some(flow(1)));
         assert_eq!(old.get_value::<FlowKey, Flow>(&key(2)).unwrap(), Some(flow(2)));
@@ -333,7 +341,7 @@ fn flows_are_found_in_the_old_table_when_the_size_changes() {
         drop((instance, flows, old));
         // Nothing is left in it: its memory is given back.
         let instance = open_with(here, 1024, true).unwrap();
-        assert_eq!(instance.maps().get("OLD_FLOWS").unwrap().max_entries(), 64);
+        assert_eq!(instance.maps().get(MapName::OldFlows).unwrap().max_entries(), 64);
     });
 }
 
@@ -343,7 +351,7 @@ fn what_an_earlier_version_left_goes_on_with_maps_that_it_did_not_have() {
         let key = FlowKey { source_port: 1, protocol: 6, ..FlowKey::default() };
         let flow = Flow { group: 1, ..Flow::default() };
         let instance = open(here).unwrap();
-        instance.maps().get("FLOWS").unwrap().put_value(&key, &flow).unwrap();
+        instance.maps().get(MapName::Flows).unwrap().put_value(&key, &flow).unwrap();
         drop(instance);
         let maps = here.directory().path().join(format!("v{}/maps", sluice_common::LAYOUT));
         for name in ["NEWEST", "COUNTERS"] {
@@ -359,10 +367,10 @@ fn what_an_earlier_version_left_goes_on_with_maps_that_it_did_not_have() {
         earlier.map_mut("COUNTERS").unwrap().pin(maps.join("COUNTERS")).unwrap();
         drop(earlier);
         let instance = open(here).unwrap();
-        let found = instance.maps().get("FLOWS").unwrap().get_value::<FlowKey, Flow>(&key).unwrap();
+        let found = instance.maps().get(MapName::Flows).unwrap().get_value::<FlowKey, Flow>(&key).unwrap();
         assert_eq!(found, Some(flow));
-        assert!(instance.maps().get("NEWEST").unwrap().max_entries() > 1);
-        assert_eq!(instance.maps().get("COUNTERS").unwrap().max_entries(), few + 1);
+        assert!(instance.maps().get(MapName::Newest).unwrap().max_entries() > 1);
+        assert_eq!(instance.maps().get(MapName::Counters).unwrap().max_entries(), few + 1);
         assert_eq!(count(&instance, Counter::Rejected), 7 * aya::util::nr_cpus().unwrap() as u64);
     });
 }
@@ -371,7 +379,7 @@ fn what_an_earlier_version_left_goes_on_with_maps_that_it_did_not_have() {
 fn what_is_remembered_of_clients_survives_another_size() {
     Lab::run(|here| {
         let key = |group| AffinityKey { group, ..AffinityKey::default() };
-        let affinity = |instance: &Instance| instance.maps().get("AFFINITY").unwrap();
+        let affinity = |instance: &Instance| instance.maps().get(MapName::Affinity).unwrap();
         let instance = open_with(here, 10_000, true).unwrap();
         for group in 0..5_000u64 {
             affinity(&instance).put_value(&key(group), &Affinity::default()).unwrap();
@@ -394,8 +402,8 @@ fn a_pin_of_another_kind_is_replaced() {
         drop(open(here).unwrap());
         std::fs::rename(maps.join("FLOWS"), maps.join("GROUPS")).unwrap();
         let instance = open(here).unwrap();
-        instance.maps().get("GROUPS").unwrap().put_value(&4u64, &Group::default()).unwrap();
-        assert_eq!(instance.maps().get("FLOWS").unwrap().max_entries(), flow_entries(FLOWS));
+        instance.maps().get(MapName::Groups).unwrap().put_value(&4u64, &Group::default()).unwrap();
+        assert_eq!(instance.maps().get(MapName::Flows).unwrap().max_entries(), flow_entries(FLOWS));
     });
 }
 
@@ -503,19 +511,12 @@ fn a_directory_that_is_mounted_elsewhere_by_itself_is_enough() {
 }
 
 #[test]
-fn the_object_is_the_one_that_the_layout_describes() {
-    let Some(_) = object() else { return };
-    let sizes = Sizes { flows: 1 };
-    assert!(sluice_common::maps::NAMES.iter().all(|name| sluice_sys::bpf::spec(name, sizes).is_some()));
-}
-
-#[test]
 fn exactly_the_given_addresses_are_behind_links() {
     Lab::run(|here| {
         let instance = open(here).unwrap();
         let maps = instance.maps();
         let held = || {
-            let map = maps.get("POD_SOURCES").unwrap();
+            let map = maps.get(MapName::PodSources).unwrap();
             map.values::<PodSource, u32>().unwrap().into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>()
         };
         let pod = |numbers: &[u32]| PodSources {
@@ -534,7 +535,7 @@ fn exactly_the_given_addresses_are_behind_links() {
         assert_eq!(set_pod_sources(maps, &BTreeMap::new()).unwrap(), 2);
         assert!(held().is_empty());
         // As many as the map has room for, then as many others, then more than that.
-        let room = maps.get("POD_SOURCES").unwrap().max_entries();
+        let room = maps.get(MapName::PodSources).unwrap().max_entries();
         let many = |numbers: std::ops::Range<u32>| PodSources {
             addresses: numbers.map(Address::v4).collect(),
             are_all: false,
@@ -553,7 +554,7 @@ fn exactly_the_given_namespaces_are_left_alone() {
         let instance = open(here).unwrap();
         let maps = instance.maps();
         let held = || {
-            let map = maps.get("NAMESPACES").unwrap();
+            let map = maps.get(MapName::Namespaces).unwrap();
             map.values::<u64, u32>().unwrap().into_iter().collect::<BTreeMap<_, _>>()
         };
         assert_eq!(leave_alone(maps, &BTreeSet::from([1, 2, 3])).unwrap(), 3);

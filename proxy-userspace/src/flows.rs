@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use sluice_common::flow::{Flow, FlowKey};
+use sluice_common::maps::MapName;
 use sluice_common::node::Config;
 use sluice_common::service::MemberKey;
 use sluice_common::socket::{Peer, Pick, SocketKey};
@@ -41,14 +42,22 @@ use stale::{Serving, Suspects};
 const PERIOD: Duration = Duration::from_secs(30);
 /// The flow table. Programs give keys of it to other flows at any time, so that flows in it are
 /// ended by a program, too.
-const FLOWS: &str = "FLOWS";
+const FLOWS: MapName = MapName::Flows;
 /// Both tables, while the flow table gets another size. To the old one nobody adds anything, so
 /// that it can be deleted from.
-const TABLES: [&str; 2] = [FLOWS, "OLD_FLOWS"];
+const TABLES: [MapName; 2] = [FLOWS, MapName::OldFlows];
 /// Clients that are remembered.
-const AFFINITY: &str = "AFFINITY";
+const AFFINITY: MapName = MapName::Affinity;
 /// Maps that the programs fill, and that evict by themselves; and two that do not grow.
-const OTHERS: [&str; 7] = [AFFINITY, "FRAGMENTS", "PEERS", "PICKS", "TCP_PEERS", "NAMESPACES", "POD_SOURCES"];
+const OTHERS: [MapName; 7] = [
+    AFFINITY,
+    MapName::Fragments,
+    MapName::Peers,
+    MapName::Picks,
+    MapName::TcpPeers,
+    MapName::Namespaces,
+    MapName::PodSources,
+];
 
 /// Why flows could not be looked through.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +146,7 @@ impl Keeper {
                 ended[family(key) as usize] += u64::from(is_gone);
             }
         }
-        let picks = self.maps.get("PICKS")?;
+        let picks = self.maps.get(MapName::Picks)?;
         let keys: Vec<u8> = suspects.picks.iter().flat_map(|(key, _)| key.bytes().to_vec()).collect();
         picks.delete_all(&keys)?;
         self.end_sockets(&suspects, is_last)?;
@@ -161,11 +170,11 @@ impl Keeper {
             // A flow is ended by its first entry; that of replies counts where the other is gone.
             flows.sort_by_key(|(_, flow)| !is_original(flow));
         }
-        self.maps.get("PICKS")?.each(|key, value| {
+        self.maps.get(MapName::Picks)?.each(|key, value| {
             let entry = SocketKey::read(key).zip(Pick::read(value));
             found.picks.extend(entry.filter(|(key, pick)| serving.ended_pick(key, pick)));
         })?;
-        self.maps.get("PEERS")?.each(|key, value| {
+        self.maps.get(MapName::Peers)?.each(|key, value| {
             let entry = SocketKey::read(key).zip(Peer::read(value));
             found.peers.extend(entry.filter(|(key, peer)| serving.ended_socket(key, peer).is_some()));
         })?;
@@ -173,10 +182,11 @@ impl Keeper {
     }
 
     fn serving(&self) -> Result<Serving, BpfError> {
-        let members = self.maps.get("MEMBERS")?.values::<MemberKey, u32>()?.into_iter().map(|(key, _)| key);
-        let frontends = self.maps.get("FRONTENDS")?.values()?;
-        let addresses = self.maps.get("ADDRESSES")?.values()?;
-        let config = self.maps.get("CONFIG")?.get_value(&0u32)?.unwrap_or_default();
+        let members =
+            self.maps.get(MapName::Members)?.values::<MemberKey, u32>()?.into_iter().map(|(key, _)| key);
+        let frontends = self.maps.get(MapName::Frontends)?.values()?;
+        let addresses = self.maps.get(MapName::Addresses)?.values()?;
+        let config = self.maps.get(MapName::Config)?.get_value(&0u32)?.unwrap_or_default();
         Ok(Serving::new(members, frontends, addresses, &config))
     }
 
@@ -211,7 +221,7 @@ impl Keeper {
         let is_done =
             |socket: &Connected| done.ended.contains(socket) || forget_others && !done.left.contains(socket);
         let known: HashMap<SocketKey, Peer> = suspects.peers.iter().copied().collect();
-        let peers = self.maps.get("PEERS")?;
+        let peers = self.maps.get(MapName::Peers)?;
         let mut keys = Vec::new();
         peers.each(|key, value| {
             if let (Some(socket), Some(peer)) = (SocketKey::read(key), Peer::read(value))
@@ -232,7 +242,7 @@ impl Keeper {
             Ok(expired) => {
                 self.metrics.flows_expired.inc_by(expired.ended as u64);
                 for (name, usage) in &expired.left {
-                    self.count(name, *usage);
+                    self.count(*name, *usage);
                 }
             }
             Err(error) => warn!(%error, "cannot look for expired flows; trying again later"),
@@ -244,31 +254,34 @@ impl Keeper {
         }
     }
 
-    fn count(&mut self, map: &'static str, usage: Usage) {
-        self.metrics.map_usage(map, usage);
+    fn count(&mut self, map: MapName, usage: Usage) {
+        self.metrics.map_usage(map.name(), usage);
         let Some(consequence) = when_full(map) else { return };
         if map == AFFINITY {
-            self.told.counted(&mut self.alarm, map, usage, consequence);
-        } else if self.alarm.rises(map, usage) {
+            self.told.counted(&mut self.alarm, map.name(), usage, consequence);
+        } else if self.alarm.rises(map.name(), usage) {
             let Usage { entries, capacity } = usage;
-            warn!(map, entries, capacity, "a map is more than 80 % full; when it is full, {consequence}");
+            warn!(
+                map = map.name(),
+                entries, capacity, "a map is more than 80 % full; when it is full, {consequence}"
+            );
         }
     }
 }
 
 /// What follows when a map is full. Maps that only the driver fills grow before that; the old flow
 /// table only becomes emptier.
-fn when_full(map: &str) -> Option<&'static str> {
+fn when_full(map: MapName) -> Option<&'static str> {
     Some(match map {
-        "FLOWS" => "flows idle longest are evicted (sluice.ebpf.flows)",
-        AFFINITY => "the clients idle longest are evicted (sluice.ebpf.flows)",
-        "FRAGMENTS" => "fragments of the oldest datagrams are dropped",
-        "PEERS" => {
+        MapName::Flows => "flows idle longest are evicted (sluice.ebpf.flows)",
+        MapName::Affinity => "the clients idle longest are evicted (sluice.ebpf.flows)",
+        MapName::Fragments => "fragments of the oldest datagrams are dropped",
+        MapName::Peers => {
             "the sockets connected earliest see the address of their endpoint instead of the Service's"
         }
-        "PICKS" => "UDP sockets idle longest may get another endpoint",
-        "NAMESPACES" => "no more pods can leave the socket path",
-        "POD_SOURCES" => {
+        MapName::Picks => "UDP sockets idle longest may get another endpoint",
+        MapName::Namespaces => "no more pods can leave the socket path",
+        MapName::PodSources => {
             "source addresses of further pods on bridges are not checked, and checks for other pods take \
              longer"
         }
@@ -278,7 +291,7 @@ fn when_full(map: &str) -> Option<&'static str> {
 
 /// Ends all UDP sockets that are connected to an endpoint; returns how many there were.
 pub fn end_all_sockets(maps: &Maps) -> Result<usize, FlowError> {
-    let peers = maps.get("PEERS")?;
+    let peers = maps.get(MapName::Peers)?;
     let mut sockets: BTreeSet<Connected> = BTreeSet::new();
     peers.each(|key, _| sockets.extend(SocketKey::read(key).as_ref().and_then(stale::udp_socket)))?;
     if sockets.is_empty() {
@@ -300,7 +313,7 @@ pub struct Expired {
     /// Flows that were ended.
     pub ended: usize,
     /// Both tables, and what is in them now.
-    pub left: Vec<(&'static str, Usage)>,
+    pub left: Vec<(MapName, Usage)>,
 }
 
 impl Expired {
@@ -312,7 +325,7 @@ impl Expired {
 
 /// Ends flows that were silent for too long.
 pub fn expire(maps: &Maps, ender: &Ender) -> Result<Expired, BpfError> {
-    let config: Config = maps.get("CONFIG")?.get_value(&0u32)?.unwrap_or_default();
+    let config: Config = maps.get(MapName::Config)?.get_value(&0u32)?.unwrap_or_default();
     let (limits, now) = (Limits::from(config), proc::monotonic_nanos());
     let flows = maps.get(FLOWS)?;
     let mut expired = Expired::default();
@@ -394,8 +407,8 @@ mod tests {
 
     #[test]
     fn of_each_map_that_programs_fill_it_is_known_what_follows_when_it_is_full() {
-        let known = OTHERS.iter().filter(|map| **map != "TCP_PEERS");
-        assert!(known.chain(&[FLOWS]).all(|map| when_full(map).is_some()));
-        assert_eq!(when_full("OLD_FLOWS"), None);
+        let known = OTHERS.iter().filter(|map| **map != MapName::TcpPeers);
+        assert!(known.chain(&[FLOWS]).all(|map| when_full(*map).is_some()));
+        assert_eq!(when_full(MapName::OldFlows), None);
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sluice_common::maps::MapName;
 use sluice_common::node::{Config, option};
 use sluice_core::nft;
 use sluice_sys::bpf::{BpfError, Directory, Ender, Lock, Maps, View};
@@ -92,11 +93,11 @@ async fn lock(directory: &Directory) -> Option<Lock> {
 /// Switches capturing off.
 fn drain(directory: &Directory) -> Result<Maps, BpfError> {
     let View { maps, .. } = View::open(directory)?;
-    let map = maps.get("CONFIG")?;
+    let map = maps.get(MapName::Config)?;
     let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
     config.options |= option::DRAINING;
     map.put_value(&0u32, &config)?;
-    maps.get("FRONTENDS")?.clear()?;
+    maps.get(MapName::Frontends)?.clear()?;
     Ok(maps)
 }
 

@@ -21,6 +21,7 @@ use sluice::node::{Device, NodeFacts};
 use sluice::{conntrack, flows, handover};
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey, flag, seen};
+use sluice_common::maps::MapName;
 use sluice_common::node::{Config, option};
 use sluice_common::service::{Group, MemberKey};
 use sluice_common::socket::{Peer, SocketKey};
@@ -115,9 +116,9 @@ impl World {
         done.applied
     }
 
-    fn capacity(&self, map: &str) -> (usize, usize) {
+    fn capacity(&self, map: MapName) -> (usize, usize) {
         let usage = self.backend.usage();
-        let usage = usage.iter().find(|(name, _)| *name == map).unwrap().1;
+        let usage = usage.iter().find(|(name, _)| *name == map.name()).unwrap().1;
         let counted = self.backend.maps().get(map).unwrap().usage().unwrap();
         assert_eq!(counted, usage, "what is told of {map}");
         (usage.entries, usage.capacity)
@@ -185,7 +186,15 @@ fn what_was_written_is_read_back_as_right_whatever_changed() {
                 world.index.apply(Event::Service(Change::Delete(name(i))));
             }
             world.change();
-            for map in ["FRONTENDS", "GROUPS", "ENDPOINTS", "MEMBERS", "SOURCES", "CURSORS", "MAGLEV"] {
+            for map in [
+                MapName::Frontends,
+                MapName::Groups,
+                MapName::Endpoints,
+                MapName::Members,
+                MapName::Sources,
+                MapName::Cursors,
+                MapName::Maglev,
+            ] {
                 assert_eq!(world.capacity(map).0, 0, "{map}");
             }
         });
@@ -204,11 +213,11 @@ fn a_successor_applies_only_the_difference_and_what_others_did_is_undone() {
         // Its programs in the place of the other's, and nothing else.
         assert_eq!(world.full().operations, SOCKET_PROGRAMS);
         let maps = world.backend.maps();
-        let groups = maps.get("GROUPS").unwrap();
+        let groups = maps.get(MapName::Groups).unwrap();
         let (some, _) = groups.values::<u64, Group>().unwrap()[0];
         groups.put_value(&some, &Group { count: 77, reserved: 0 }).unwrap();
         groups.put_value(&1u64, &Group::default()).unwrap();
-        let members = maps.get("MEMBERS").unwrap();
+        let members = maps.get(MapName::Members).unwrap();
         let keys: Vec<u8> = members
             .values::<MemberKey, u32>()
             .unwrap()
@@ -243,16 +252,16 @@ fn maps_grow_with_the_services() {
             world.put(i, 8);
         }
         world.full();
-        let (_, before) = world.capacity("FRONTENDS");
-        let (entries, _) = world.capacity("ENDPOINTS");
+        let (_, before) = world.capacity(MapName::Frontends);
+        let (entries, _) = world.capacity(MapName::Endpoints);
         assert!(entries > 32_000, "{entries}");
         for i in 4_000..8_000 {
             world.put(i, 8);
         }
         world.change();
-        let (entries, after) = world.capacity("FRONTENDS");
+        let (entries, after) = world.capacity(MapName::Frontends);
         assert!(entries * 5 <= after * 4 && after > before, "{entries} of {after}, before {before}");
-        let (entries, after) = world.capacity("ENDPOINTS");
+        let (entries, after) = world.capacity(MapName::Endpoints);
         assert!(entries > 65_536 && after >= 2 * entries, "{entries} of {after}");
         assert_eq!(world.full(), Applied::default());
     });
@@ -274,17 +283,17 @@ fn flows_end_in_time_in_both_tables() {
             let back = Flow { source_port: 9, destination_port: port, flags: flag::REPLY, ..there };
             table(name).put_value(&FlowKey { destination_port: port, ..key(8, protocol) }, &back).unwrap();
         };
-        put("FLOWS", 1, udp, seen::PACKET, 10);
-        put("FLOWS", 2, udp, seen::PACKET, 500);
-        put("FLOWS", 3, tcp, stream, 5_000);
-        put("FLOWS", 4, tcp, stream | seen::FIN, 61);
-        put("OLD_FLOWS", 5, tcp, stream, 5_000);
-        put("OLD_FLOWS", 6, tcp, stream | seen::RST, 61);
+        put(MapName::Flows, 1, udp, seen::PACKET, 10);
+        put(MapName::Flows, 2, udp, seen::PACKET, 500);
+        put(MapName::Flows, 3, tcp, stream, 5_000);
+        put(MapName::Flows, 4, tcp, stream | seen::FIN, 61);
+        put(MapName::OldFlows, 5, tcp, stream, 5_000);
+        put(MapName::OldFlows, 6, tcp, stream | seen::RST, 61);
         let expired = sluice::flows::expire(&maps, &ender).unwrap();
         assert_eq!(expired.ended, 3);
         let left: Vec<_> = expired.left.iter().map(|(name, usage)| (*name, usage.entries)).collect();
-        assert_eq!(left, [("FLOWS", 4), ("OLD_FLOWS", 2)]);
-        assert_eq!(table("FLOWS").usage().unwrap().entries, 4);
+        assert_eq!(left, [(MapName::Flows, 4), (MapName::OldFlows, 2)]);
+        assert_eq!(table(MapName::Flows).usage().unwrap().entries, 4);
         assert_eq!(sluice::flows::expire(&maps, &ender).unwrap().ended, 0);
     });
 }
@@ -294,8 +303,8 @@ fn the_programs_know_how_many_flows_may_have_only_begun() {
     in_a_place("random", |world| {
         world.full();
         let maps = world.backend.maps();
-        let config: Config = maps.get("CONFIG").unwrap().get_value(&0u32).unwrap().unwrap();
-        assert_eq!((config.newest, maps.get("NEWEST").unwrap().max_entries()), (1_024, 1_025));
+        let config: Config = maps.get(MapName::Config).unwrap().get_value(&0u32).unwrap().unwrap();
+        assert_eq!((config.newest, maps.get(MapName::Newest).unwrap().max_entries()), (1_024, 1_025));
     });
 }
 
@@ -315,7 +324,7 @@ fn interfaces_come_and_go_and_links_are_repaired() {
         world.facts.devices = vec![device, gone, odd];
         let applied = world.backend.set_node(&world.settings, &world.facts).unwrap().unwrap();
         assert_eq!(applied.operations, 3 + 2, "three entries, two links");
-        assert_eq!(world.capacity("INTERFACES").0, 3);
+        assert_eq!(world.capacity(MapName::Interfaces).0, 3);
         assert_eq!(world.backend.check().unwrap(), Checked::Repaired(0));
         let links = world.settings.ebpf.bpffs.join(format!("v{}/links", sluice_common::LAYOUT));
         std::fs::remove_file(links.join("connect6")).unwrap();
@@ -383,7 +392,7 @@ fn connected(maps: &Maps) -> UdpSocket {
 fn put_peer(maps: &Maps, cookie: u64) {
     let address = Address::v4(u32::from_ne_bytes([127, 0, 0, 1]));
     let key = SocketKey { cookie, address, port: 53u16.to_be(), protocol: 17, reserved: 0 };
-    maps.get("PEERS").unwrap().put_value(&key, &Peer { group: 0x70, ..Peer::default() }).unwrap();
+    maps.get(MapName::Peers).unwrap().put_value(&key, &Peer { group: 0x70, ..Peer::default() }).unwrap();
 }
 
 /// Blocking parts run on this thread, which has the namespaces.
@@ -402,9 +411,9 @@ fn the_programs_of_a_daemon_that_is_at_work_are_not_switched_off() {
         let runtime = runtime();
         let soon = async { tokio::time::timeout(Duration::from_secs(1), handover::from_ebpf(&bpffs)).await };
         assert!(runtime.block_on(soon).is_err(), "it waits");
-        let config: Config = maps.get("CONFIG").unwrap().get_value(&0u32).unwrap().unwrap();
+        let config: Config = maps.get(MapName::Config).unwrap().get_value(&0u32).unwrap().unwrap();
         assert_eq!(config.options & option::DRAINING, 0);
-        assert!(maps.get("FRONTENDS").unwrap().usage().unwrap().entries > 0);
+        assert!(maps.get(MapName::Frontends).unwrap().usage().unwrap().entries > 0);
         let (settings, facts) = (world.settings.clone(), world.facts.clone());
         replace_backend(world, || {
             runtime.block_on(handover::from_ebpf(&bpffs));
@@ -433,7 +442,7 @@ fn sockets_that_are_gone_are_forgotten() {
         let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Told::default());
         let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
         drop(sender);
-        assert_eq!(maps.get("PEERS").unwrap().usage().unwrap().entries, 0);
+        assert_eq!(maps.get(MapName::Peers).unwrap().usage().unwrap().entries, 0);
         let error = socket.take_error().unwrap().and_then(|error| error.raw_os_error());
         assert_eq!(error, Some(libc::ECONNABORTED));
     });

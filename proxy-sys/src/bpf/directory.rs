@@ -9,6 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sluice_common::maps::MapName;
+
 use super::BpfError;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -60,13 +62,13 @@ impl Directory {
         self.current().join("maps")
     }
 
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    pub(super) fn map(&self, map: MapName) -> PathBuf {
+        self.maps().join(map.name())
     }
 
     /// Where a map is before it takes the place of another. No dot: the bpf filesystem takes none.
-    pub(super) fn next_map(&self, name: &str) -> PathBuf {
-        self.maps().join(format!("{name}-next"))
+    pub(super) fn next_map(&self, map: MapName) -> PathBuf {
+        self.maps().join(format!("{map}-next"))
     }
 
     pub(super) fn links(&self) -> PathBuf {

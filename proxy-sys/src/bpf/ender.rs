@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use sluice_common::flow::{ENDED, ORDER_AT, Order};
+use sluice_common::maps::MapName;
 use sluice_common::programs::END_FLOW;
 
 use super::load::{self, Program};
@@ -24,7 +25,7 @@ impl Ender {
 
     /// Loads the program for the flow table of a directory, whatever else is there.
     pub fn open(object: &[u8], directory: &Directory) -> Result<Self, BpfError> {
-        let pin = |name| (name == "FLOWS").then(|| directory.map(name));
+        let pin = |name| (name == MapName::Flows).then(|| directory.map(name));
         let programs = load::load(object, [END_FLOW], pin, false)?;
         Ender::new(programs.get(END_FLOW)?)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use sluice_common::maps::MapName;
 use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 
 use super::directory::{Directory, Lock, list};
@@ -98,8 +99,8 @@ impl Links {
 /// A map that got another size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resized {
-    /// Its name.
-    pub map: &'static str,
+    /// Which one.
+    pub map: MapName,
     /// Entries that it had room for.
     pub from: u32,
     /// Entries that it has room for now.
@@ -133,7 +134,7 @@ impl Instance {
         let maps = Maps::default();
         let mut staged = Staged::default();
         for spec in specs(options.sizes) {
-            let found = Map::open(spec, &options.directory.map(spec.name))?;
+            let found = Map::open(spec, &options.directory.map(spec.map))?;
             let becomes = found.as_ref().map(|map| spec.of_another_size(map.max_entries()));
             match (found, becomes) {
                 (Some(map), Some(OtherSize::Kept)) => maps.insert(map),
@@ -181,9 +182,9 @@ impl Instance {
     /// Sees to it that maps have room for so many entries: those that would be full beyond 80 % are
     /// replaced by ones of at least double size with the same content, and the programs by ones
     /// that use them, while packets pass.
-    pub fn make_room<'a>(
+    pub fn make_room(
         &mut self,
-        needs: impl IntoIterator<Item = (&'a str, usize)>,
+        needs: impl IntoIterator<Item = (MapName, usize)>,
     ) -> Result<Vec<Resized>, BpfError> {
         let (mut staged, mut resized) = (Staged::default(), Vec::new());
         for (name, need) in needs {
@@ -195,7 +196,7 @@ impl Instance {
             let to = u32::try_from(need.saturating_mul(2).next_power_of_two()).unwrap_or(u32::MAX / 2 + 1);
             let larger = Map::create(*map.spec(), to.max(from.saturating_mul(2)))?;
             copy(&map, &larger)?;
-            resized.push(Resized { map: map.name(), from, to: larger.max_entries() });
+            resized.push(Resized { map: name, from, to: larger.max_entries() });
             staged.0.push(larger);
         }
         if !staged.0.is_empty() {
@@ -211,7 +212,7 @@ impl Instance {
         let is_another = self.options.directory.keep(&mut self.lock)?;
         let mut pinned = 0;
         for map in self.maps.all() {
-            let path = self.options.directory.map(map.name());
+            let path = self.options.directory.map(map.spec().map);
             if is_another {
                 // Whoever made it has other maps.
                 let _ = fs::remove_file(&path);
@@ -227,7 +228,7 @@ impl Instance {
     /// Gives the flow table the size that it shall have. Flows of the old one are found there as
     /// before (`OLD_FLOWS`).
     fn stage_flows(&mut self, staged: &mut Staged) -> Result<(), BpfError> {
-        let (Ok(flows), Ok(old)) = (self.maps.get("FLOWS"), self.maps.get("OLD_FLOWS")) else {
+        let (Ok(flows), Ok(old)) = (self.maps.get(MapName::Flows), self.maps.get(MapName::OldFlows)) else {
             return Ok(());
         };
         let (spec, old_spec) = (*flows.spec(), *old.spec());
@@ -248,7 +249,7 @@ impl Instance {
         let directory = &self.options.directory;
         let programs = self.load_with(&staged);
         for map in &staged.0 {
-            let (next, path) = (directory.next_map(map.name()), directory.map(map.name()));
+            let (next, path) = (directory.next_map(map.spec().map), directory.map(map.spec().map));
             if programs.is_err() {
                 let _ = fs::remove_file(next);
             } else {
@@ -268,9 +269,9 @@ impl Instance {
     fn load_with(&self, staged: &Staged) -> Result<Programs, BpfError> {
         let directory = &self.options.directory;
         for map in &staged.0 {
-            map.pin(&directory.next_map(map.name()))?;
+            map.pin(&directory.next_map(map.spec().map))?;
         }
-        let is_staged = |name| staged.0.iter().any(|map| map.name() == name);
+        let is_staged = |name| staged.0.iter().any(|map| map.spec().map == name);
         let path = |name| if is_staged(name) { directory.next_map(name) } else { directory.map(name) };
         let pins = |name| Some(path(name));
         // One reader follows the messages of programs that were loaded together.

@@ -1,65 +1,56 @@
-//! Which maps there are: the table in sluice-common, with sizes.
+//! How large maps are, and what becomes of those of a predecessor. Which maps there are says
+//! `sluice_common::maps`.
 
-use std::mem::size_of;
-
-use sluice_common::Address;
-use sluice_common::counters;
-use sluice_common::flow::{Begun, Flow, FlowKey, Fragment, FragmentKey};
-use sluice_common::node::{Config, Interface, PodSource};
-use sluice_common::service::{
-    Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, Group, MaglevTable, MemberKey,
-    SourceKey,
-};
-use sluice_common::socket::{Peer, Pick, SocketKey};
+use sluice_common::maps::{MapName, MapType, Room};
 
 use super::map::possible_cpus;
 use super::syscall::MapShape;
 
-const HASH: u32 = 1;
-const ARRAY: u32 = 2;
-pub(super) const PER_CPU_ARRAY: u32 = 6;
-const LRU_HASH: u32 = 9;
-const LPM_TRIE: u32 = 11;
 /// `BPF_F_NO_PREALLOC`: memory for entries that there are, not for all that there could be.
 const NO_PREALLOC: u32 = 1;
 
 /// What a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Its name.
-    pub name: &'static str,
+    /// Which one.
+    pub map: MapName,
     /// The length of keys.
     pub key_size: u32,
     /// The length of values.
     pub value_size: u32,
     /// Entries that it has room for at first.
     pub entries: u32,
-    /// Whether the programs, too, add entries; the least used go when it is full.
-    pub is_lru: bool,
-    map_type: u32,
+    /// How it finds its entries.
+    pub map_type: MapType,
 }
 
 impl Spec {
     /// Whether the daemon alone adds entries, so that a full map must be made larger.
     #[must_use]
     pub fn grows(&self) -> bool {
-        matches!(self.map_type, HASH | LPM_TRIE)
+        matches!(self.map_type, MapType::Hash | MapType::LongestPrefix)
+    }
+
+    /// Whether the programs, too, add entries; the least used go when it is full.
+    #[must_use]
+    pub fn is_lru(&self) -> bool {
+        self.map_type == MapType::LruHash
     }
 
     /// What is done when the map is there with so many entries.
     pub(super) fn of_another_size(&self, found: u32) -> OtherSize {
-        match self.name {
-            "FLOWS" | "OLD_FLOWS" => OtherSize::Kept,
-            "NEWEST" if found != self.entries => OtherSize::Anew,
-            "COUNTERS" if found < self.entries => OtherSize::Copied,
-            _ if self.is_lru && found != self.entries => OtherSize::Copied,
+        match self.map {
+            MapName::Flows | MapName::OldFlows => OtherSize::Kept,
+            MapName::Newest if found != self.entries => OtherSize::Anew,
+            MapName::Counters if found < self.entries => OtherSize::Copied,
+            _ if self.is_lru() && found != self.entries => OtherSize::Copied,
             _ => OtherSize::Kept,
         }
     }
 
     pub(super) fn shape(&self, max_entries: u32) -> MapShape {
         MapShape {
-            map_type: self.map_type,
+            map_type: self.map_type as u32,
             key_size: self.key_size,
             value_size: self.value_size,
             max_entries,
@@ -93,6 +84,17 @@ impl Sizes {
         (self.flows / 4).max(LEAST_BEGUN)
     }
 
+    /// Entries of a map.
+    fn entries(self, room: Room) -> u32 {
+        match room {
+            Room::Fixed(entries) => entries,
+            Room::Clients => self.flows.max(LEAST),
+            Room::Sockets => (self.flows / 2).max(LEAST),
+            Room::Flows => self.flow_entries(),
+            Room::Begun => self.begun().saturating_add(1),
+        }
+    }
+
     /// Entries of `FLOWS`. It drops some when fewer than [`STOCK`] are free, and each processor may
     /// have taken as many in stock.
     fn flow_entries(self) -> u32 {
@@ -111,84 +113,56 @@ const LEAST: u32 = 4_096;
 
 /// All maps.
 pub(super) fn specs(sizes: Sizes) -> impl Iterator<Item = Spec> {
-    sluice_common::maps::NAMES.iter().filter_map(move |name| spec(name, sizes))
+    MapName::ALL.iter().map(move |map| spec(*map, sizes))
 }
 
-/// A map by its name.
+/// A map.
 #[must_use]
-pub fn spec(name: &str, sizes: Sizes) -> Option<Spec> {
-    /// The prefix length of a key.
-    const LENGTH: usize = size_of::<u32>();
-    const ID: usize = size_of::<u64>();
-    const WORD: usize = size_of::<u32>();
-    let name = *sluice_common::maps::NAMES.iter().find(|known| **known == name)?;
-    let (map_type, key, value, entries) = match name {
-        "FRONTENDS" => (HASH, size_of::<FrontendKey>(), size_of::<Frontend>(), 16_384),
-        "GROUPS" => (HASH, ID, size_of::<Group>(), 16_384),
-        "ENDPOINTS" => (HASH, size_of::<EndpointKey>(), size_of::<Endpoint>(), 65_536),
-        "MEMBERS" => (HASH, size_of::<MemberKey>(), WORD, 16_384),
-        "SOURCES" => (LPM_TRIE, LENGTH + size_of::<SourceKey>(), WORD, 16_384),
-        "CURSORS" => (HASH, ID, WORD, 16_384),
-        "MAGLEV" => (HASH, ID, size_of::<MaglevTable>(), 16_384),
-        "AFFINITY" => (LRU_HASH, size_of::<AffinityKey>(), size_of::<Affinity>(), sizes.flows.max(LEAST)),
-        "FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), sizes.flow_entries()),
-        "NEWEST" => (ARRAY, WORD, size_of::<Begun>(), sizes.begun().saturating_add(1)),
-        // Empty until the flow table gets another size.
-        "OLD_FLOWS" => (LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>(), 64),
-        "FRAGMENTS" => (LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>(), 8_192),
-        "PEERS" | "TCP_PEERS" => {
-            (LRU_HASH, size_of::<SocketKey>(), size_of::<Peer>(), (sizes.flows / 2).max(LEAST))
-        }
-        "PICKS" => (LRU_HASH, size_of::<SocketKey>(), size_of::<Pick>(), (sizes.flows / 2).max(LEAST)),
-        "CONFIG" => (ARRAY, WORD, size_of::<Config>(), 1),
-        "ADDRESSES" => (HASH, size_of::<Address>(), WORD, 4_096),
-        "NETWORKS" => (LPM_TRIE, LENGTH + size_of::<Address>(), WORD, 1_024),
-        "INTERFACES" => (HASH, WORD, size_of::<Interface>(), 4_096),
-        "POD_SOURCES" => (HASH, size_of::<PodSource>(), WORD, 8_192),
-        "NAMESPACES" => (HASH, ID, WORD, 4_096),
-        "COUNTERS" => (PER_CPU_ARRAY, WORD, ID, counters::COUNT as u32),
-        _ => return None,
-    };
-    Some(Spec {
-        name,
-        key_size: key as u32,
-        value_size: value as u32,
-        entries,
-        is_lru: map_type == LRU_HASH,
-        map_type,
-    })
+pub fn spec(map: MapName, sizes: Sizes) -> Spec {
+    let layout = map.layout();
+    Spec {
+        map,
+        key_size: layout.key_size,
+        value_size: layout.value_size,
+        entries: sizes.entries(layout.room),
+        map_type: layout.map_type,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use sluice_common::counters;
+
     use super::*;
 
     #[test]
-    fn every_map_has_a_shape() {
-        let sizes = Sizes { flows: 1000 };
-        assert_eq!(specs(sizes).count(), sluice_common::maps::NAMES.len());
-        assert_eq!(spec("NONE", sizes), None);
-        assert!(specs(sizes).all(|spec| !(spec.is_lru && spec.grows())));
+    fn maps_have_names_of_their_own_that_the_kernel_takes() {
+        let names: std::collections::BTreeSet<&str> = MapName::ALL.iter().map(|map| map.name()).collect();
+        assert_eq!(names.len(), MapName::ALL.len());
+        // BPF_OBJ_NAME_LEN of include/uapi/linux/bpf.h, with a zero at the end.
+        assert!(names.iter().all(|name| name.len() < 16));
     }
 
     #[test]
     fn the_flow_table_has_room_for_connections_and_for_a_ring_of_flows_that_begin() {
         for (flows, begun) in [(1_024, 1_024), (131_072, 32_768), (16_777_216, 4_194_304)] {
-            let entries = |name| spec(name, Sizes { flows }).map_or(0, |spec| spec.entries);
-            assert_eq!(entries("NEWEST"), begun + 1);
-            assert!(entries("FLOWS") >= 2 * (flows + begun) + 2 * STOCK, "{flows}");
+            let entries = |map| spec(map, Sizes { flows }).entries;
+            assert_eq!(entries(MapName::Newest), begun + 1);
+            assert!(entries(MapName::Flows) >= 2 * (flows + begun) + 2 * STOCK, "{flows}");
         }
     }
 
     #[test]
     fn what_is_counted_is_never_made_smaller() {
-        let of =
-            |name: &str, found| spec(name, Sizes { flows: 10_000 }).map(|spec| spec.of_another_size(found));
+        let of = |map, found| spec(map, Sizes { flows: 10_000 }).of_another_size(found);
         let count = counters::COUNT as u32;
-        assert_eq!(of("COUNTERS", count - 1), Some(OtherSize::Copied));
-        assert_eq!([of("COUNTERS", count), of("COUNTERS", count + 1)], [Some(OtherSize::Kept); 2]);
-        assert_eq!([of("AFFINITY", 9_999), of("AFFINITY", 10_001)], [Some(OtherSize::Copied); 2]);
-        assert_eq!([of("NEWEST", 2_500), of("NEWEST", 2_501)], [OtherSize::Anew, OtherSize::Kept].map(Some));
-        assert_eq!([of("FLOWS", 1), of("ENDPOINTS", 1)], [Some(OtherSize::Kept); 2]);
+        assert_eq!(of(MapName::Counters, count - 1), OtherSize::Copied);
+        let larger = [of(MapName::Counters, count), of(MapName::Counters, count + 1)];
+        assert_eq!(larger, [OtherSize::Kept; 2]);
+        let affinity = [of(MapName::Affinity, 9_999), of(MapName::Affinity, 10_001)];
+        assert_eq!(affinity, [OtherSize::Copied; 2]);
+        let newest = [of(MapName::Newest, 2_500), of(MapName::Newest, 2_501)];
+        assert_eq!(newest, [OtherSize::Anew, OtherSize::Kept]);
+        assert_eq!([of(MapName::Flows, 1), of(MapName::Endpoints, 1)], [OtherSize::Kept; 2]);
     }
 }

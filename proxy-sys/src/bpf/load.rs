@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use aya::programs::{Program as AyaProgram, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use sluice_common::maps::MapName;
 use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
 
 use super::layout::{Sizes, spec};
@@ -61,17 +62,19 @@ pub(super) fn names_of_every_node() -> impl Iterator<Item = &'static str> {
     SOCKET.into_iter().chain(ETHERNET).chain([END_FLOW])
 }
 
-/// Checks that the object's maps are those of the layout.
+/// Checks that the object has all maps, and that they are those of the layout.
 pub(super) fn check(object: &[u8]) -> Result<(), BpfError> {
     let parsed = aya_obj::Object::parse(object).map_err(|error| BpfError::Object(error.to_string()))?;
-    for (name, map) in &parsed.maps {
-        let Some(spec) = spec(name, Sizes { flows: 1 }) else { continue };
-        let shape = spec.shape(0);
+    for map in MapName::ALL.iter().copied() {
+        let Some(found) = parsed.maps.get(map.name()) else {
+            return Err(BpfError::Object(format!("there is no map {map}")));
+        };
+        let shape = spec(map, Sizes { flows: 1 }).shape(0);
         let known = (shape.map_type, shape.key_size, shape.value_size);
-        let found = (map.map_type(), map.key_size(), map.value_size());
+        let found = (found.map_type(), found.key_size(), found.value_size());
         if known != found {
             return Err(BpfError::Object(format!(
-                "map {name} has type, key and value size {found:?}, but layout {} has {known:?}",
+                "map {map} has type, key and value size {found:?}, but layout {} has {known:?}",
                 sluice_common::LAYOUT
             )));
         }
@@ -84,7 +87,7 @@ pub(super) fn check(object: &[u8]) -> Result<(), BpfError> {
 pub(super) fn load(
     object: &[u8],
     names: impl IntoIterator<Item = &'static str>,
-    pins: impl Fn(&'static str) -> Option<PathBuf>,
+    pins: impl Fn(MapName) -> Option<PathBuf>,
     keep: bool,
 ) -> Result<Programs, BpfError> {
     let mut loader = EbpfLoader::new();
@@ -93,11 +96,12 @@ pub(super) fn load(
     if !keep {
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
     }
-    for name in sluice_common::maps::NAMES {
-        if let Some(path) = pins(name) {
-            loader.map_pin_path(name, path);
-        } else if spec(name, Sizes { flows: 1 }).is_some_and(|spec| spec.grows() || spec.is_lru) {
-            loader.map_max_entries(name, 64);
+    for map in MapName::ALL.iter().copied() {
+        let spec = spec(map, Sizes { flows: 1 });
+        if let Some(path) = pins(map) {
+            loader.map_pin_path(map.name(), path);
+        } else if spec.grows() || spec.is_lru() {
+            loader.map_max_entries(map.name(), 64);
         }
     }
     let mut loaded = loader.load(object).map_err(|error| BpfError::Object(chain(&error)))?;

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::layout::{PER_CPU_ARRAY, Spec};
+use sluice_common::maps::MapType;
+
+use super::layout::Spec;
 use super::plain::Plain;
 use super::{BpfError, syscall};
 
@@ -55,8 +57,8 @@ impl Usage {
 impl Map {
     /// Makes a map that nobody else knows.
     pub(super) fn create(spec: Spec, max_entries: u32) -> Result<Self, BpfError> {
-        let fd = syscall::create_map(spec.name, spec.shape(max_entries)).map_err(|source| {
-            BpfError::system(format!("create map {} of {max_entries} entries", spec.name), source)
+        let fd = syscall::create_map(spec.map.name(), spec.shape(max_entries)).map_err(|source| {
+            BpfError::system(format!("create map {} of {max_entries} entries", spec.map), source)
         })?;
         Ok(Map { fd, spec, max_entries })
     }
@@ -77,7 +79,7 @@ impl Map {
 
     pub(super) fn pin(&self, path: &Path) -> Result<(), BpfError> {
         syscall::pin(self.fd.as_fd(), path).map_err(|source| {
-            BpfError::system(format!("pin map {} to {}", self.spec.name, path.display()), source)
+            BpfError::system(format!("pin map {} to {}", self.spec.map, path.display()), source)
         })
     }
 
@@ -94,7 +96,7 @@ impl Map {
 
     /// Its name.
     pub fn name(&self) -> &'static str {
-        self.spec.name
+        self.spec.map.name()
     }
 
     /// Entries that it has room for.
@@ -108,7 +110,7 @@ impl Map {
 
     fn value_size(&self) -> usize {
         let size = self.spec.value_size as usize;
-        if self.spec.shape(0).map_type == PER_CPU_ARRAY {
+        if self.spec.map_type == MapType::PerCpuArray {
             size.next_multiple_of(8) * possible_cpus()
         } else {
             size
@@ -116,7 +118,7 @@ impl Map {
     }
 
     fn failed(&self, doing: &str) -> impl Fn(io::Error) -> BpfError {
-        let operation = format!("{doing} map {}", self.spec.name);
+        let operation = format!("{doing} map {}", self.spec.map);
         move |source| {
             let full = source.raw_os_error() == Some(libc::E2BIG);
             BpfError::system(

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use sluice_common::maps::MapName;
+
 use super::BpfError;
 use super::map::Map;
 
@@ -10,23 +12,23 @@ use super::map::Map;
 /// finds that.
 #[derive(Clone, Debug, Default)]
 pub struct Maps {
-    by_name: Arc<RwLock<BTreeMap<&'static str, Arc<Map>>>>,
+    by_name: Arc<RwLock<BTreeMap<MapName, Arc<Map>>>>,
 }
 
 impl Maps {
     pub(super) fn insert(&self, map: Map) {
         // Nobody can leave the table half done.
         let mut maps = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        maps.insert(map.name(), Arc::new(map));
+        maps.insert(map.spec().map, Arc::new(map));
     }
 
     /// A map.
-    pub fn get(&self, name: &str) -> Result<Arc<Map>, BpfError> {
+    pub fn get(&self, map: MapName) -> Result<Arc<Map>, BpfError> {
         let maps = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        maps.get(name).cloned().ok_or_else(|| BpfError::Object(format!("there is no map {name}")))
+        maps.get(&map).cloned().ok_or_else(|| BpfError::Object(format!("there is no map {map}")))
     }
 
-    /// All of them, sorted by name.
+    /// All of them, in the order of the table.
     pub fn all(&self) -> Vec<Arc<Map>> {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }

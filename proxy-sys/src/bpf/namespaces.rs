@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sluice_common::maps::MapName;
 use sluice_common::node::namespace::NO_SOCKET_PATH;
 
 use super::{BpfError, Maps, Plain};
@@ -11,7 +12,7 @@ use super::{BpfError, Maps, Plain};
 ///
 /// Connections that were made before stay as they are.
 pub fn leave_alone(maps: &Maps, cookies: &BTreeSet<u64>) -> Result<usize, BpfError> {
-    let map = maps.get("NAMESPACES")?;
+    let map = maps.get(MapName::Namespaces)?;
     let change = difference(&map.values()?, cookies);
     // Room first.
     for cookie in &change.delete {

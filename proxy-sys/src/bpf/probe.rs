@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use sluice_common::maps::MapName;
 use sluice_common::programs::{ETHERNET, SOCKET};
 
-use super::layout::{Sizes, specs};
+use super::layout::{Sizes, spec};
 use super::load::{Program, Programs};
 use super::map::Map;
 use super::{BpfError, Cgroup, Directory, clsact, links, load, syscall};
@@ -43,11 +44,12 @@ pub fn probe(object: &[u8], directory: &Directory, cgroup_root: &Path) -> Vec<Mi
     }
     super::lift_memory_limit();
     // One of each kind.
-    for name in ["CONFIG", "COUNTERS", "GROUPS", "FLOWS", "NETWORKS"] {
-        let Some(spec) = specs(Sizes { flows: 64 }).find(|spec| spec.name == name) else { continue };
+    let kinds = [MapName::Config, MapName::Counters, MapName::Groups, MapName::Flows, MapName::Networks];
+    for map in kinds {
+        let spec = spec(map, Sizes { flows: 64 });
         if let Err(error) = Map::create(spec, spec.entries.min(64)) {
             let remedy = remedy(&error);
-            add(format!("eBPF maps like {name} ({error})"), remedy.into());
+            add(format!("eBPF maps like {map} ({error})"), remedy.into());
             if matches!(error.errno(), Some(libc::EPERM | libc::ENOSYS)) {
                 return missing;
             }

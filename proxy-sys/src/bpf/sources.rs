@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_common::Address;
+use sluice_common::maps::MapName;
 use sluice_common::node::PodSource;
 
 use super::{BpfError, Maps, Plain};
@@ -21,7 +22,7 @@ pub struct PodSources {
 ///
 /// That there are no others is said when all of them are there, and until the first of them goes.
 pub fn set_pod_sources(maps: &Maps, wanted: &BTreeMap<u32, PodSources>) -> Result<usize, BpfError> {
-    let map = maps.get("POD_SOURCES")?;
+    let map = maps.get(MapName::PodSources)?;
     let held: BTreeSet<PodSource> = map.values::<PodSource, u32>()?.into_iter().map(|(key, _)| key).collect();
     let change = difference(&held, wanted);
     // Room first.

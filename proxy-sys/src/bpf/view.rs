@@ -9,6 +9,7 @@ use super::layout::{Sizes, specs};
 use super::map::Map;
 use super::maps::Maps;
 use super::{BpfError, links};
+use sluice_common::maps::MapName;
 
 /// Where a link is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +46,7 @@ impl View {
     pub fn open(directory: &Directory) -> Result<Self, BpfError> {
         let maps = Maps::default();
         for spec in specs(Sizes { flows: 1 }) {
-            if let Some(map) = Map::open(spec, &directory.map(spec.name))? {
+            if let Some(map) = Map::open(spec, &directory.map(spec.map))? {
                 maps.insert(map);
             }
         }
@@ -94,6 +95,6 @@ pub fn interface_name(index: u32) -> Option<String> {
 
 /// What the programs have counted, over all CPUs.
 pub fn counters(maps: &Maps) -> Result<Vec<(Counter, u64)>, BpfError> {
-    let map = maps.get("COUNTERS")?;
+    let map = maps.get(MapName::Counters)?;
     Counter::ALL.iter().map(|counter| Ok((*counter, map.sum(*counter as u32)?))).collect()
 }

@@ -11,6 +11,7 @@ mod messages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sluice_common::maps::MapName;
 use sluice_common::node::{Config, Interface};
 use sluice_core::ebpf::{Apart, Entry, Ledger, MapKind, NodeView, Op, leaves_ports};
 use sluice_core::nft::quarantine::{self, Failure, Outcome};
@@ -96,7 +97,7 @@ impl Backend for EbpfBackend {
         applied += self.apply(&ops)?;
         self.of_node = counts(&view.entries());
         self.view = view;
-        self.interfaces = self.instance.maps().get("INTERFACES")?.values()?.into_iter().collect();
+        self.interfaces = self.instance.maps().get(MapName::Interfaces)?.values()?.into_iter().collect();
         applied += self.set_interfaces(settings, facts)?;
         let links = self.instance.attach(devices::attachable(&facts.devices))?;
         applied += self.told(links);
@@ -145,11 +146,12 @@ impl Backend for EbpfBackend {
         for (kind, count) in self.ledger.counts() {
             entries[kind as usize] = count;
         }
-        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.name(), entries[kind as usize]));
-        let all =
-            of_kinds.chain([("INTERFACES", self.interfaces.len())]).filter(|(name, _)| *name != "CONFIG");
-        let capacity = |name| self.instance.maps().get(name).map_or(0, |map| map.max_entries() as usize);
-        all.map(|(name, entries)| (name, Usage { entries, capacity: capacity(name) })).collect()
+        let of_kinds = MapKind::ALL.into_iter().map(|kind| (kind.map(), entries[kind as usize]));
+        let all = of_kinds
+            .chain([(MapName::Interfaces, self.interfaces.len())])
+            .filter(|(map, _)| *map != MapName::Config);
+        let capacity = |map| self.instance.maps().get(map).map_or(0, |map| map.max_entries() as usize);
+        all.map(|(map, entries)| (map.name(), Usage { entries, capacity: capacity(map) })).collect()
     }
 }
 
@@ -183,7 +185,7 @@ impl EbpfBackend {
             messages: settings.ebpf.debug,
         })?;
         // One element is no slot.
-        machine.newest = instance.maps().get("NEWEST")?.max_entries().saturating_sub(1);
+        machine.newest = instance.maps().get(MapName::Newest)?.max_entries().saturating_sub(1);
         info!(
             bpffs = %settings.ebpf.bpffs.display(),
             interfaces_by = if instance.has_tcx() { "tcx" } else { "clsact" },
@@ -296,7 +298,7 @@ impl EbpfBackend {
     fn observe(&self, kinds: &[MapKind]) -> Result<Vec<Entry>, BpfError> {
         let mut entries = Vec::new();
         for kind in kinds {
-            let map = self.instance.maps().get(kind.name())?;
+            let map = self.instance.maps().get(kind.map())?;
             map.each(|key, value| entries.extend(encode::read(*kind, key, value)))?;
             self.progress.made();
         }
@@ -313,7 +315,7 @@ impl EbpfBackend {
     fn write(&mut self, ops: &[Op]) -> Result<Applied, BpfError> {
         let mut applied = Applied { operations: ops.len(), transactions: 0 };
         for run in encode::runs(ops) {
-            let map = self.instance.maps().get(run.map.name())?;
+            let map = self.instance.maps().get(run.map.map())?;
             match run.values {
                 Some(values) => map.put_all(&run.keys, &values)?,
                 None => map.delete_all(&run.keys).map(drop)?,
@@ -324,7 +326,7 @@ impl EbpfBackend {
         Ok(applied)
     }
 
-    /// Makes maps larger, as [`Backend::make_room`] does; the kernel's answer, if it has no memory
+    /// Makes maps larger, as `make_room` does; the kernel's answer, if it has no memory
     /// for that.
     fn lacks_room(&mut self, ops: &[Op]) -> Result<Option<BpfError>, BpfError> {
         match self.make_room(ops) {
@@ -358,19 +360,18 @@ impl EbpfBackend {
         for (need, held) in needs.iter_mut().zip(self.of_node) {
             *need += held;
         }
-        let resized =
-            self.instance.make_room(MapKind::ALL.map(|kind| (kind.name(), needs[kind as usize])))?;
+        let resized = self.instance.make_room(MapKind::ALL.map(|kind| (kind.map(), needs[kind as usize])))?;
         self.grown(&resized);
         Ok(())
     }
 
-    fn make_room_for(&mut self, needs: &[(&'static str, usize)]) -> Result<(), BpfError> {
+    fn make_room_for(&mut self, needs: &[(MapName, usize)]) -> Result<(), BpfError> {
         match self.instance.make_room(needs.iter().copied()) {
             Ok(resized) => self.grown(&resized),
             Err(error) => {
                 let maps = self.instance.maps();
-                let fits = |(name, need): &(&str, usize)| {
-                    maps.get(name).is_ok_and(|map| *need <= map.max_entries() as usize)
+                let fits = |(map, need): &(MapName, usize)| {
+                    maps.get(*map).is_ok_and(|map| *need <= map.max_entries() as usize)
                 };
                 if !needs.iter().all(fits) {
                     return Err(error);
@@ -383,7 +384,7 @@ impl EbpfBackend {
 
     fn grown(&mut self, resized: &[Resized]) {
         for Resized { map, from, to } in resized {
-            info!(map, from, to, "map enlarged");
+            info!(map = map.name(), from, to, "map enlarged");
         }
         if !resized.is_empty() {
             self.messages.follow(self.instance.take_messages());
@@ -397,11 +398,11 @@ impl EbpfBackend {
         if wanted == self.interfaces {
             return Ok(Applied::default());
         }
-        self.make_room_for(&[("INTERFACES", wanted.len() + self.interfaces.len())])?;
+        self.make_room_for(&[(MapName::Interfaces, wanted.len() + self.interfaces.len())])?;
         let names: BTreeSet<(u32, &str)> =
             facts.devices.iter().map(|device| (device.index, device.name.as_str())).collect();
         self.failed.retain(|(index, name)| names.contains(&(*index, name.as_str())));
-        let map: Arc<Map> = self.instance.maps().get("INTERFACES")?;
+        let map: Arc<Map> = self.instance.maps().get(MapName::Interfaces)?;
         let mut operations = 0;
         for (index, interface) in &wanted {
             if self.interfaces.get(index) != Some(interface) {
@@ -428,7 +429,7 @@ fn is_refusal(error: &BpfError) -> bool {
 /// Lets the stack take packets by `lo`, as long as programs have flows. What was there before is in
 /// the maps first, or nobody could give it back.
 pub fn open_lo(maps: &Maps) -> Result<lo::Change, BackendError> {
-    let map = maps.get("CONFIG")?;
+    let map = maps.get(MapName::Config)?;
     let mut config: Config = map.get_value(&0u32)?.unwrap_or_default();
     let change = lo::opening(lo::Before(config.lo_before))?;
     if config.lo_before != change.before.0 {
@@ -453,7 +454,7 @@ fn close_lo(directory: &Directory) -> Result<(), BackendError> {
 }
 
 fn lo_before(directory: &Directory) -> Result<lo::Before, BpfError> {
-    let config = View::open(directory).and_then(|view| view.maps.get("CONFIG")?.get_value(&0u32));
+    let config = View::open(directory).and_then(|view| view.maps.get(MapName::Config)?.get_value(&0u32));
     match config {
         Ok(config) => Ok(lo::Before(config.map_or(0, |config: Config| config.lo_before))),
         // Another layout, or what is left of a removal.

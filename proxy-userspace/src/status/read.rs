@@ -161,7 +161,7 @@ fn ebpf(bpffs: &Path) -> Result<Option<Ebpf>, Reason> {
     let mut ebpf = Ebpf::default();
     for map in view.maps.all() {
         // Of arrays all entries are always there.
-        if map.spec().grows() || map.spec().is_lru {
+        if map.spec().grows() || map.spec().is_lru() {
             ebpf.maps.insert(map.name(), map.usage()?.into());
         }
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sluice_common::counters::Counter;
 use sluice_common::flow::Flow;
+use sluice_common::maps::MapName;
 use sluice_common::service::action;
 
 use crate::network::{FAMILIES, Family, mac, peer};
@@ -84,7 +85,7 @@ fn each(test: impl Fn(&mut World, Family) + Send + 'static) {
 }
 
 fn ring() -> u32 {
-    entries_of("NEWEST") - 1
+    entries_of(MapName::Newest) - 1
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn a_flood_of_first_packets_ends_no_connection_and_does_not_fill_the_table() {
         }
         let before: Vec<_> =
             connections.iter().map(|packet| entries(world, family, packet).unwrap()).collect();
-        let size = entries_of("FLOWS");
+        let size = entries_of(MapName::Flows);
         for (round, answered) in [(1, false), (2, true)] {
             // Of nobody answered, and of nobody who answers back.
             flood(world, family, round * 100_000..round * 100_000 + 4 * CONNECTIONS.max(size), answered);

@@ -13,6 +13,7 @@ use sluice::ebpf_object::OBJECT;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{ENDED, Flow, FlowKey, Fragment, FragmentKey, ORDER_AT, Order};
+use sluice_common::maps::MapName;
 use sluice_common::node::{Config, Interface, PodSource, address, interface, network as prefix, option};
 use sluice_common::programs::END_FLOW;
 use sluice_common::service::{
@@ -44,31 +45,31 @@ pub(crate) const REDIRECT: i32 = 7;
 static LOADED: Mutex<Vec<Ebpf>> = Mutex::new(vec![]);
 
 /// Sizes of the maps, which are allocated in full.
-const SMALL: [(&str, u32); 6] = [
-    ("OLD_FLOWS", 1_024),
-    ("AFFINITY", 1_024),
-    ("FRAGMENTS", 1_024),
-    ("PEERS", 64),
-    ("TCP_PEERS", 64),
-    ("PICKS", 64),
+const SMALL: [(MapName, u32); 6] = [
+    (MapName::OldFlows, 1_024),
+    (MapName::Affinity, 1_024),
+    (MapName::Fragments, 1_024),
+    (MapName::Peers, 64),
+    (MapName::TcpPeers, 64),
+    (MapName::Picks, 64),
 ];
 
 /// Connections that the flow table is made for.
 pub(crate) const CONNECTIONS: u32 = 1_024;
 
 /// Entries of a map that is made for so many.
-pub(crate) fn entries_of(name: &str) -> u32 {
-    spec(name, Sizes { flows: CONNECTIONS }).unwrap().entries
+pub(crate) fn entries_of(map: MapName) -> u32 {
+    spec(map, Sizes { flows: CONNECTIONS }).entries
 }
 
 /// Loads the object.
 pub(crate) fn load() -> Result<Ebpf, String> {
     let mut loader = EbpfLoader::new();
-    for (name, entries) in SMALL {
-        loader.map_max_entries(name, entries);
+    for (map, entries) in SMALL {
+        loader.map_max_entries(map.name(), entries);
     }
-    for name in ["FLOWS", "NEWEST"] {
-        loader.map_max_entries(name, entries_of(name));
+    for map in [MapName::Flows, MapName::Newest] {
+        loader.map_max_entries(map.name(), entries_of(map));
     }
     loader.load(OBJECT).map_err(|error| format!("{error:?}"))
 }
@@ -448,7 +449,7 @@ impl World {
             udp_timeout: 30,
             udp_stream_timeout: 180,
             tcp_established_timeout: 86_400,
-            newest: entries_of("NEWEST") - 1,
+            newest: entries_of(MapName::Newest) - 1,
             ..Config::default()
         };
         change(&mut config);

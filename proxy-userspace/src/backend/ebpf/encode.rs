@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(entries.iter().map(Entry::map).collect::<Vec<_>>(), MapKind::ALL);
         for entry in entries {
             let [run] = &runs(&[Op::Put(entry.clone())])[..] else { panic!("one run") };
-            let spec = spec(run.map.name(), Sizes { flows: 1 }).unwrap();
+            let spec = spec(run.map.map(), Sizes { flows: 1 });
             let values = run.values.clone().unwrap();
             assert_eq!((run.keys.len(), values.len()), (spec.key_size as usize, spec.value_size as usize));
             assert_eq!(read(run.map, &run.keys, &values), Some(entry));
