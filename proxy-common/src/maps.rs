@@ -104,8 +104,8 @@ maps! {
     Members = "MEMBERS": Hash<MemberKey, u32>, Room::Fixed(16_384);
     /// Source ranges of load balancers. Written by the daemon.
     Sources = "SOURCES": LongestPrefix<SourceKey, u32>, Room::Fixed(16_384);
-    /// With scheduler rr, by group id with list: whose turn it is. The daemon creates them, programs
-    /// count.
+    /// With scheduler rr, by group id with list: whose turn it is. The daemon creates them,
+    /// programs count.
     Cursors = "CURSORS": Hash<u64, u32>, Room::Fixed(16_384);
     /// With scheduler maglev, by group id with list. Written by the daemon.
     Maglev = "MAGLEV": Hash<u64, MaglevTable>, Room::Fixed(16_384);

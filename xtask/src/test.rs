@@ -82,9 +82,15 @@ fn of_this_machine(suites: &mut Suites, tests: &BuiltTests) {
         let lack = Why::lack("go", "it builds Kubernetes and etcd");
         return suites.skip("cases with a real API server, scenarios, CNI tests", lack);
     }
-    for proxy in ["nftables", "ebpf", "kube-proxy-nftables"] {
+    for proxy in ["nftables", "kube-proxy-nftables"] {
         run_cases(suites, programs, proxy, "api", "lab");
     }
+    // Where objects come from makes no difference to a backend, and the kernel's verifier makes
+    // daemons of this mode slow to start.
+    suites.run("some cases with a real API server: ebpf", || {
+        let arguments = conformance::Arguments { cases: in_vms::some_cases("ebpf"), ..cases("ebpf", "api") };
+        conformance::run_with(programs, &arguments)
+    });
     suites.run("scenarios", || {
         let arguments = scenarios::Arguments { patience: Some(PATIENCE), ..scenarios::Arguments::default() };
         scenarios::run_with(programs, &arguments)

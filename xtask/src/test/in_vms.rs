@@ -169,6 +169,11 @@ fn run_cases(backend: &str, series: Series, tests: &BuiltTests, cases: Vec<PathB
     conformance::run_with(&tests.programs, &arguments)
 }
 
+/// Some cases of a backend, one of each kind.
+pub(super) fn some_cases(backend: &str) -> Vec<PathBuf> {
+    SMOKE.iter().filter(|(of, _)| *of == backend).flat_map(|(_, names)| places_of(names)).collect()
+}
+
 /// The files of cases.
 fn places_of(names: &[&str]) -> Vec<PathBuf> {
     names.iter().map(|name| conformance::directory().join(format!("{name}.yaml"))).collect()
