@@ -200,11 +200,16 @@ fn programs_for_packets_without_an_ethernet_header_are_loaded_when_an_interface_
         assert_eq!((here.loaded("ingress_raw"), here.loaded("egress_raw")), (0, 0));
         let mut both = devices(&["v0", "v1"]);
         both[1].layer = Layer::Raw;
+        // Somebody took a map's name away; the programs must not get another map.
+        let maps = here.directory().path().join(format!("v{}/maps", sluice_common::LAYOUT));
+        let groups = instance.maps().get(MapName::Groups).unwrap();
+        groups.put_value(&4u64, &Group { count: 3, reserved: 0 }).unwrap();
+        std::fs::remove_file(maps.join("GROUPS")).unwrap();
         let done = instance.attach(both.clone()).unwrap();
         assert_eq!((done.attached, done.failures.len()), (2, 0), "{:?}", done.failures);
         assert_eq!((here.loaded("ingress_raw"), here.loaded("egress_raw")), (1, 1));
         // With another map they are replaced together with the others.
-        instance.make_room([(MapName::Endpoints, 10_000)]).unwrap();
+        assert_eq!(instance.make_room([(MapName::Endpoints, 100_000)]).unwrap().len(), 1);
         assert_eq!(
             (here.loaded("ingress"), here.loaded("ingress_raw"), here.loaded("egress_raw")),
             (1, 1, 1)
@@ -213,6 +218,8 @@ fn programs_for_packets_without_an_ethernet_header_are_loaded_when_an_interface_
         let done = open(here).unwrap().attach(both).unwrap();
         assert_eq!((done.attached, done.updated, done.failures.len()), (0, 12, 0), "{:?}", done.failures);
         assert_eq!((here.loaded("ingress"), here.loaded("ingress_raw")), (1, 1));
+        let groups = View::open(&here.directory()).unwrap().maps.get(MapName::Groups).unwrap();
+        assert_eq!(groups.get_value::<u64, Group>(&4).unwrap().map(|group| group.count), Some(3));
     });
 }
 

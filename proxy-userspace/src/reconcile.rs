@@ -355,19 +355,19 @@ impl Reconciler {
 
     /// Takes everything that changed into the plans.
     fn plan(&mut self) -> Vec<PlanChange> {
-        let (services, node_changed) = self.take_changes();
-        // Written to the kernel, so events need not wait for it.
-        if node_changed {
-            self.node_changed();
-        }
+        let world = self.world.clone();
+        let index = world.index();
+        let (services, node_changed) = self.take_changes(&index);
         let mut changes = Vec::new();
-        {
-            let index = self.world.index();
-            if node_changed {
-                let config = node::plan_config(&self.settings, &self.facts);
-                changes.extend(self.planner.reconfigure(config, &index));
-            }
-            changes.extend(self.planner.replan(&index, services));
+        if node_changed {
+            let config = node::plan_config(&self.settings, &self.facts);
+            changes.extend(self.planner.reconfigure(config, &index));
+        }
+        changes.extend(self.planner.replan(&index, services));
+        drop(index);
+        if node_changed {
+            // Written to the kernel, so events need not wait for it.
+            self.node_changed();
         }
         for change in &changes {
             self.no_local.count(change, &self.outputs.metrics);
@@ -384,17 +384,15 @@ impl Reconciler {
     }
 
     /// Takes what changed. Returns the Services that did, and whether the node did.
-    fn take_changes(&mut self) -> (BTreeSet<ObjectName>, bool) {
-        let world = self.world.clone();
-        let index = world.index();
-        let Changes { dirty, triggers, oldest } = world.take_changes();
+    fn take_changes(&mut self, index: &Index) -> (BTreeSet<ObjectName>, bool) {
+        let Changes { dirty, triggers, oldest } = self.world.take_changes();
         self.triggers.extend(triggers);
         self.oldest_event = self.oldest_event.or(oldest);
         if dirty.services.contains(&self.kubernetes) || std::mem::take(&mut self.api_peers_changed) {
-            self.api_servers_changed(&index);
+            self.api_servers_changed(index);
         }
         if self.settings.backend == BackendKind::Ipvs && (dirty.nodes || dirty.node || self.node_dirty) {
-            self.others_changed(&index);
+            self.others_changed(index);
         }
         let node_changed = dirty.node || std::mem::take(&mut self.node_dirty);
         if node_changed {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sluice_common::maps::MapName;
 use sluice_common::programs::{END_FLOW, ETHERNET, RAW, SOCKET};
@@ -15,6 +16,9 @@ use super::load::{self, Programs};
 use super::map::Map;
 use super::maps::Maps;
 use super::{BpfError, Cgroup, clsact};
+
+/// The verifier takes half a second, so that refused programs are not tried for every interface.
+const RAW_RETRY: Duration = Duration::from_secs(60);
 
 /// What an instance is made of.
 pub struct Options {
@@ -117,6 +121,8 @@ pub struct Instance {
     devices: Option<Vec<Device>>,
     tcx: bool,
     lock: Lock,
+    /// When and why the programs for packets without an Ethernet header could not be loaded.
+    raw_refused: Option<(Instant, String)>,
 }
 
 /// Maps on their way to the names that they shall have.
@@ -146,8 +152,15 @@ impl Instance {
                 _ => staged.0.push(Map::create(spec, spec.entries)?),
             }
         }
-        let mut instance =
-            Instance { options, maps, programs: Programs::default(), devices: None, tcx: false, lock };
+        let mut instance = Instance {
+            options,
+            maps,
+            programs: Programs::default(),
+            devices: None,
+            tcx: false,
+            lock,
+            raw_refused: None,
+        };
         instance.stage_flows(&mut staged)?;
         instance.put_in_place(staged)?;
         instance.tcx = instance.options.tcx && links::has_tcx(instance.programs.get(ETHERNET[0])?);
@@ -289,9 +302,24 @@ impl Instance {
         if self.programs.has(RAW[0]) {
             return Ok(());
         }
+        if let Some((at, why)) = &self.raw_refused
+            && at.elapsed() < RAW_RETRY
+        {
+            return Err(BpfError::Object(why.clone()));
+        }
+        // A map without its name would be made anew.
+        self.keep_pins()?;
         let directory = &self.options.directory;
-        self.programs.add(load::load(self.options.object, RAW, |name| Some(directory.map(name)), false)?);
-        Ok(())
+        match load::load(self.options.object, RAW, |name| Some(directory.map(name)), false) {
+            Ok(programs) => {
+                self.programs.add(programs);
+                Ok(())
+            }
+            Err(error) => {
+                self.raw_refused = Some((Instant::now(), error.to_string()));
+                Err(error)
+            }
+        }
     }
 
     /// Attaches the programs to the cgroup and to exactly these interfaces, or puts them in the

@@ -55,6 +55,8 @@ const SMOKE: [(&str, &[&str]); 3] = [
             "external-policy-cluster-masquerades-every-external-frontend",
             "pods-choose-the-socket-path-while-they-run",
             "maglev-spreads-over-all-endpoints",
+            // With messages all programs are loaded, and they are at their largest.
+            "messages-of-the-programs-change-nothing",
             "udp-flows-of-every-frontend-follow-their-service",
             "ipv6-external-frontends-follow-the-traffic-policy",
         ],
