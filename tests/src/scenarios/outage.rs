@@ -32,7 +32,7 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario { name: "a-service-does-not-cut-nodes-off-the-api", body: claimed_api, ..TEMPLATE },
     Scenario { name: "token-rotated", body: token_rotated, ..TEMPLATE },
-    Scenario { name: "list-of-20000", needs: &["nft"], body: list_of_20000, ..TEMPLATE },
+    Scenario { name: "list-of-20000", needs: &["nft"], long: true, body: list_of_20000, ..TEMPLATE },
 ];
 
 const TEMPLATE: Scenario = Scenario::under_traffic(file!());
