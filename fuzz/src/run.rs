@@ -100,7 +100,9 @@ mod tests {
     #[test]
     fn all_inputs_are_given_and_differ() {
         let seen = RefCell::new(Vec::new());
-        run("all", &settings("all"), number, |input| seen.borrow_mut().push(input.to_vec()));
+        let settings = settings("all");
+        run("all", &settings, number, |input| seen.borrow_mut().push(input.to_vec()));
+        let _ = std::fs::remove_dir(&settings.files);
         let mut seen = seen.into_inner();
         assert_eq!(seen.len(), 200);
         seen.dedup();

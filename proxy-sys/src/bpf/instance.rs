@@ -326,22 +326,23 @@ impl Instance {
     /// place of a predecessor's. Interfaces that cannot have them are told; the others have them.
     /// After the first time only interfaces that come or go are looked at.
     pub fn attach(&mut self, devices: Vec<Device>) -> Result<Links, BpfError> {
-        let now = devices.clone();
-        let Some(before) = self.devices.replace(devices) else {
+        let Some(before) = self.devices.take() else {
+            self.devices = Some(devices);
             let mut done = self.check_links()?;
             done.removed += self.options.directory.remove_others()?;
             return Ok(done);
         };
-        let indices: BTreeSet<u32> = now.iter().map(|device| device.index).collect();
+        let indices: BTreeSet<u32> = devices.iter().map(|device| device.index).collect();
         let known: BTreeSet<&Device> = before.iter().collect();
         let mut done = Links::default();
         for gone in before.iter().filter(|device| !indices.contains(&device.index)) {
             done.removed += self.detach_device(gone);
         }
         // One with another name may be another one.
-        for new in now.iter().filter(|device| !known.contains(device)) {
+        for new in devices.iter().filter(|device| !known.contains(device)) {
             self.attach_device(new, &mut done);
         }
+        self.devices = Some(devices);
         Ok(done)
     }
 
