@@ -12,6 +12,7 @@
 //!   kernel tells.
 //! - The kernel words (set, chain, rule, verdict) live here and in `sluice-sys`, nowhere else.
 
+mod backlog;
 mod classes;
 pub mod eviction;
 mod expr;
@@ -23,6 +24,7 @@ mod skeleton;
 mod strangers;
 mod timeouts;
 
+pub use backlog::{Backlog, Turn};
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};
 pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};

@@ -87,6 +87,21 @@ impl std::ops::AddAssign for Applied {
     }
 }
 
+/// What became of a change of plans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// What is done of it.
+    pub applied: Applied,
+    /// The rest waits for [`Backend::go_on`], and what is changed meanwhile goes before it.
+    pub waits: bool,
+}
+
+impl From<Applied> for Changed {
+    fn from(applied: Applied) -> Self {
+        Changed { applied, waits: false }
+    }
+}
+
 /// What drives the kernel from plans. What a backend has no use for, it leaves as it is here.
 pub trait Backend: Send {
     /// Tells from now on how far long passes get.
@@ -103,7 +118,17 @@ pub trait Backend: Send {
     ) -> Result<Done, BackendError>;
 
     /// Applies changed plans.
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError>;
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError>;
+
+    /// Whether some of what was changed waits.
+    fn has_more(&self) -> bool {
+        false
+    }
+
+    /// Applies some of what waits. A full pass does all of it.
+    fn go_on(&mut self) -> Result<Applied, BackendError> {
+        Ok(Applied::default())
+    }
 
     /// Applies a changed node: its addresses, networks and interfaces. `None`: only a full pass
     /// can.

@@ -13,6 +13,7 @@ mod refusals;
 mod sync_log;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_core::index::Index;
-use sluice_core::loopback;
 use sluice_core::model::ObjectName;
 use sluice_core::plan::{HealthCheck, PlanChange, Planner, ServicePlan};
 use sluice_sys::nft::Notice;
@@ -44,6 +44,7 @@ use crate::repairs::{Repairs, Tally};
 use crate::state::{Changes, World};
 use crate::watch::kubernetes::Peers;
 use quarantine::{News, Quarantine};
+use turns::{Effects, Waiting};
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on
 /// them; but Services must not wait for them for ever.
@@ -120,15 +121,13 @@ pub struct Reconciler {
     progress: Progress,
     outputs: Outputs,
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
-    /// Plans changed since the last successful commit, for the conntrack task.
-    flows: Vec<conntrack::Request>,
+    /// What is told when the kernel has all that changed.
+    effects: Effects,
+    /// A change that the backend applies in turns.
+    waiting: Option<Waiting>,
     /// Addresses on which node ports answer.
     answering: BTreeSet<IpAddr>,
-    /// Listeners on loopback that changed since then.
-    listeners: Vec<loopback::Change>,
-    triggers: Vec<i128>,
     no_local: NoLocal,
-    oldest_event: Option<Instant>,
     lists_complete_at: Option<Instant>,
     /// By which addresses this process reaches the API.
     api_peers: Peers,
@@ -173,12 +172,10 @@ impl Reconciler {
             progress,
             outputs,
             started,
-            flows: Vec::new(),
+            effects: Effects::default(),
+            waiting: None,
             answering: BTreeSet::new(),
-            listeners: Vec::new(),
-            triggers: Vec::new(),
             no_local: NoLocal::default(),
-            oldest_event: None,
             lists_complete_at: None,
             api_peers: Peers::new(),
             api_peers_changed: false,
@@ -201,7 +198,7 @@ impl Reconciler {
             let wake = self.wake_at();
             tokio::select! {
                 biased;
-                _ = inputs.shutdown.wait_for(|end| *end) => return,
+                _ = inputs.shutdown.wait_for(|end| *end) => return self.finish(),
                 Some(notice) = inputs.notices.recv() => self.noticed(notice, &mut inputs.notices),
                 () = world.news() => self.received(),
                 Ok(()) = inputs.network.changed() => {
@@ -231,6 +228,7 @@ impl Reconciler {
             Phase::AwaitingLists => self.lists_complete_at.map(|at| at + SECONDARY_LISTS),
             Phase::Full(_) => self.retry_at,
             Phase::Incremental if self.retry_at.is_some() => self.retry_at,
+            Phase::Incremental if self.waiting.is_some() => Some(Instant::now()),
             Phase::Incremental => {
                 let check = (self.backend.checks() != Checks::Nothing).then_some(self.check_at);
                 let repairs = [self.repairs.due(), self.repairs.line_due()];
@@ -274,7 +272,7 @@ impl Reconciler {
     fn step(&mut self) {
         if self.phase == Phase::AwaitingLists && self.lists_are_complete() {
             self.phase = Phase::Full("full");
-            self.oldest_event = self.lists_complete_at;
+            self.effects.oldest = self.lists_complete_at;
         }
         if self.phase == Phase::AwaitingLists || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
@@ -295,27 +293,17 @@ impl Reconciler {
         self.quarantine.planned(&changes);
         if self.retry_at.is_some() {
             // The changed node was refused, and the full pass that follows has these changes, too.
+            self.note(&changes);
             self.outputs.health.set_attached(self.backend.is_attached());
             return;
         }
-        let changes = match self.phase {
-            Phase::Incremental => self.quarantine.without(changes),
-            _ => changes,
-        };
         self.progress.made();
-        let applied = match self.phase {
-            Phase::Full(kind) => self.full(kind).map(|applied| Some((kind, applied))),
-            _ if changes.is_empty() => Ok(None),
-            _ => self.backend.change(&changes).map(|applied| Some(("incremental", applied))),
+        let result = match self.phase {
+            Phase::Full(kind) => self.all(kind, &changes, begun),
+            _ => self.incremental(changes, begun),
         };
-        match applied {
-            Ok(Some((kind, applied))) => self.succeeded(kind, applied, changes.len(), begun),
-            Ok(None) => {
-                self.quarantine.done();
-                self.oldest_event = None;
-                self.triggers.clear();
-                self.outputs.health.updated();
-            }
+        match result {
+            Ok(()) => {}
             Err(error) if self.backend.is_attached() => self.failed(&error, begun, REFUSED),
             Err(error) => self.failed(&error, begun, UNSURE),
         }
@@ -376,9 +364,6 @@ impl Reconciler {
                 self.outputs.recorder.record(event);
             }
         }
-        conntrack::requests(&changes, &mut self.flows);
-        let served = node::listens_on_loopback(&self.settings);
-        self.listeners.extend(loopback::changes(&changes, served));
         self.publish_health_checks(&changes);
         changes
     }
@@ -386,8 +371,8 @@ impl Reconciler {
     /// Takes what changed. Returns the Services that did, and whether the node did.
     fn take_changes(&mut self, index: &Index) -> (BTreeSet<ObjectName>, bool) {
         let Changes { dirty, triggers, oldest } = self.world.take_changes();
-        self.triggers.extend(triggers);
-        self.oldest_event = self.oldest_event.or(oldest);
+        self.effects.triggers.extend(triggers);
+        self.effects.oldest = self.effects.oldest.or(oldest);
         if dirty.services.contains(&self.kubernetes) || std::mem::take(&mut self.api_peers_changed) {
             self.api_servers_changed(index);
         }
@@ -439,7 +424,7 @@ impl Reconciler {
                 node::answering_addresses(&self.settings, &self.facts),
             );
             let lost = before.difference(&self.answering);
-            self.flows.extend(lost.map(|address| conntrack::Request::node_ports_of(*address)));
+            self.effects.flows.extend(lost.map(|address| conntrack::Request::node_ports_of(*address)));
         }
         if self.phase == Phase::Incremental {
             match self.backend.set_node(&self.settings, &self.facts) {
@@ -506,14 +491,17 @@ impl Reconciler {
 
     fn succeeded(&mut self, kind: &'static str, applied: Applied, services: usize, begun: Instant) {
         let (seconds, now) = (begun.elapsed().as_secs_f64(), unix_now());
-        let from_event = self.oldest_event.take().map_or(seconds, |at| at.elapsed().as_secs_f64());
+        let from_event = self.effects.oldest.take().map_or(seconds, |at| at.elapsed().as_secs_f64());
         let metrics = &self.outputs.metrics;
         self.retry_delay = FIRST_RETRY;
         self.retry_at = None;
-        self.quarantine.done();
         metrics.operations.inc_by(applied.operations as u64);
-        metrics.endpoint_changes_pending.set(0);
-        metrics.service_changes_pending.set(0);
+        if self.waiting.is_none() {
+            self.quarantine.done();
+            metrics.endpoint_changes_pending.set(0);
+            metrics.service_changes_pending.set(0);
+            self.outputs.health.updated();
+        }
         metrics.services.set(self.planner.plans().len() as i64);
         metrics.endpoint_slices.set(self.world.index().slice_count() as i64);
         for (map, usage) in self.backend.usage() {
@@ -528,13 +516,12 @@ impl Reconciler {
             };
             by_kind.get_or_create(family).observe(seconds);
             metrics.sync_last.get_or_create(family).set(now);
-            for trigger in &self.triggers {
+            for (_, trigger) in &self.effects.triggers {
                 let latency = now - *trigger as f64 / 1e9;
                 metrics.network_programming.get_or_create(family).observe(latency.max(0.0));
             }
         });
-        self.triggers.clear();
-        self.outputs.health.updated();
+        self.effects.triggers.clear();
         debug!(kind, services, operations = applied.operations, seconds, "synced");
         self.publish_flows();
         self.publish_listeners();
@@ -553,6 +540,7 @@ impl Reconciler {
     }
 
     fn failed(&mut self, error: &BackendError, begun: Instant, words: &str) {
+        self.await_full_pass();
         if !self.repairs.refused(error, begun) {
             error!(%error, retry_ms = self.retry_delay.as_millis() as u64, "{words}");
         }
@@ -572,7 +560,8 @@ impl Reconciler {
 
     fn garbage(&mut self) {
         // What a Service still has that gets nothing new may be among what nobody else needs.
-        if self.phase != Phase::Incremental || self.quarantine.len() > 0 || !self.backend.has_garbage() {
+        let is_busy = self.quarantine.len() > 0 || self.waiting.is_some();
+        if self.phase != Phase::Incremental || is_busy || !self.backend.has_garbage() {
             self.garbage_at = None;
             return;
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::{Dirty, Index};
-use sluice_core::model::Node;
+use sluice_core::model::{Node, ObjectName};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::block_in_place;
 use tracing::{info, warn};
@@ -31,8 +31,9 @@ const BATCH: usize = 4096;
 pub struct Changes {
     /// What must be planned anew.
     pub dirty: Dirty,
-    /// When endpoints changed, as their controller wrote it, in nanoseconds since 1970.
-    pub triggers: Vec<i128>,
+    /// Of which Services endpoints changed, and when, as their controller wrote it, in nanoseconds
+    /// since 1970.
+    pub triggers: Vec<(ObjectName, i128)>,
     /// When the first event came.
     pub oldest: Option<Instant>,
 }
@@ -67,11 +68,14 @@ impl World {
         for Received { event, at } in batch.drain(..) {
             changes.oldest.get_or_insert(at);
             let trigger = match &event {
-                Event::Slice(Change::Apply(slice)) => slice.triggered,
+                Event::Slice(Change::Apply(slice)) => {
+                    let at = slice.triggered.filter(|at| *at > since);
+                    at.map(|at| (slice.service.clone(), at))
+                }
                 _ => None,
             };
             if index.apply(event) {
-                changes.triggers.extend(trigger.filter(|at| *at > since));
+                changes.triggers.extend(trigger);
             }
         }
         changes.dirty = index.take_dirty();
@@ -215,7 +219,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use sluice_core::kind::Kind;
-    use sluice_core::model::{Namespace, ObjectName, Pod};
+    use sluice_core::model::{Namespace, Pod};
 
     use super::*;
 

@@ -104,7 +104,7 @@ impl World {
     fn change(&mut self) -> Applied {
         let dirty = self.index.take_dirty();
         let changes = self.planner.replan(&self.index, dirty.services);
-        self.backend.change(&changes).unwrap()
+        self.backend.change(&changes).unwrap().applied
     }
 
     fn full(&mut self) -> Applied {

@@ -6,6 +6,7 @@ mod ipvs;
 mod peers;
 mod pod_network;
 mod scale;
+mod tenants;
 
 use anyhow::Result;
 
@@ -33,6 +34,9 @@ enum Command {
     /// Measure the CNI plugin against Debian's bridge and host-local: ADD and DEL, one after the
     /// other and all at once.
     Cni(cni::Arguments),
+    /// Measure how long changes of one Service take while another one, as large as its budget
+    /// allows, is added, changed and removed.
+    Tenants(tenants::Arguments),
     /// Measure pod-to-pod throughput over VXLAN between two VMs, against the same network set up by
     /// hand.
     PodNetwork(pod_network::Arguments),
@@ -45,6 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(Command::Ipvs(arguments)) => ipvs::run(arguments),
         Some(Command::Cni(arguments)) => cni::run(arguments),
         Some(Command::PodNetwork(arguments)) => pod_network::run(arguments),
+        Some(Command::Tenants(arguments)) => tenants::run(arguments),
         Some(Command::Datapath(arguments)) => datapath::run(arguments),
         None => peers::run(&arguments.peers),
     }

@@ -18,6 +18,8 @@ pub(crate) struct Sync {
     pub(crate) operations: usize,
     /// From the first event that it applied to the kernel's acknowledgement.
     pub(crate) seconds_from_event: f64,
+    /// Of this, the time of planning, lowering and committing.
+    pub(crate) seconds: f64,
 }
 
 /// A page of the metrics server in a node.

@@ -221,11 +221,6 @@ impl Ledger {
         }
         self.appear(&appeared, &old, &new, &mut ops);
         let mut delta = diff(old.elements, new.elements);
-        for shared in &appeared {
-            if let Shared::Element(element) = shared {
-                delta.create.push(*element);
-            }
-        }
         for shared in &vanished {
             if let Shared::Element(element) = shared {
                 delta.delete.push(*element);
@@ -240,6 +235,12 @@ impl Ledger {
             let name = super::skeleton::source_filter_chain(family);
             ops.extend(self.rules_of(&[name.as_str()]));
         }
+        // First, because the rest may have to wait, and other Services do not wait for it.
+        let shared = appeared.iter().filter_map(|shared| match shared {
+            Shared::Element(element) => Some(*element),
+            _ => None,
+        });
+        ops.extend(element_ops(Delta { create: shared.collect(), ..Delta::default() }));
         ops.extend(element_ops(delta));
         self.vanish(&vanished, &old.chains, &new.chains);
         ops

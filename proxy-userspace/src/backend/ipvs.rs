@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::apart::{commit_apart, is_refusal};
 use super::nftables::commit;
-use super::{Applied, Backend, BackendError, Checked, Checks, Done, Known, Refused};
+use super::{Applied, Backend, BackendError, Changed, Checked, Checks, Done, Known, Refused};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, NodeFacts};
@@ -158,9 +158,9 @@ impl Backend for IpvsBackend {
         self.told(done, refusals, plans)
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
         let steps = self.ledger.change(changes);
-        self.apply(&steps)
+        Ok(self.apply(&steps)?.into())
     }
 
     fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use sluice_core::nft::{Ledger, NftConfig, NodeView, Op};
+use sluice_core::nft::{Backlog, Ledger, NftConfig, NodeView, Op, Scheduler, Turn};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
 use super::apart::{commit_apart, is_refusal};
-use super::{Applied, Backend, BackendError, Done, Known};
+use super::{Applied, Backend, BackendError, Changed, Done, Known};
 use crate::config::Settings;
 use crate::health::Progress;
 use crate::node::{self, NodeFacts};
@@ -22,6 +22,7 @@ const LOAD_CHUNK: usize = 500;
 pub struct NftablesBackend {
     nft: Nft,
     ledger: Ledger,
+    backlog: Backlog,
     progress: Progress,
 }
 
@@ -38,6 +39,7 @@ impl Backend for NftablesBackend {
         plans: &[Arc<ServicePlan>],
         known: &Known,
     ) -> Result<Done, BackendError> {
+        self.backlog.all();
         let (config, node) = (node::nft_config(settings, facts), node::node_view(settings, facts));
         let Some(ops) = self.difference(&config, &node, plans)? else { return Ok(self.load(plans)?.into()) };
         if known.suspects.is_empty() {
@@ -52,15 +54,26 @@ impl Backend for NftablesBackend {
         Ok(commit_apart(&mut self.nft, &self.ledger, ops, plans, known, &self.progress)?)
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
-        Ok(self.apply(changes)?)
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
+        let Turn { now, waits } = self.backlog.add(self.ledger.change(changes));
+        Ok(Changed { applied: self.commit(&now)?, waits })
+    }
+
+    fn has_more(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    fn go_on(&mut self) -> Result<Applied, BackendError> {
+        let ops = self.backlog.next();
+        Ok(self.commit(&ops)?)
     }
 
     fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {
         if *self.ledger.config() != node::nft_config(settings, facts) {
             return Ok(None);
         }
-        let ops = self.ledger.set_node(node::node_view(settings, facts));
+        let mut ops = self.backlog.all();
+        ops.extend(self.ledger.set_node(node::node_view(settings, facts)));
         Ok(Some(self.commit(&ops)?))
     }
 
@@ -85,8 +98,12 @@ impl Backend for NftablesBackend {
 impl NftablesBackend {
     /// A backend that has written nothing yet.
     pub fn open(settings: &Settings, facts: &NodeFacts) -> Result<Self, NetlinkError> {
-        let ledger = Ledger::new(node::nft_config(settings, facts), node::node_view(settings, facts));
-        Ok(NftablesBackend { nft: Nft::open()?, ledger, progress: Progress::default() })
+        let config = node::nft_config(settings, facts);
+        // The chain of a group in turns says how many endpoints there are, so these do not wait.
+        let limit = if config.scheduler == Scheduler::RoundRobin { usize::MAX } else { MAX_OPS };
+        let ledger = Ledger::new(config, node::node_view(settings, facts));
+        let (backlog, progress) = (Backlog::new(limit), Progress::default());
+        Ok(NftablesBackend { nft: Nft::open()?, ledger, backlog, progress })
     }
 
     /// What is to be done to the table, if there is one.

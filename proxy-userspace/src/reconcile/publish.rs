@@ -10,14 +10,14 @@ use crate::node;
 impl Reconciler {
     /// Flows are looked at when what they may do is in the kernel.
     pub(super) fn publish_flows(&mut self) {
-        for request in self.flows.drain(..) {
+        for request in self.effects.flows.drain(..) {
             let _ = self.outputs.conntrack.send(request);
         }
     }
 
     /// Each success is told, changes or not: what could not be opened is tried again.
     pub(super) fn publish_listeners(&mut self) {
-        let changes = std::mem::take(&mut self.listeners);
+        let changes = std::mem::take(&mut self.effects.listeners);
         self.outputs.listeners.send_if_modified(|all| {
             for (at, backends) in changes {
                 match backends {

@@ -37,11 +37,10 @@ impl Quarantine {
         self.before.planned(changes);
     }
 
-    /// The changes that are not to wait for a full pass: what the kernel has of the others is not
-    /// what they change.
-    pub(super) fn without(&self, mut changes: Vec<PlanChange>) -> Vec<PlanChange> {
-        changes.retain(|change| !self.held.contains_key(&change.name));
-        changes
+    /// The changes that are not to wait for a full pass, and those that are: what the kernel has of
+    /// these is not what they change.
+    pub(super) fn apart(&self, changes: Vec<PlanChange>) -> (Vec<PlanChange>, Vec<PlanChange>) {
+        changes.into_iter().partition(|change| !self.held.contains_key(&change.name))
     }
 
     /// For a full pass.
@@ -153,8 +152,8 @@ mod tests {
         quarantine.done();
         assert_eq!(known(&quarantine), all("y"));
         assert_eq!(quarantine.known().suspects, [name("y")].into());
-        let left = quarantine.without([changes("x"), changes("y")].concat());
-        assert!(left.iter().all(|change| change.name != name("y")) && left.len() == 4);
+        let (left, held) = quarantine.apart([changes("x"), changes("y")].concat());
+        assert!(left.iter().all(|change| change.name != name("y")) && (left.len(), held.len()) == (4, 2));
         quarantine.full(Vec::new(), Instant::now(), LONGEST);
         quarantine.done();
         assert_eq!(known(&quarantine), []);

@@ -6,7 +6,7 @@ use sluice_core::model::{Service, ServicePort, ServiceType, TrafficPolicy};
 use sluice_core::net::Protocol;
 
 use super::*;
-use crate::backend::Known;
+use crate::backend::{Changed, Known};
 use crate::config::{Flags, resolve};
 use crate::watch::Received;
 
@@ -15,6 +15,11 @@ use crate::watch::Received;
 struct Script {
     calls: Vec<String>,
     refuses_node: bool,
+    /// So many turns a change of the Service `large` takes.
+    turns: usize,
+    /// How many of these are left.
+    waiting: usize,
+    refuses_turn: bool,
 }
 
 #[derive(Clone, Default)]
@@ -44,9 +49,29 @@ impl Backend for Fake {
         Ok(Done::default())
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
         self.note(format!("change: {} Services", changes.len()));
-        Ok(Applied { operations: 1, transactions: 1 })
+        let is_large = |change: &PlanChange| change.name.name() == "large";
+        let waits = changes.iter().any(is_large);
+        if waits {
+            let mut script = self.0.lock().unwrap();
+            script.waiting = script.turns;
+        }
+        Ok(Changed { applied: Applied { operations: 1, transactions: 1 }, waits })
+    }
+
+    fn has_more(&self) -> bool {
+        self.0.lock().unwrap().waiting > 0
+    }
+
+    fn go_on(&mut self) -> Result<Applied, BackendError> {
+        self.note("go on".to_owned());
+        let mut script = self.0.lock().unwrap();
+        if script.refuses_turn {
+            return Err(BackendError::NoIpvs(vec!["refused".into()]));
+        }
+        script.waiting -= 1;
+        Ok(Applied { operations: 10, transactions: 1 })
     }
 
     fn set_node(&mut self, _: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {
@@ -76,18 +101,29 @@ fn reconciler(backend: &Fake) -> (Reconciler, World) {
 }
 
 fn service(name: &str) -> Event {
-    let port = name.as_bytes()[0];
+    with_ports(name, 1)
+}
+
+/// A Service that counts as large by its ports.
+fn large() -> Event {
+    with_ports("large", 4_000)
+}
+
+fn with_ports(name: &str, ports: u16) -> Event {
+    let first = name.as_bytes()[0];
     Event::Service(Change::Apply(Service {
         name: ObjectName::new("default", name),
         created: None,
         service_type: ServiceType::ClusterIp,
-        cluster_ips: vec![[10, 96, 0, port].into()],
-        ports: vec![ServicePort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: port.into(),
-            node_port: 0,
-        }],
+        cluster_ips: vec![[10, 96, 0, first].into()],
+        ports: (0..ports)
+            .map(|number| ServicePort {
+                name: number.to_string().into(),
+                protocol: Protocol::Tcp,
+                port: u16::from(first) + number,
+                node_port: 0,
+            })
+            .collect(),
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
@@ -181,6 +217,63 @@ fn a_refused_node_leads_to_one_full_pass_when_the_log_says_so() {
     reconciler.step();
     assert_eq!(backend.calls(), ["full: 2 Services, 1 addresses"]);
     assert_eq!(reconciler.phase, Phase::Incremental);
+}
+
+/// The numbers of operations of the passes so far.
+fn passes(reconciler: &Reconciler) -> Vec<(&'static str, usize)> {
+    let log = reconciler.outputs.log.lock().unwrap();
+    log.iter().map(|pass| (pass.kind, pass.operations)).collect()
+}
+
+#[test]
+fn others_do_not_wait_for_a_large_service() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    backend.0.lock().unwrap().turns = 3;
+    happen(&world, [large(), service("b")]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["change: 1 Services", "change: 1 Services", "go on"]);
+    assert_eq!(passes(&reconciler), [("full", 0), ("incremental", 1)]);
+    assert!(reconciler.wake_at() <= Instant::now());
+    happen(&world, [service("c")]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["change: 1 Services", "go on"]);
+    assert_eq!(passes(&reconciler)[2..], [("incremental", 1)]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["go on"]);
+    assert_eq!(passes(&reconciler)[3..], [("incremental", 31)]);
+    assert!(reconciler.wake_at() > Instant::now());
+    reconciler.step();
+    assert!(backend.calls().is_empty());
+}
+
+#[test]
+fn what_is_refused_of_a_large_service_is_left_to_a_full_pass() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    backend.0.lock().unwrap().turns = 3;
+    backend.0.lock().unwrap().refuses_turn = true;
+    reconciler.retry_delay = Duration::ZERO;
+    happen(&world, [large()]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["change: 1 Services", "go on"]);
+    assert!(reconciler.phase == Phase::Full("full") && reconciler.waiting.is_none());
+    assert!(reconciler.effects.oldest.is_some());
+    reconciler.step();
+    assert_eq!(backend.calls(), ["full: 2 Services, 0 addresses"]);
+    assert!(reconciler.phase == Phase::Incremental && reconciler.effects.oldest.is_none());
+}
+
+#[test]
+fn what_was_begun_is_done_before_the_end() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    backend.0.lock().unwrap().turns = 3;
+    happen(&world, [large()]);
+    reconciler.step();
+    backend.calls();
+    reconciler.finish();
+    assert_eq!(backend.calls(), ["go on", "go on"]);
 }
 
 /// Waits until a backend has been asked for something.
