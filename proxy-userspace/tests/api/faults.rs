@@ -68,7 +68,7 @@ async fn answers_that_break_off_again_and_again() {
     scene.proxy.inject(SERVICES, Fault::ResetAfter(150));
     scene.proxy.reset_connections();
     scene.cluster.put(service("during", 89));
-    scene.observer.until_failed("reset").await;
+    scene.observer.until("reset three times", |_| scene.observer.failures("reset") >= 3).await;
     scene.ends_well().await;
 }
 
