@@ -560,7 +560,7 @@ fn every_flag_of_kube_proxy_is_known_with_its_default() {
     for (flag, default) in theirs {
         assert!(ours.contains(&flag), "--{flag}");
         let known = sluice::cli::DEFAULTS.iter().find(|(name, _)| *name == flag).map(|(_, value)| *value);
-        // Where a machine's ids are has no meaning here.
+        // Where a machine's ids are has no effect here.
         if let Some(default) = default.filter(|_| !flag.ends_with("-id-file")) {
             assert_eq!(known, Some(default.as_str()), "--{flag}");
         }

@@ -253,7 +253,7 @@ pub struct Settings {
     pub flags: BTreeMap<String, String>,
     /// The configuration in force, for /configz.
     pub effective: KubeProxyConfiguration,
-    /// What was accepted but has no meaning here, for the log.
+    /// What was accepted but has no effect, for the log.
     pub warnings: Vec<String>,
 }
 
