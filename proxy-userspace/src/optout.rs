@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_that_comes_late_is_found_and_one_that_nobody_wants_goes() {
+    async fn a_late_namespace_is_added_and_an_unwanted_one_removed() {
         let task = start();
         task.wanted.send_replace(Some(ips("10.0.0.1 10.0.0.2")));
         task.until(&[7]).await;

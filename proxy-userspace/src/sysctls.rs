@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_written_is_told_with_its_values_and_other_failures_apart() {
+    fn forbidden_sysctls_are_reported_with_values_apart_from_other_failures() {
         let file = std::env::temp_dir().join(format!("sluice-left-{}", std::process::id()));
         std::fs::write(&file, "7\n").unwrap();
         let path = file.to_str().unwrap();

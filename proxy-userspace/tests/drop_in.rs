@@ -174,7 +174,7 @@ fn rules_of_others_that_use_a_chain_of_kube_proxy_keep_working() {
 }
 
 #[test]
-fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
+fn a_failed_step_of_cleanup_is_reported_and_the_others_still_run() {
     in_netns("failing", |directory| {
         if !has("iptables-legacy") {
             return;

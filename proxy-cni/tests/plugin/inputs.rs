@@ -32,7 +32,7 @@ fn starts_and_stops(node: &Node, pod: &str, config: &str) {
 }
 
 #[test]
-fn people_are_told_the_version_and_the_protocols() {
+fn the_version_flag_prints_version_and_cni_versions() {
     for argument in ["--version", "-V"] {
         let output =
             std::process::Command::new(env!("CARGO_BIN_EXE_sluice-cni")).arg(argument).output().unwrap();
