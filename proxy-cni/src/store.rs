@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_not_believed() {
+    fn a_failed_write_changes_no_lease() {
         let scratch = Scratch::new("full");
         scratch.open("b").give(&pod("a"), &[ip("10.0.0.2")], None, None).unwrap();
         let mut store = scratch.open("b");

@@ -103,7 +103,7 @@ fn elsewhere(mut config: Value) -> Value {
     config
 }
 
-/// Whom the runtime names, without ever naming a namespace that is there.
+/// The variables that a runtime sets. The namespace never exists.
 fn any_environment() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let commands = vec!["ADD", "DEL", "CHECK", "STATUS", "VERSION", "GC", "", "X"];
     (proptest::sample::select(commands), "[ -~]{0,16}", "[ -~]{0,16}", "[ -~]{0,16}").prop_map(
@@ -145,11 +145,27 @@ fn answer(environment: &[(&str, String)], input: &[u8]) -> plugin::Answer {
     plugin::run(variable, Ok(input.to_vec()))
 }
 
-fn is_readable(answer: &plugin::Answer) -> Result<(), TestCaseError> {
-    if let Err(object) = answer {
-        prop_assert!(object["code"].as_u64().is_some_and(|code| code > 0), "{}", object);
-        prop_assert!(object["msg"].as_str().is_some_and(|text| !text.is_empty()), "{}", object);
-        prop_assert!(object["cniVersion"].is_string(), "{}", object);
+/// Protocol versions that answers are written in.
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// Checks that an answer is what the specification allows for the command. The pod's namespace does
+/// not exist, so ADD and CHECK cannot succeed.
+fn is_readable(environment: &[(&str, String)], answer: &plugin::Answer) -> Result<(), TestCaseError> {
+    let command = environment.iter().find(|(name, _)| *name == "CNI_COMMAND").map_or("", |(_, text)| text);
+    let is_version = |value: &Value| value.as_str().is_some_and(|text| VERSIONS.contains(&text));
+    match (command, answer) {
+        ("VERSION", Ok(Some(object))) => {
+            prop_assert!(is_version(&object["cniVersion"]), "{}", object);
+            prop_assert_eq!(&object["supportedVersions"], &json!(VERSIONS));
+        }
+        // Nothing to say.
+        ("DEL" | "GC" | "STATUS", Ok(None)) => {}
+        ("VERSION", _) | (_, Ok(_)) => prop_assert!(false, "{}: {:?}", command, answer),
+        (_, Err(object)) => {
+            prop_assert!(object["code"].as_u64().is_some_and(|code| code > 0), "{}", object);
+            prop_assert!(object["msg"].as_str().is_some_and(|text| !text.is_empty()), "{}", object);
+            prop_assert!(is_version(&object["cniVersion"]), "{}", object);
+        }
     }
     Ok(())
 }
@@ -169,12 +185,12 @@ proptest! {
 
     #[test]
     fn any_configuration_is_answered(environment in any_environment(), config in any_config()) {
-        is_readable(&answer_in_time(&environment, config.to_string().as_bytes()))?;
+        is_readable(&environment, &answer_in_time(&environment, config.to_string().as_bytes()))?;
     }
 
     #[test]
     fn any_bytes_are_answered(environment in any_environment(), input in proptest::collection::vec(any::<u8>(), 0..200)) {
-        is_readable(&answer_in_time(&environment, &input))?;
+        is_readable(&environment, &answer_in_time(&environment, &input))?;
     }
 }
 
@@ -196,7 +212,7 @@ fn nothing_is_left_at_the_usual_places() {
         ("CNI_IFNAME", "eth0".to_owned()),
     ];
     let made = std::thread::spawn(move || {
-        is_readable(&answer(&environment, input.to_string().as_bytes())).unwrap();
+        is_readable(&environment, &answer(&environment, input.to_string().as_bytes())).unwrap();
         place.exists()
     });
     assert!(made.join().unwrap(), "the plugin makes it where the thread is");
@@ -259,6 +275,35 @@ const WORDS: [&str; 16] = [
     "\\u0000",
 ];
 
+/// A call for a container whose namespace does not exist.
+fn call(command: &str) -> [(&'static str, String); 4] {
+    [
+        ("CNI_COMMAND", command.to_owned()),
+        ("CNI_CONTAINERID", "a".to_owned()),
+        ("CNI_IFNAME", "eth0".to_owned()),
+        ("CNI_NETNS", "/no/such/namespace".to_owned()),
+    ]
+}
+
+/// Otherwise the fuzzing below would only mutate what is refused anyway.
+#[test]
+fn inputs_for_fuzzing_are_valid_configurations() {
+    let (mut added, mut checked) = (0, 0);
+    for config in valid().into_iter().map(elsewhere) {
+        // CHECK exists since version 0.4.0, and needs the result of ADD.
+        let (command, count) = match config.get("prevResult") {
+            None => ("ADD", &mut added),
+            Some(_) if config["cniVersion"] == "0.3.1" => continue,
+            Some(_) => ("CHECK", &mut checked),
+        };
+        let error = answer(&call(command), config.to_string().as_bytes()).unwrap_err();
+        // The only fault is the unknown container.
+        assert_eq!(error["code"], 3, "{command}: {error} {config}");
+        *count += 1;
+    }
+    assert!(added > 0 && checked > 0, "{added} for ADD, {checked} for CHECK");
+}
+
 #[test]
 fn fuzz_stdin() {
     let valid: Vec<Value> = valid().into_iter().map(elsewhere).collect();
@@ -276,13 +321,8 @@ fn fuzz_stdin() {
     };
     fuzz("cni-stdin", make, |input| {
         for command in COMMANDS {
-            let environment = [
-                ("CNI_COMMAND", command.to_owned()),
-                ("CNI_CONTAINERID", "a".to_owned()),
-                ("CNI_IFNAME", "eth0".to_owned()),
-                ("CNI_NETNS", "/no/such/namespace".to_owned()),
-            ];
-            is_readable(&answer(&environment, input)).unwrap();
+            let environment = call(command);
+            is_readable(&environment, &answer(&environment, input)).unwrap();
         }
     });
 }

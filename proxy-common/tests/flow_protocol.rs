@@ -26,14 +26,14 @@ const ONE: World =
     World { processors: 1, ports: 1, daemon: true, full: false, straight: false, flood: false };
 
 #[test]
-fn the_protocol_of_before_removed_flows_that_lived() {
+fn the_previous_protocol_removed_live_flows() {
     let before = Before { ports: 1, removes_later: true, goes_on_by_half: false };
     let found = explore(&before, ONE);
     assert!(matches!(found, Verdict::Wrong(Wrong::LiveFlowExpired, _)), "{found:?}");
 }
 
 #[test]
-fn with_half_a_flow_of_before_no_connection_got_through_any_more() {
+fn the_previous_protocol_blocked_clients_after_half_a_flow() {
     let before = Before { ports: 1, removes_later: false, goes_on_by_half: true };
     let found = explore(&before, World { full: true, ..ONE });
     assert!(matches!(found, Verdict::Stuck(..)), "{found:?}");
@@ -65,7 +65,7 @@ fn every_client_gets_through_whatever_a_full_table_drops() {
 }
 
 #[test]
-fn what_gives_way_to_connections_straight_to_the_endpoint_does_no_harm() {
+fn flows_replaced_by_connections_straight_to_the_endpoint_do_no_harm() {
     is_right(World { straight: true, ..ONE });
     is_right(World { straight: true, full: true, ..ONE });
 }

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn one_change_of_many_makes_one_piece_anew() {
+    fn one_change_rebuilds_one_piece() {
         let all: List<u32> = (0..100_000).map(|n| 2 * n).collect();
         let less = all.edited(&[5000], &[]);
         let more = less.edited(&[], &[5001]);

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_the_same_subnet_need_none_across_subnets() {
+    fn cross_subnet_uses_vxlan_only_for_nodes_of_other_subnets() {
         let network = of(Transport::CrossSubnet, &[near(), far()]);
         assert_eq!(
             routes(&network),
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn without_vxlan_who_is_far_cannot_be_reached_and_that_is_said() {
+    fn without_vxlan_nodes_of_other_subnets_are_reported_as_unreachable() {
         let network = of(Transport::Direct, &[near(), far()]);
         assert_eq!(routes(&network), ["10.244.2.0/24 node 192.168.1.2", "fd00:2::/64 node fd01::2"]);
         assert!(network.underlays.is_empty() && network.vteps.is_empty());
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_with_one_pod_cidr_are_told_and_nothing_flaps() {
+    fn two_nodes_with_one_pod_cidr_are_reported_and_routes_stay_stable() {
         let twin = node("d", &["192.168.1.4"], &["10.244.2.0/25"]);
         let of_own = node("e", &["192.168.1.5"], &["10.244.0.0/16"]);
         let network = of(Transport::Vxlan, &[twin.clone(), of_own.clone(), near()]);
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_cidr_that_holds_nodes_is_told_and_left_out() {
+    fn a_pod_cidr_that_contains_nodes_is_reported_and_omitted() {
         let subnet = node("d", &["192.168.1.4"], &["192.168.1.0/24"]);
         let far_away = node("e", &["192.168.1.5"], &["192.168.2.0/25"]);
         let network = of(Transport::Vxlan, &[subnet, far_away, far()]);

@@ -417,6 +417,7 @@ fn a_restart_in_the_middle_of_a_change_ends_right() {
     run.events(&[apply(web()), endpoints(1..=9)]);
     let changes = run.plan(&[endpoints((2..=8).filter(|host| *host != 4))]);
     let ops = run.ledger.change(&changes);
+    assert!(ops.len() > 1, "{ops:?} has no middle");
     let start = run.maps.clone();
     for done in 0..ops.len() {
         run.maps = start.clone();

@@ -37,7 +37,7 @@ fn dns(address: &str) -> Capture {
 }
 
 #[test]
-fn a_cluster_ip_goes_before_every_other_role_of_older_services() {
+fn a_cluster_ip_wins_over_every_other_role_of_older_services() {
     let of_tenant = Service {
         created: Some(1),
         ports: vec![port("dns", Udp, 53, 0)],
@@ -65,7 +65,7 @@ fn a_cluster_ip_goes_before_every_other_role_of_older_services() {
 }
 
 #[test]
-fn what_cluster_ips_are_allocated_from_is_nobody_elses() {
+fn only_cluster_ips_are_served_in_a_service_network() {
     let web = web("172.30.0.1 172.30.0.77 192.0.2.1", "172.30.0.88");
     let grants = Grants { service_networks: nets("172.30.0.0/16"), ..Grants::default() };
     let world = World::of(PlanConfig { grants, ..PlanConfig::default() }, &[web], &[]);
@@ -82,7 +82,7 @@ fn what_cluster_ips_are_allocated_from_is_nobody_elses() {
 }
 
 #[test]
-fn no_service_stands_before_an_api_server() {
+fn no_service_gets_the_address_and_port_of_an_api_server() {
     let web = Service {
         ports: vec![port("http", Tcp, 80, 0), port("https", Tcp, 6443, 0), port("quic", Udp, 6443, 0)],
         external_ips: ips("192.0.2.1"),

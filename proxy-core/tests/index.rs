@@ -294,7 +294,7 @@ fn the_oldest_service_owns_a_contested_frontend_whatever_the_order() {
 }
 
 #[test]
-fn an_heir_takes_a_contested_frontend_over_when_its_owner_goes() {
+fn the_next_oldest_service_gets_a_contested_frontend_of_a_deleted_owner() {
     let services = [
         contender("a", "172.30.0.1", Some(1)),
         contender("b", "172.30.0.2", Some(2)),
@@ -327,7 +327,7 @@ fn an_owner_that_comes_back_takes_its_frontend_back() {
 }
 
 #[test]
-fn a_loser_that_goes_changes_nothing_for_the_owner() {
+fn deleting_a_service_that_lost_a_frontend_does_not_change_its_owner() {
     let (a, b) = (contender("a", "172.30.0.1", Some(1)), contender("b", "172.30.0.2", Some(2)));
     let mut world = World::of(PlanConfig::default(), &[a, b], &[]);
     let changes = world.apply(Event::Service(Change::Delete(name("b"))));

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_read_as_it_is_told() {
+    fn a_flow_is_decoded_from_the_kernels_message() {
         for (family, protocol) in KINDS {
             let bytes = told(family, protocol);
             let message = crate::netlink::messages(&bytes).next().unwrap();

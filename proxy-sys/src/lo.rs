@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_right_stays_and_what_was_there_first_is_remembered() {
+    fn correct_values_stay_and_previous_values_are_remembered() {
         let none = Before::default();
         assert!(needed(none, [1, 1, 0], 0).is_empty());
         assert!(needed(none, [1, 1, 0], 2).is_empty());

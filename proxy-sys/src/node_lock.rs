@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_the_name_is_told_until_it_lets_go() {
+    fn the_holder_of_the_lock_is_reported_until_it_is_released() {
         let name = format!("sluice-lock-test-{}", std::process::id());
         assert!(matches!(ask(&name).unwrap(), Asked::Nobody));
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_accept_holds_nobody_up_and_is_no_daemon() {
+    fn a_listener_with_a_full_queue_is_no_daemon_and_does_not_block() {
         let name = format!("sluice-many-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let _listener = UnixListener::bind_addr(&address).unwrap();

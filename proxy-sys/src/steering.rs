@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_of_ours_are_told_from_others() {
+    fn own_routing_rules_are_recognized() {
         for address in ["10.96.0.1", "fd00::1"] {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 let packets = Packets { address: address.parse().unwrap(), protocol, port: 53 };

@@ -256,7 +256,7 @@ fn ports() -> PodPorts {
 }
 
 #[test]
-fn pods_on_a_bridge_cannot_be_others() {
+fn pods_on_a_bridge_cannot_use_addresses_of_others() {
     let Some(world) = World::new("bridge") else { return };
     world.bridged();
     let World { node, pods, .. } = &world;

@@ -178,7 +178,7 @@ impl Drop for Churn {
 }
 
 #[test]
-fn servers_are_told_once_whatever_other_namespaces_do() {
+fn servers_are_listed_once_while_other_namespaces_change_theirs() {
     with_ipvs(|mut ipvs| {
         let keys: BTreeSet<ServerKey> =
             (0..1000).map(|i| at(&format!("10.96.{}.{}", i / 250, i % 250), Protocol::Tcp, 80)).collect();
@@ -265,7 +265,7 @@ fn refused_operations_are_named_and_the_others_done() {
 }
 
 #[test]
-fn refusals_are_told_however_many() {
+fn all_refusals_of_a_large_batch_are_reported() {
     with_ipvs(|mut ipvs| {
         let ops: Vec<Op> = (0..20_000)
             .map(|i| {

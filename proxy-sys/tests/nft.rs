@@ -307,7 +307,7 @@ fn a_set_of_clients_is_seen_to_be_full_and_some_are_forgotten() {
 }
 
 #[test]
-fn what_is_done_to_clients_that_are_remembered_is_nobodys_repair() {
+fn changes_of_remembered_clients_are_not_reported() {
     in_netns(|| {
         let mut world = World::new(Scheduler::Random);
         small_set(&mut world, Family::V4, 50);
@@ -456,7 +456,7 @@ fn the_probe_passes_here_and_leaves_nothing() {
 }
 
 #[test]
-fn what_others_did_to_table_and_chains_is_undone() {
+fn foreign_changes_of_table_and_chains_are_undone() {
     in_netns(|| {
         let long = "x".repeat(90);
         for damage in [

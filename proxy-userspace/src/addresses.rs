@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cable_to_another_namespace_is_told_from_one_that_stays_here() {
+    fn a_veth_pair_to_another_namespace_is_recognized() {
         let attributes = || vec![LinkAttribute::IfName("veth1".into()), LinkAttribute::Mtu(1450)];
         let here = device_of(1, attributes()).unwrap();
         assert_eq!((here.index, here.name.as_str(), here.mtu), (4, "veth1", 1450));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rp_filter_keeps_out_is_told_where_nothing_else_decides() {
+    fn the_reverse_path_check_follows_rp_filter_unless_another_setting_disables_it() {
         let of = |all: AllInterfaces, change: fn(&mut InetDevConf)| {
             let mut own = InetDevConf::default();
             change(&mut own);

@@ -203,7 +203,7 @@ fn normalize(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     // Clap adds it later.
     flags.push(pflag::Flag { long: "help", short: Some('h'), alone: true });
     let canonical = pflag::canonical(&arguments[2..], &flags)?;
-    // Help is no flag with a value to clap, and the short one leaves out what has no meaning.
+    // Help is no flag with a value to clap, and the short one leaves out what has no effect.
     let is_short = arguments[2..].iter().any(|argument| argument == "-h");
     let help = if is_short { "-h" } else { "--help" };
     arguments.truncate(2);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn help_names_all_modes_and_the_short_one_only_what_has_a_meaning() {
+    fn help_names_all_modes_and_the_short_help_omits_flags_without_effect() {
         let help = |argument: &str| {
             let error = parse(["kube-proxy", argument].map(OsString::from)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::DisplayHelp);

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_begin_anew_only_when_a_frontend_begins_to_lead_to_endpoints() {
+    fn tracked_connections_are_reset_only_when_a_frontend_gets_endpoints() {
         let forward = |masquerade| Action::Forward { group: Group::Cluster, masquerade };
         let states = |old, new| {
             let mut found = Vec::new();

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_no_harm_is_cleaned_less_and_less_often() {
+    fn harmless_foreign_changes_are_removed_with_growing_delays() {
         let mut world = World::new(CHANGE);
         world.changes_for(Duration::from_secs(130), false);
         let begun: Vec<u128> = world.looks.iter().map(|(from, _)| from / 1000).collect();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_apart_and_tried_again_soon_only_while_others_are_at_work() {
+    fn refusals_caused_by_others_are_retried_soon_and_only_then() {
         let mut repairs = Repairs::default();
         let (now, long) = (Instant::now(), Duration::from_secs(20));
         assert_eq!(repairs.retry(long, now), long);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_copies_nodes_for_nobody() {
+    fn nodes_are_not_copied_without_subscribers() {
         let (mut state, nodes, _) = state(false);
         state.receive(&mut received([Kind::Node.list_begin(), node("a"), Kind::Node.list_end()]));
         assert!(nodes.borrow().is_none());
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn readers_are_told_of_every_event_and_the_end_of_all() {
+    async fn subscribers_get_every_event_and_the_end() {
         let (state, ..) = state(false);
         let (sender, events) = mpsc::channel(1);
         let world = state.world();

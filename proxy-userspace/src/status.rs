@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_from_fine_and_from_what_cannot_be_seen() {
+    fn status_distinguishes_no_state_from_fine_and_unreadable_state() {
         let something = || Status { pod_network: Some(PodNetwork::default()), ..Status::default() };
         let daemon = || Daemon { at_work: true, pid: None };
         let table = |altered| Some(Table { altered, ..Table::default() });

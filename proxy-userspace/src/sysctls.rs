@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_written_is_told_with_its_values_and_other_failures_apart() {
+    fn forbidden_sysctls_are_reported_with_values_apart_from_other_failures() {
         let file = std::env::temp_dir().join(format!("sluice-left-{}", std::process::id()));
         std::fs::write(&file, "7\n").unwrap();
         let path = file.to_str().unwrap();
@@ -148,5 +148,29 @@ mod tests {
         assert_eq!(settings(64)[0].1, 1 << 20);
         let none = Conntrack { max_per_core: Some(0), min: Some(7), ..Conntrack::default() };
         assert_eq!(conntrack(&none, 4), []);
+    }
+
+    #[test]
+    fn each_setting_is_written_to_its_own_file() {
+        let seconds = |seconds| Some(GoDuration::seconds(seconds));
+        let config = Conntrack {
+            tcp_established_timeout: seconds(1),
+            tcp_close_wait_timeout: seconds(2),
+            udp_timeout: seconds(3),
+            udp_stream_timeout: seconds(4),
+            tcp_be_liberal: true,
+            ..Conntrack::default()
+        };
+        let expected = [
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established", 1),
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait", 2),
+            ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", 3),
+            ("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", 4),
+            ("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", 1),
+        ];
+        assert_eq!(
+            conntrack(&config, 1),
+            expected.map(|(path, value)| Setting { path, value, at_least: false })
+        );
     }
 }

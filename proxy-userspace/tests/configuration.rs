@@ -355,7 +355,7 @@ fn what_kube_proxy_refuses_is_refused_at_once_with_the_fields() {
 }
 
 #[test]
-fn everything_wrong_in_a_file_is_told_at_once_with_path_and_line() {
+fn all_errors_of_a_file_are_reported_at_once_with_path_and_line() {
     let file = "oomScoreAdj: 2000\nconntrack:\n  min: many\n  maxPerCore: 1\nmode: nftables\nclusterCIDR: x\n\
                 sluice:\n  podNetwork:\n    backend: ipip\n    vni: -1\n  ebpf: [1]\n";
     let refused = effective(&sluice(), &["--scheduler=wrr"], Some(file)).unwrap_err();
@@ -560,7 +560,7 @@ fn every_flag_of_kube_proxy_is_known_with_its_default() {
     for (flag, default) in theirs {
         assert!(ours.contains(&flag), "--{flag}");
         let known = sluice::cli::DEFAULTS.iter().find(|(name, _)| *name == flag).map(|(_, value)| *value);
-        // Where a machine's ids are has no meaning here.
+        // Where a machine's ids are has no effect here.
         if let Some(default) = default.filter(|_| !flag.ends_with("-id-file")) {
             assert_eq!(known, Some(default.as_str()), "--{flag}");
         }
@@ -618,7 +618,7 @@ fn flags_of_every_mode_count_without_a_mode_too() {
 }
 
 #[test]
-fn what_has_no_meaning_here_is_told() {
+fn settings_without_effect_are_logged() {
     let scratch = Scratch::new();
     let written = scratch.0.join("written.yaml");
     let output = Command::new(sluice())

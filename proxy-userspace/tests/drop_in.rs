@@ -21,6 +21,17 @@ fn has(program: &str) -> bool {
     found
 }
 
+/// The programs with which kube-proxy writes rules for IPv4. Without any of them the test has
+/// nothing to do, which is a skip of the whole test.
+fn iptables_variants() -> Vec<&'static str> {
+    let variants: Vec<_> =
+        ["iptables-legacy", "iptables-nft"].into_iter().filter(|variant| has(variant)).collect();
+    if variants.is_empty() {
+        sluice_skips::skip("iptables", "no variant of the program is installed");
+    }
+    variants
+}
+
 /// The rules of kube-proxy's iptables mode, in short, beside rules of others.
 const IPTABLES_NAT: &str = "*nat
 :KUBE-SERVICES - [0:0]
@@ -139,8 +150,10 @@ fn rules_of_others_that_use_a_chain_of_kube_proxy_keep_working() {
     in_netns("users", |directory| {
         let mine = "-A PREROUTING -s 10.9.0.0/16 -m comment --comment mine -j KUBE-MARK-MASQ";
         let marks = "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000";
-        let variants: Vec<&str> =
-            ["iptables-legacy", "iptables-nft"].into_iter().filter(|variant| has(variant)).collect();
+        let variants = iptables_variants();
+        if variants.is_empty() {
+            return;
+        }
         for variant in &variants {
             shell(&format!("{variant}-restore --noflush"), IPTABLES_NAT);
             for rule in [mine, marks] {
@@ -161,7 +174,7 @@ fn rules_of_others_that_use_a_chain_of_kube_proxy_keep_working() {
 }
 
 #[test]
-fn a_step_of_cleanup_that_fails_is_told_and_the_others_still_run() {
+fn a_failed_step_of_cleanup_is_reported_and_the_others_still_run() {
     in_netns("failing", |directory| {
         if !has("iptables-legacy") {
             return;
@@ -321,7 +334,7 @@ fn no_connection_is_lost_when_nftables_rules_of_kube_proxy_go() {
 
 #[test]
 fn no_connection_is_lost_when_iptables_chains_of_kube_proxy_go() {
-    for variant in ["iptables-legacy", "iptables-nft"].into_iter().filter(|variant| has(variant)) {
+    for variant in iptables_variants() {
         in_netns(variant, move |directory| {
             let rules = IPTABLES_NAT.replace("10.244.0.5:80", "10.0.0.1:9000");
             let is_left = || shell(&format!("{variant}-save -t nat"), "").contains("KUBE-SVC");

@@ -438,11 +438,20 @@ fn sockets_that_are_gone_are_forgotten() {
         let (mut requests, (sender, receiver)) = (Vec::new(), tokio::sync::mpsc::unbounded_channel());
         conntrack::requests(&changes, &mut requests);
         assert!(!requests.is_empty());
-        requests.into_iter().for_each(|request| drop(sender.send(request)));
+        requests.into_iter().for_each(|request| sender.send(request).unwrap());
         let passes = flows::run(receiver, maps.clone(), world.backend.ender().unwrap(), Told::default());
-        let _ = runtime().block_on(async { tokio::time::timeout(Duration::from_secs(3), passes).await });
-        drop(sender);
-        assert_eq!(maps.get(MapName::Peers).unwrap().usage().unwrap().entries, 0);
+        let forgotten = async {
+            while maps.get(MapName::Peers).unwrap().usage().unwrap().entries > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        runtime().block_on(async {
+            tokio::select! {
+                () = passes => unreachable!("it ends while requests may come"),
+                () = forgotten => {}
+                () = tokio::time::sleep(Duration::from_secs(30)) => unreachable!("peers are left"),
+            }
+        });
         let error = socket.take_error().unwrap().and_then(|error| error.raw_os_error());
         assert_eq!(error, Some(libc::ECONNABORTED));
     });

@@ -110,7 +110,7 @@ fn back(daemon: &Daemon, nft: &mut Nft, wanted: &HashMap<ElementId, Value>) -> D
 }
 
 #[test]
-fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
+fn removed_elements_are_restored_within_a_second_however_often() {
     in_netns("harm", |directory| {
         let daemon = serving(directory);
         let (mut nft, mut looking) = (Nft::open().unwrap(), Nft::open().unwrap());
@@ -168,7 +168,7 @@ fn what_is_ours_is_back_within_a_second_however_often_it_is_removed() {
 }
 
 #[test]
-fn what_others_add_is_cleaned_less_and_less_often_and_ours_does_not_wait_for_it() {
+fn foreign_elements_are_removed_with_growing_delays_and_own_changes_do_not_wait() {
     in_netns("clutter", |directory| {
         let daemon = serving(directory);
         let (mut nft, mut looking) = (Nft::open().unwrap(), Nft::open().unwrap());

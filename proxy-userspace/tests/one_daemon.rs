@@ -212,7 +212,7 @@ fn after_a_cleanup_the_plugin_starts_no_pods_and_what_is_left_is_named() {
 }
 
 #[test]
-fn nobody_who_reads_is_no_reason_to_stop() {
+fn commands_complete_although_their_output_cannot_be_written() {
     in_netns("stdout", |directory| {
         let table = "table inet sluice { }; table inet sluice-pods { }";
         // The reader of a pipe has gone; the disk is full; there is no stdout.
@@ -264,7 +264,7 @@ fn nobody_who_reads_is_no_reason_to_stop() {
 }
 
 #[test]
-fn a_daemon_whose_log_cannot_be_written_goes_on() {
+fn a_daemon_keeps_running_when_its_log_cannot_be_written() {
     in_netns("log", |directory| {
         let config = configured(directory);
         let (reader, writer) = std::io::pipe().unwrap();
@@ -310,7 +310,7 @@ fn ended_after(daemon: &mut Daemon, milliseconds: u64) {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_while_it_starts_ends_well() {
+fn a_daemon_ends_cleanly_on_a_signal_during_its_start() {
     in_netns("early", |directory| {
         let config = configured(directory);
         for milliseconds in [0, 5, 10, 20, 40, 80, 120, 160, 240, 500] {
@@ -323,7 +323,7 @@ fn a_daemon_that_is_told_to_end_while_it_starts_ends_well() {
 
 #[cfg(feature = "ebpf")]
 #[test]
-fn a_daemon_that_is_told_to_end_while_it_loads_programs_ends_well() {
+fn a_daemon_ends_cleanly_on_a_signal_while_it_loads_programs() {
     with_ebpf("loading", |directory, cgroup| {
         let config = ebpf_config(directory, cgroup);
         for milliseconds in [0, 20, 50, 100, 200, 400, 800] {

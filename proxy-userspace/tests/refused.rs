@@ -92,7 +92,7 @@ fn refused() -> String {
 }
 
 #[test]
-fn what_the_kernel_refuses_of_one_service_keeps_no_other_out() {
+fn a_refused_service_does_not_block_the_others() {
     in_netns("refused", |directory| {
         let mut nft = Nft::open().unwrap();
         make_a_small_map(&mut nft);

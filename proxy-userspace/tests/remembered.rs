@@ -55,7 +55,7 @@ fn of(share: u32, clients: &[Client]) -> Vec<&Client> {
 }
 
 #[test]
-fn one_services_clients_take_nobody_elses_place() {
+fn clients_of_one_service_do_not_evict_those_of_others() {
     in_netns("remembered", |directory| {
         write_small_table();
         let daemon = Daemon::start(directory, &configured(directory), &[]);

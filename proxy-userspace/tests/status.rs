@@ -37,7 +37,7 @@ fn told(mut command: Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn nothing_is_told_from_something_by_the_exit_code() {
+fn the_exit_code_of_status_says_whether_there_is_state() {
     in_netns("status-nothing", |directory| {
         let (code, text) = told(status(directory, &[]));
         assert_eq!(code, Some(4), "{text}");

@@ -98,7 +98,7 @@ fn everybody_reaches_pods_with_their_own_address() {
 }
 
 #[test]
-fn failures_are_told_apart() {
+fn refused_and_silent_destinations_are_distinguished() {
     let Some(lab) = lab() else { return };
     assert_eq!(one(&lab, "pod/web-1", "tcp://10.244.2.11:8080"), Outcome::Refused);
     assert_eq!(one(&lab, "pod/web-1", "udp://10.244.2.11:8080"), Outcome::Refused);

@@ -88,6 +88,7 @@ fn every_case_can_be_read_and_cites_sections_that_are_there() {
     let sections = sections();
     let mut all = Vec::new();
     files(&root().join("tests/cases"), &mut all);
+    assert!(all.len() > 50, "only {} cases: the search for them is broken", all.len());
     for file in all {
         let case = Case::read(&file).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(Some(case.name.as_str()), file.file_stem().and_then(|stem| stem.to_str()));

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_stops_nothing_and_is_told_at_the_end() {
+    fn a_failure_stops_no_other_suite_and_is_reported_at_the_end() {
         let mut suites = Suites::default();
         let mut ran = false;
         suites.run("one", || bail!("broken"));

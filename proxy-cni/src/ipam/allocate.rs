@@ -258,7 +258,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn nobody_gets_what_another_has_and_everything_is_given_out(
+        fn no_address_is_given_twice_and_all_are_used(
             steps in proptest::collection::vec((0..24usize, any::<bool>()), 1..120),
         ) {
             let sets = [set(&["10.0.0.0/29", "10.0.1.0/29", "10.0.2.0/30"])];

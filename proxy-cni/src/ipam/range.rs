@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said() {
+    fn invalid_ranges_are_refused_with_the_reason() {
         let of = |subnet: &str, start: Option<&str>, end: Option<&str>| {
             Range { range_start: start.map(ip), range_end: end.map(ip), ..range(subnet) }.check()
         };

@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_at_once() {
+    fn all_errors_are_reported_at_once() {
         let error = parse(&json!({
             "cniVersion": "1.0.0", "name": "../x", "bridge": "a/b", "mtu": 5, "sysctl": {"kernel.x.y": "1", "net/../x": "1"},
             "dataDir": "x", "ipam": {"ranges": [[], [{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}],
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_a_bridge_gets_one() {
+    fn naming_a_bridge_selects_mode_bridge() {
         let mode = |more: Value| {
             let mut config = json!({"cniVersion": "1.0.0", "name": "a"});
             config.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_at_once() {
+    fn all_errors_are_reported_at_once() {
         let error =
             read(&[("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "../x"), ("CNI_ARGS", "a")]).unwrap_err();
         assert_eq!(error.code(), Code::InvalidEnvironment);

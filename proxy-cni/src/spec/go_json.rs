@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_to_who_reads_it() {
+    fn values_of_unexpected_types_are_kept_for_the_reader() {
         let read = read(r#"{"ports": {"a": 1, "a": 2}, "port": 7, "sysctl": [], "mtu": "x"}"#);
         assert_eq!(read, json!({"ports": {"a": 2}, "port": 7, "sysctl": [], "mtu": "x"}));
     }

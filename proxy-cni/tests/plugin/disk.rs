@@ -19,7 +19,7 @@ fn delete(node: &Node, pod: &str) {
 }
 
 #[test]
-fn a_pod_goes_though_the_disk_is_full_or_read_only() {
+fn a_pod_is_deleted_although_the_disk_is_full_or_read_only() {
     on_a_node("full", |node| {
         with_small_disk(node);
         let data = node.directory.join("data").display().to_string();
@@ -62,7 +62,7 @@ fn a_damaged_file_is_set_aside_if_no_pod_is_there() {
 }
 
 #[test]
-fn what_another_version_has_written_besides_does_no_harm() {
+fn unknown_fields_of_the_lease_file_are_ignored() {
     on_a_node("newer", |node| {
         node.add("a", "routed");
         let file = node.directory.join("data/pods/leases.json");

@@ -10,9 +10,10 @@ use super::{Node, on_a_node};
 fn what_runtimes_write_starts_and_stops_pods() {
     on_a_node("inputs", |node| {
         let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inputs");
-        for (number, entry) in std::fs::read_dir(inputs).unwrap().enumerate() {
-            let path = entry.unwrap().path();
-            let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let paths: Vec<_> = std::fs::read_dir(inputs).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!paths.is_empty(), "there are no inputs");
+        for (number, path) in paths.iter().enumerate() {
+            let mut config: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
             config["dataDir"] = json!(node.directory.join("data"));
             config["runDir"] = json!(node.directory.join("run"));
             starts_and_stops(node, &format!("pod{number}"), &config.to_string());
@@ -31,7 +32,7 @@ fn starts_and_stops(node: &Node, pod: &str, config: &str) {
 }
 
 #[test]
-fn people_are_told_the_version_and_the_protocols() {
+fn the_version_flag_prints_version_and_cni_versions() {
     for argument in ["--version", "-V"] {
         let output =
             std::process::Command::new(env!("CARGO_BIN_EXE_sluice-cni")).arg(argument).output().unwrap();

@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn detectors_by_interface_are_told_by_name() {
+    fn detectors_by_interface_compare_names() {
         let bridge = Detector::Interface("cni0".into());
         let prefix = Detector::InterfacePrefix("veth".into());
         assert!(interface_is_pod(&[bridge.clone(), Detector::None], "cni0"));

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_most_gives_away_and_small_ones_lose_nobody() {
+    fn services_with_most_clients_lose_some_and_small_ones_none() {
         let sizes = [850, 60, 30, 1];
         let gone = evicted(clients(&sizes), 941, 1000);
         assert_eq!(left(&sizes, &gone), [709, 60, 30, 1]);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn who_ends_soon_ends_by_itself() {
+    fn clients_that_expire_soon_are_not_evicted() {
         let mut all = clients(&[95]);
         for client in &mut all[..10] {
             client.left = SOON;

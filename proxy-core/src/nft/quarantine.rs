@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_altogether_is_given_up() {
+    fn the_search_gives_up_when_everything_is_refused() {
         let all: Vec<u32> = (0..1000).collect();
         let (_, gave_up, refusals, _) = run(1000, &all, &[]);
         assert!(gave_up && refusals < 600, "{refusals}");
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn who_lacks_what_several_need_changes_nothing() {
+    fn services_without_their_shared_operations_change_nothing() {
         let names = |numbers: &[u32]| numbers.iter().map(|n| ObjectName::new("a", &n.to_string())).collect();
         let unit = |numbers: &[u32], number| Unit { services: names(numbers), ops: vec![op(number)] };
         let parted = Parted {

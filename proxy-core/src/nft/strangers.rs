@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn with_the_table_everything_begins_anew() {
+    fn a_removed_table_resets_the_counts() {
         let mut strangers = Strangers::new(OURS);
         assert!(!strangers.others_did(Deed::Put, element(b"a")));
         assert!(strangers.others_did(Deed::Removed, Subject::Table));

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_of_another_family_is_there_before_the_old_one_goes() {
+    fn a_tunnel_of_another_family_is_added_before_the_old_one_is_removed() {
         let steps = full().steps_to(&over_ipv6());
         assert!(matches!(steps.first(), Some(Step::AddDevice(_))), "{steps:?}");
         let replaced = steps.iter().position(|step| matches!(step, Step::ReplaceRoute(_)));

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inside_is_left_alone_before_anything_is_masqueraded() {
+    fn destinations_inside_the_cluster_are_excluded_before_the_masquerade_rule() {
         let rules = PodRules {
             masqueraded: nets(&["10.244.1.0/24"]),
             inside: nets(&["10.244.0.0/16"]),

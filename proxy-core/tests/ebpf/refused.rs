@@ -121,7 +121,7 @@ fn group(of: &str) -> u64 {
 }
 
 #[test]
-fn who_is_refused_a_slot_keeps_its_endpoints_and_the_others_get_theirs() {
+fn a_service_with_a_refused_slot_keeps_its_endpoints_and_others_are_updated() {
     let mut refusing = Refusing::new();
     let all = [
         web("s1", 1, ""),
@@ -186,7 +186,7 @@ fn an_address_that_cannot_be_taken_over_keeps_the_endpoints_that_it_leads_to() {
 /// It is refused the mark of its ClusterIP, gets its frontend all the same, and is to lose it:
 /// nobody may find neither.
 #[test]
-fn what_came_while_it_was_refused_is_known_to_be_its_own() {
+fn entries_of_a_partly_refused_service_are_removed_with_it() {
     let mut refusing = Refusing::new();
     let refuses = |id: &EntryId| matches!(id, EntryId::Frontend(key) if key.port == 0);
     let none = Event::Service(Change::Apply(service("s1", "172.30.0.1")));

@@ -34,7 +34,7 @@ fn at(address: &str, port: u16) -> Capture {
 }
 
 #[test]
-fn what_is_too_large_gets_nothing_and_what_outgrows_the_budget_keeps_what_it_had() {
+fn a_new_service_over_the_budget_gets_nothing_and_an_old_one_keeps_its_endpoints() {
     let mut world = World::new(config(12, 1000));
     // 3 ports on 5 addresses.
     world.apply(apply(&web(3, 4)));

@@ -56,7 +56,7 @@ fn a_group_grows_very_large_and_small_again() {
 }
 
 #[test]
-fn what_a_slice_says_of_one_endpoint_costs_no_look_at_the_others() {
+fn a_change_of_one_endpoint_does_not_visit_the_others() {
     let (mut run, mut slices) = (run(500, None, None), Slices::default());
     for at in 0..6 {
         let event = slices.event(&Happening::Slice(at, Kind::Ready, 7, 100 * at as u16, 120));

@@ -1,4 +1,4 @@
-//! Fields that are accepted for the sake of existing files and mean nothing here, with the reason.
+//! Fields that are accepted for the sake of existing files and have no effect, with the reason.
 
 use super::duration::GoDuration;
 use super::raw::{Ebpf, Iptables, Ipvs, KubeProxyConfiguration, Winkernel};

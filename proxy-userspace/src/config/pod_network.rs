@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_with_its_field() {
+    fn all_errors_are_reported_with_their_fields() {
         let text =
             "sluice: {podNetwork: {backend: direct, mode: x, vni: 16777216, port: 0, mtu: 68, bridge: a/b,
             nonMasqueradeCIDRs: [nonsense], cni: {name: ../z, binDir: bin, chain: [{}]}}}";

@@ -253,7 +253,7 @@ pub struct Settings {
     pub flags: BTreeMap<String, String>,
     /// The configuration in force, for /configz.
     pub effective: KubeProxyConfiguration,
-    /// What was accepted but has no meaning here, for the log.
+    /// What was accepted but has no effect, for the log.
     pub warnings: Vec<String>,
 }
 
@@ -630,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn that_pods_cannot_be_told_from_others_is_told_once_with_what_to_do() {
+    fn one_warning_says_that_pods_cannot_be_detected_and_what_to_set() {
         let told = |config| {
             let warnings = settings(config).unwrap().warnings;
             warnings.into_iter().filter(|told| told.starts_with("clusterCIDR: ")).collect::<Vec<_>>()
@@ -665,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn where_objects_come_from_is_said_without_rust() {
+    fn the_source_of_objects_is_described_in_plain_words() {
         let api = |kubeconfig: Option<&str>, master: Option<&str>| {
             let (kubeconfig, master) = (kubeconfig.map(PathBuf::from), master.map(str::to_owned));
             Source::Kubernetes { kubeconfig, master }.to_string()

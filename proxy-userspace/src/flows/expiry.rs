@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lets_packets_pass_ends_by_silence_alone() {
+    fn flows_that_pass_packets_unchanged_end_only_when_idle() {
         let passes = Flow { flags: flag::REPLY | flag::PASSES, ..flow(seen::ESTABLISHED, 0) };
         for at in [60, 61] {
             let over = at > 60;

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_by_a_frontend_that_was_added_meanwhile_goes_on() {
+    fn flows_of_a_frontend_added_meanwhile_are_kept() {
         let (before, after) = (serving_by(&[], &Config::default()), serving());
         let (gone, key) = (Address::v4(4), to(VIP));
         let socket = |address| SocketKey { cookie: 5, address, port: 53, protocol: 17, reserved: 0 };

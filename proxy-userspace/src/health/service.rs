@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused_for_long_is_tried_and_told_less_and_less_often() {
+    fn refused_ports_are_retried_and_reported_with_growing_delays() {
         let begun = Instant::now();
         let mut refused = Refused::new(begun);
         let (mut tries, mut told) = (Vec::new(), vec![0]);

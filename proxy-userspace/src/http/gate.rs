@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_leaves_for_another_and_nobody_waits_for_the_end_of_just_one() {
+    async fn a_full_server_closes_an_idle_connection_for_a_new_one() {
         let gate = Gate::new(64);
         let (peer, own) = (ip("10.0.0.1"), ip("192.0.2.1"));
         assert_eq!((gate.stay, gate.places.available_permits()), (5, 7));

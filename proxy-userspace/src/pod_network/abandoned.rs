@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_stays_without_a_link_loses_the_address_but_not_at_once() {
+    fn an_address_without_a_link_is_released_after_a_delay() {
         let directory = std::env::temp_dir().join(format!("sluice-abandoned-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         let whose = Attachment::new("no-such-container", "eth0").unwrap();

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_is_told_and_takes_nothing_else_away() {
+    fn host_ports_that_cannot_be_served_are_reported_and_others_stay() {
         let mut only_ipv4 =
             contents(&[("10.0.0.5", vec![mapping(80, "tcp", "fd00::1"), mapping(81, "tcp", "")])]);
         only_ipv4.host_ports[0].addresses.truncate(1);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asked_last_has_the_port() {
+    fn the_newest_pod_gets_a_contested_host_port() {
         let all = contents(&[
             ("10.0.0.5", vec![mapping(53, "udp", "0.0.0.0")]),
             ("10.0.0.6", vec![mapping(53, "udp", "0.0.0.0")]),

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn who_makes_the_path_too_small_is_told_and_pods_get_what_they_need() {
+    fn a_node_with_too_small_a_path_is_reported_and_pods_keep_the_minimum_mtu() {
         let own = own("192.168.1.1", &["10.0.0.0/24", "fd00::/64"]);
         let paths = [path(1500, OVERHEAD_V4, "192.168.1.8"), path(1300, OVERHEAD_V4, "192.168.1.9")];
         let (mtu, small) = least(&own, &paths);

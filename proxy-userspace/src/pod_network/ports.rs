@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_before_whose_frames_cannot_be_told_are_left_alone() {
+    fn pods_without_a_recorded_hardware_address_are_not_guarded() {
         let [told, of_before] = ["a", "b"].map(|name| Attachment::new(name, "eth0").unwrap());
         let mut contents = Contents::default();
         contents.macs.insert(told.clone(), [2, 0, 0, 0, 0, 1]);

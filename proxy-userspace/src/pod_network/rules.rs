@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_did_is_put_right_though_something_else_is_written_meanwhile() {
+    fn foreign_changes_are_undone_although_another_change_is_written_first() {
         in_netns(|| {
             let (mut rules, network) = (Rules::default(), Network::default());
             let put = |rules: &mut Rules, bridge: &str| {

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_told_once_and_tried_less_and_less_often() {
+    fn refused_services_are_reported_once_and_retried_with_growing_delays() {
         let (mut quarantine, mut now) = (Quarantine::default(), Instant::now());
         let news = quarantine.full(refused(&["x", "x"]), now, LONGEST);
         assert_eq!(news, News { refused: vec![(name("x"), "no".into())], taken: vec![] });

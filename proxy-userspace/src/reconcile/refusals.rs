@@ -62,7 +62,7 @@ mod tests {
     use sluice_core::net::{Family, Protocol};
 
     #[test]
-    fn who_has_an_address_is_named_with_what_to_do() {
+    fn a_refusal_names_the_owner_and_the_remedy() {
         let capture = Capture::Address("10.96.0.7".parse().unwrap(), Protocol::Tcp, 80);
         let taken = |capture, role| Refused { capture, role, why: Refusal::Taken };
         let owner = ObjectName::new("shop", "old");

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_missing_for_long_is_told_once_and_so_is_its_end() {
+    fn a_long_missing_node_is_reported_once_and_so_is_its_return() {
         let (mut node, begun) = (api(), Instant::now());
         assert_eq!((node.look(true, begun), node.due()), (None, Some(begun + PATIENCE)));
         assert_eq!(node.look(true, begun + PATIENCE / 2), None);
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_in_time_is_no_news() {
+    fn a_node_that_appears_in_time_is_not_reported() {
         let (mut node, begun) = (api(), Instant::now());
         assert_eq!(node.look(true, begun), None);
         assert_eq!((node.look(false, begun + PATIENCE / 2), node.due()), (None, None));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn with_files_it_is_told_at_once() {
+    fn with_manifests_a_missing_node_is_reported_at_once() {
         let mut node = OwnNode::new(&Source::Manifests("/m".into()));
         assert_eq!(node.look(true, Instant::now()), Some(Told::Missing));
     }

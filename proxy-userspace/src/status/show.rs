@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_not_called_nothing() {
+    fn unreadable_state_is_not_shown_as_no_state() {
         let unseen = Unseen { part: "nftables", reason: "no right".into(), is_right: true };
         let text = Status { not_looked_at: vec![unseen], ..Status::default() }.to_string();
         assert!(text.contains("nftables: not read: no right") && !text.contains("no state"), "{text}");

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays_while_the_document_does_and_until_another_defines_it() {
+    fn kept_objects_stay_until_their_document_goes_or_another_defines_them() {
         let (old, _) = read(&["a", "b"]);
         let (mut broken, parts) = read(&["a", "?]"]);
         keep(&old, &mut broken, &parts, false);

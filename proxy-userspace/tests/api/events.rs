@@ -47,7 +47,7 @@ async fn events_are_posted_in_order_and_the_same_one_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_of_clients_that_gets_full_is_told_of_the_node_once() {
+async fn a_nearly_full_affinity_table_is_one_event_of_the_node() {
     let api = FakeApi::start(Options::default()).await;
     let metrics = Metrics::default();
     let told = Told { recorder: recorder(api.url(), &metrics).await, metrics };
@@ -127,7 +127,7 @@ fn a_starting_daemon_says_so_and_a_port_that_is_taken_is_the_last_it_says() {
 }
 
 #[test]
-fn a_health_check_port_that_is_taken_is_told_of_the_service() {
+fn an_occupied_health_check_port_is_an_event_of_the_service() {
     in_namespace(|| async {
         let api = cluster().await;
         let _taken = TcpListener::bind("0.0.0.0:30000").unwrap();
@@ -156,7 +156,7 @@ fn a_health_check_port_that_is_taken_is_told_of_the_service() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_told_of_the_service() {
+fn a_refusal_by_the_kernel_is_an_event_of_the_service() {
     use sluice_core::net::Family;
     use sluice_core::nft::{Balancer, Op, SetId, SetKind, sets};
     in_namespace(|| async {

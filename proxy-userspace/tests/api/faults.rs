@@ -68,7 +68,7 @@ async fn answers_that_break_off_again_and_again() {
     scene.proxy.inject(SERVICES, Fault::ResetAfter(150));
     scene.proxy.reset_connections();
     scene.cluster.put(service("during", 89));
-    scene.observer.until_failed("reset").await;
+    scene.observer.until("reset three times", |_| scene.observer.failures("reset") >= 3).await;
     scene.ends_well().await;
 }
 
@@ -159,7 +159,7 @@ async fn first_lists_come_at_once_and_later_ones_spread() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_version_may_be_told_in_the_head_of_the_answer() {
+async fn a_forgotten_version_in_the_status_line_leads_to_a_new_list() {
     let scene = scene().await;
     scene.proxy.inject(SERVICES, Fault::Status { code: 410, retry_after: None, requests: 1 });
     scene.proxy.reset_connections();
@@ -273,7 +273,7 @@ async fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_tls_is_told_no_token() {
+async fn no_token_is_sent_to_a_server_without_tls() {
     let cluster = FakeApi::start(Options::default()).await;
     cluster.set_tokens(&["secret"]);
     let observer = Observer::start(cluster.url(), quick()).await;
@@ -294,7 +294,7 @@ async fn a_failed_handshake_is_no_lost_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_without_the_right_is_told_apart() {
+async fn forbidden_answers_are_counted_apart_from_other_failures() {
     let scene = scene().await;
     scene.proxy.inject(SERVICES, Fault::Status { code: 403, retry_after: None, requests: 3 });
     scene.proxy.reset_connections();

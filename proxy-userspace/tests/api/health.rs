@@ -62,7 +62,7 @@ fn a_kernel_that_refuses_changes_is_no_reason_to_start_again() {
 
 /// Another process has the port of a health check for a while.
 #[test]
-fn a_taken_health_check_port_is_told_once_and_had_when_it_is_free() {
+fn an_occupied_health_check_port_is_reported_once_and_opened_when_it_is_free() {
     in_namespace(|| async {
         let api = cluster().await;
         let taken = TcpListener::bind("0.0.0.0:31000").unwrap();

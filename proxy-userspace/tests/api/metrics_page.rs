@@ -165,16 +165,67 @@ fn failures_are_shown_as_kube_proxy_shows_them() {
     assert_same(&found, &wanted, "");
 }
 
-#[test]
-fn every_metric_is_in_the_documentation_and_no_other() {
-    let document = include_str!("../../../docs/metrics.md");
-    let written = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-    let written: BTreeSet<&str> = written.map(|(name, _)| name.trim_end_matches("_total")).collect();
-    // A metric without a value yet is not on the page, so the names are taken from where they
-    // stand.
+const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
+
+/// All metrics of the daemon, counters without their `_total`. A metric without a value yet is not
+/// on the page, so the names are taken from where they stand.
+fn known() -> BTreeSet<String> {
     let literals = include_str!("../../src/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
-    let table = table();
-    let known: BTreeSet<&str> =
-        table.keys().map(|name| name.trim_end_matches("_total")).chain(literals).collect();
-    assert_eq!(written.symmetric_difference(&known).collect::<Vec<_>>(), [&""; 0]);
+    let names = table().into_keys().map(|name| name.trim_end_matches("_total").to_owned());
+    names.chain(literals.map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_documentation_lists_exactly_the_daemons_metrics() {
+    let written = DOCUMENT.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let written: BTreeSet<String> =
+        written.map(|(name, _)| name.trim_end_matches("_total").to_owned()).collect();
+    assert_eq!(written.symmetric_difference(&known()).collect::<Vec<_>>(), [&""; 0]);
+}
+
+/// Names of our metrics in a text. What ends with `_` stands for several.
+fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
+    let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_name = |name: &&str| ["sluice_", "kubeproxy_"].iter().any(|prefix| name.starts_with(prefix));
+    text.split(move |c| !of_name(c)).filter(is_name).filter(|name| !name.ends_with('_'))
+}
+
+/// Names of samples, as expressions need them: by the documentation's tables, which the test above
+/// compares with the daemon.
+fn samples() -> BTreeSet<String> {
+    let not_ours: BTreeSet<String> =
+        table().into_iter().filter(|(_, (_, when))| when == "mode").map(|(name, _)| name).collect();
+    let mut samples = BTreeSet::new();
+    for row in DOCUMENT.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let mut cells = row.split(" | ");
+        let name = cells.next().unwrap().trim_end_matches('`');
+        let kind = cells.next().unwrap_or_default();
+        let ends: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+        if ["counter", "gauge", "histogram"].contains(&kind) && !not_ours.contains(name) {
+            // One gauge of kube-proxy has the ending of counters too.
+            assert!(kind != "counter" || name.ends_with("_total"), "{name} is a counter");
+            samples.extend(ends.iter().map(|end| format!("{name}{end}")));
+        }
+    }
+    samples
+}
+
+#[test]
+fn alert_rules_use_metrics_that_the_daemon_exports() {
+    let (_, rules) = DOCUMENT.split_once("```yaml\n").unwrap();
+    let (rules, _) = rules.split_once("```").unwrap();
+    let used: BTreeSet<&str> = metrics_in(rules).collect();
+    assert!(used.len() > 10, "the alert rules are not found: {used:?}");
+    let samples = samples();
+    let unknown: Vec<&str> = used.into_iter().filter(|name| !samples.contains(*name)).collect();
+    assert_eq!(unknown, [""; 0]);
+}
+
+#[test]
+fn every_metric_that_the_documentation_mentions_exists() {
+    let mut known = samples();
+    known.extend(table().into_keys());
+    let is_known = |name: &str| known.contains(name) || known.contains(&format!("{name}_count"));
+    let unknown: Vec<&str> = metrics_in(DOCUMENT).filter(|name| !is_known(name)).collect();
+    assert_eq!(unknown, [""; 0]);
 }

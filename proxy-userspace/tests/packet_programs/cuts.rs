@@ -161,7 +161,7 @@ fn the_stack_cuts_what_comes_from_the_node_and_from_services() {
 }
 
 #[test]
-fn it_does_so_where_packets_have_to_come_in_where_their_answers_leave() {
+fn the_stack_fragments_with_strict_rp_filter_too() {
     with_wires(|world, a, b, family| {
         if family == V4 {
             strict();

@@ -145,7 +145,7 @@ fn a_flow_that_has_only_begun_ends_when_a_whole_ring_of_others_has_begun_since()
 }
 
 #[test]
-fn what_went_on_late_or_only_by_its_endpoint_is_no_beginning_either() {
+fn flows_continued_late_or_by_the_endpoint_alone_count_as_established() {
     each(|world, family| {
         let (slow, streaming) = (first(family, 17, 0), first(family, 17, 1));
         // Nothing but a second first datagram, or a second answer, more than a second later.

@@ -316,7 +316,7 @@ fn two_frontends_of_one_endpoint_do_not_confuse_a_client_that_uses_one_port() {
 }
 
 #[test]
-fn flows_of_the_table_of_before_come_along() {
+fn flows_of_the_old_table_move_to_the_new_one() {
     on_a_node(|world| {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
@@ -405,7 +405,7 @@ fn frames_for_the_bridge_itself_are_left_to_its_own_programs() {
 }
 
 #[test]
-fn what_a_process_sends_passes_as_it_is_when_it_comes_by_again() {
+fn redirected_packets_of_a_process_pass_the_second_program_unchanged() {
     on_a_node(|world| {
         for family in FAMILIES {
             for (protocol, what) in

@@ -81,7 +81,7 @@ fn a_first_segment_with_half_a_flow_begins_anew() {
 }
 
 #[test]
-fn a_flow_whose_port_is_another_ones_begins_anew_and_leaves_that_alone() {
+fn a_flow_whose_port_was_taken_begins_again_with_another_port() {
     each(|world, family, masquerade| {
         if masquerade == 0 {
             return;
@@ -111,7 +111,7 @@ fn a_flow_whose_port_is_another_ones_begins_anew_and_leaves_that_alone() {
 }
 
 #[test]
-fn what_a_full_table_dropped_comes_back() {
+fn entries_evicted_from_a_full_table_are_restored() {
     each(|world, family, masquerade| {
         for protocol in [6, 17] {
             let first = from_client(family, protocol, 40_000);
@@ -236,7 +236,7 @@ fn the_daemon_ends_nothing_that_was_used_since_it_decided() {
 }
 
 #[test]
-fn nobody_uses_or_takes_what_somebody_removes() {
+fn claimed_entries_are_neither_used_nor_taken() {
     each(|world, family, masquerade| {
         let (one, two) = (from_client(family, 6, 40_000), from_client(family, 6, 40_001));
         let reply = sent(world, family, &one);
@@ -260,7 +260,7 @@ fn nobody_uses_or_takes_what_somebody_removes() {
 }
 
 #[test]
-fn flows_leave_the_table_of_before_both_entries_at_once_and_do_not_come_again() {
+fn both_entries_of_a_flow_leave_the_old_table_together() {
     each(|world, family, _| {
         let first = from_client(family, 6, 40_000);
         let reply = sent(world, family, &first);

@@ -108,7 +108,7 @@ fn where_nobody_asks_for_it_any_source_passes() {
 }
 
 #[test]
-fn nobody_answers_for_his_neighbour() {
+fn a_pod_cannot_answer_with_another_pods_address() {
     on_a_node(|world| {
         for family in FAMILIES {
             for protocol in [6, 17] {
@@ -155,7 +155,7 @@ fn parts_of_packets_have_sources_too() {
 }
 
 #[test]
-fn what_leads_no_further_than_the_link_is_for_the_stack_s_rules() {
+fn packets_to_the_link_only_pass_to_the_stack() {
     on_a_node(|world| {
         check_pods(world);
         let multicast = [0x33, 0x33, 0, 0, 0, 1];
@@ -299,7 +299,7 @@ fn reverse_paths_keep_out_what_they_keep_out_of_the_stack() {
 }
 
 #[test]
-fn a_connection_goes_on_by_the_way_of_its_answers_only() {
+fn a_connection_continues_only_on_the_path_of_its_replies() {
     on_a_node(|world| {
         let family = Family::V4;
         world.service(family, action::CLUSTER, &[family.remote()]);
@@ -332,7 +332,7 @@ fn a_connection_goes_on_by_the_way_of_its_answers_only() {
 
 /// A macvlan takes frames for its own address from the interface below, to which no route leads.
 #[test]
-fn what_is_for_an_interface_above_is_not_kept_out_below() {
+fn packets_for_an_upper_interface_are_not_checked_at_the_lower_one() {
     on_a_node(|world| {
         let family = Family::V4;
         world.service(family, action::CLUSTER, &[family.remote()]);

@@ -42,7 +42,7 @@ fn port_of(world: &mut World, first: &Packet) -> u16 {
 }
 
 #[test]
-fn one_that_begins_after_a_services_flow_has_another_port() {
+fn a_direct_connection_after_a_services_flow_gets_another_port() {
     on_a_node(|world| {
         for family in FAMILIES {
             for protocol in [6, 17] {
@@ -69,7 +69,7 @@ fn one_that_begins_after_a_services_flow_has_another_port() {
 }
 
 #[test]
-fn so_does_one_to_a_process_of_the_node() {
+fn a_direct_connection_to_a_process_of_the_node_gets_another_port() {
     on_a_node(|world| {
         for family in FAMILIES {
             for protocol in [6, 17] {
@@ -89,7 +89,7 @@ fn so_does_one_to_a_process_of_the_node() {
 }
 
 #[test]
-fn at_a_port_of_a_bridge_it_passes_and_the_bridge_translates_it() {
+fn a_direct_connection_between_bridge_ports_is_translated_by_the_bridge() {
     const BRIDGE: [u8; 6] = [2, 0xbb, 0xbb, 0xbb, 0xbb, 0xbb];
     on_a_node(|world| {
         for family in FAMILIES {
@@ -114,7 +114,7 @@ fn at_a_port_of_a_bridge_it_passes_and_the_bridge_translates_it() {
 }
 
 #[test]
-fn one_that_meets_no_flow_is_left_alone() {
+fn a_direct_connection_without_a_services_flow_passes_unchanged() {
     on_a_node(|world| {
         for family in FAMILIES {
             for (protocol, what) in [(6, action::CLUSTER), (17, action::CLUSTER | action::MASQUERADE)] {
@@ -134,7 +134,7 @@ fn one_that_meets_no_flow_is_left_alone() {
 }
 
 #[test]
-fn one_that_was_there_before_goes_on_and_the_services_flow_has_another_port() {
+fn an_earlier_direct_connection_continues_and_the_services_flow_gets_another_port() {
     on_a_node(|world| {
         for family in FAMILIES {
             world.service(family, action::CLUSTER, &[family.endpoint()]);
@@ -171,7 +171,7 @@ fn one_that_was_there_before_goes_on_and_the_services_flow_has_another_port() {
 }
 
 #[test]
-fn what_answers_a_first_segment_is_the_services() {
+fn a_reply_to_a_first_segment_belongs_to_the_services_flow() {
     on_a_node(|world| {
         for family in FAMILIES {
             for flags in [RST | ACK, SYN | ACK] {

@@ -62,7 +62,7 @@ mod tests {
     const DOCS: &str = "| kube-proxy | Sluice |\n|---|---|\n| Parts in any order | In order |\n";
 
     #[test]
-    fn each_names_its_row() {
+    fn each_difference_names_its_row() {
         let known = Differences::parse("- {experiments: parts/, row: Parts in any order}", DOCS).unwrap();
         assert_eq!(known.reason("v4/parts/reversed"), Some("Parts in any order"));
         assert_eq!(known.reason("v4/whole"), None);

@@ -71,13 +71,15 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
     missing.map(finding).collect()
 }
 
-/// Links of the finished site that lead nowhere.
+/// Links and pictures of the finished site that lead nowhere.
 pub(super) fn broken(book: &Path) -> Result<Vec<String>> {
     let mut broken = Vec::new();
     for page in html(book)? {
         let text = std::fs::read_to_string(&page)?;
-        for to in text.split("href=\"").skip(1).filter_map(|rest| rest.split_once('"').map(|(to, _)| to)) {
-            if to.contains("://") || to.starts_with("mailto:") || to.starts_with("javascript:") {
+        let with = |attribute| text.split(attribute).skip(1).filter_map(|rest| rest.split_once('"'));
+        for (to, _) in with(" href=\"").chain(with(" src=\"")) {
+            let elsewhere = ["mailto:", "javascript:", "data:"];
+            if to.contains("://") || elsewhere.iter().any(|scheme| to.starts_with(scheme)) {
                 continue;
             }
             let (file, anchor) = to.split_once('#').unwrap_or((to, ""));
@@ -114,6 +116,23 @@ fn html(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_and_pictures_that_lead_nowhere_are_found() {
+        let book = std::env::temp_dir().join(format!("sluice-site-{}", std::process::id()));
+        std::fs::create_dir_all(book.join("docs")).unwrap();
+        let page = r##"<h1 id="top"></h1><a class="x" href="b.html#there"></a><a href="b.html#gone"></a>
+            <a href="#top"></a><a href="https://example.com/x"></a><a href="c.html"></a>
+            <img alt="a" src="a.svg"><img src="../docs/gone.svg" alt="b"><img src="data:image/png;base64,A">"##;
+        for (path, text) in [("a.html", page), ("b.html", r#"<h1 id="there">"#), ("a.svg", "")] {
+            std::fs::write(book.join("docs").join(path), text).unwrap();
+        }
+        let found = broken(&book).unwrap();
+        std::fs::remove_dir_all(&book).unwrap();
+        let name = book.join("docs/a.html");
+        let expected = ["b.html#gone", "c.html", "../docs/gone.svg"];
+        assert_eq!(found, expected.map(|to| format!("{}: {to}", name.display())));
+    }
 
     #[test]
     fn the_order_of_pages_is_read_from_the_root() {

@@ -32,18 +32,49 @@ pub(super) fn check_prose(tree: &Tree) -> Vec<Finding> {
 
 /// What is wrong with the lines of a file that `prose` takes for prose, code blocks left out.
 fn problems(path: &str, text: &str, prose: fn(&str) -> Option<&str>) -> Vec<Finding> {
-    let mut is_code = false;
+    let mut block = None;
     let mut findings = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let Some(words) = prose(line) else {
-            is_code = false;
+            block = None;
             continue;
         };
-        is_code ^= words.trim_start().starts_with("```");
-        let what = if is_code { None } else { problem(line, words) };
+        match (block, fence(words)) {
+            (None, Some(opening)) => block = Some(opening.mark),
+            (Some(open), Some(fence)) if fence.closes(open) => block = None,
+            _ => {}
+        }
+        let what = if block.is_some() { None } else { problem(line, words) };
         findings.extend(what.map(|what| Finding { path: path.to_owned(), line: index + 1, what }));
     }
     findings
+}
+
+/// The characters of a fence, and how many there are.
+type Mark = (char, usize);
+
+/// A line that begins or ends a block of code: at least three backticks or tildes.
+struct Fence<'a> {
+    mark: Mark,
+    /// What follows, usually the language of the code.
+    rest: &'a str,
+}
+
+impl Fence<'_> {
+    /// A block ends with the character of its opening fence, as often at least, and nothing else.
+    fn closes(&self, (character, count): Mark) -> bool {
+        self.mark.0 == character && self.mark.1 >= count && self.rest.is_empty()
+    }
+}
+
+fn fence(line: &str) -> Option<Fence<'_>> {
+    let line = line.trim();
+    let character = line.chars().next().filter(|c| matches!(c, '`' | '~'))?;
+    let rest = line.trim_start_matches(character);
+    let count = line.len() - rest.len();
+    // Backticks in the rest make it code in a line of prose.
+    let is_fence = count >= 3 && !(character == '`' && rest.contains('`'));
+    is_fence.then_some(Fence { mark: (character, count), rest: rest.trim() })
 }
 
 /// What a line says that is a comment as a whole.
@@ -103,6 +134,20 @@ mod tests {
         let findings = check_prose(&Tree::of(&[("a.rs", &text)]));
         let whats: Vec<_> = findings.iter().map(ToString::to_string).collect();
         assert_eq!(whats, ["a.rs:1: 108 columns are more than 100"]);
+    }
+
+    #[test]
+    fn code_blocks_end_with_the_fence_that_began_them() {
+        let long = "word ".repeat(21);
+        let lines_of = |page: String| -> Vec<usize> {
+            check_prose(&Tree::of(&[("a.md", &page)])).iter().map(|finding| finding.line).collect()
+        };
+        assert_eq!(lines_of(format!("~~~\n{long}\n~~~\n{long}\n")), [4]);
+        // Other or shorter fences, and fences with a language, are part of the code.
+        assert_eq!(lines_of(format!("~~~\n```\n{long}\n~~~\n{long}\n")), [5]);
+        assert_eq!(lines_of(format!("````\n```\n{long}\n````\n{long}\n")), [5]);
+        assert_eq!(lines_of(format!("```\n```sh\n{long}\n```\n{long}\n")), [5]);
+        assert_eq!(lines_of(format!("```a``` b\n{long}\n")), [2]);
     }
 
     #[test]

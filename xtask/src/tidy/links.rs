@@ -1,8 +1,8 @@
 //! Links of pages lead to files and headings of the repository, and so do names of pages in code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{BrokenLink, Event, LinkType, Options, Parser, Tag, TagEnd};
 
 use super::Finding;
 use super::tree::Tree;
@@ -29,12 +29,29 @@ fn line_of(text: &str, offset: usize) -> usize {
     text[..offset].matches('\n').count() + 1
 }
 
-/// What headings are called in a link: lower case, without punctuation, with a number where one
-/// comes again. As GitHub and mdBook do it.
-fn anchors(text: &str) -> Vec<String> {
+/// Links `[text][name]` and `[name][]` of a page that nowhere says where `name` leads. They are
+/// shown with their brackets. `[name]` alone is no link then.
+fn undefined(text: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let note = |link: BrokenLink<'_>| {
+        if matches!(link.link_type, LinkType::Reference | LinkType::Collapsed) {
+            let line = line_of(text, link.span.start);
+            let what = format!("the link [{}] is not defined on this page", link.reference);
+            found.push(Finding { path: String::new(), line, what });
+        }
+        None
+    };
+    // The parser calls `note` while it is read.
+    Parser::new_with_broken_link_callback(text, Options::ENABLE_TABLES, Some(note)).for_each(drop);
+    found
+}
+
+/// What headings are called in a link, with their lines: lower case, without punctuation, with a
+/// number where one comes again. As GitHub and mdBook do it.
+fn anchors(text: &str) -> Vec<(usize, String)> {
     let (mut found, mut heading) = (Vec::new(), None::<String>);
     let mut times = BTreeMap::<String, usize>::new();
-    for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
+    for (event, range) in Parser::new_ext(text, Options::ENABLE_TABLES).into_offset_iter() {
         match event {
             Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
             Event::Text(text) | Event::Code(text) => {
@@ -45,13 +62,25 @@ fn anchors(text: &str) -> Vec<String> {
             Event::End(TagEnd::Heading(_)) => {
                 let slug = slug(&heading.take().unwrap_or_default());
                 let before = times.entry(slug.clone()).or_default();
-                found.push(if *before == 0 { slug } else { format!("{slug}-{before}") });
+                let anchor = if *before == 0 { slug } else { format!("{slug}-{before}") };
+                found.push((line_of(text, range.start), anchor));
                 *before += 1;
             }
             _ => {}
         }
     }
     found
+}
+
+/// Headings with the anchor of an earlier one, as with the headings `A`, `A` and `A 1`: mdBook
+/// gives both the same, and GitHub another number to the last.
+fn ambiguous(text: &str) -> Vec<Finding> {
+    let mut seen = BTreeSet::new();
+    let mut anchors = anchors(text);
+    anchors.retain(|(_, anchor)| !seen.insert(anchor.clone()));
+    let what = |anchor| format!("another heading has the anchor #{anchor} too: name one differently");
+    let finding = |(line, anchor)| Finding { path: String::new(), line, what: what(anchor) };
+    anchors.into_iter().map(finding).collect()
 }
 
 fn slug(heading: &str) -> String {
@@ -79,7 +108,7 @@ fn problem(tree: &Tree, path: &str, anchor: &str) -> Option<String> {
         return Some(format!("there is no {path}"));
     }
     let text = tree.text(path).filter(|_| path.ends_with(".md") && !anchor.is_empty())?;
-    (!anchors(text).iter().any(|a| a == anchor)).then(|| format!("{path} has no heading #{anchor}"))
+    (!anchors(text).iter().any(|(_, a)| a == anchor)).then(|| format!("{path} has no heading #{anchor}"))
 }
 
 /// The files of the repository that a page links to.
@@ -112,6 +141,8 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
             };
             findings.extend(what.map(|what| Finding { path: page.to_owned(), line, what }));
         }
+        let of_page = undefined(text).into_iter().chain(ambiguous(text));
+        findings.extend(of_page.map(|finding| Finding { path: page.to_owned(), ..finding }));
     }
     findings
 }
@@ -179,8 +210,33 @@ mod tests {
     }
 
     #[test]
-    fn a_heading_that_comes_again_has_a_number() {
-        assert_eq!(anchors("# A b\n# A b\n# A\n# A b!\n"), ["a-b", "a-b-1", "a", "a-b-2"]);
+    fn undefined_reference_links_are_found() {
+        let page = "[a][there] [b][gone]\n[there][] [gone][] [gone]\n\n    [c][code]\n\n`[d][code]`\n\n\
+                    | t |\n|---|\n| [e][gone] |\n\n[there]: b.md\n";
+        let tree = Tree::of(&[("docs/a.md", page), ("docs/b.md", "")]);
+        let gone = |line| format!("docs/a.md:{line}: the link [gone] is not defined on this page");
+        assert_eq!(whats(&check(&tree)), [gone(1), gone(2), gone(10)]);
+    }
+
+    #[test]
+    fn repeated_headings_have_numbered_anchors() {
+        let anchors: Vec<_> =
+            anchors("# A b\n# A b\n# A\n# A b!\n").into_iter().map(|(_, anchor)| anchor).collect();
+        assert_eq!(anchors, ["a-b", "a-b-1", "a", "a-b-2"]);
+        let page = "# A\n\n# A\n\n[first](#a) [second](#a-1) [third](#a-2)\n";
+        assert_eq!(
+            whats(&check(&Tree::of(&[("docs/a.md", page)]))),
+            ["docs/a.md:5: docs/a.md has no heading #a-2"]
+        );
+    }
+
+    #[test]
+    fn two_headings_with_one_anchor_are_found() {
+        let tree = Tree::of(&[("docs/a.md", "# A\n\n# A\n\n# A 1\n"), ("docs/b.md", "# A\n\n# A\n")]);
+        assert_eq!(
+            whats(&check(&tree)),
+            ["docs/a.md:5: another heading has the anchor #a-1 too: name one differently"]
+        );
     }
 
     #[test]

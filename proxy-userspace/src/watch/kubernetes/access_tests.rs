@@ -58,7 +58,7 @@ fn a_service_account_gives_address_authority_and_token() {
 }
 
 #[test]
-fn the_server_is_told_without_who_asks() {
+fn the_servers_url_is_shown_without_credentials() {
     for (url, expected) in [
         ("https://u:secret@10.0.0.1:6443", "https://10.0.0.1:6443"),
         ("https://api.example/k8s/", "https://api.example/k8s"),
