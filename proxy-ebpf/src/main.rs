@@ -1,40 +1,27 @@
 //! Sluice's eBPF programs. `docs/ebpf.md` tells the whole; `sluice-common` has the maps' layouts.
 //!
-//! Two paths: `socket` translates when processes connect, `nat` when packets come by. Both ask
-//! `service` what to do.
+//! `path` has the order of stages, `stage` the decisions, `packet` the bytes, and `verdict` what
+//! becomes of decisions.
 
 #![no_std]
 #![no_main]
 // Programs have instructions that the language has no words for.
 #![feature(asm_experimental_arch)]
 
-mod claim;
-mod debug;
-mod flow;
-mod icmp;
 mod maps;
-mod nat;
-mod newest;
+mod node;
 mod packet;
-mod rewrite;
-mod route;
-mod service;
+mod path;
+mod run;
 mod socket;
-mod source;
+mod stage;
+mod verdict;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 use socket::Family;
-
-/// Where a packet program is attached.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Packets that come in by an interface.
-    Ingress,
-    /// Packets that leave by it.
-    Egress,
-}
+use stage::flow::claim;
 
 /// Length of an Ethernet header.
 const ETHERNET: u32 = 14;
@@ -53,14 +40,14 @@ macro_rules! socket_programs {
 }
 
 socket_programs! {
-    connect4, connect4, socket::connect, Family::V4;
-    connect6, connect6, socket::connect, Family::V6;
-    sendmsg4, sendmsg4, socket::sendmsg, Family::V4;
-    sendmsg6, sendmsg6, socket::sendmsg, Family::V6;
-    recvmsg4, recvmsg4, socket::untranslate, Family::V4;
-    recvmsg6, recvmsg6, socket::untranslate, Family::V6;
-    getpeername4, getpeername4, socket::untranslate, Family::V4;
-    getpeername6, getpeername6, socket::untranslate, Family::V6;
+    connect4, connect4, path::socket::connect, Family::V4;
+    connect6, connect6, path::socket::connect, Family::V6;
+    sendmsg4, sendmsg4, path::socket::sendmsg, Family::V4;
+    sendmsg6, sendmsg6, path::socket::sendmsg, Family::V6;
+    recvmsg4, recvmsg4, path::socket::untranslate, Family::V4;
+    recvmsg6, recvmsg6, path::socket::untranslate, Family::V6;
+    getpeername4, getpeername4, path::socket::untranslate, Family::V4;
+    getpeername6, getpeername6, path::socket::untranslate, Family::V6;
 }
 
 // A frame of their own would cost 32 of the 512 bytes of stack that the verifiers of older kernels
@@ -70,28 +57,28 @@ socket_programs! {
 #[classifier]
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    nat::run::<ETHERNET>(ctx.skb.skb, Hook::Ingress)
+    path::ingress::run::<ETHERNET>(ctx.skb.skb)
 }
 
 // Packets that leave by an interface with Ethernet headers.
 #[classifier]
 #[inline(always)]
 pub fn egress(ctx: TcContext) -> i32 {
-    nat::run::<ETHERNET>(ctx.skb.skb, Hook::Egress)
+    path::egress::run::<ETHERNET>(ctx.skb.skb)
 }
 
 // Packets that come in by an interface without.
 #[classifier]
 #[inline(always)]
 pub fn ingress_raw(ctx: TcContext) -> i32 {
-    nat::run::<RAW>(ctx.skb.skb, Hook::Ingress)
+    path::ingress::run::<RAW>(ctx.skb.skb)
 }
 
 // Packets that leave by an interface without.
 #[classifier]
 #[inline(always)]
 pub fn egress_raw(ctx: TcContext) -> i32 {
-    nat::run::<RAW>(ctx.skb.skb, Hook::Egress)
+    path::egress::run::<RAW>(ctx.skb.skb)
 }
 
 // A flow that the daemon ends.

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_common::Address;
-use sluice_common::counters::{COUNT, Counter};
+use sluice_common::counters::COUNT;
 use sluice_common::flow::{Begun, Flow, FlowKey, Fragment, FragmentKey};
 use sluice_common::node::{Config, Interface, PodSource};
 use sluice_common::service::{
@@ -14,7 +14,7 @@ use sluice_common::service::{
 };
 use sluice_common::socket::{Peer, Pick, SocketKey};
 
-use crate::packet::Scratch;
+use crate::run::Scratch;
 
 /// Memory for what there is, not for what there could be.
 const GROWS: u32 = BPF_F_NO_PREALLOC;
@@ -63,22 +63,6 @@ pub static POD_SOURCES: HashMap<PodSource, u32> = HashMap::with_max_entries(8_19
 pub static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(16_384, GROWS);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT as u32, 0);
-/// What a packet's way through the programs needs to remember: eBPF's stack of 512 bytes is too
-/// small for it.
+/// What a run of a packet program remembers.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-
-/// Counts one.
-#[inline(always)]
-pub fn count(what: Counter) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(what as u32) {
-        // SAFETY: the slot is of this CPU, and the map outlives the program.
-        unsafe { *counter = (*counter).wrapping_add(1) };
-    }
-}
-
-/// The configuration.
-#[inline(always)]
-pub fn config() -> Option<&'static Config> {
-    CONFIG.get(0)
-}

@@ -10,7 +10,7 @@
 //!
 //! What is decided here is of a moment ago, and meanwhile the programs go on: so a program in the
 //! kernel does the removing, and only of a flow that nobody has used since
-//! (`proxy-ebpf/src/claim.rs`).
+//! (`proxy-ebpf/src/stage/flow/claim.rs`).
 
 mod expiry;
 mod stale;

@@ -1,4 +1,4 @@
-//! The protocol of `proxy-ebpf/src/flow.rs` and `claim.rs`, and of `expire` in
+//! The protocol of `proxy-ebpf/src/stage/flow.rs` and `flow/claim.rs`, and of `expire` in
 //! `proxy-userspace/src/flows.rs`, step by step. Each step is named after the line of code that it
 //! stands for.
 

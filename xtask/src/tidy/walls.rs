@@ -90,6 +90,30 @@ const WALLS: &[Wall] = &[
         except: &[],
         why: "a backend applies plans to the kernel, and must not depend on their source",
     },
+    Wall {
+        inside: "proxy-ebpf/src/packet",
+        never: &["crate::path", "crate::stage", "crate::verdict"],
+        except: &[],
+        why: "packet has the bytes of a packet: stages decide what becomes of them",
+    },
+    Wall {
+        inside: "proxy-ebpf/src/stage",
+        never: &["crate::path"],
+        except: &[],
+        why: "a stage is one decision, and does not know when it is asked",
+    },
+    Wall {
+        inside: "proxy-ebpf/src/path",
+        never: &["aya_ebpf::helpers", "crate::maps"],
+        except: &[],
+        why: "path has the order of stages, and nothing else",
+    },
+    Wall {
+        inside: "proxy-ebpf/src/",
+        never: &["aya_log_ebpf", "crate::maps::COUNTERS", "sluice_common::counters::Counter"],
+        except: &["proxy-ebpf/src/verdict.rs"],
+        why: "only verdict.rs counts decisions and reports them: return a verdict",
+    },
 ];
 
 /// All walls.
@@ -337,6 +361,30 @@ mod tests {
             findings("a/src/one/deep.rs", text),
             ["a/src/one/deep.rs:1: crate::two::X: apart", "a/src/one/deep.rs:2: crate::two: apart"]
         );
+    }
+
+    #[test]
+    fn the_rooms_of_the_ebpf_programs_are_apart() {
+        let broken = [
+            ("packet/icmp.rs", "use crate::stage::route;\nuse super::super::verdict::Verdict;\n"),
+            ("stage/flow/claim.rs", "use crate::path::ingress;\nuse super::super::super::path::egress;\n"),
+            ("path/forward.rs", "fn f() { crate::maps::FLOWS.get(1); aya_ebpf::helpers::f(); }\n"),
+            ("stage/route.rs", "use sluice_common::counters::Counter;\nfn f() { aya_log_ebpf::info!(1); }\n"),
+        ];
+        for (path, text) in broken {
+            let path = format!("proxy-ebpf/src/{path}");
+            assert_eq!(check(&Tree::of(&[(&path, text)])).len(), 2, "{path}");
+        }
+        let whole = [
+            ("packet.rs", "use crate::maps::FRAGMENTS;\n"),
+            ("stage/route.rs", "use super::flow;\nuse crate::packet::is;\nuse crate::verdict::Verdict;\n"),
+            ("path/ingress.rs", "use super::forward;\nuse crate::stage::route;\n"),
+            ("verdict.rs", "use sluice_common::counters::Counter;\nuse crate::maps::COUNTERS;\n"),
+        ];
+        for (path, text) in whole {
+            let path = format!("proxy-ebpf/src/{path}");
+            assert_eq!(check(&Tree::of(&[(&path, text)])), [], "{path}");
+        }
     }
 
     #[test]

@@ -1,124 +1,31 @@
-//! Which frontend an address is, and which endpoint a client of it gets. Both paths use it.
+//! Which endpoint a client gets. Both paths use it.
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
-use aya_ebpf::maps::lpm_trie::Key;
-use sluice_common::node::{Config, address, option, scheduler};
+use sluice_common::Address;
+use sluice_common::node::{Config, scheduler};
 use sluice_common::service::{
-    Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, MAGLEV_SLOTS, MemberKey,
-    SOURCE_PREFIX, SourceKey, action, flag, kind, list,
+    Affinity, AffinityKey, Endpoint, EndpointKey, Frontend, FrontendKey, MAGLEV_SLOTS, MemberKey, action,
+    list,
 };
-use sluice_common::{Address, MAPPED};
 
-use crate::maps::{ADDRESSES, AFFINITY, CURSORS, ENDPOINTS, FRONTENDS, GROUPS, MAGLEV, MEMBERS, SOURCES};
+use crate::maps::{AFFINITY, CURSORS, ENDPOINTS, GROUPS, MAGLEV, MEMBERS};
+use crate::run::{Run, Scratch};
+use crate::verdict::{Reason, Verdict};
 
-/// Looks a frontend up by its key.
+/// Makes the flow in `scratch.flow` one to an endpoint. Returns whether it is masqueraded.
 #[inline(always)]
-fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: elements of a map without preallocation are freed after a grace period, so a reader
-    // never sees one reused.
-    unsafe { FRONTENDS.get(key) }
-}
-
-/// Finds the frontend of a destination; leaves the key that it was found by in `key`, which must
-/// hold address, port and protocol. `loopback` is what becomes of node ports there.
-#[inline(always)]
-pub fn find(key: &mut FrontendKey, loopback: Loopback) -> Option<&'static Frontend> {
-    key.kind = kind::ADDRESS;
-    if let Some(found) = frontend(key) {
-        return Some(found);
-    }
-    if !answers_node_ports(&key.address, loopback) {
-        return None;
-    }
-    key.kind = kind::NODE_PORT;
-    let address = key.address;
-    key.address = if address.is_v4() { Address::v4(0) } else { Address::default() };
-    let found = frontend(key);
-    if found.is_none() {
-        key.address = address;
-        key.kind = kind::ADDRESS;
-    }
-    found
-}
-
-/// Whether an address is some Service's ClusterIP, whose undefined ports are refused.
-#[inline(always)]
-pub fn is_cluster_ip(key: &mut FrontendKey) -> bool {
-    let (port, protocol) = (key.port, key.protocol);
-    (key.port, key.protocol, key.kind) = (0, 0, kind::ADDRESS);
-    let found = frontend(key).is_some_and(|marker| marker.flags & flag::CLUSTER_IP != 0);
-    (key.port, key.protocol) = (port, protocol);
-    found
-}
-
-#[inline(always)]
-fn answers_node_ports(to: &Address, loopback: Loopback) -> bool {
-    loopback != Loopback::Elsewhere || own_address(to) & address::NODE_PORTS != 0
-}
-
-/// What becomes of a node port on a loopback address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Loopback {
-    /// It is no loopback address, or the local stack's to answer.
-    Elsewhere,
-    /// It leads to endpoints.
-    Served,
-    /// It is refused.
-    Refused,
-}
-
-impl Loopback {
-    /// For one of this node's own processes that connects or sends to an address.
-    #[inline(always)]
-    pub fn of(to: &Address, config: &Config) -> Self {
-        let [a, b, c, d] = to.words;
-        let (serves, refuses) = if a != 0 || b != 0 {
-            (0, 0)
-        } else if c == MAPPED && u32::from_be(d) >> 24 == 127 {
-            (option::SERVES_LOOPBACK4, option::REFUSES_LOOPBACK4)
-        } else if c == 0 && d == 1_u32.to_be() {
-            (option::SERVES_LOOPBACK6, option::REFUSES_LOOPBACK6)
-        } else {
-            (0, 0)
-        };
-        if config.options & serves != 0 {
-            Loopback::Served
-        } else if config.options & refuses != 0 {
-            Loopback::Refused
-        } else {
-            Loopback::Elsewhere
-        }
-    }
-
-    /// What a node port found there does. Nobody is short-circuited past externalTrafficPolicy
-    /// Local, and what has no endpoints is refused like a closed port.
-    #[inline(always)]
-    pub fn action(self, frontend: &Frontend) -> u8 {
-        if self == Loopback::Served && forwards(frontend.other) { frontend.other } else { action::REJECT }
-    }
-}
-
-/// Bits of `ADDRESSES`; 0 for addresses that are not the node's.
-#[inline(always)]
-pub fn own_address(to: &Address) -> u32 {
-    // SAFETY: as in `frontend`.
-    unsafe { ADDRESSES.get(to) }.map_or(0, |bits| *bits)
-}
-
-/// Whether load balancer source ranges let a client use a frontend.
-#[inline(always)]
-pub fn is_allowed(frontend: &Frontend, key: &FrontendKey, source: &Address) -> bool {
-    if frontend.flags & flag::FILTERED == 0 {
-        return true;
-    }
-    SOURCES.get(Key::new(SOURCE_PREFIX + 128, SourceKey { frontend: *key, source: *source })).is_some()
-}
-
-/// What is left to do when it is known what a client gets.
-#[inline(always)]
-pub fn forwards(what: u8) -> bool {
-    let what = what & !action::MASQUERADE;
-    what == action::CLUSTER || what == action::LOCAL
+pub fn set(run: &Run<'_>, scratch: &mut Scratch, frontend: &Frontend, what: u8) -> Result<bool, Verdict> {
+    let client = &scratch.packet.key;
+    let hash = hash(&client.source, client.source_port, &scratch.frontend);
+    let Some(endpoint) = pick(frontend, what, &client.source, hash, run.config) else {
+        return Err(Verdict::Drop(Reason::NoEndpoint));
+    };
+    scratch.flow.destination = endpoint.address;
+    scratch.flow.destination_port = endpoint.port;
+    scratch.flow.flags = 0;
+    scratch.flow.group = frontend.group;
+    let hairpin = endpoint.address == client.source;
+    Ok(what & action::MASQUERADE != 0 || hairpin)
 }
 
 /// The list that an action that forwards balances over.
@@ -131,7 +38,7 @@ fn list_of(what: u8) -> u64 {
 #[inline(always)]
 pub fn is_member(group: u64, endpoint: &Endpoint) -> bool {
     let key = MemberKey { group, address: endpoint.address, port: endpoint.port, reserved: [0; 3] };
-    // SAFETY: as in `frontend`.
+    // SAFETY: elements of a map without preallocation are freed after a grace period.
     unsafe { MEMBERS.get(key) }.is_some()
 }
 
@@ -165,7 +72,7 @@ pub fn pick(frontend: &Frontend, what: u8, client: &Address, hash: u32, config: 
 
 #[inline(always)]
 fn pick_slot(group: u64, hash: u32, config: &Config) -> Option<Endpoint> {
-    // SAFETY: as in `frontend`.
+    // SAFETY: as in `is_member`.
     let count = unsafe { GROUPS.get(group) }?.count;
     if count == 0 {
         return None;
@@ -179,7 +86,7 @@ fn pick_slot(group: u64, hash: u32, config: &Config) -> Option<Endpoint> {
 
 #[inline(always)]
 fn endpoint(group: u64, slot: u32) -> Option<Endpoint> {
-    // SAFETY: as in `frontend`.
+    // SAFETY: as in `is_member`.
     unsafe { ENDPOINTS.get(EndpointKey { group, slot, reserved: 0 }) }.copied()
 }
 

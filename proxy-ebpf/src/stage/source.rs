@@ -8,11 +8,72 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use sluice_common::Address;
-use sluice_common::node::{PodSource, interface};
+use sluice_common::node::{Interface, PodSource, address, interface};
 
+use super::route::{AF_INET, AF_INET6};
 use crate::maps::POD_SOURCES;
-use crate::packet::{Scratch, is, load};
-use crate::route::{AF_INET, AF_INET6};
+use crate::node;
+use crate::packet::{ETH_SERVICE_VLAN, ETH_VLAN, is, load};
+use crate::run::{Run, Scratch};
+use crate::verdict::{Reason, Verdict};
+
+/// Of what is neither IPv4 nor IPv6, keeps out what hides IP from here: the stack takes a tag off
+/// before programs see a packet, and one behind it, if both are of priority only, after that. A pod
+/// needs none. All else is the stack's.
+#[inline(always)]
+pub fn check_hidden(run: &Run<'_>) -> Result<(), Verdict> {
+    // SAFETY: the context is valid, and a plain field of it is read.
+    let ether_type = unsafe { (*run.skb).protocol as u16 };
+    let hides = ether_type == ETH_VLAN || ether_type == ETH_SERVICE_VLAN;
+    if hides && node::interface(run.interface()).is_some_and(is_of_pod) {
+        return Err(Verdict::Drop(Reason::PodSource));
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn is_of_pod(link: &Interface) -> bool {
+    link.flags & interface::OWN_SOURCES != 0
+}
+
+/// Keeps out what a pod sends with an address that is not its own, for whomever it is: the stack
+/// takes frames to groups, and those with a tag of priority only.
+#[inline(always)]
+pub fn check_pod<const L2: u32>(run: &Run<'_>, scratch: &mut Scratch, v4: bool) -> Result<(), Verdict> {
+    if scratch.interface & interface::OWN_SOURCES != 0 && !is_own(run.skb, scratch, L2, v4) {
+        return Err(Verdict::Drop(Reason::PodSource));
+    }
+    Ok(())
+}
+
+/// Kinds of `rp_filter` that a flow's packets must pass, and that the first ones must.
+pub const GOING_ON: u32 = interface::STRICT;
+pub const FIRST: u32 = interface::STRICT | interface::LOOSE;
+
+/// Keeps out what `rp_filter` of the interface does, as far as it is of these kinds. A packet for
+/// another hardware address does not enter the stack by this interface, but it may by one above it
+/// (macvlan), whose programs see it next.
+#[inline(always)]
+pub fn check_way_back(run: &Run<'_>, scratch: &mut Scratch, kinds: u32) -> Result<(), Verdict> {
+    if scratch.interface & kinds == 0 || has_way_back(run.skb, scratch, kinds) {
+        return Ok(());
+    }
+    Err(if run.bridged { Verdict::Pass } else { Verdict::Drop(Reason::ReversePath) })
+}
+
+/// Sources that nobody outside of this node can have: the node's own addresses, loopback,
+/// multicast, none. The stack drops them.
+#[inline(always)]
+pub fn is_nobody_outside(source: &Address) -> bool {
+    let [a, b, c, d] = source.words;
+    let strange = if source.is_v4() {
+        let first = u32::from_be(d) >> 24;
+        first == 0 || first == 127 || first >= 224
+    } else {
+        u32::from_be(a) >> 24 == 0xff || (a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1)
+    };
+    strange || node::own_address(source) & address::OWN != 0
+}
 
 /// Whether a packet of a pod's link has an address of the pod. Nothing is known of it but where its
 /// IP header is; those that are for no Service too, because the stack's rules let sources pass that
@@ -21,7 +82,7 @@ use crate::route::{AF_INET, AF_INET6};
 /// Addresses that lead no further than the link are for the stack's rules, and so is an address
 /// that a pod does not have yet.
 #[inline(never)]
-pub fn is_own(skb: *mut __sk_buff, scratch: &mut Scratch, at: u32, v4: bool) -> bool {
+fn is_own(skb: *mut __sk_buff, scratch: &mut Scratch, at: u32, v4: bool) -> bool {
     let bytes = &mut scratch.bytes;
     // What cannot be read is nobody's.
     if v4 {
@@ -126,7 +187,7 @@ const WAYS: u32 = 64;
 /// Whether `rp_filter` lets an IPv4 packet pass (`__fib_validate_source` of
 /// net/ipv4/fib_frontend.c), of the flags in `kinds`.
 #[inline(never)]
-pub fn has_way_back(skb: *mut __sk_buff, scratch: &mut Scratch, kinds: u32) -> bool {
+fn has_way_back(skb: *mut __sk_buff, scratch: &mut Scratch, kinds: u32) -> bool {
     let kinds = scratch.interface & kinds;
     if kinds == 0 || !scratch.packet.is(is::V4) || scratch.interface & interface::BRIDGE_PORT != 0 {
         return true;

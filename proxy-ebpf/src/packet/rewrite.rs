@@ -2,14 +2,14 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
 };
 use sluice_common::Address;
 use sluice_common::flow::Flow;
 
-use crate::packet::{Packet, is, protocol};
+use super::{Packet, is, protocol, store, store_summed};
 
 /// Of include/uapi/linux/bpf.h: the value replaced is part of the pseudo header.
 const PSEUDO_HEADER: u64 = 0x10;
@@ -23,25 +23,6 @@ const IPV6: u64 = 0x80;
 #[inline(always)]
 fn addresses_at(v4: bool) -> u32 {
     if v4 { 12 } else { 8 }
-}
-
-/// Writes bytes that are in no sum, or that a checksum in the packet makes up for.
-#[inline(always)]
-pub fn store<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
-    store_with(skb, offset, from, 0)
-}
-
-/// Writes bytes that no checksum in the packet makes up for: the sum over all of it that the card
-/// has made is mended.
-#[inline(always)]
-pub fn store_summed<T>(skb: *mut __sk_buff, offset: u32, from: &T) -> bool {
-    store_with(skb, offset, from, u64::from(BPF_F_RECOMPUTE_CSUM))
-}
-
-#[inline(always)]
-fn store_with<T>(skb: *mut __sk_buff, offset: u32, from: &T, flags: u64) -> bool {
-    // SAFETY: `from` has its size in bytes, and the helper checks the packet's.
-    unsafe { bpf_skb_store_bytes(skb, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
 }
 
 /// The one's complement difference of source and destination together.

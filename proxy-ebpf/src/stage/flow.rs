@@ -1,16 +1,18 @@
 //! The flow table: which packets belong to what was translated before.
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_tuple};
-use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-};
+pub mod claim;
+mod newest;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use sluice_common::flow::{CLAIMED, Flow, FlowKey, flag, seen};
 use sluice_common::node::Config;
 
-use crate::claim;
+use super::masquerade;
 use crate::maps::{FLOWS, OLD_FLOWS};
 use crate::packet::{Packet, is, protocol, tcp};
+use crate::run::{Run, Scratch};
+use crate::verdict::{self, Reason, Verdict};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -55,9 +57,42 @@ fn bring(key: &FlowKey) -> Option<*mut Flow> {
 /// `-EEXIST`, of include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
 
+/// The flow that a packet belongs to.
+#[inline(always)]
+pub fn of(packet: &Packet) -> Option<&'static mut Flow> {
+    if packet.is(is::PORTS) { find(&packet.key) } else { None }
+}
+
+/// Whether a packet could be the first of a connection.
+#[inline(always)]
+pub fn may_begin(packet: &Packet) -> bool {
+    packet.key.protocol != protocol::TCP || packet.is_syn()
+}
+
+/// Whether a flow's entry is a client's that goes straight to an endpoint.
+#[inline(always)]
+pub fn is_straight(flow: &Flow) -> bool {
+    flow.flags & (flag::STRAIGHT | flag::REPLY) == flag::STRAIGHT
+}
+
+/// Whether a packet goes on with the flow that was found, which `scratch.flow` has then; `false`:
+/// that flow is removed, and the packet belongs to none.
+#[inline(always)]
+pub fn continues(run: &Run<'_>, scratch: &mut Scratch, flow: &mut Flow) -> Result<bool, Verdict> {
+    match follow(flow, &scratch.packet, &mut scratch.key, &mut scratch.reply, run.config) {
+        Follow::GoesOn => {
+            scratch.flow = *flow;
+            Ok(true)
+        }
+        Follow::Ended => Ok(false),
+        Follow::Lost => Err(Verdict::Drop(Reason::FlowTable)),
+        Follow::Passes => Err(Verdict::Pass),
+    }
+}
+
 /// What becomes of a packet whose flow was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Follow {
+enum Follow {
     /// It goes on with the flow.
     GoesOn,
     /// That flow is removed, and the packet belongs to none.
@@ -75,7 +110,7 @@ pub enum Follow {
 /// the endpoint, which asks back; a client that really begins anew answers with a RST, and the next
 /// first segment begins a new flow.
 #[inline(always)]
-pub fn follow(
+fn follow(
     flow: &mut Flow,
     packet: &Packet,
     other_key: &mut FlowKey,
@@ -161,10 +196,18 @@ fn give_way(
     Follow::Lost
 }
 
+/// Leaves a packet straight to an endpoint alone, unless its answers would be taken for those of a
+/// Service's flow.
+#[inline(always)]
+pub fn check_meets_service(scratch: &mut Scratch) -> Result<(), Verdict> {
+    let Scratch { packet, key: other_key, .. } = scratch;
+    if packet.is(is::PORTS) && meets_service(&packet.key, other_key) { Ok(()) } else { Err(Verdict::Pass) }
+}
+
 /// Whether packets straight to an endpoint would get answers that are taken for a Service's.
 /// `other_key` is scratch memory.
 #[inline(always)]
-pub fn meets_service(key: &FlowKey, other_key: &mut FlowKey) -> bool {
+fn meets_service(key: &FlowKey, other_key: &mut FlowKey) -> bool {
     other_key.source = key.destination;
     other_key.destination = key.source;
     other_key.source_port = key.destination_port;
@@ -272,7 +315,7 @@ fn note_seen(flow: &mut Flow, packet: &Packet) -> bool {
 
 /// What a packet adds to what its direction has seen.
 #[inline(always)]
-pub fn seen_in(packet: &Packet) -> u16 {
+fn seen_in(packet: &Packet) -> u16 {
     let mut seen = seen::PACKET;
     if packet.key.protocol == protocol::TCP && !packet.is(is::LATER_FRAGMENT) {
         if packet.detail & tcp::FIN != 0 {
@@ -288,6 +331,38 @@ pub fn seen_in(packet: &Packet) -> u16 {
     seen
 }
 
+/// What a flow is before it is known where it leads: straight to where its first packet goes.
+#[inline(always)]
+pub fn straight(packet: &Packet) -> Flow {
+    Flow {
+        source: packet.key.source,
+        destination: packet.key.destination,
+        source_port: packet.key.source_port,
+        destination_port: packet.key.destination_port,
+        seen: seen_in(packet),
+        flags: flag::STRAIGHT,
+        used: now(),
+        group: 0,
+    }
+}
+
+/// Begins the flow in `scratch.flow` with its first packet. `false`: another processor has just
+/// begun one for the same client, which `scratch.flow` has then.
+#[inline(always)]
+pub fn begin(run: &Run<'_>, scratch: &mut Scratch) -> Result<bool, Verdict> {
+    let Scratch { packet, key, flow, reply, .. } = scratch;
+    newest::remember(&packet.key, flow.used, run.config.newest, key);
+    match enter(run.skb, &packet.key, flow, reply, key, run.config) {
+        Entered::Done => {
+            verdict::flow_began(packet, flow);
+            Ok(true)
+        }
+        Entered::Before => Ok(false),
+        Entered::NoPort => Err(Verdict::Drop(Reason::NoPort)),
+        Entered::Refused => Err(Verdict::Drop(Reason::FlowTable)),
+    }
+}
+
 /// Tries to find a source port. Connections that are over keep theirs for a while, because servers
 /// remember them too; where many of them have come and gone, half of the ports may be taken by
 /// such. So the last tries are content with one of those.
@@ -301,7 +376,7 @@ const FREE_TRIES: u32 = 10;
 /// entered a flow for the same client meanwhile, that one counts, and `flow` is what it says; the
 /// port that was taken in vain is free when it was silent for long enough.
 #[inline(always)]
-pub fn enter(
+fn enter(
     skb: *mut __sk_buff,
     key: &FlowKey,
     flow: &mut Flow,
@@ -323,10 +398,10 @@ pub fn enter(
                 // SAFETY: reads a generator of random numbers.
                 at = unsafe { bpf_get_prandom_u32() } >> 1;
             }
-            flow.source_port = port(config, at + step);
+            flow.source_port = masquerade::port(config, at + step);
         }
         *reply_key = key.other(flow);
-        if (masquerade && is_taken(skb, reply_key)) || OLD_FLOWS.get_ptr(&*reply_key).is_some() {
+        if (masquerade && masquerade::is_taken(skb, reply_key)) || OLD_FLOWS.get_ptr(&*reply_key).is_some() {
             continue;
         }
         if FLOWS.insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST)).is_err()
@@ -347,7 +422,7 @@ pub fn enter(
 
 /// What became of a new flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Entered {
+enum Entered {
     /// It is in the table.
     Done,
     /// Another one was, just before.
@@ -404,61 +479,4 @@ fn gives_way(held: &Flow, reply_key: &FlowKey, closed: bool) -> bool {
 #[inline(never)]
 fn end_client(held: &Flow, reply_key: &FlowKey) -> bool {
     end_other(&reply_key.other(held), reply_key)
-}
-
-/// One of the ports for masquerading, in network order: any number is that of one.
-#[inline(always)]
-fn port(config: &Config, number: u32) -> u16 {
-    if config.ports == 0 {
-        return 0;
-    }
-    let at = number % config.ports;
-    let first = u32::from(config.first_count);
-    let port = if at < first {
-        u32::from(config.first_begin) + at
-    } else {
-        u32::from(config.second_begin) + (at - first)
-    };
-    (port as u16).to_be()
-}
-
-/// This network namespace, of include/uapi/linux/bpf.h.
-const CURRENT_NETNS: u64 = u64::MAX;
-
-/// Whether a socket of this node would get the replies.
-#[inline(always)]
-fn is_taken(skb: *mut __sk_buff, replies: &FlowKey) -> bool {
-    // SAFETY: all zeros is a tuple.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size;
-    if replies.source.is_v4() {
-        tuple.__bindgen_anon_1.ipv4.saddr = replies.source.word4();
-        tuple.__bindgen_anon_1.ipv4.daddr = replies.destination.word4();
-        tuple.__bindgen_anon_1.ipv4.sport = replies.source_port;
-        tuple.__bindgen_anon_1.ipv4.dport = replies.destination_port;
-        size = 12;
-    } else {
-        tuple.__bindgen_anon_1.ipv6.saddr = replies.source.words;
-        tuple.__bindgen_anon_1.ipv6.daddr = replies.destination.words;
-        tuple.__bindgen_anon_1.ipv6.sport = replies.source_port;
-        tuple.__bindgen_anon_1.ipv6.dport = replies.destination_port;
-        size = 36;
-    }
-    // SAFETY: a socket that is found is released at once.
-    unsafe {
-        if replies.protocol == protocol::TCP {
-            let found = bpf_skc_lookup_tcp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0);
-            if found.is_null() {
-                return false;
-            }
-            bpf_sk_release(found.cast());
-        } else {
-            let found = bpf_sk_lookup_udp(skb.cast(), &mut tuple, size, CURRENT_NETNS, 0);
-            if found.is_null() {
-                return false;
-            }
-            bpf_sk_release(found.cast());
-        }
-    }
-    true
 }

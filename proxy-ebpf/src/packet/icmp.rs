@@ -1,17 +1,11 @@
-//! ICMP errors: those that this node makes, and those about translated packets on their way
-//! through.
+//! ICMP errors that this node makes, out of the packets that they are about.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_adjust_room, bpf_skb_change_tail};
 use sluice_common::Address;
-use sluice_common::node::Config;
 
-use crate::Hook;
-use crate::flow::now;
-use crate::maps::INTERFACES;
-use crate::packet::{Scratch, is, load, protocol};
-use crate::rewrite::store;
-use crate::service::own_address;
+use super::{Packet, is, load, protocol, store};
+use crate::run::Scratch;
 
 /// What is wrong with a packet.
 #[derive(Clone, Copy)]
@@ -40,52 +34,46 @@ impl Error {
     }
 }
 
-/// Errors of a kind that a CPU makes in a second: a flood of packets to where nothing is must not
-/// be answered one by one.
-const PER_SECOND: u64 = 1_000;
 /// Quoted of the transport header and what follows: as much as any checksum in it needs, in whole
 /// words.
 const QUOTED: u32 = 28;
 /// Between Ethernet and IP header, of include/uapi/linux/bpf.h.
 const ROOM_MAC: u32 = 1;
-/// Of include/uapi/linux/bpf.h: BPF_F_INGRESS.
-const INWARDS: u64 = 1;
 const TTL: u32 = 64;
 /// Internetwork control (RFC 1812, 4.3.2.5).
 const PRECEDENCE: u32 = 0xc0;
-const DROP: i32 = 2;
 
-/// Turns the packet into an ICMP error about itself and sends it back where it came from: out by
-/// the interface that it came in by, or, if a process of this node sent it, in by the one that it
-/// was to leave by.
+/// Length of an IP header without options or extensions.
 #[inline(always)]
-pub fn answer<const L2: u32>(
+const fn plain_header(v4: bool) -> u32 {
+    if v4 { 20 } else { 40 }
+}
+
+/// Whether an error can be made about a packet.
+#[inline(always)]
+pub fn can_quote<const L2: u32>(packet: &Packet) -> bool {
+    let v4 = packet.is(is::V4);
+    !packet.is(is::LATER_FRAGMENT) && (!v4 || packet.transport == L2 + plain_header(v4))
+}
+
+/// Turns the packet into an ICMP error about itself, from `source` to its sender. `false`: it
+/// cannot be made, and of the packet is nothing left to be of use.
+#[inline(always)]
+pub fn make<const L2: u32>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch,
-    config: &Config,
     error: Error,
-    hook: Hook,
-) -> i32 {
+    source: &Address,
+) -> bool {
     let v4 = scratch.packet.is(is::V4);
-    let header = if v4 { 20 } else { 40 };
-    let plain = !v4 || scratch.packet.transport == L2 + header;
-    if scratch.packet.is(is::LATER_FRAGMENT) || !plain || is_too_much(scratch, error) {
-        return DROP;
-    }
-    // SAFETY: the context is valid, and a plain field of it is read.
-    let ifindex = unsafe { (*skb).ifindex };
-    // The stack takes nothing from outside that claims to be its own.
-    let source = match hook {
-        Hook::Ingress => source(scratch, config, ifindex, v4),
-        Hook::Egress => scratch.packet.key.destination,
-    };
+    let header = plain_header(v4);
     let target = scratch.packet.key.source;
     let quoted = header + QUOTED;
     // SAFETY: the helpers check what they do with the packet.
     let made_room = unsafe {
         if bpf_skb_change_tail(skb, L2 + quoted, 0) != 0 || !load(skb, L2, scratch.bytes.as_mut_ptr(), quoted)
         {
-            return DROP;
+            return false;
         }
         // No packet loses the checksum that a card has yet to finish. Others have no sum any more
         // after this.
@@ -98,19 +86,15 @@ pub fn answer<const L2: u32>(
             && (unfinished || write_quote(skb, L2 + header + 8, v4, &scratch.bytes))
     };
     if !made_room {
-        return DROP;
+        return false;
     }
     let (kind, rest) = error.header(v4);
     let written = if v4 {
-        write4(skb, L2, scratch, kind, rest, &source, &target)
+        write4(skb, L2, scratch, kind, rest, source, &target)
     } else {
-        write6(skb, L2, scratch, kind, rest, &source, &target)
+        write6(skb, L2, scratch, kind, rest, source, &target)
     };
-    if !written || (L2 != 0 && !swap_ethernet(skb, scratch)) {
-        return DROP;
-    }
-    // SAFETY: tells the kernel where to send the packet when the program has ended.
-    unsafe { bpf_redirect(ifindex, if hook == Hook::Egress { INWARDS } else { 0 }) as i32 }
+    written && (L2 == 0 || swap_ethernet(skb, scratch))
 }
 
 /// The card, or the kernel in its stead, will finish the checksum in the quote as if that were the
@@ -140,43 +124,6 @@ fn write_quote(skb: *mut __sk_buff, at: u32, v4: bool, bytes: &[u32; 32]) -> boo
         } else {
             store(skb, at, &*bytes.cast::<[u32; 17]>())
         }
-    }
-}
-
-#[inline(always)]
-fn is_too_much(scratch: &mut Scratch, error: Error) -> bool {
-    let now = now();
-    if now.wrapping_sub(scratch.icmp_since) > 1_000_000_000 {
-        scratch.icmp_since = now;
-        (scratch.refusals, scratch.others) = (0, 0);
-    }
-    let made = if matches!(error, Error::Port) { &mut scratch.refusals } else { &mut scratch.others };
-    *made += 1;
-    *made > PER_SECOND
-}
-
-/// The address that the error comes from: the one that was asked, if it is the node's; else that of
-/// the interface.
-#[inline(always)]
-fn source(scratch: &Scratch, config: &Config, ifindex: u32, v4: bool) -> Address {
-    let asked = scratch.packet.key.destination;
-    if own_address(&asked) != 0 {
-        return asked;
-    }
-    // SAFETY: elements of a map without preallocation are freed after a grace period.
-    let interface = unsafe { INTERFACES.get(ifindex) };
-    let none = Address::default();
-    let (mine, common) = if v4 {
-        (interface.map_or(none, |i| i.address4), config.address4)
-    } else {
-        (interface.map_or(none, |i| i.address6), config.address6)
-    };
-    if mine != none {
-        mine
-    } else if common != none {
-        common
-    } else {
-        asked
     }
 }
 

@@ -11,12 +11,12 @@
 //! with all that comes more than a second after. For UDP the endpoint must not have gone on for
 //! longer than that, either. conntrack calls the others assured, by nearly the same rules.
 
-use sluice_common::counters::Counter;
 use sluice_common::flow::{Begun, FlowKey};
 
-use crate::claim;
-use crate::maps::{FLOWS, NEWEST, count};
+use super::claim;
+use crate::maps::{FLOWS, NEWEST};
 use crate::packet::protocol;
+use crate::verdict;
 
 /// Writes down a flow that is about to be entered, in one of so many slots. `spare` is scratch
 /// memory.
@@ -33,7 +33,7 @@ pub fn remember(key: &FlowKey, used: u64, slots: u32, spare: &mut FlowKey) {
     // begun.
     let slot = unsafe { &mut *slot };
     if end(slot, spare) {
-        count(Counter::FlowsGaveWay);
+        verdict::flow_gave_way();
     }
     slot.key = *key;
     slot.used = used;
