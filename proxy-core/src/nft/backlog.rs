@@ -41,7 +41,7 @@ impl Backlog {
         self.waiting.is_empty()
     }
 
-    /// Takes in the operations of a change, as [`Ledger::change`](super::Ledger::change) gives them.
+    /// Takes in a change's operations, as [`Ledger::change`](super::Ledger::change) gives them.
     pub fn add(&mut self, mut ops: Vec<Op>) -> Turn {
         let own = ops.split_off(ops.iter().take_while(|op| may_be_needed_by_others(op)).count());
         let mut now = if self.lets_pass(&ops) { Vec::new() } else { self.all() };

@@ -1,5 +1,5 @@
-//! How long a change of one Service takes while another one, as large as its budget allows, is in
-//! work: added, its endpoints exchanged, removed. The real daemon, on manifests, in a node of a lab.
+//! How long a change of one Service takes while another one, as large as its budget allows, is
+//! in work: added, its endpoints exchanged, removed. The real daemon reads manifests in a lab.
 //!
 //! A change counts from the moment its file is in place until the daemon counts it as programmed
 //! (`kubeproxy_network_programming_duration_seconds`, after the kernel's acknowledgement).
