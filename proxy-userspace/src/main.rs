@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use sluice::cleanup::Options;
 use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::exit::ExitError;
+use sluice::observe::logging;
 use sluice::output::print;
-use sluice::signals::EndSignals;
-use sluice::{cleanup, logging, run, status};
+use sluice::run;
+use sluice::run::signals::EndSignals;
+use sluice::tools::cleanup::Options;
+use sluice::tools::{cleanup, status};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@ mod ends;
 mod parts;
 mod preflight;
 mod process;
+pub mod signals;
 mod source;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,21 +15,22 @@ use sluice_sys::node_lock::NodeLock;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-use crate::affinity::Told;
-use crate::backend::{Opened, Programs};
 use crate::config::{BackendKind, Settings};
-use crate::events::{Event, Recorder};
 use crate::exit::ExitError;
-use crate::health::{Health, run_service_health};
 use crate::http::Gate;
-use crate::metrics::Metrics;
-use crate::pod_network::{self, PodNetworkTask};
-use crate::reconcile::{Inputs, Outputs, Reconciler};
-use crate::signals::EndSignals;
+use crate::http::health::Health;
+use crate::network::{self, PodNetworkTask};
+use crate::node::{addresses, alone};
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::{Event, Recorder};
+use crate::service::affinity::Told;
+use crate::service::backend::{Opened, Programs};
+use crate::service::reconcile::{Inputs, Outputs, Reconciler};
+use crate::service::{flows, health_checks};
 use crate::state::{Published, State};
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
-use crate::{addresses, alone, flows};
+use signals::EndSignals;
 
 use ends::{config_change, last_words, pod_cidrs};
 use parts::{
@@ -134,7 +136,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
     }
     let mut source = tokio::spawn(source);
     let mut state = tokio::spawn(state.run(event_receiver));
-    let of_pods = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
+    let of_pods = network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
     let mut pod_network = tokio::spawn(run_pod_network(pod_network, of_pods));
     tokio::spawn(addresses::follow(network_sender, settings.backend == BackendKind::Ebpf));
     let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
@@ -146,7 +148,7 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
         None => follow_conntrack(&settings, conntrack_receiver, facts_receiver.clone(), told),
     }
     let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
-    tokio::spawn(run_service_health(service_health, (health.clone(), Gate::new(files)), recorder.clone()));
+    tokio::spawn(health_checks::run(service_health, (health.clone(), Gate::new(files)), recorder.clone()));
     serve_loopback(&settings, (listener_receiver, facts_receiver.clone()), &metrics);
     tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
     let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), ends::POD_CIDR_WAIT);

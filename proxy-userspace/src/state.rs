@@ -19,7 +19,7 @@ use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use crate::config::Settings;
-use crate::metrics::{Metrics, unix_now};
+use crate::observe::metrics::{Metrics, unix_now};
 use crate::watch::Received;
 use own_node::{OwnNode, Told};
 

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice::cli::{Cli, Command};
 use sluice::config::Settings;
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use tokio::sync::mpsc;
 

@@ -10,17 +10,20 @@ use sluice_sys::netns;
 use sluice_sys::nft::Notice;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::affinity::Told;
 use crate::config::{BackendKind, Settings};
-use crate::events::Recorder;
 use crate::exit::ExitError;
-use crate::health::{Health, ServeError, Server, debug_router, health_router};
 use crate::http::Gate;
-use crate::metrics::Metrics;
-use crate::node::NodeFacts;
-use crate::pod_network::{self, PodNetworkTask};
-use crate::reconcile::SyncLog;
-use crate::{affinity, cleanup, conntrack, handover, loopback, nft_monitor, optout};
+use crate::http::debug::debug_router;
+use crate::http::health::Health;
+use crate::http::server::{ServeError, Server, health_router};
+use crate::http::syncs::SyncLog;
+use crate::network::{self, PodNetworkTask};
+use crate::node::nft_monitor;
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::Recorder;
+use crate::service::affinity::Told;
+use crate::service::facts::NodeFacts;
+use crate::service::{affinity, conntrack, handover, kube_proxy, loopback, optout};
 
 /// The two servers of the node: health, and metrics with what helps to find faults.
 pub(super) fn servers(
@@ -87,7 +90,7 @@ pub(super) fn pod_network_task(
     programs: Option<Maps>,
 ) -> Result<Option<PodNetworkTask>, ExitError> {
     let Some(pod_network) = &settings.pod_network else { return Ok(None) };
-    let plugin = pod_network::plugin(pod_network)?;
+    let plugin = network::plugin(pod_network)?;
     Ok(Some(PodNetworkTask::new(
         pod_network.clone(),
         settings.node_name.clone(),
@@ -99,7 +102,7 @@ pub(super) fn pod_network_task(
 }
 
 /// Keeps the pod network, or, without one, does not end.
-pub(super) async fn run_pod_network(task: Option<PodNetworkTask>, inputs: pod_network::Inputs) {
+pub(super) async fn run_pod_network(task: Option<PodNetworkTask>, inputs: network::Inputs) {
     match task {
         Some(task) => task.run(inputs).await,
         None => std::future::pending().await,
@@ -117,7 +120,7 @@ pub(super) async fn after_first_pass(
     let translated = port.is_none() && handover::keep_translations().await;
     if settings.cleanup_kube_proxy {
         let adopts = settings.backend == BackendKind::Ipvs;
-        tokio::task::spawn_blocking(move || cleanup::take_over(adopts));
+        tokio::task::spawn_blocking(move || kube_proxy::take_over(adopts));
     }
     match port {
         Some(port) => {

@@ -4,9 +4,9 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BackendKind, Settings, Source};
-use crate::events::{Recorder, Reporter};
 use crate::exit::ExitError;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::{Recorder, Reporter};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::Manifests;

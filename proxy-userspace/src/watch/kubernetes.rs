@@ -33,7 +33,7 @@ pub(crate) use request::Requests;
 
 use self::follow::{Follower, Shared};
 use super::Events;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 /// Why the API cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use sluice::metrics::{Metrics, family_label};
+use sluice::observe::metrics::{Metrics, family_label};
 use sluice_core::net::Family;
 
 use crate::daemons::{Proxy, cluster, in_namespace, page, slice};
@@ -172,7 +172,8 @@ fn every_metric_is_in_the_documentation_and_no_other() {
     let written: BTreeSet<&str> = written.map(|(name, _)| name.trim_end_matches("_total")).collect();
     // A metric without a value yet is not on the page, so the names are taken from where they
     // stand.
-    let literals = include_str!("../../src/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
+    let literals =
+        include_str!("../../src/observe/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
     let table = table();
     let known: BTreeSet<&str> =
         table.keys().map(|name| name.trim_end_matches("_total")).chain(literals).collect();

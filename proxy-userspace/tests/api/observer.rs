@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use sluice_core::event::{Change, Event};

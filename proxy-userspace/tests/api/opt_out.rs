@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope};
 use sluice_core::index::Index;
