@@ -8,6 +8,8 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+pub mod feature;
+mod features;
 mod go_number;
 pub mod go_yaml;
 pub mod http;

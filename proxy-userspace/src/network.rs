@@ -45,10 +45,8 @@ pub use install::{InstallError, plugin};
 pub use kernel::{KernelError, device_name};
 pub use localnet::LocalnetError;
 pub use node::NodeError;
-pub use owned::{RemoveError, SeenError, remove};
-pub(crate) use owned::{SeenTunnel, seen};
+pub(crate) use owned::owned;
 use rules::Rules;
-pub use uninstall::{left, withdraw_node};
 
 /// A pass at least this often, in case a notice was lost.
 const AUDIT: Duration = Duration::from_secs(30);

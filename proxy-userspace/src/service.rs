@@ -15,6 +15,9 @@ pub mod health_checks;
 pub(crate) mod kube_proxy;
 pub mod loopback;
 pub mod optout;
+mod owned;
 mod passes;
 pub mod reconcile;
 pub(crate) mod virtual_servers;
+
+pub(crate) use owned::owned;

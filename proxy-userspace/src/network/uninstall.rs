@@ -14,7 +14,7 @@ use crate::config::{BIN_DIR, CONF_DIR};
 
 /// Tells the plugin that no pod can start, by removing what it knows of the node: from `run_dir`,
 /// and from where the configuration for runtimes says. Returns the files that were there.
-pub fn withdraw_node(run_dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
+pub(super) fn withdraw_node(run_dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
     let mut directories = vec![run_dir.to_owned()];
     directories.extend(told(Path::new(CONF_DIR)).filter(|told| told != run_dir));
     let mut removed = Vec::new();
@@ -37,7 +37,7 @@ fn told(conf_dir: &Path) -> Option<PathBuf> {
 
 /// Files that stay, because pods may still be deleted with them: configuration, plugin, its copy
 /// for the name `loopback`, and who has which address.
-pub fn left() -> Vec<PathBuf> {
+pub(super) fn left() -> Vec<PathBuf> {
     left_in(Path::new(CONF_DIR), Path::new(BIN_DIR), Path::new(DATA))
 }
 

@@ -2,18 +2,12 @@
 
 use std::path::PathBuf;
 
-use sluice_core::pod_network::TABLE;
-use sluice_sys::bpf::Directory;
-use sluice_sys::nft::Nft;
-
 use crate::exit::ExitError;
-use crate::network;
-use crate::node::addresses::IPVS_LINK;
+use crate::feature::{NotRemoved, Owned, Places, Removal, Turn};
+use crate::features::FEATURES;
 use crate::node::alone;
 use crate::output::say;
-use crate::service::backend::{BackendError, ebpf};
 use crate::service::kube_proxy::{self, Step};
-use crate::service::virtual_servers;
 
 /// What `sluice cleanup` is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +16,8 @@ pub struct Options {
     pub kube_proxy: bool,
     /// Goes on although a daemon is at work, which will write some of it again.
     pub force: bool,
-    /// Where the eBPF backend keeps its maps and programs.
-    pub bpffs: PathBuf,
-    /// Where the daemon tells the CNI plugin of the node.
-    pub run_dir: PathBuf,
+    /// Where what is to go may be.
+    pub places: Places,
 }
 
 impl Options {
@@ -33,7 +25,8 @@ impl Options {
     pub fn of_kube_proxy() -> Self {
         let bpffs =
             std::env::var_os("SLUICE_BPFFS").map_or_else(|| crate::config::BPFFS.into(), PathBuf::from);
-        Options { kube_proxy: true, force: false, bpffs, run_dir: sluice_cni::spec::RUN.into() }
+        let places = Places { bpffs, run_dir: sluice_cni::spec::RUN.into() };
+        Options { kube_proxy: true, force: false, places }
     }
 }
 
@@ -51,28 +44,16 @@ pub fn cleanup(options: &Options) -> Result<(), ExitError> {
         }
     };
     let mut steps = Steps::default();
-    // First, so that no pod starts into a network that is going.
-    match network::withdraw_node(&options.run_dir) {
-        Ok(files) => files.iter().for_each(|path| {
-            say(format_args!("removed {}: the CNI plugin no longer starts pods", path.display()));
-        }),
-        Err(error) => steps.failed("the node settings for the CNI plugin", error),
-    }
-    remove_tables(&mut steps)?;
-    remove_programs(options, &mut steps)?;
+    let places = &options.places;
+    let mut owned: Vec<_> = FEATURES.iter().flat_map(|feature| (feature.owned)(places)).collect();
+    owned.sort_by_key(|owned| owned.turn());
+    let (in_kernel, files): (Vec<_>, Vec<_>) =
+        owned.into_iter().partition(|owned| owned.turn() < Turn::Files);
+    in_kernel.iter().try_for_each(|owned| steps.remove(owned.as_ref(), options.force))?;
     if options.kube_proxy {
-        let found = kube_proxy::remove(kube_proxy::Servers::Removed);
-        if found.is_empty() {
-            say("nothing to remove: kube-proxy left nothing");
-        }
-        for Step { what, result } in found {
-            match result {
-                Ok(()) => say(format_args!("removed {what}")),
-                Err(error) => steps.failed(&what, error),
-            }
-        }
+        steps.remove_kube_proxy();
     }
-    tell_of_files();
+    files.iter().try_for_each(|owned| steps.remove(owned.as_ref(), options.force))?;
     if steps.failures.is_empty() { Ok(()) } else { Err(ExitError::Cleanup(steps.failures)) }
 }
 
@@ -83,59 +64,57 @@ struct Steps {
 }
 
 impl Steps {
+    /// Removes something of ours. An error ends the whole.
+    fn remove(&mut self, owned: &dyn Owned, force: bool) -> Result<(), ExitError> {
+        match owned.remove(force) {
+            Ok(Removal::Gone(gone)) => gone.iter().for_each(|what| say(format_args!("removed {what}"))),
+            Ok(Removal::Nothing(why)) => say(format_args!("nothing to remove: {why}")),
+            Ok(Removal::Kept(why)) => say(format_args!("kept, {why}")),
+            Err(NotRemoved::Right) => return Err(ExitError::Capability),
+            Err(NotRemoved::Because(error)) => self.failed(&owned.name(), error),
+        }
+        Ok(())
+    }
+
+    fn remove_kube_proxy(&mut self) {
+        let found = kube_proxy::remove(kube_proxy::Servers::Removed);
+        if found.is_empty() {
+            say("nothing to remove: kube-proxy left nothing");
+        }
+        for Step { what, result } in found {
+            match result {
+                Ok(()) => say(format_args!("removed {what}")),
+                Err(error) => self.failed(&what, error),
+            }
+        }
+    }
+
     fn failed(&mut self, what: &str, error: impl std::fmt::Display) {
         self.failures.push(format!("{what}: {error}"));
     }
 }
 
-/// Our tables, virtual servers, and the devices and routes of the pod network.
-fn remove_tables(steps: &mut Steps) -> Result<(), ExitError> {
-    match Nft::open().and_then(|mut nft| nft.delete_table()) {
-        Ok(true) => say("removed table inet sluice"),
-        Ok(false) => say("nothing to remove: there is no table inet sluice"),
-        Err(error) if error.errno() == Some(libc::EPERM) => return Err(ExitError::Capability),
-        Err(error) => steps.failed("table inet sluice", error),
-    }
-    match virtual_servers::remove(&[IPVS_LINK]) {
-        Ok(false) => say(format_args!("nothing to remove: there is no interface {IPVS_LINK}")),
-        Ok(true) => say(format_args!("removed interface {IPVS_LINK} and its virtual servers")),
-        Err(error) => steps.failed("virtual servers", error),
-    }
-    match network::remove() {
-        Ok(false) => say("nothing to remove: there is no pod network"),
-        Ok(true) => say(format_args!("removed the pod network: table inet {TABLE}, VXLAN devices, routes")),
-        Err(error) => steps.failed("the pod network", error),
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn remove_programs(options: &Options, steps: &mut Steps) -> Result<(), ExitError> {
-    let directory = Directory::new(&options.bpffs);
-    let what = format!("eBPF programs and maps in {}", options.bpffs.display());
-    let remove = || {
-        // A daemon of another network namespace may be at work on it.
-        let _lock = if directory.exists() && !options.force { Some(directory.try_lock()?) } else { None };
-        ebpf::remove(&directory)
-    };
-    match remove() {
-        Ok(true) => say(format_args!("removed {what}")),
-        Ok(false) => say(format_args!("nothing to remove: there are no {what}")),
-        Err(BackendError::Bpf(error)) if error.errno() == Some(libc::EPERM) => {
-            return Err(ExitError::Capability);
-        }
-        Err(error) => steps.failed(&what, error),
-    }
-    Ok(())
-}
-
-/// Says what stays on the disk.
-fn tell_of_files() {
-    let left: Vec<String> = network::left().iter().map(|path| path.display().to_string()).collect();
-    if !left.is_empty() {
-        let left = left.join(" ");
-        say(format_args!(
-            "kept, because the deletion of pods still needs these files: {left}\n\
-             when no pod has an address of this network, or another network has taken over, run: rm -r {left}"
-        ));
+    #[test]
+    fn what_is_ours_goes_in_this_order() {
+        let options = Options::of_kube_proxy();
+        let mut owned: Vec<_> =
+            FEATURES.iter().flat_map(|feature| (feature.owned)(&options.places)).collect();
+        owned.sort_by_key(|owned| owned.turn());
+        let names: Vec<String> = owned.iter().map(|owned| owned.name()).collect();
+        assert_eq!(
+            names,
+            [
+                "the node settings for the CNI plugin",
+                "table inet sluice",
+                "virtual servers",
+                "the pod network",
+                &format!("eBPF programs and maps in {}", options.places.bpffs.display()),
+                "files for container runtimes",
+            ]
+        );
     }
 }

@@ -50,7 +50,7 @@ const GROUND: [&str; 11] = [
 ];
 
 /// What is above the features: it puts them together, walks them, or names their errors.
-const ABOVE: [&str; 5] = ["exit", "lib", "main", "run", "tools"];
+const ABOVE: [&str; 6] = ["exit", "features", "lib", "main", "run", "tools"];
 
 fn walls() -> Vec<Wall> {
     let pure = [
@@ -89,7 +89,7 @@ fn walls() -> Vec<Wall> {
         ),
     ];
     for room in FEATURES {
-        let others = FEATURES.iter().filter(|other| **other != room).chain(&["tools"]);
+        let others = FEATURES.iter().filter(|other| **other != room).chain(&["features", "tools"]);
         walls.push(Wall {
             inside: in_room(room),
             never: others.map(|other| format!("crate::{other}")).collect(),
@@ -98,7 +98,7 @@ fn walls() -> Vec<Wall> {
         });
     }
     for room in GROUND {
-        let above = FEATURES.iter().chain(&["tools"]);
+        let above = FEATURES.iter().chain(&["features", "tools"]);
         walls.push(Wall {
             inside: in_room(room),
             never: above.map(|other| format!("crate::{other}")).collect(),
