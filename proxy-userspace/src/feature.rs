@@ -1,9 +1,14 @@
 //! What each feature offers, so that the daemon and its commands need to know of none in
 //! particular.
 //!
-//! A feature is a room with a door, such as `service.rs`. The door gives `owned`: all that the
-//! feature leaves on the node, each of which can be looked at and removed. What a feature reports
-//! without a daemon is what these things look like. `crate::features` is the list of features.
+//! A feature is a room with a door, such as `service.rs`. The door gives:
+//!
+//! - `interests`: the kinds of objects that it reads. Only these are watched, and only they wake it.
+//! - `run`: starts its tasks. They read the objects from a `World`, and work with a [`Context`].
+//! - `owned`: all that it leaves on the node, each of which can be looked at and removed. What a
+//!   feature reports without a daemon is what these things look like.
+//!
+//! `crate::features` is the list of features.
 
 mod look;
 
@@ -15,11 +20,40 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::config::Settings;
+use crate::node::addresses::Network;
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::Recorder;
+use crate::watch::Kinds;
+use crate::watch::kubernetes::Peers;
 
 /// A feature, as those see it who walk all of them.
 pub struct Feature {
+    /// Which objects it reads.
+    pub(crate) interests: fn(&Settings) -> Kinds,
     /// What it leaves on the node.
     pub(crate) owned: fn(&Places) -> Vec<Box<dyn Owned>>,
+}
+
+/// What the tasks of any feature work with.
+#[derive(Clone)]
+pub struct Context {
+    /// Settings of the daemon.
+    pub settings: Settings,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Events for the API.
+    pub recorder: Recorder,
+    /// Interfaces and addresses, once they have been listed.
+    pub network: watch::Receiver<Option<Network>>,
+    /// By which addresses this process reaches the API.
+    pub api_peers: watch::Receiver<Peers>,
+    /// How many files this process may open.
+    pub files: u64,
+    /// Turns true when the program shall end.
+    pub shutdown: watch::Receiver<bool>,
 }
 
 /// Where features leave things, as far as somebody chooses that.

@@ -9,7 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod exit;
 pub mod feature;
-mod features;
+pub mod features;
 mod go_number;
 pub mod go_yaml;
 pub mod http;

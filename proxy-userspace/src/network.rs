@@ -17,6 +17,7 @@ mod rules;
 mod uninstall;
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use inotify::{Inotify, WatchMask};
 use rtnetlink::{Handle, MulticastGroup};
 use sluice_cni::node_file::NodeFile;
 use sluice_cni::store::{self, StoreError};
+use sluice_core::kind::Kind;
 use sluice_core::model::Node;
 use sluice_core::net::Family;
 use sluice_core::pod_network::{Device, KernelState, Own, PodNetwork, Problem, Step, pod_network, vtep_mac};
@@ -36,12 +38,15 @@ use sluice_sys::nft::Notice;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::config::PodNetworkSettings;
+use crate::config::{PodNetworkSettings, Settings};
+use crate::feature::Context;
 use crate::node::addresses::Network;
 use crate::observe::metrics::Metrics;
 use crate::observe::recorder::{Event, Recorder};
+use crate::state::World;
+use crate::watch::{Kinds, Reach};
 
-pub use install::{InstallError, plugin};
+pub use install::InstallError;
 pub use kernel::{KernelError, device_name};
 pub use localnet::LocalnetError;
 pub use node::NodeError;
@@ -85,16 +90,55 @@ enum PassError {
     Mtu { path: u32, overhead: u32, needed: u32, peer: Option<IpAddr> },
 }
 
+/// What it reads: a tunnel leads to each Node.
+pub fn interests(settings: &Settings) -> Kinds {
+    settings.pod_network.iter().map(|_| (Kind::Node, Reach::Cluster)).collect()
+}
+
+/// Keeps the pod network, or, without one, does not end. To be called before the first event comes.
+/// `programs`: the maps of mode ebpf.
+pub fn run(
+    prepared: Option<Prepared>,
+    world: &World,
+    context: &Context,
+    programs: Option<Maps>,
+) -> impl Future<Output = ()> + use<> {
+    let work = prepared.map(|prepared| {
+        let nodes = world.follow(|index, dirty| dirty.nodes.then(|| index.nodes().map(Arc::new)));
+        let inputs = Inputs { nodes, network: context.network.clone() };
+        PodNetworkTask::new(prepared, context, programs).run(inputs)
+    });
+    async {
+        match work {
+            Some(work) => work.await,
+            None => pending().await,
+        }
+    }
+}
+
+/// What there must be before anything is begun.
+pub struct Prepared {
+    settings: PodNetworkSettings,
+    plugin: PathBuf,
+}
+
+/// Finds the plugin to install, if there is to be a pod network.
+pub fn prepare(settings: &Settings) -> Result<Option<Prepared>, InstallError> {
+    let Some(settings) = settings.pod_network.clone() else { return Ok(None) };
+    let plugin = install::plugin(&settings)?;
+    Ok(Some(Prepared { settings, plugin }))
+}
+
 /// What the task listens to.
-pub struct Inputs {
+struct Inputs {
     /// All Nodes, once they have been listed.
-    pub nodes: watch::Receiver<Option<Arc<Vec<Node>>>>,
+    nodes: watch::Receiver<Option<Arc<Vec<Node>>>>,
     /// Interfaces and addresses, once they have been listed.
-    pub network: watch::Receiver<Option<Network>>,
+    network: watch::Receiver<Option<Network>>,
 }
 
 /// Everything that the task knows.
-pub struct PodNetworkTask {
+struct PodNetworkTask {
     settings: PodNetworkSettings,
     node_name: String,
     plugin: PathBuf,
@@ -123,15 +167,11 @@ pub struct PodNetworkTask {
 }
 
 impl PodNetworkTask {
-    /// A task that has done nothing yet. `programs`: the maps of mode ebpf.
-    pub fn new(
-        settings: PodNetworkSettings,
-        node_name: String,
-        plugin: PathBuf,
-        recorder: Recorder,
-        metrics: Metrics,
-        programs: Option<Maps>,
-    ) -> Self {
+    /// A task that has done nothing yet.
+    fn new(prepared: Prepared, context: &Context, programs: Option<Maps>) -> Self {
+        let Prepared { settings, plugin } = prepared;
+        let Context { recorder, metrics, .. } = context.clone();
+        let node_name = context.settings.node_name.clone();
         PodNetworkTask {
             settings,
             node_name,
@@ -156,7 +196,7 @@ impl PodNetworkTask {
     }
 
     /// Runs for as long as somebody tells of Nodes. Everything stays in force afterwards.
-    pub async fn run(mut self, mut inputs: Inputs) {
+    async fn run(mut self, mut inputs: Inputs) {
         self.metrics.count_drops();
         if !install::was_ready(&self.settings)
             && let Err(error) = install::withdraw(&self.settings)

@@ -38,7 +38,7 @@ pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Er
 }
 
 /// Where the plugin is that is to be installed.
-pub fn plugin(settings: &PodNetworkSettings) -> Result<PathBuf, InstallError> {
+pub(super) fn plugin(settings: &PodNetworkSettings) -> Result<PathBuf, InstallError> {
     let path = match &settings.cni.plugin {
         Some(path) => path.clone(),
         None => {

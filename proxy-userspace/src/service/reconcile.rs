@@ -40,7 +40,7 @@ use crate::service::backend::{Applied, Backend, BackendError, Checked, Checks, D
 use crate::service::conntrack;
 use crate::service::facts::{self, NodeFacts};
 use crate::service::loopback::Listeners;
-use crate::state::{Changes, World};
+use crate::state::{Changes, Subscription};
 use crate::watch::kubernetes::Peers;
 use quarantine::{News, Quarantine};
 
@@ -109,7 +109,7 @@ enum Phase {
 /// The loop's state.
 pub struct Reconciler {
     settings: Settings,
-    world: World,
+    objects: Subscription,
     planner: Planner,
     backend: Box<dyn Backend>,
     facts: NodeFacts,
@@ -151,7 +151,7 @@ impl Reconciler {
     /// A loop that has done nothing yet.
     pub fn new(
         settings: Settings,
-        world: World,
+        objects: Subscription,
         mut backend: Box<dyn Backend>,
         mut outputs: Outputs,
     ) -> Self {
@@ -163,7 +163,7 @@ impl Reconciler {
         let started = Some(std::mem::replace(&mut outputs.started, unused));
         Reconciler {
             settings,
-            world,
+            objects,
             planner,
             backend,
             facts,
@@ -195,14 +195,14 @@ impl Reconciler {
 
     /// Runs until told to end. Rules stay.
     pub async fn run(mut self, mut inputs: Inputs) {
-        let world = self.world.clone();
+        let objects = self.objects.clone();
         loop {
             let wake = self.wake_at();
             tokio::select! {
                 biased;
                 _ = inputs.shutdown.wait_for(|end| *end) => return,
                 Some(notice) = inputs.notices.recv() => self.noticed(notice, &mut inputs.notices),
-                () = world.news() => self.received(),
+                () = objects.news() => self.received(),
                 Ok(()) = inputs.network.changed() => {
                     if let Some(network) = inputs.network.borrow_and_update().clone() {
                         self.facts.interfaces = network.addresses;
@@ -328,7 +328,7 @@ impl Reconciler {
 
     fn lists_are_complete(&mut self) -> bool {
         let (complete, fully, has_nodes) = {
-            let index = self.world.index();
+            let index = self.objects.index();
             (index.is_complete(), index.is_fully_listed(), index.has_listed_nodes())
         };
         if !complete {
@@ -354,8 +354,8 @@ impl Reconciler {
 
     /// Takes everything that changed into the plans.
     fn plan(&mut self) -> Vec<PlanChange> {
-        let world = self.world.clone();
-        let index = world.index();
+        let objects = self.objects.clone();
+        let index = objects.index();
         let (services, node_changed) = self.take_changes(&index);
         let mut changes = Vec::new();
         if node_changed {
@@ -384,7 +384,7 @@ impl Reconciler {
 
     /// Takes what changed. Returns the Services that did, and whether the node did.
     fn take_changes(&mut self, index: &Index) -> (BTreeSet<ObjectName>, bool) {
-        let Changes { dirty, triggers, oldest } = self.world.take_changes();
+        let Changes { dirty, triggers, oldest } = self.objects.take_changes();
         self.triggers.extend(triggers);
         self.oldest_event = self.oldest_event.or(oldest);
         if dirty.services.contains(&self.kubernetes) || std::mem::take(&mut self.api_peers_changed) {
@@ -514,7 +514,7 @@ impl Reconciler {
         metrics.endpoint_changes_pending.set(0);
         metrics.service_changes_pending.set(0);
         metrics.services.set(self.planner.plans().len() as i64);
-        metrics.endpoint_slices.set(self.world.index().slice_count() as i64);
+        metrics.endpoint_slices.set(self.objects.index().slice_count() as i64);
         for (map, usage) in self.backend.usage() {
             metrics.map_usage(map, usage);
         }

@@ -8,6 +8,7 @@ use sluice_core::net::Protocol;
 use super::*;
 use crate::config::{Flags, resolve};
 use crate::service::backend::Known;
+use crate::state::World;
 use crate::watch::Received;
 
 /// What was asked for, and what is refused next.
@@ -72,7 +73,8 @@ fn reconciler(backend: &Fake) -> (Reconciler, World) {
         started: tokio::sync::oneshot::channel().0,
     };
     let settings = resolve(Default::default(), &Flags::default(), "node-a").unwrap();
-    (Reconciler::new(settings, world.clone(), Box::new(backend.clone()), outputs), world)
+    let objects = world.subscribe(crate::service::interests(&settings));
+    (Reconciler::new(settings, objects, Box::new(backend.clone()), outputs), world)
 }
 
 fn service(name: &str) -> Event {
@@ -100,7 +102,7 @@ fn service(name: &str) -> Event {
 
 fn happen(world: &World, events: impl IntoIterator<Item = Event>) {
     let mut batch = events.into_iter().map(|event| Received { event, at: Instant::now() }).collect();
-    world.apply(&mut batch, 0, |_, _| {});
+    world.apply(&mut batch, 0);
 }
 
 /// All lists, with one Service.
