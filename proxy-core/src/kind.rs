@@ -67,6 +67,12 @@ macro_rules! kinds {
         }
 
         impl Event {
+            /// The kind of objects that it is about.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self { $(Event::$kind(_) => Kind::$kind),+ }
+            }
+
             /// The object that it is about; none of the marks around lists is about one.
             #[must_use]
             pub fn key(&self) -> Option<ObjectKey> {
@@ -163,6 +169,7 @@ mod tests {
     fn events_name_their_object() {
         for kind in Kind::ALL.iter().copied() {
             let name = kind.object(None, "a");
+            assert_eq!((kind.list_begin().kind(), kind.kept(name.clone()).kind()), (kind, kind));
             assert_eq!(kind.deletion(name.clone()).key(), Some((kind, name.clone())));
             assert_eq!(kind.kept(name.clone()).key(), Some((kind, name)));
             assert_eq!((kind.list_begin().key(), kind.list_end().key()), (None, None));

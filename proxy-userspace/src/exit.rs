@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::node_lock::{Holder, NodeLockError};
 
-use crate::backend::BackendError;
 use crate::config::ConfigError;
-use crate::health::ServeError;
-use crate::pod_network;
+use crate::http::server::ServeError;
+use crate::network::InstallError;
+use crate::service::backend::BackendError;
 use crate::watch::kubernetes::KubernetesError;
 use crate::watch::manifests::ManifestsError;
 
@@ -47,7 +47,7 @@ pub enum ExitError {
     Kubernetes(#[from] KubernetesError),
     /// There is no CNI plugin to install.
     #[error("{0}; give its path as sluice.podNetwork.cni.plugin")]
-    Plugin(#[from] pod_network::InstallError),
+    Plugin(#[from] InstallError),
     /// A listener could not bind, and bindAddressHardFail is set.
     #[error(transparent)]
     Serve(#[from] ServeError),

@@ -5,7 +5,12 @@
 //! A crowd does not keep a probe out: to accept never stops, and when all connections are taken,
 //! one of the crowd's goes.
 
+pub mod debug;
 mod gate;
+pub mod health;
+pub mod server;
+pub mod syncs;
+mod zpages;
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,43 +1,25 @@
-//! The daemon `sluice`: sources, reconcile loop, backends, conntrack cleanup, health and metrics.
+//! The daemon `sluice` and its commands, in rooms: `docs/architecture.md` has the plan.
 //!
-//! [`run`] puts the parts together. Effects only; every decision is in `sluice-core`. The parts
-//! talk through channels: `watch` → events → [`state`], which tells [`reconcile`], [`pod_network`]
-//! and [`optout`] what changed; `reconcile` → [`backend`] → kernel, and from `reconcile` to
-//! [`conntrack`], [`loopback`], [`health`] and [`metrics`].
+//! [`run`] puts the parts together. They talk through channels: [`watch`] → events → [`state`],
+//! which tells the features what changed. A feature is a room of its own and knows no other:
+//! [`service`], the service proxy, and [`network`], the pod network. Decisions are in
+//! `sluice-core`; the few that are here are marked "Pure".
 
-pub mod addresses;
-pub mod affinity;
-mod alone;
-pub mod backend;
-pub mod cleanup;
 pub mod cli;
 pub mod config;
-pub mod conntrack;
-#[cfg(feature = "ebpf")]
-pub mod ebpf_object;
-pub mod events;
 pub mod exit;
-pub mod flows;
+pub mod feature;
+pub mod features;
 mod go_number;
 pub mod go_yaml;
-pub mod handover;
-pub mod health;
 pub mod http;
-pub mod logging;
-pub mod loopback;
-pub mod metrics;
-pub mod nft_monitor;
+pub mod network;
 pub mod node;
-pub mod optout;
+pub mod observe;
 pub mod output;
-mod passes;
-pub mod pod_network;
 mod random;
-pub mod reconcile;
-mod repairs;
 pub mod run;
-pub mod signals;
+pub mod service;
 pub mod state;
-pub mod status;
-mod sysctls;
+pub mod tools;
 pub mod watch;

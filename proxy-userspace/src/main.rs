@@ -4,13 +4,16 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use sluice::cleanup::Options;
 use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::exit::ExitError;
+use sluice::feature::Places;
+use sluice::observe::logging;
 use sluice::output::print;
-use sluice::signals::EndSignals;
-use sluice::{cleanup, logging, run, status};
+use sluice::run;
+use sluice::run::signals::EndSignals;
+use sluice::tools::cleanup::Options;
+use sluice::tools::{cleanup, status};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -46,8 +49,7 @@ fn result(arguments: Vec<OsString>) -> Result<ExitCode, ExitError> {
         Command::Cleanup { kube_proxy, bpffs, run_dir, force } => cleanup::cleanup(&Options {
             kube_proxy: *kube_proxy,
             force: *force,
-            bpffs: bpffs.clone(),
-            run_dir: run_dir.clone(),
+            places: Places { bpffs: bpffs.clone(), run_dir: run_dir.clone() },
         })?,
         Command::Config(ConfigCommand::Check { file }) => check(file)?,
         Command::Version => show(format_args!("{}\n", cli::version("raw").unwrap_or_default()))?,

@@ -1,41 +1,38 @@
 //! `sluice run`: puts the parts together and keeps them running.
 
 mod ends;
-mod parts;
 mod preflight;
 mod process;
+mod servers;
+pub mod signals;
 mod source;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use sluice_sys::node_lock::NodeLock;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-use crate::affinity::Told;
-use crate::backend::{Opened, Programs};
 use crate::config::{BackendKind, Settings};
-use crate::events::{Event, Recorder};
 use crate::exit::ExitError;
-use crate::health::{Health, run_service_health};
-use crate::http::Gate;
-use crate::metrics::Metrics;
-use crate::pod_network::{self, PodNetworkTask};
-use crate::reconcile::{Inputs, Outputs, Reconciler};
-use crate::signals::EndSignals;
-use crate::state::{Published, State};
+use crate::feature::Context;
+use crate::http::health::Health;
+use crate::node::{addresses, alone};
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::{Event, Recorder};
+use crate::service::Shown;
+use crate::service::backend::Opened;
+use crate::state::State;
 use crate::watch::Received;
 use crate::watch::kubernetes::Peers;
-use crate::{addresses, alone, flows};
+use crate::{network, service};
 
 use ends::{config_change, last_words, pod_cidrs};
-use parts::{
-    after_first_pass, follow_conntrack, leave_opted_out_alone, pod_network_task, run_pod_network,
-    serve_loopback, servers,
-};
 pub use preflight::init;
+use servers::servers;
+use signals::EndSignals;
 use source::source;
 
 /// Objects on their way to the index.
@@ -50,7 +47,7 @@ struct Started {
     source: BoxFuture<'static, ()>,
     api_peers: watch::Receiver<Peers>,
     recorder: Recorder,
-    pod_network: Option<PodNetworkTask>,
+    network: Option<network::Prepared>,
     /// Kept for as long as this daemon works.
     _lock: Option<NodeLock>,
 }
@@ -68,9 +65,8 @@ async fn start(mut settings: Settings) -> Result<Started, ExitError> {
     let (sender, events) = mpsc::channel::<Received>(EVENT_QUEUE);
     let (peers, api_peers) = watch::channel(Peers::new());
     let (source, recorder) = source(&settings, sender, metrics.clone(), peers).await?;
-    let maps = opened.programs.as_ref().map(|programs| programs.maps.clone());
-    let pod_network = pod_network_task(&settings, &recorder, &metrics, maps)?;
-    Ok(Started { settings, opened, metrics, events, source, api_peers, recorder, pod_network, _lock: lock })
+    let network = network::prepare(&settings)?;
+    Ok(Started { settings, opened, metrics, events, source, api_peers, recorder, network, _lock: lock })
 }
 
 /// Runs until SIGTERM or SIGINT. Rules stay in force.
@@ -84,74 +80,31 @@ pub async fn run(settings: Settings, mut signals: EndSignals) -> Result<(), Exit
         }
         started = start(settings) => started?,
     };
-    let Started {
-        settings,
-        opened: Opened { backend, programs },
-        metrics,
-        events: event_receiver,
-        source,
-        api_peers,
-        recorder,
-        pod_network,
-        _lock,
-    } = started;
+    let Started { settings, opened, metrics, events, source, api_peers, recorder, network, _lock } = started;
     let files = process::open_files();
-    let health = Health::new(settings.sync_period);
-
-    let (notices, notice_receiver) = mpsc::channel(16);
+    let shown =
+        Shown { health: Health::new(settings.sync_period), log: Arc::new(Mutex::new(VecDeque::new())) };
     let (network_sender, network_receiver) = watch::channel(None);
     let (shutdown, shutdown_receiver) = watch::channel(false);
-    let (conntrack_sender, conntrack_receiver) = mpsc::unbounded_channel();
-    let (check_sender, check_receiver) = watch::channel(BTreeMap::new());
-    let (listener_sender, listener_receiver) = watch::channel(Default::default());
-    let (facts_sender, facts_receiver) = watch::channel(Default::default());
-    let (nodes, nodes_receiver) = watch::channel(None);
-    let (opted_out, opted_out_receiver) = watch::channel(None);
-    let state = State::new(&settings, Published { nodes, opted_out }, metrics.clone());
-    let (started, started_receiver) = oneshot::channel();
-    let log = Arc::new(Mutex::new(VecDeque::new()));
-    let outputs = Outputs {
-        health: health.clone(),
+    let context = Context {
+        settings: settings.clone(),
         metrics: metrics.clone(),
-        conntrack: conntrack_sender,
-        health_checks: check_sender,
-        listeners: listener_sender,
-        facts: facts_sender,
-        log: log.clone(),
         recorder: recorder.clone(),
-        started,
-    };
-    let reconciler = Reconciler::new(settings.clone(), state.world(), backend, outputs);
-    let inputs = Inputs {
-        notices: notice_receiver,
         network: network_receiver,
         api_peers,
+        files,
         shutdown: shutdown_receiver,
     };
-    if let Some(programs) = &programs {
-        let maps = programs.maps.clone();
-        tokio::spawn(leave_opted_out_alone(opted_out_receiver, maps, metrics.opted_out.clone()));
-    }
+    let state = State::new(&settings, metrics.clone());
+    let world = state.world();
+    let maps = opened.programs.as_ref().map(|programs| programs.maps.clone());
+    let mut pod_network = tokio::spawn(network::run(network, &world, &context, maps));
+    let service::Running { mut reconciling, facts } = service::run(opened, &world, &context, shown.clone());
     let mut source = tokio::spawn(source);
-    let mut state = tokio::spawn(state.run(event_receiver));
-    let of_pods = pod_network::Inputs { nodes: nodes_receiver, network: network_sender.subscribe() };
-    let mut pod_network = tokio::spawn(run_pod_network(pod_network, of_pods));
+    let mut state = tokio::spawn(state.run(events));
     tokio::spawn(addresses::follow(network_sender, settings.backend == BackendKind::Ebpf));
-    let told = Told { metrics: metrics.clone(), recorder: recorder.clone() };
-    match programs {
-        Some(Programs { maps, ender }) => {
-            metrics.follow(maps.clone());
-            tokio::spawn(flows::run(conntrack_receiver, maps, ender, told));
-        }
-        None => follow_conntrack(&settings, conntrack_receiver, facts_receiver.clone(), told),
-    }
-    let service_health = (settings.clone(), check_receiver, facts_receiver.clone());
-    tokio::spawn(run_service_health(service_health, (health.clone(), Gate::new(files)), recorder.clone()));
-    serve_loopback(&settings, (listener_receiver, facts_receiver.clone()), &metrics);
-    tokio::spawn(after_first_pass(started_receiver, notices, settings.clone()));
-    let pod_cidrs = pod_cidrs(&settings, facts_receiver.clone(), ends::POD_CIDR_WAIT);
-    let (healthz, metrics_page) = servers(&settings, files, (health, metrics, log));
-    let mut reconciling = tokio::spawn(reconciler.run(inputs));
+    let pod_cidrs = pod_cidrs(&settings, facts, ends::POD_CIDR_WAIT);
+    let (healthz, metrics_page) = servers(&settings, files, (shown.health, metrics, shown.log));
     recorder.record(Event::starting());
     if settings.default_mode {
         recorder.record(Event::default_mode());

@@ -2,32 +2,32 @@
 //! what changed for it.
 //!
 //! A part that needs more than a list of Nodes or addresses reads the index itself
-//! ([`World::index`]). Events wait meanwhile, so a reader keeps it only while it decides, not while
+//! ([`Subscription`]). Events wait meanwhile, so a reader keeps it only while it decides, not while
 //! it waits for the kernel.
 
 mod own_node;
 
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::{Dirty, Index};
-use sluice_core::model::{Node, ObjectName};
+use sluice_core::model::ObjectName;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use crate::config::Settings;
-use crate::metrics::{Metrics, unix_now};
-use crate::watch::Received;
+use crate::observe::metrics::{Metrics, unix_now};
+use crate::watch::{Kinds, Received};
 use own_node::{OwnNode, Told};
 
 /// Events taken together.
 const BATCH: usize = 4096;
 
 /// What changed since it was taken the last time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// What must be planned anew.
     pub dirty: Dirty,
@@ -38,35 +38,104 @@ pub struct Changes {
     pub oldest: Option<Instant>,
 }
 
-/// The objects, and what changed for the service proxy. Clones share both.
+/// The objects, and who reads them. Clones share both.
 #[derive(Clone, Default)]
 pub struct World(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     index: RwLock<Index>,
+    readers: Mutex<Readers>,
+}
+
+#[derive(Default)]
+struct Readers {
+    queues: Vec<Arc<Queue>>,
+    looks: Vec<Look>,
+}
+
+/// What somebody sees of the objects when they have changed.
+type Look = Box<dyn Fn(&Index, &Dirty) + Send + Sync>;
+
+/// What changed for one reader.
+struct Queue {
+    kinds: Kinds,
     /// Only written by who holds the index.
     changes: Mutex<Changes>,
     news: Notify,
 }
 
-impl World {
+/// The objects for one reader, and what changed for it. Clones share both.
+#[derive(Clone)]
+pub struct Subscription {
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+}
+
+impl Subscription {
     /// The current objects. No event is taken in while this is held.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What changed since the last call. Whoever holds [`Subscription::index`] gets all that is in
+    /// it.
+    pub fn take_changes(&self) -> Changes {
+        std::mem::take(&mut *locked(&self.queue.changes))
+    }
+
+    /// Waits until events of its kinds have come since the last call, whether they changed anything
+    /// or not.
+    pub async fn news(&self) {
+        self.queue.news.notified().await;
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// For a reader that decides by the whole index, and learns what changed in these kinds from
+    /// now on.
+    pub fn subscribe(&self, kinds: Kinds) -> Subscription {
+        let queue = Arc::new(Queue { kinds, changes: Mutex::default(), news: Notify::new() });
+        locked(&self.0.readers).queues.push(queue.clone());
+        Subscription { shared: self.0.clone(), queue }
+    }
+
+    /// For a reader that needs no index, but something that is made of it: what `look` returns
+    /// after a change, if it is another value. As it is made while events are taken in, it waits
+    /// for no other reader.
+    pub fn follow<T: Default + PartialEq + Send + Sync + 'static>(
+        &self,
+        look: impl Fn(&Index, &Dirty) -> Option<T> + Send + Sync + 'static,
+    ) -> watch::Receiver<T> {
+        let (sender, receiver) = watch::channel(T::default());
+        let publish = move |index: &Index, dirty: &Dirty| {
+            let Some(now) = look(index, dirty) else { return };
+            sender.send_if_modified(|known| {
+                let changed = *known != now;
+                *known = now;
+                changed
+            });
+        };
+        locked(&self.0.readers).looks.push(Box::new(publish));
+        receiver
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.0.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What changed since the last call. Whoever holds [`World::index`] gets all that is in it.
-    pub fn take_changes(&self) -> Changes {
-        std::mem::take(&mut *self.0.changes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Takes events in. What happened before `since` says nothing about the speed of this process.
-    pub(crate) fn apply(&self, batch: &mut Vec<Received>, since: i128, look: impl FnOnce(&Index, &Dirty)) {
+    pub(crate) fn apply(&self, batch: &mut Vec<Received>, since: i128) {
         let mut index = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
         let mut changes = Changes::default();
+        let mut kinds = BTreeSet::new();
         for Received { event, at } in batch.drain(..) {
             changes.oldest.get_or_insert(at);
+            kinds.insert(event.kind());
             let trigger = match &event {
                 Event::Slice(Change::Apply(slice)) => {
                     let at = slice.triggered.filter(|at| *at > since);
@@ -79,50 +148,36 @@ impl World {
             }
         }
         changes.dirty = index.take_dirty();
-        look(&index, &changes.dirty);
-        self.0.changes.lock().unwrap_or_else(PoisonError::into_inner).add(changes);
+        let readers = locked(&self.0.readers);
+        readers.looks.iter().for_each(|look| look(&index, &changes.dirty));
+        let woken: Vec<_> =
+            readers.queues.iter().filter(|queue| kinds.iter().any(|kind| queue.kinds.has(*kind))).collect();
+        if let Some((last, others)) = woken.split_last() {
+            others.iter().for_each(|queue| locked(&queue.changes).add(changes.clone()));
+            locked(&last.changes).add(changes);
+        }
         drop(index);
-        self.0.news.notify_one();
+        woken.iter().for_each(|queue| queue.news.notify_one());
     }
-
-    /// Waits until events have come since the last call, whether they changed anything or not.
-    pub async fn news(&self) {
-        self.0.news.notified().await;
-    }
-}
-
-/// All Nodes, once they have been listed.
-pub type Nodes = Option<Arc<Vec<Node>>>;
-
-/// What is published of the objects for parts that need no index.
-pub struct Published {
-    /// For the pod network.
-    pub nodes: watch::Sender<Nodes>,
-    /// Addresses of this node's pods that leave the socket path, once they are known.
-    pub opted_out: watch::Sender<Option<Vec<IpAddr>>>,
 }
 
 /// What keeps the objects.
 pub struct State {
     world: World,
-    published: Published,
     metrics: Metrics,
     node_name: String,
     own_node: OwnNode,
-    publishes_nodes: bool,
     begun_at_unix_nanos: i128,
 }
 
 impl State {
     /// Knows no object yet.
-    pub fn new(settings: &Settings, published: Published, metrics: Metrics) -> Self {
+    pub fn new(settings: &Settings, metrics: Metrics) -> Self {
         State {
             world: World::default(),
-            published,
             metrics,
             node_name: settings.node_name.clone(),
             own_node: OwnNode::new(&settings.source),
-            publishes_nodes: settings.pod_network.is_some(),
             begun_at_unix_nanos: (unix_now() * 1e9) as i128,
         }
     }
@@ -169,21 +224,7 @@ impl State {
                 _ => {}
             }
         }
-        self.world.apply(batch, self.begun_at_unix_nanos, |index, dirty| self.publish(index, dirty));
-    }
-
-    fn publish(&self, index: &Index, dirty: &Dirty) {
-        if dirty.opted_out {
-            let now = index.opted_out(&self.node_name);
-            self.published.opted_out.send_if_modified(|known| {
-                let changed = *known != now;
-                *known = now;
-                changed
-            });
-        }
-        if dirty.nodes && self.publishes_nodes {
-            self.published.nodes.send_replace(index.nodes().map(Arc::new));
-        }
+        self.world.apply(batch, self.begun_at_unix_nanos);
     }
 
     /// Without its Node much of this node does not work, and nothing else says why.
@@ -219,9 +260,10 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use sluice_core::kind::Kind;
-    use sluice_core::model::{Namespace, Pod};
+    use sluice_core::model::{Namespace, Node, Pod};
 
     use super::*;
+    use crate::watch::Reach;
 
     fn received(events: impl IntoIterator<Item = Event>) -> Vec<Received> {
         events.into_iter().map(|event| Received { event, at: Instant::now() }).collect()
@@ -237,45 +279,58 @@ mod tests {
         }))
     }
 
-    fn state(publishes_nodes: bool) -> (State, watch::Receiver<Nodes>, watch::Receiver<Option<Vec<IpAddr>>>) {
-        let (nodes, nodes_receiver) = watch::channel(None);
-        let (opted_out, opted_out_receiver) = watch::channel(None);
-        let state = State {
+    fn state() -> State {
+        State {
             world: World::default(),
-            published: Published { nodes, opted_out },
             metrics: Metrics::default(),
             node_name: "here".to_owned(),
             own_node: OwnNode::new(&crate::config::Source::Manifests("/m".into())),
-            publishes_nodes,
             begun_at_unix_nanos: 0,
-        };
-        (state, nodes_receiver, opted_out_receiver)
+        }
+    }
+
+    fn reads(world: &World, kinds: &[Kind]) -> Subscription {
+        world.subscribe(kinds.iter().map(|kind| (*kind, Reach::Cluster)).collect())
     }
 
     /// Before, the pod network waited until Services had been listed and the kernel had taken the
     /// last change.
     #[test]
-    fn nodes_are_published_as_soon_as_they_are_known_whatever_services_wait_for() {
-        let (mut state, nodes, _) = state(true);
+    fn what_is_made_of_nodes_is_there_as_soon_as_they_are_known_whatever_services_wait_for() {
+        let mut state = state();
+        let names = |index: &Index, dirty: &Dirty| {
+            let nodes = |nodes: Vec<Node>| nodes.iter().map(|node| node.name.name().to_owned()).collect();
+            dirty.nodes.then(|| index.nodes().map(nodes).unwrap_or_default())
+        };
+        let mut nodes: watch::Receiver<Vec<String>> = state.world().follow(names);
+        let reader = reads(&state.world(), &[Kind::Service]);
         state.receive(&mut received([Kind::Node.list_begin(), node("a")]));
-        assert!(nodes.borrow().is_none());
+        assert!(nodes.borrow_and_update().is_empty());
         state.receive(&mut received([node("b"), Kind::Node.list_end()]));
-        let names = |nodes: &[Node]| nodes.iter().map(|node| node.name.name().to_owned()).collect::<Vec<_>>();
-        assert_eq!(nodes.borrow().as_deref().map(|nodes| names(nodes)), Some(vec!["a".into(), "b".into()]));
-        assert!(!state.world().index().is_complete());
+        assert_eq!(*nodes.borrow_and_update(), ["a", "b"]);
+        assert!(!reader.index().is_complete());
+        state.receive(&mut received([node("b")]));
+        assert!(!nodes.has_changed().unwrap());
     }
 
     #[test]
-    fn nodes_are_not_copied_without_subscribers() {
-        let (mut state, nodes, _) = state(false);
-        state.receive(&mut received([Kind::Node.list_begin(), node("a"), Kind::Node.list_end()]));
-        assert!(nodes.borrow().is_none());
+    fn each_reader_learns_what_changed_in_its_kinds_whatever_others_take() {
+        let mut state = state();
+        let world = state.world();
+        let (one, other) = (reads(&world, &[Kind::Node]), reads(&world, &[Kind::Node, Kind::Service]));
+        let neither = reads(&world, &[Kind::Pod]);
+        state.receive(&mut received([node("here")]));
+        assert!(one.take_changes().dirty.node);
+        state.receive(&mut received([Kind::Service.list_begin()]));
+        assert!(one.take_changes().oldest.is_none());
+        assert!(other.take_changes().dirty.node && neither.take_changes().oldest.is_none());
+        assert_eq!(one.index().has_listed_nodes(), neither.index().has_listed_nodes());
     }
 
     #[test]
     fn changes_add_up_until_they_are_taken() {
-        let (mut state, ..) = state(false);
-        let world = state.world();
+        let mut state = state();
+        let world = reads(&state.world(), Kind::ALL);
         let first = received([Kind::Service.deletion(ObjectName::new("x", "unknown")), node("here")]);
         let oldest = first[0].at;
         state.receive(&mut { first });
@@ -289,7 +344,8 @@ mod tests {
 
     #[test]
     fn pods_that_opted_out_are_published_once_both_kinds_are_listed() {
-        let (mut state, _, opted_out) = state(false);
+        let mut state = state();
+        let opted_out = state.world().follow(|index, dirty| dirty.opted_out.then(|| index.opted_out("here")));
         let namespace = Namespace { name: ObjectName::cluster_scoped("quiet"), socket_path: Some(false) };
         let pod = Pod {
             name: ObjectName::new("quiet", "p"),
@@ -311,9 +367,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn subscribers_get_every_event_and_the_end() {
-        let (state, ..) = state(false);
+        let state = state();
         let (sender, events) = mpsc::channel(1);
-        let world = state.world();
+        let world = reads(&state.world(), &[Kind::Node]);
         let running = tokio::spawn(state.run(events));
         for event in [node("here"), node("here")] {
             sender.send(Received { event, at: Instant::now() }).await.unwrap();

@@ -10,12 +10,15 @@ pub mod kubernetes;
 pub mod manifests;
 mod objects;
 mod split;
+mod wanted;
 mod yaml;
 
 use std::time::Instant;
 
 use sluice_core::event::Event;
 use tokio::sync::mpsc;
+
+pub use wanted::{Kinds, Reach};
 
 /// An event and when it was received.
 #[derive(Debug)]

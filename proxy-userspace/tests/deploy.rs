@@ -20,8 +20,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sluice::cli::{Cli, Command};
-use sluice::config::Settings;
-use sluice::metrics::Metrics;
+use sluice::config::{BackendKind, Flags, Settings, resolve};
+use sluice::features;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use tokio::sync::mpsc;
 
@@ -63,7 +64,7 @@ fn settings(name: &str, text: &str) -> Settings {
     let loaded = sluice::config::load(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
     assert!(loaded.odd.is_empty(), "{:?}", loaded.odd);
-    let settings = sluice::config::resolve(loaded.config, &sluice::config::Flags::default(), "host").unwrap();
+    let settings = resolve(loaded.config, &Flags::default(), "host").unwrap();
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
     settings
 }
@@ -182,7 +183,7 @@ fn the_component_for_mode_ebpf_has_what_the_mode_needs_where_its_configuration_s
     let (data, base) = (map.data.unwrap(), base.data.unwrap());
     let (config, base) = (&data["config.conf"], &base["config.conf"]);
     let settings = settings("ebpf", config);
-    assert_eq!(settings.backend, sluice::config::BackendKind::Ebpf);
+    assert_eq!(settings.backend, BackendKind::Ebpf);
     let shared = |text: &str| {
         let mut config: Value = serde_saphyr::from_str(text).unwrap();
         let fields = config.as_object_mut().unwrap();
@@ -241,7 +242,7 @@ fn the_component_for_mode_ipvs_sets_the_mode_and_brings_what_writes_its_sysctls(
     assert_eq!(map.metadata.name, config_map().metadata.name);
     let data = map.data.unwrap();
     let settings = settings("ipvs", &data["config.conf"]);
-    assert_eq!(settings.backend, sluice::config::BackendKind::Ipvs);
+    assert_eq!(settings.backend, BackendKind::Ipvs);
     let component: Value = serde_saphyr::from_str(&text("components/ipvs/kustomization.yaml")).unwrap();
     assert_eq!(component["components"], json!(["../node-sysctls"]));
     assert_eq!(component["patches"], json!([{"path": "configmap.yaml"}]));
@@ -319,15 +320,14 @@ fn granted(file: &str) -> BTreeSet<Request> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_grant_reading_of_exactly_what_the_daemon_reads() {
     let base = granted("rbac.yaml");
-    reads_exactly(false, &base).await;
+    reads_exactly(BackendKind::Nftables, &base).await;
     let more = granted(RBAC_OF_EBPF);
     assert!(base.is_disjoint(&more));
-    reads_exactly(true, &base.union(&more).cloned().collect()).await;
+    reads_exactly(BackendKind::Ebpf, &base.union(&more).cloned().collect()).await;
 }
 
-/// Fails unless a daemon asks for all of this and nothing else: in mode ebpf, which asks for pods,
-/// or in another one.
-async fn reads_exactly(pods: bool, granted: &BTreeSet<Request>) {
+/// Fails unless a daemon of a mode asks for all of this and nothing else.
+async fn reads_exactly(backend: BackendKind, granted: &BTreeSet<Request>) {
     let seen = Arc::<Mutex<BTreeSet<Request>>>::default();
     let router = Router::new().fallback(serve).with_state(seen.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -335,7 +335,9 @@ async fn reads_exactly(pods: bool, granted: &BTreeSet<Request>) {
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let access = Access::new(Origin { kubeconfig: None, master: Some(url) }).await.unwrap();
     let (sender, _events) = mpsc::channel(256);
-    let scope = Scope { node_name: "node-a".into(), pods, all_nodes: false };
+    let mut settings = resolve(Default::default(), &Flags::default(), "node-a").unwrap();
+    settings.backend = backend;
+    let scope = Scope { node_name: "node-a".into(), kinds: features::interests(&settings) };
     tokio::spawn(kubernetes::run(access, scope, sender, Metrics::default(), Timing::default()));
 
     let end = Instant::now() + Duration::from_secs(20);

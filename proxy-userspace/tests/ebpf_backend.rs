@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
-use sluice::affinity::Told;
-use sluice::backend::ebpf::{self, EbpfBackend};
-use sluice::backend::{Applied, Backend, Checked, Known};
 use sluice::config::{Flags, Settings, resolve};
-use sluice::node::{Device, NodeFacts};
-use sluice::{conntrack, flows, handover};
+use sluice::node::Device;
+use sluice::service::affinity::Told;
+use sluice::service::backend::ebpf::{self, EbpfBackend};
+use sluice::service::backend::{Applied, Backend, Checked, Known};
+use sluice::service::facts::NodeFacts;
+use sluice::service::{conntrack, flows, handover};
 use sluice_common::Address;
 use sluice_common::flow::{Flow, FlowKey, flag, seen};
 use sluice_common::maps::MapName;
@@ -91,7 +92,7 @@ fn settings(scheduler: &str, cgroup: &std::path::Path, bpffs: PathBuf) -> Settin
 impl World {
     fn new(settings: Settings) -> World {
         let facts = NodeFacts { interfaces: vec![[192, 0, 2, 1].into()], ..NodeFacts::default() };
-        let planner = Planner::new(sluice::node::plan_config(&settings, &facts));
+        let planner = Planner::new(sluice::service::facts::plan_config(&settings, &facts));
         let backend = EbpfBackend::open(&settings, &facts).unwrap();
         World { settings, facts, index: Index::default(), planner, backend }
     }
@@ -289,12 +290,12 @@ fn flows_end_in_time_in_both_tables() {
         put(MapName::Flows, 4, tcp, stream | seen::FIN, 61);
         put(MapName::OldFlows, 5, tcp, stream, 5_000);
         put(MapName::OldFlows, 6, tcp, stream | seen::RST, 61);
-        let expired = sluice::flows::expire(&maps, &ender).unwrap();
+        let expired = sluice::service::flows::expire(&maps, &ender).unwrap();
         assert_eq!(expired.ended, 3);
         let left: Vec<_> = expired.left.iter().map(|(name, usage)| (*name, usage.entries)).collect();
         assert_eq!(left, [(MapName::Flows, 4), (MapName::OldFlows, 2)]);
         assert_eq!(table(MapName::Flows).usage().unwrap().entries, 4);
-        assert_eq!(sluice::flows::expire(&maps, &ender).unwrap().ended, 0);
+        assert_eq!(sluice::service::flows::expire(&maps, &ender).unwrap().ended, 0);
     });
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::manifests::Manifests;
 use sluice_core::event::{Change, Event};

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::manifests::Manifests;
 use sluice_core::event::{Change, Event};

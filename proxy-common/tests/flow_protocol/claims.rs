@@ -1,6 +1,6 @@
 //! The protocol of `proxy-ebpf/src/stage/flow.rs` and `flow/claim.rs`, and of `expire` in
-//! `proxy-userspace/src/flows.rs`, step by step. Each step is named after the line of code that it
-//! stands for.
+//! `proxy-userspace/src/service/flows.rs`, step by step. Each step is named after the line of code
+//! that it stands for.
 
 use crate::explore::{Outcome, Protocol};
 use crate::table::{Actor, DAEMON, Entry, IDLE, Packet, State, Wrong, is_reply, number, replies};

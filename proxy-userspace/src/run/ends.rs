@@ -6,10 +6,10 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::config::{self, DetectLocal, Settings};
-use crate::events::{Event, Recorder};
 use crate::exit::ExitError;
-use crate::health::ServeError;
-use crate::node::NodeFacts;
+use crate::http::server::ServeError;
+use crate::observe::recorder::{Event, Recorder};
+use crate::service::facts::NodeFacts;
 
 /// How long the end of the process waits for the event that tells of it.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);

@@ -6,11 +6,11 @@ use sluice_sys::capability;
 use sluice_sys::nft::Nft;
 use tracing::info;
 
-use crate::backend::{self, BackendError, Opened, ebpf, ipvs};
 use crate::config::{BackendKind, Settings};
 use crate::exit::ExitError;
-use crate::node::NodeFacts;
-use crate::sysctls::{self, Setting};
+use crate::node::sysctls::{self, Setting};
+use crate::service::backend::{self, BackendError, Opened, ebpf, ipvs};
+use crate::service::facts::NodeFacts;
 
 /// Checks that this process may and the kernel can do what the nftables backend needs.
 fn preflight() -> Result<(), ExitError> {

@@ -5,7 +5,7 @@ use sluice_sys::proc;
 use tracing::{info, warn};
 
 use crate::config::Settings;
-use crate::sysctls::{self, Left};
+use crate::node::sysctls::{self, Left};
 
 /// The limit of open files that processes usually start with.
 const USUAL_FILES: u64 = 1024;

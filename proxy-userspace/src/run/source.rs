@@ -3,10 +3,11 @@
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{BackendKind, Settings, Source};
-use crate::events::{Recorder, Reporter};
+use crate::config::{Settings, Source};
 use crate::exit::ExitError;
-use crate::metrics::Metrics;
+use crate::features;
+use crate::observe::metrics::Metrics;
+use crate::observe::recorder::{Recorder, Reporter};
 use crate::watch::Received;
 use crate::watch::kubernetes::{self, Access, Origin, Peers, Scope, Timing, follow_peers};
 use crate::watch::manifests::Manifests;
@@ -32,9 +33,7 @@ pub(super) async fn source(
                 Reporter { node_name: node_name.clone(), host_name: host_name.trim().to_lowercase() };
             tokio::spawn(follow_peers(access.clone(), peers));
             let recorder = Recorder::new(access.clone(), reporter, metrics.clone());
-            let pods = matches!(settings.backend, BackendKind::Ebpf | BackendKind::Auto);
-            let all_nodes = settings.pod_network.is_some() || settings.backend == BackendKind::Ipvs;
-            let scope = Scope { node_name, pods, all_nodes };
+            let scope = Scope { node_name, kinds: features::interests(settings) };
             (Box::pin(kubernetes::run(access, scope, events, metrics, Timing::default())), recorder)
         }
     })

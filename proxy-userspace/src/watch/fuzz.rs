@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::decode::decode;
 use super::manifests::Manifests;
 use super::{Received, yaml};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 /// Directories of files with objects in them.
 const FILES: [&str; 3] = ["tests/cases", "examples", "proxy-userspace/tests/inputs/manifests"];

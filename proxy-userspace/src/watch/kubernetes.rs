@@ -32,8 +32,8 @@ pub use peer::{Peers, follow as follow_peers};
 pub(crate) use request::Requests;
 
 use self::follow::{Follower, Shared};
-use super::Events;
-use crate::metrics::Metrics;
+use super::{Events, Kinds, Reach};
+use crate::observe::metrics::Metrics;
 
 /// Why the API cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,16 +67,13 @@ pub enum KubernetesError {
     },
 }
 
-/// What is watched beside Services, EndpointSlices and ServiceCIDRs.
+/// What is watched.
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// The own Node.
     pub node_name: String,
-    /// Also the Pods of that Node, and Namespaces: only the eBPF backend has a socket path that
-    /// they could leave, and users of the others need not permit it.
-    pub pods: bool,
-    /// All Nodes, not only the own one: the pod network leads to each.
-    pub all_nodes: bool,
+    /// What is read by anybody here.
+    pub kinds: Kinds,
 }
 
 /// Services of this proxy, with ClusterIPs.
@@ -89,24 +86,20 @@ const NOT_ENDED: &str = "%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFail
 
 /// Watches everything until nobody listens any more.
 pub async fn run(access: Access, scope: Scope, events: Events, metrics: Metrics, timing: Timing) {
-    let Scope { node_name, pods, all_nodes } = scope;
+    let Scope { node_name, kinds } = scope;
     let requests = Requests::new(access, metrics.clone(), timing.answer);
     let shared = Shared { requests, events, metrics, timing: Arc::new(timing) };
     // Node names are host names: nothing in them needs escaping.
     let of_node = |field: &str| format!("&fieldSelector={field}%3D{node_name}");
-    let nodes = if all_nodes { String::new() } else { of_node("metadata.name") };
-    let mut followed = vec![
-        (Kind::Service, SERVICES.to_owned()),
-        (Kind::Slice, SLICES.to_owned()),
-        (Kind::Node, nodes),
-        (Kind::ServiceCidr, String::new()),
-    ];
-    if pods {
-        followed.push((Kind::Namespace, String::new()));
-        followed.push((Kind::Pod, of_node("spec.nodeName") + NOT_ENDED));
-    }
-    let follow = |(kind, selectors)| Follower::new(kind, selectors, shared.clone()).run();
-    let mut tasks: JoinSet<()> = followed.into_iter().map(follow).collect();
+    let selectors = |kind, reach| match (kind, reach) {
+        (Kind::Service, _) => SERVICES.to_owned(),
+        (Kind::Slice, _) => SLICES.to_owned(),
+        (Kind::Node, Reach::ThisNode) => of_node("metadata.name"),
+        (Kind::Pod, Reach::ThisNode) => of_node("spec.nodeName") + NOT_ENDED,
+        _ => String::new(),
+    };
+    let follow = |(kind, reach)| Follower::new(kind, selectors(kind, reach), shared.clone()).run();
+    let mut tasks: JoinSet<()> = kinds.iter().map(follow).collect();
     // Each ends only when nobody listens any more, or by a panic: the others alone would follow
     // half of the cluster.
     tasks.join_next().await;

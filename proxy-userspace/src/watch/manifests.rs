@@ -28,7 +28,7 @@ use super::decode::{Document, decode};
 use super::doubt::{self, Known};
 use super::split::{self, Piece};
 use super::{Events, send};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use file::{ReadError, is_being_written, is_manifest, read_text};
 use settle::Definers;
 

@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice::affinity::{Alarm, Told};
-use sluice::events::{Event, Recorder, Reporter};
-use sluice::metrics::Metrics;
+use sluice::observe::metrics::Metrics;
+use sluice::observe::recorder::{Event, Recorder, Reporter};
+use sluice::service::affinity::{Alarm, Told};
 use sluice::watch::kubernetes::{Access, Origin};
 use sluice_core::model::ObjectName;
 use sluice_sys::bpf::Usage;

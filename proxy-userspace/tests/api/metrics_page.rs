@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use sluice::metrics::{Metrics, family_label};
+use sluice::observe::metrics::{Metrics, family_label};
 use sluice_core::net::Family;
 
 use crate::daemons::{Proxy, cluster, in_namespace, page, slice};
@@ -170,7 +170,8 @@ const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 /// All metrics of the daemon, counters without their `_total`. A metric without a value yet is not
 /// on the page, so the names are taken from where they stand.
 fn known() -> BTreeSet<String> {
-    let literals = include_str!("../../src/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
+    let literals =
+        include_str!("../../src/observe/metrics.rs").split('"').filter(|text| text.starts_with("sluice_"));
     let names = table().into_keys().map(|name| name.trim_end_matches("_total").to_owned());
     names.chain(literals.map(str::to_owned)).collect()
 }

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice::metrics::Metrics;
+use sluice::config::{Flags, resolve};
+use sluice::features;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope, Timing};
 use sluice_core::event::{Change, Event};
@@ -87,7 +89,8 @@ impl Observer {
     pub(crate) fn follow(access: Access, directory: PathBuf, timing: Timing) -> Observer {
         let (sender, mut receiver) = mpsc::channel::<Received>(256);
         let metrics = Metrics::default();
-        let scope = Scope { node_name: "node-a".into(), pods: false, all_nodes: false };
+        let settings = resolve(Default::default(), &Flags::default(), "node-a").unwrap();
+        let scope = Scope { node_name: "node-a".into(), kinds: features::interests(&settings) };
         tokio::spawn(kubernetes::run(access, scope, sender, metrics.clone(), timing));
         let told = Arc::new(Mutex::new(Told::default()));
         let keep = told.clone();

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice::metrics::Metrics;
+use sluice::config::{BackendKind, Flags, resolve};
+use sluice::features::interests;
+use sluice::observe::metrics::Metrics;
 use sluice::watch::Received;
 use sluice::watch::kubernetes::{self, Access, Origin, Scope};
 use sluice_core::index::Index;
@@ -28,13 +30,16 @@ impl Drop for Watched {
 }
 
 impl Watched {
-    async fn start(api: &FakeApi, pods: bool) -> Watched {
+    async fn start(api: &FakeApi, backend: BackendKind) -> Watched {
         let directory = scratch_directory();
         let kubeconfig = write_kubeconfig(&directory, api.url(), "secret");
         let access = Access::new(Origin { kubeconfig: Some(kubeconfig), master: None }).await.unwrap();
         let (sender, events) = mpsc::channel(256);
         let metrics = Metrics::default();
-        let scope = Scope { node_name: "node-a".into(), pods, all_nodes: false };
+        let mut settings = resolve(Default::default(), &Flags::default(), "node-a").unwrap();
+        settings.backend = backend;
+        let kinds = interests(&settings);
+        let scope = Scope { node_name: "node-a".into(), kinds };
         tokio::spawn(kubernetes::run(access, scope, sender, metrics.clone(), quick()));
         Watched { events, index: Index::default(), metrics, directory }
     }
@@ -72,7 +77,7 @@ async fn pods_of_this_node_and_all_namespaces_are_followed() {
     api.put(namespace("mesh", json!({"sluice.socketLB": "disabled"})));
     api.put(pod("mesh", "a", "10.0.0.1", json!({})));
     api.put(pod("shop", "b", "10.0.0.2", json!({})));
-    let mut watched = Watched::start(&api, true).await;
+    let mut watched = Watched::start(&api, BackendKind::Ebpf).await;
     watched.until_opted_out(&["10.0.0.1"]).await;
     api.put(pod("shop", "b", "10.0.0.2", json!({"sluice.socketLB": "off"})));
     watched.until_opted_out(&["10.0.0.1", "10.0.0.2"]).await;
@@ -93,7 +98,7 @@ async fn an_account_that_may_not_read_them_loses_nothing_else() {
     let api = FakeApi::start(Options::default()).await;
     api.forbid(&["pods", "namespaces"]);
     api.put(service("web", 80));
-    let mut watched = Watched::start(&api, true).await;
+    let mut watched = Watched::start(&api, BackendKind::Ebpf).await;
     watched.until("complete", Index::is_fully_listed).await;
     api.put(service("new", 81));
     watched.until("new", |index| index.services().count() == 2).await;
@@ -116,7 +121,7 @@ async fn an_account_that_may_not_read_them_loses_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_ebpf_backend_nobody_asks_for_them() {
     let api = FakeApi::start(Options::default()).await;
-    let mut watched = Watched::start(&api, false).await;
+    let mut watched = Watched::start(&api, BackendKind::Nftables).await;
     watched.until("complete", Index::is_fully_listed).await;
     let requests = api.requests();
     assert!(!requests.iter().any(|r| r.contains("/pods") || r.contains("/namespaces")), "{requests:?}");

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, Pod};
-use sluice::ebpf_object::OBJECT;
+use sluice::service::ebpf_object::OBJECT;
 use sluice_common::Address;
 use sluice_common::counters::Counter;
 use sluice_common::flow::{ENDED, Flow, FlowKey, Fragment, FragmentKey, ORDER_AT, Order};

@@ -14,117 +14,157 @@ use super::tree::Tree;
 /// What must not be used in a part of the tree.
 struct Wall {
     /// Paths of files that begin so are inside.
-    inside: &'static str,
+    inside: String,
     /// Paths of items that begin so stay outside.
-    never: &'static [&'static str],
-    /// These are inside, and may.
-    except: &'static [&'static str],
+    never: Vec<String>,
+    /// This file is inside, and may.
+    except: Option<&'static str>,
     why: &'static str,
 }
 
-const WALLS: &[Wall] = &[
-    Wall {
-        inside: "proxy-core/src/",
-        never: &[
-            "log",
-            "std::env",
-            "std::fs",
-            "std::io",
-            "std::process",
-            "std::thread",
-            "std::time::Instant",
-            "std::time::SystemTime",
-            "tokio",
-            "tracing",
-        ],
-        except: &[],
-        why: "proxy-core only makes decisions, without I/O: pass what it needs as values",
-    },
-    Wall {
-        inside: "proxy-link/src/",
-        never: &["aya", "sluice_common", "sluice_core", "sluice_sys", "tokio"],
-        except: &[],
-        why: "the plugin uses proxy-link, and must stay small",
-    },
-    Wall {
-        inside: "proxy-sys/src/",
-        never: &["sluice_core::plan", "sluice_core::model", "sluice_core::index", "sluice_core::event"],
-        except: &[],
-        why: "ports to the kernel know neither Services nor plans",
-    },
-    Wall {
-        inside: "proxy-userspace/src/",
-        never: &["crate::run"],
-        except: &[],
-        why: "run puts the parts together: only main.rs may depend on it",
-    },
-    Wall {
-        inside: "proxy-userspace/src/pod_network",
-        never: &[
-            "crate::affinity",
-            "crate::backend",
-            "crate::conntrack",
-            "crate::flows",
-            "crate::health",
-            "crate::reconcile",
-            "crate::status",
-        ],
-        except: &[],
-        why: "the pod network works with any service proxy, and without one",
-    },
-    Wall {
-        inside: "proxy-userspace/src/state",
-        never: &["crate::backend", "crate::node", "crate::pod_network", "crate::reconcile"],
-        except: &[],
-        why: "the objects are the same for every part that uses them",
-    },
-    Wall {
-        inside: "proxy-userspace/src/reconcile",
-        never: &["crate::pod_network"],
-        except: &[],
-        why: "the service proxy works with any pod network",
-    },
-    Wall {
-        inside: "proxy-userspace/src/backend",
-        never: &["crate::pod_network", "crate::reconcile", "crate::watch"],
-        except: &[],
-        why: "a backend applies plans to the kernel, and must not depend on their source",
-    },
-    Wall {
-        inside: "proxy-ebpf/src/packet",
-        never: &["crate::path", "crate::stage", "crate::verdict"],
-        except: &[],
-        why: "packet has the bytes of a packet: stages decide what becomes of them",
-    },
-    Wall {
-        inside: "proxy-ebpf/src/stage",
-        never: &["crate::path"],
-        except: &[],
-        why: "a stage is one decision, and does not know when it is asked",
-    },
-    Wall {
-        inside: "proxy-ebpf/src/path",
-        never: &["aya_ebpf::helpers", "crate::maps"],
-        except: &[],
-        why: "path has the order of stages, and nothing else",
-    },
-    Wall {
-        inside: "proxy-ebpf/src/",
-        never: &["aya_log_ebpf", "crate::maps::COUNTERS", "sluice_common::counters::Counter"],
-        except: &["proxy-ebpf/src/verdict.rs"],
-        why: "only verdict.rs counts decisions and reports them: return a verdict",
-    },
+impl Wall {
+    fn new(inside: &str, never: &[&str], why: &'static str) -> Wall {
+        let never = never.iter().map(|path| (*path).to_owned()).collect();
+        Wall { inside: inside.to_owned(), never, except: None, why }
+    }
+}
+
+/// Where the rooms of the daemon are.
+const ROOMS: &str = "proxy-userspace/src/";
+
+/// The rooms that are features: none knows another, so that each can be added, changed and read by
+/// itself.
+const FEATURES: [&str; 2] = ["network", "service"];
+
+/// The rooms that features are built on, which know no feature.
+const GROUND: [&str; 11] = [
+    "cli",
+    "config",
+    "go_number",
+    "go_yaml",
+    "http",
+    "node",
+    "observe",
+    "output",
+    "random",
+    "state",
+    "watch",
 ];
+
+/// What is above the features: it puts them together, walks them, or names their errors.
+const ABOVE: [&str; 6] = ["exit", "features", "lib", "main", "run", "tools"];
+
+fn walls() -> Vec<Wall> {
+    let pure = [
+        "log",
+        "std::env",
+        "std::fs",
+        "std::io",
+        "std::process",
+        "std::thread",
+        "std::time::Instant",
+        "std::time::SystemTime",
+        "tokio",
+        "tracing",
+    ];
+    let small = ["aya", "sluice_common", "sluice_core", "sluice_sys", "tokio"];
+    let plans = ["sluice_core::plan", "sluice_core::model", "sluice_core::index", "sluice_core::event"];
+    let in_room = |room: &str| format!("{ROOMS}{room}");
+    let mut walls = vec![
+        Wall::new(
+            "proxy-core/src/",
+            &pure,
+            "proxy-core only makes decisions, without I/O: pass what it needs as values",
+        ),
+        Wall::new("proxy-link/src/", &small, "the plugin uses proxy-link, and must stay small"),
+        Wall::new("proxy-sys/src/", &plans, "ports to the kernel know neither Services nor plans"),
+        Wall::new(
+            "proxy-ebpf/src/packet",
+            &["crate::path", "crate::stage", "crate::verdict"],
+            "packet has the bytes of a packet: stages decide what becomes of them",
+        ),
+        Wall::new(
+            "proxy-ebpf/src/stage",
+            &["crate::path"],
+            "a stage is one decision, and does not know when it is asked",
+        ),
+        Wall::new(
+            "proxy-ebpf/src/path",
+            &["aya_ebpf::helpers", "crate::maps"],
+            "path has the order of stages, and nothing else",
+        ),
+        Wall {
+            except: Some("proxy-ebpf/src/verdict.rs"),
+            ..Wall::new(
+                "proxy-ebpf/src/",
+                &["aya_log_ebpf", "crate::maps::COUNTERS", "sluice_common::counters::Counter"],
+                "only verdict.rs counts decisions and reports them: return a verdict",
+            )
+        },
+        Wall::new(ROOMS, &["crate::run"], "run puts the parts together: only main.rs may depend on it"),
+        Wall::new(
+            &in_room("state"),
+            &["crate::node"],
+            "the objects are the same for every part that uses them",
+        ),
+        Wall::new(
+            &in_room("service/backend"),
+            &["crate::service::reconcile", "crate::watch"],
+            "a backend applies plans to the kernel, and must not depend on their source",
+        ),
+    ];
+    for room in FEATURES {
+        let others = FEATURES.iter().filter(|other| **other != room).chain(&["features", "tools"]);
+        walls.push(Wall {
+            inside: in_room(room),
+            never: others.map(|other| format!("crate::{other}")).collect(),
+            except: None,
+            why: "a feature knows no other one: what both need belongs to a room below them, and what connects \
+                  them to run",
+        });
+    }
+    for room in GROUND {
+        let above = FEATURES.iter().chain(&["features", "tools"]);
+        walls.push(Wall {
+            inside: in_room(room),
+            never: above.map(|other| format!("crate::{other}")).collect(),
+            except: None,
+            why: "features are built on this room, so it knows none of them",
+        });
+    }
+    walls
+}
 
 /// All walls.
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
-    check_walls(tree, WALLS)
+    let mut findings = check_walls(tree, &walls());
+    findings.extend(without_wall(tree));
+    findings
+}
+
+/// Rooms that no wall is built around.
+fn without_wall(tree: &Tree) -> Vec<Finding> {
+    let known: Vec<&str> = FEATURES.iter().chain(&GROUND).chain(&ABOVE).copied().collect();
+    let files = tree.ending(".rs").filter_map(|(path, _)| Some((path, path.strip_prefix(ROOMS)?)));
+    let room = |inside: &str| inside.split(['/', '.']).next().unwrap_or_default().to_owned();
+    files
+        .filter(|(_, inside)| !known.contains(&room(inside).as_str()))
+        .map(|(path, inside)| Finding {
+            path: path.to_owned(),
+            line: 1,
+            what: format!(
+                "nothing says what the room {:?} may use: see FEATURES in {}",
+                room(inside),
+                file!()
+            ),
+        })
+        .collect()
 }
 
 fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, text) in tree.ending(".rs") {
-        let holds = |wall: &&Wall| path.starts_with(wall.inside) && !wall.except.contains(&path);
+        let holds = |wall: &&Wall| path.starts_with(&wall.inside) && wall.except != Some(path);
         let walls: Vec<&Wall> = walls.iter().filter(holds).collect();
         if walls.is_empty() {
             continue;
@@ -308,13 +348,45 @@ impl<'ast> Visit<'ast> for Paths {
 mod tests {
     use super::*;
 
-    const WALLS: &[Wall] = &[
-        Wall { inside: "a/src/", never: &["std::fs", "log"], except: &["a/src/may.rs"], why: "pure" },
-        Wall { inside: "a/src/one/", never: &["crate::two"], except: &[], why: "apart" },
-    ];
-
     fn findings(path: &str, text: &str) -> Vec<String> {
-        check_walls(&Tree::of(&[(path, text)]), WALLS).iter().map(ToString::to_string).collect()
+        let pure = Wall::new("a/src/", &["std::fs", "log"], "pure");
+        let apart = Wall::new("a/src/one/", &["crate::two"], "apart");
+        let tree = Tree::of(&[(path, text)]);
+        check_walls(&tree, &[pure, apart]).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn features_know_neither_each_other_nor_what_is_above_them() {
+        let found = |path: &str, text: &str| {
+            check(&Tree::of(&[(&format!("{ROOMS}{path}"), text)])).iter().map(|f| f.line).collect::<Vec<_>>()
+        };
+        for feature in FEATURES {
+            for other in FEATURES.iter().filter(|other| **other != feature) {
+                let text =
+                    format!("use crate::{other}::X;\nuse crate::node;\nfn f() {{ crate::{other}::g(); }}\n");
+                assert_eq!(found(&format!("{feature}.rs"), &text), [1, 3]);
+                assert_eq!(found(&format!("{feature}/deep/x.rs"), &text), [1, 3]);
+                assert_eq!(found(&format!("{feature}/x.rs"), &format!("use super::super::{other}::X;")), [1]);
+            }
+            for text in ["use crate::tools::x;", "use crate::run::X;"] {
+                assert_eq!(found(&format!("{feature}/x.rs"), text), [1], "{text}");
+            }
+            for room in GROUND {
+                assert_eq!(
+                    found(&format!("{room}/x.rs"), &format!("use crate::{feature}::X;")),
+                    [1],
+                    "{room}"
+                );
+            }
+            assert_eq!(found("tools/x.rs", &format!("use crate::{feature}::X;")), [0; 0]);
+        }
+    }
+
+    #[test]
+    fn a_room_without_a_wall_is_found() {
+        let path = format!("{ROOMS}policy/x.rs");
+        let findings = check(&Tree::of(&[(&path, "")]));
+        assert!(findings.len() == 1 && findings[0].what.contains("\"policy\""), "{findings:?}");
     }
 
     #[test]
@@ -350,7 +422,6 @@ mod tests {
         );
         assert_eq!(findings("b/src/x.rs", text), [""; 0]);
         assert_eq!(findings("a/src/x.rs", "use logger::log;\nfn f() { log::info!(); }\n"), [""; 0]);
-        assert_eq!(findings("a/src/may.rs", text), [""; 0]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::failure::{Failure, Reason};
 use super::frames::{Items, Lines, TooLong};
 use super::pace::{Backoff, Limit, Timing, random_part};
 use super::request::Requests;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::watch::kinds::read_json;
 use crate::watch::objects::{AnyObject, Metadata};
 use crate::watch::{Events, send};

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::follow::{Follower, Shared};
 use super::frames::{Items, Lines};
 use super::{Access, Origin, Requests, Timing};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::watch::fuzz::{objects, runtime};
 
 /// What a watch and a list have beside objects.

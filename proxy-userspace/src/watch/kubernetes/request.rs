@@ -10,7 +10,7 @@ use kube::client::Body;
 
 use super::access::{Access, Current};
 use super::failure::{Failure, Reason};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 /// How long to wait for the text of a refusal, and how much of it is read.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
