@@ -3,7 +3,8 @@
 //!
 //! A feature is a room with a door, such as `service.rs`. The door gives:
 //!
-//! - `interests`: the kinds of objects that it reads. Only these are watched, and only they wake it.
+//! - `interests`: the kinds of objects that it reads. Only these are watched, and only these wake
+//!   it.
 //! - `run`: starts its tasks. They read the objects from a `World`, and work with a [`Context`].
 //! - `owned`: all that it leaves on the node, each of which can be looked at and removed. What a
 //!   feature reports without a daemon is what these things look like.
