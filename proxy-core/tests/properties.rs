@@ -20,12 +20,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::lang::nftables::{ChainName, Element, ElementId, Key, Op, SetId, SetValue, Value, Verdict};
 use sluice_core::model::{EndpointSlice, Hints, ObjectName, Service, SliceEndpoint};
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{
-    Balancer, ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId,
-    SetValue, Value, Verdict, sets,
-};
+use sluice_core::nft::{Balancer, Ledger, NftConfig, NodeView, Scheduler, sets};
 use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan};
 
 use kernel::Kernel;
@@ -370,11 +368,11 @@ impl Run {
 
 /// A set of a kind, with a key that fits it and that no Service has.
 fn first_set(value: SetValue) -> (SetId, Key) {
-    let spec = sets(Balancer::Ruleset)
+    let set = sets(Balancer::Ruleset)
         .into_iter()
-        .find(|spec| spec.value == value && !spec.dynamic)
+        .find(|set| set.spec().value == value && !set.spec().dynamic)
         .expect("such a set");
-    (spec.id, Key::new(&vec![9; spec.key_len as usize]))
+    (set, Key::new(&vec![9; set.spec().key_len as usize]))
 }
 
 fn nft_config(scheduler: Scheduler) -> NftConfig {
@@ -489,9 +487,9 @@ fn a_service_that_changes_twice_at_once_ends_right() {
 fn chains_of_an_older_version_that_lead_to_each_other_can_be_deleted() {
     let mut run = Run::new(nft_config(Scheduler::Random));
     let (first, second) = (ChainName::new("old-a"), ChainName::new("old-b"));
-    let to_first = sluice_core::nft::Rule {
+    let to_first = sluice_core::lang::nftables::Rule {
         about: "go on",
-        exprs: vec![sluice_core::nft::Expr::Verdict(Verdict::Goto(first))],
+        exprs: vec![sluice_core::lang::nftables::Expr::Verdict(Verdict::Goto(first))],
     };
     run.kernel.chains.insert(first, (None, Vec::new()));
     run.kernel.chains.insert(second, (None, vec![to_first]));

@@ -144,7 +144,7 @@ impl Steps {
 
 /// Our tables, virtual servers, and the devices and routes of the pod network.
 fn remove_tables(steps: &mut Steps) -> Result<(), ExitError> {
-    match Nft::open().and_then(|mut nft| nft.delete_table()) {
+    match Nft::open().and_then(|mut nft| nft.delete(&sluice_core::nft::TABLE)) {
         Ok(true) => say("removed table inet sluice"),
         Ok(false) => say("nothing to remove: there is no table inet sluice"),
         Err(error) if error.errno() == Some(libc::EPERM) => return Err(ExitError::Capability),
@@ -157,7 +157,7 @@ fn remove_tables(steps: &mut Steps) -> Result<(), ExitError> {
     }
     match pod_network::remove() {
         Ok(false) => say("nothing to remove: there is no pod network"),
-        Ok(true) => say(format_args!("removed the pod network: table inet {TABLE}, VXLAN devices, routes")),
+        Ok(true) => say(format_args!("removed the pod network: table {TABLE}, VXLAN devices, routes")),
         Err(error) => steps.failed("the pod network", error.into()),
     }
     Ok(())

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 use sluice_core::net::Family;
-use sluice_core::pod_network::{KernelState, TABLE, Tunnel};
+use sluice_core::pod_network::{KernelState, PORTS_TABLE, TABLE, Tunnel};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use sluice_sys::nft::Nft;
 
 use super::kernel::{self, KernelError, device_name};
 use super::localnet::{self, LocalnetError};
@@ -32,7 +32,7 @@ pub enum RemoveError {
     #[error(transparent)]
     Localnet(#[from] LocalnetError),
     /// Of the rules.
-    #[error("table inet {TABLE}: {0}")]
+    #[error("table {TABLE}: {0}")]
     Rules(#[from] NetlinkError),
     /// A system call failed.
     #[error("open a route netlink socket: {0}")]
@@ -75,8 +75,8 @@ pub fn remove() -> Result<bool, RemoveError> {
     // As long as the rules are there that drop what comes in by it.
     localnet::close()?;
     let mut nft = Nft::open()?;
-    let had_rules = nft.delete(Table::inet(TABLE))?;
-    let had_ports = match nft.delete(Table::bridge(TABLE)) {
+    let had_rules = nft.delete(&TABLE)?;
+    let had_ports = match nft.delete(&PORTS_TABLE) {
         Err(error) if ports::lacks_family(&error) => false,
         other => other?,
     };

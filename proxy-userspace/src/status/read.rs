@@ -3,13 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use sluice_core::net::Family;
-use sluice_core::nft::{Observed, SetId, SetKind, TABLE};
+use sluice_core::lang::nftables::{self, Observed};
+use sluice_core::nft::{SetKind, TABLE};
 use sluice_core::pod_network::TABLE as PODS;
 use sluice_sys::bpf::{self, BpfError, Directory, Place, View, counters};
 use sluice_sys::dummy::{Link, LinkError};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{self, Nft, observe};
+use sluice_sys::nft::{Nft, observe};
 use sluice_sys::node_lock;
 
 use super::{Daemon, Ebpf, Ipvs, PodNetwork, Status, Table, Unseen};
@@ -99,27 +99,24 @@ fn lacks_nf_tables(error: &NetlinkError) -> bool {
     matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP))
 }
 
-fn has_table(name: &str) -> Result<bool, NetlinkError> {
-    match Nft::open().and_then(|mut nft| nft.has_table(nft::Table::inet(name))) {
+fn has_table(table: &nftables::Table) -> Result<bool, NetlinkError> {
+    match Nft::open().and_then(|mut nft| nft.has_table(table)) {
         Err(error) if lacks_nf_tables(&error) => Ok(false),
         other => other,
     }
 }
 
 fn table() -> Result<Option<Table>, Reason> {
-    if !has_table(TABLE)? {
+    if !has_table(&TABLE)? {
         return Ok(None);
     }
-    let observed = observe(&mut Nft::open()?)?;
+    let observed = observe(&mut Nft::open()?, &TABLE)?;
     // One that is empty is nobody's work.
     Ok(Some(observed.map_or(Table { altered: true, ..Table::default() }, |observed| counted(&observed))))
 }
 
 fn counted(observed: &Observed) -> Table {
-    let of = |kind| {
-        let sets = Family::BOTH.map(|family| SetId { kind, family });
-        observed.elements.keys().filter(|id| sets.contains(&id.set)).count()
-    };
+    let of = |kind: SetKind| observed.elements.keys().filter(|id| kind.is(id.set)).count();
     Table {
         frontends: of(SetKind::Services),
         node_ports: of(SetKind::NodePorts),
@@ -181,7 +178,7 @@ fn ebpf(bpffs: &Path) -> Result<Option<Ebpf>, Reason> {
 }
 
 fn pod_network(unseen: &mut Vec<Unseen>) -> Option<PodNetwork> {
-    let table = part("pod network's table", has_table(PODS).map(Some).map_err(Reason::from), unseen);
+    let table = part("pod network's table", has_table(&PODS).map(Some).map_err(Reason::from), unseen);
     let seen = pod_network::seen().map(Some).map_err(|error| Reason::Other(error.to_string()));
     let (devices, routes) = part("pod network", seen, unseen).unwrap_or_default();
     let is_there = table == Some(true) || !devices.is_empty() || routes > 0;

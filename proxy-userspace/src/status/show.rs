@@ -56,7 +56,7 @@ impl Display for Status {
 impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Table { frontends, node_ports, without_endpoints, altered } = self;
-        writeln!(f, "nftables: table inet {TABLE} (nft list table inet {TABLE})")?;
+        writeln!(f, "nftables: table {TABLE} (nft list table {TABLE})")?;
         writeln!(
             f,
             "  served: {frontends} addresses with ports, {node_ports} node ports; refused, without endpoints: {without_endpoints}"
@@ -104,8 +104,8 @@ impl Display for PodNetwork {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "pod network: {} routes to pods of other nodes (ip route show proto 92)", self.routes)?;
         match self.table {
-            Some(true) => writeln!(f, "  table inet {PODS} (nft list table inet {PODS})")?,
-            Some(false) => writeln!(f, "  there is no table inet {PODS}: no masquerading, no host ports")?,
+            Some(true) => writeln!(f, "  table {PODS} (nft list table {PODS})")?,
+            Some(false) => writeln!(f, "  there is no table {PODS}: no masquerading, no host ports")?,
             None => {}
         }
         for SeenTunnel { name, vni, port, mtu, up, peers } in &self.devices {
