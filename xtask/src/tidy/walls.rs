@@ -41,6 +41,18 @@ const WALLS: &[Wall] = &[
         why: "proxy-core only makes decisions, without I/O: pass what it needs as values",
     },
     Wall {
+        inside: "proxy-core/src/lang",
+        never: FEATURES,
+        except: &[],
+        why: "lang has what every feature says to the kernel, and knows none of them",
+    },
+    Wall {
+        inside: "proxy-core/src/pod_network",
+        never: &["crate::ebpf", "crate::group", "crate::index", "crate::ipvs", "crate::nft", "crate::plan"],
+        except: &[],
+        why: "the pod network works with any service proxy, and without one",
+    },
+    Wall {
         inside: "proxy-link/src/",
         never: &["aya", "sluice_common", "sluice_core", "sluice_sys", "tokio"],
         except: &[],
@@ -90,6 +102,21 @@ const WALLS: &[Wall] = &[
         except: &[],
         why: "a backend applies plans to the kernel, and must not depend on their source",
     },
+];
+
+/// Modules of proxy-core that know what packets are handled for.
+const FEATURES: &[&str] = &[
+    "crate::ebpf",
+    "crate::event",
+    "crate::group",
+    "crate::index",
+    "crate::ipvs",
+    "crate::kind",
+    "crate::loopback",
+    "crate::model",
+    "crate::nft",
+    "crate::plan",
+    "crate::pod_network",
 ];
 
 /// All walls.
@@ -337,6 +364,25 @@ mod tests {
             findings("a/src/one/deep.rs", text),
             ["a/src/one/deep.rs:1: crate::two::X: apart", "a/src/one/deep.rs:2: crate::two: apart"]
         );
+    }
+
+    #[test]
+    fn the_language_of_the_kernel_is_apart_from_all_features() {
+        let broken = |path: &str, item: &str| {
+            let text = format!("use {item}::X;\n");
+            check(&Tree::of(&[(path, &text)])).iter().any(|finding| finding.what.starts_with(item))
+        };
+        for item in FEATURES {
+            for path in ["proxy-core/src/lang.rs", "proxy-core/src/lang/nftables/set.rs"] {
+                assert!(broken(path, item), "{item} in {path}");
+            }
+            assert!(!broken("proxy-core/src/nft/lower.rs", item), "{item}");
+        }
+        for item in ["crate::net", "crate::diff"] {
+            assert!(!broken("proxy-core/src/lang/nftables/set.rs", item), "{item}");
+        }
+        assert!(broken("proxy-core/src/pod_network/guard.rs", "crate::nft"));
+        assert!(!broken("proxy-core/src/pod_network/guard.rs", "crate::lang"));
     }
 
     #[test]
