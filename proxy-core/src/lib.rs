@@ -3,6 +3,9 @@
 //! Data flows one way through this crate: [`event::Event`] → [`index::Index`] → [`plan::Planner`] →
 //! [`nft::lower()`] or [`ebpf::lower()`] → [`diff::diff`].
 //!
+//! What is lowered to is said in [`lang`], which belongs to no feature; the pod network
+//! ([`pod_network`]) uses it too.
+//!
 //! Invariants:
 //! - No I/O, no clock, no async runtime, no logging: the crate's dependencies could not do any of
 //!   it.
@@ -18,6 +21,7 @@ pub mod group;
 pub mod index;
 pub mod ipvs;
 pub mod kind;
+pub mod lang;
 pub mod list;
 pub mod loopback;
 pub mod model;

@@ -1,50 +1,41 @@
 //! Lowering a plan to nf_tables objects: all service state is map elements, chains exist per class.
 //!
-//! One table `inet sluice`. A new connection is looked up in `services4` (address, protocol, port)
-//! or `nodeports4` (protocol, port); the verdict is a *class chain*, shared by all frontends of the
-//! same masquerade rule, group size and affinity timeout. Its rule finds the group in `ids4`, picks
-//! a slot, finds the endpoint in `endpoints4` and translates. See `docs/nftables.md` for the whole
-//! packet path.
+//! One table `inet sluice`, whose sets are declared in `sets`. A new connection is looked up in
+//! `services4` (address, protocol, port) or `nodeports4` (protocol, port): the data there are the
+//! group of endpoints and the *class* of the frontend, which the small map `entries4` takes to a
+//! chain. The chain is shared by all frontends of the same masquerade rule, group size and affinity
+//! timeout: it looks the group up once more, picks a slot, finds the endpoint in `endpoints4` and
+//! translates. See `docs/nftables.md` for the whole packet path.
 //!
 //! Invariants:
 //! - Group ids are hashes of the service port's identity, so the same plan gives the same elements
 //!   in every run: nothing has to be remembered over a restart but the order of slots, which the
 //!   kernel tells.
-//! - The kernel words (set, chain, rule, verdict) live here and in `sluice-sys`, nowhere else.
+//! - What sets, chains and rules are, and how two states of a table are compared, is in
+//!   [`crate::lang::nftables`]; what they mean for Services is here.
 
 mod backlog;
 mod classes;
 pub mod eviction;
-mod expr;
 mod ledger;
 mod lower;
-mod object;
 pub mod quarantine;
+mod sets;
 mod skeleton;
-mod strangers;
 mod timeouts;
 
 pub use backlog::{Backlog, Turn};
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
-pub(crate) use classes::{address_regs, in_network, load_destination, load_source, local_type, rule};
-pub use expr::{CmpOp, DynsetOp, Expr, MetaKey, NatFamily, NumgenKind, Reg};
-pub use ledger::{Ledger, Observed, ObservedChain};
+pub use ledger::Ledger;
 pub use lower::{Lowered, Shared, lower};
 pub(crate) use lower::{close_address, closed_address};
-pub use object::{
-    Bytes, Chain, ChainName, Element, ElementId, Hook, Key, Op, Rule, SetId, SetKind, SetSpec, SetValue,
-    Value, Verdict,
-};
-pub(crate) use skeleton::{
-    CT_DNAT, DNAT, FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, SNAT, any_bit, not_loopback, of_family,
-    prefix_mask, spec,
-};
-pub use skeleton::{NodeView, chains, loopback_refusal_chain, sets};
-pub use strangers::{Deed, Strangers, Subject};
+pub use sets::{SetKind, TABLE, sets};
+pub use skeleton::{NodeView, chains, loopback_refusal_chain};
 
 pub use crate::group::{GroupId, Member};
 pub use crate::plan::Scheduler;
 
+use crate::lang::nftables::{Chain, Expr, Op, Rule};
 use crate::loopback::Loopback;
 use crate::net::Family;
 use crate::plan::Detector;
@@ -77,13 +68,10 @@ pub fn remnant(exists: bool) -> Vec<Op> {
         chains.filter(|chain| chain.hook.is_some_and(|hook| hook.chain_type == "nat")).collect();
     let mut ops = if exists { vec![Op::DeleteTable, Op::AddTable] } else { vec![Op::AddTable] };
     ops.extend(nat.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
-    let tracking = || Rule { about: "keep connection tracking on", exprs: vec![Expr::CtState { dreg: 0 }] };
+    let tracking = || Rule::new("keep connection tracking on", vec![Expr::CtState { dreg: 0 }]);
     ops.extend(nat.iter().map(|chain| Op::SetRules(chain.name, vec![tracking()])));
     ops
 }
-
-/// The table that Sluice owns; it reads and writes nothing outside of it.
-pub const TABLE: &str = "sluice";
 
 /// Who picks the endpoint of a connection and translates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

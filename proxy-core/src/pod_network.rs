@@ -19,7 +19,7 @@ use crate::model::{Node, ObjectName};
 use crate::net::Family;
 pub use guard::{Dropped, TunnelGuard};
 pub use kernel::{Device, KernelState, Step, Tunnel};
-pub use ports::{PodPorts, Port};
+pub use ports::{PORTS_TABLE, PodPorts, Port};
 pub use rules::{HostPort, PodRules, Sources, TABLE};
 
 /// How names of the host's ends of pods' links begin.

@@ -27,10 +27,11 @@ use sluice_core::ipvs::{
     Destination, DestinationKey, IpvsConfig, Ledger, Load, NodeView, Observed, ObservedDestination,
     ObservedServer, Op, Others, SchedulerName, Server, ServerFlags, ServerKey, Steps, concerned,
 };
+use sluice_core::lang::nftables::{ElementId, Key};
 use sluice_core::model::{ServiceType, TrafficPolicy};
 use sluice_core::net::Family;
 use sluice_core::net::Protocol::{self, Tcp, Udp};
-use sluice_core::nft::{self, Balancer, ElementId, NftConfig, SetId, SetKind};
+use sluice_core::nft::{self, Balancer, NftConfig, SetKind};
 use sluice_core::plan::{Detector, PlanConfig, Planner, ServicePlan};
 
 use kernel::Kernel;
@@ -334,11 +335,11 @@ impl Run {
 
     fn closes(&self, ip: &IpAddr) -> bool {
         let key = match ip {
-            IpAddr::V4(ip) => nft::Key::new(&ip.octets()),
-            IpAddr::V6(ip) => nft::Key::new(&ip.octets()),
+            IpAddr::V4(ip) => Key::new(&ip.octets()),
+            IpAddr::V6(ip) => Key::new(&ip.octets()),
         };
-        let has = |kind| {
-            let id = ElementId { set: SetId::new(kind, Family::of(ip)), key };
+        let has = |kind: SetKind| {
+            let id = ElementId { set: kind.set(Family::of(ip)), key };
             self.table.as_ref().is_some_and(|table| table.elements.contains_key(&id))
         };
         has(SetKind::ClusterIps) || has(SetKind::Closed)
@@ -498,7 +499,7 @@ fn health_checks_are_let_through_to_addresses_of_load_balancers() {
     run.step(&Step::Events(vec![Event::Service(Change::Apply(service))]));
     let health = |run: &Run| {
         let table = run.table.as_ref().expect("a table");
-        table.elements.keys().filter(|id| id.set.kind == SetKind::HealthPorts).count()
+        table.elements.keys().filter(|id| SetKind::HealthPorts.is(id.set)).count()
     };
     assert_eq!(health(&run), 2);
     run.step(&Step::Events(vec![Event::Service(Change::Delete(objects::name("web")))]));
@@ -568,10 +569,7 @@ fn an_address_of_another_node_is_not_bound_and_its_port_is_led_here() {
     assert_eq!(run.machine.led, BTreeSet::from([server]));
     assert_eq!(weights(&run, server), [("10.0.0.1:8080".to_owned(), 1)]);
     // Its other ports are the node's, not closed like those of Services.
-    let id = ElementId {
-        set: SetId::new(SetKind::OthersAddresses, Family::V4),
-        key: nft::Key::new(&[192, 0, 2, 1]),
-    };
+    let id = ElementId { set: SetKind::OthersAddresses.set(Family::V4), key: Key::new(&[192, 0, 2, 1]) };
     assert!(run.table.as_ref().is_some_and(|table| table.elements.contains_key(&id)));
     // The node goes, and comes again.
     run.step(&Step::Node(IS_NOBODYS));

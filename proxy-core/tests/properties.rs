@@ -20,12 +20,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::lang::nftables::{ChainName, Element, ElementId, Key, Op, SetId, SetValue, Value, Verdict};
 use sluice_core::model::{EndpointSlice, Hints, ObjectName, Service, SliceEndpoint};
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{
-    Backlog, Balancer, ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId,
-    SetKind, SetValue, Value, Verdict, sets,
-};
+use sluice_core::nft::{Backlog, Balancer, Ledger, NftConfig, NodeView, Scheduler, SetKind, sets};
 use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan};
 
 use kernel::Kernel;
@@ -287,13 +285,14 @@ impl Run {
 
     /// No frontend leads to a class that is not there, whatever waits.
     fn check_classes(&self) {
-        let frontends = [SetKind::Services, SetKind::NodePorts];
-        for (id, value) in self.kernel.elements.iter().filter(|(id, _)| frontends.contains(&id.set.kind)) {
+        for (id, value) in &self.kernel.elements {
+            let kinds = [SetKind::Services, SetKind::NodePorts];
+            let Some(family) = kinds.iter().find_map(|kind| kind.family_of(id.set)) else { continue };
             let Value::Data(data) = value else { continue };
             let Some((_, classes)) = data.as_slice().split_last_chunk::<24>() else { continue };
             for (class, kind) in classes.chunks(8).zip([SetKind::Entries, SetKind::Classes, SetKind::Classes])
             {
-                let element = ElementId { set: SetId::new(kind, id.set.family), key: Key::new(class) };
+                let element = ElementId { set: kind.set(family), key: Key::new(class) };
                 let is_there = class == [0; 8] || self.kernel.elements.contains_key(&element);
                 assert!(is_there, "{id:?} leads to {element:?}, which is not there");
             }
@@ -416,11 +415,11 @@ impl Run {
 
 /// A set of a kind, with a key that fits it and that no Service has.
 fn first_set(value: SetValue) -> (SetId, Key) {
-    let spec = sets(Balancer::Ruleset)
+    let set = sets(Balancer::Ruleset)
         .into_iter()
-        .find(|spec| spec.value == value && !spec.dynamic)
+        .find(|set| set.spec().value == value && !set.spec().dynamic)
         .expect("such a set");
-    (spec.id, Key::new(&vec![9; spec.key_len as usize]))
+    (set, Key::new(&vec![9; set.spec().key_len as usize]))
 }
 
 fn nft_config(scheduler: Scheduler) -> NftConfig {
@@ -551,9 +550,9 @@ fn a_service_that_changes_twice_at_once_ends_right() {
 fn chains_of_an_older_version_that_lead_to_each_other_can_be_deleted() {
     let mut run = Run::new(nft_config(Scheduler::Random));
     let (first, second) = (ChainName::new("old-a"), ChainName::new("old-b"));
-    let to_first = sluice_core::nft::Rule {
+    let to_first = sluice_core::lang::nftables::Rule {
         about: "go on",
-        exprs: vec![sluice_core::nft::Expr::Verdict(Verdict::Goto(first))],
+        exprs: vec![sluice_core::lang::nftables::Expr::Verdict(Verdict::Goto(first))],
     };
     run.kernel.chains.insert(first, (None, Vec::new()));
     run.kernel.chains.insert(second, (None, vec![to_first]));

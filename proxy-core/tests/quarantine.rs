@@ -16,10 +16,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::lang::nftables::{ElementId, Op};
 use sluice_core::model::{ObjectName, Service};
 use sluice_core::net::Protocol::Tcp;
 use sluice_core::nft::quarantine::{Failure, Outcome};
-use sluice_core::nft::{ElementId, Ledger, NftConfig, NodeView, Op, Scheduler, SetKind};
+use sluice_core::nft::{Ledger, NftConfig, NodeView, Scheduler, SetKind};
 use sluice_core::plan::{PlanChange, PlanConfig, Planner, ServicePlan};
 
 use kernel::Kernel;
@@ -101,7 +102,7 @@ fn told(kernel: &Kernel) -> BTreeMap<String, Vec<String>> {
     let mut told: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (id, value) in &kernel.elements {
         let key = match id.key.first_chunk::<8>() {
-            Some(group) if id.set.kind == SetKind::Endpoints => format!("{} {group:?}", id.set.name()),
+            Some(group) if SetKind::Endpoints.is(id.set) => format!("{} {group:?}", id.set.name()),
             _ => format!("{id:?}"),
         };
         told.entry(key).or_default().push(format!("{value:?}"));
@@ -129,7 +130,7 @@ fn live(scheduler: Scheduler, first: &[Event], second: &[Event], seed: usize) ->
         Op::AddElement(element) => Some(element.id),
         _ => None,
     });
-    let is_own = |id: &ElementId| matches!(id.set.kind, SetKind::Services | SetKind::Endpoints);
+    let is_own = |id: &ElementId| [SetKind::Services, SetKind::Endpoints].iter().any(|kind| kind.is(id.set));
     let new: Vec<ElementId> = new.filter(is_own).collect();
     if new.is_empty() {
         return Ok(());
@@ -198,7 +199,7 @@ fn a_refused_service_keeps_all_of_its_old_endpoints() {
     let changes = world.plan(&[Event::Service(Change::Apply(web(81))), of(&[4, 5])]);
     let before: Plans = changes.iter().filter_map(|change| change.old.clone()).collect();
     let wanted = world.fresh(&world.plans());
-    let is_new = |id: &&ElementId| id.set.kind == SetKind::Services && !had.contains_key(id);
+    let is_new = |id: &&ElementId| SetKind::Services.is(id.set) && !had.contains_key(id);
     let new = wanted.elements.keys().find(is_new).expect("the new port");
     world.kernel.refuses.insert(*new);
     assert_eq!(world.full(&before, &BTreeSet::new()), BTreeSet::from([vec![name("s1")]]));

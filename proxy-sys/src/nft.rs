@@ -1,5 +1,5 @@
-//! nf_tables over netlink: transactions, reading our table back, and notice of changes made by
-//! others.
+//! nf_tables over netlink: transactions, reading tables of ours back, and notice of changes made by
+//! others. Which sets a table has, its declaration says.
 
 mod counters;
 mod encode;
@@ -19,34 +19,17 @@ pub use remembered::{Fullness, first_clients, forget, fullness, is_full, read_an
 use std::io;
 
 use netlink_packet_core::NLM_F_ACK;
-use sluice_core::nft::{Op, TABLE};
+use sluice_core::lang::nftables::{Op, Table, TableFamily};
 
 use crate::netlink::{NetfilterSocket, NetlinkError, Writer, find};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
-/// `NFPROTO_INET`.
-const INET: u8 = 1;
-
-/// `NFPROTO_BRIDGE`.
-const BRIDGE: u8 = 7;
-
-/// A table: the family of what passes through it, and its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table<'a> {
-    family: u8,
-    name: &'a str,
-}
-
-impl<'a> Table<'a> {
-    /// A table for packets of IPv4 and IPv6.
-    pub fn inet(name: &'a str) -> Self {
-        Table { family: INET, name }
-    }
-
-    /// A table for frames that pass bridges.
-    pub fn bridge(name: &'a str) -> Self {
-        Table { family: BRIDGE, name }
+/// `NFPROTO_INET` and `NFPROTO_BRIDGE`.
+fn family_number(table: &Table) -> u8 {
+    match table.id.family {
+        TableFamily::Inet => 1,
+        TableFamily::Bridge => 7,
     }
 }
 
@@ -102,13 +85,8 @@ impl Nft {
         self.socket.port()
     }
 
-    /// Applies operations in one transaction: all or nothing.
-    pub fn commit(&mut self, ops: &[Op]) -> Result<Committed, NetlinkError> {
-        self.commit_to(Table::inet(TABLE), ops)
-    }
-
-    /// The same to another table than that of the services.
-    pub fn commit_to(&mut self, table: Table<'_>, ops: &[Op]) -> Result<Committed, NetlinkError> {
+    /// Applies operations to a table in one transaction: all or nothing.
+    pub fn commit(&mut self, table: &Table, ops: &[Op]) -> Result<Committed, NetlinkError> {
         if ops.is_empty() {
             return Ok(Committed::default());
         }
@@ -156,44 +134,43 @@ impl Nft {
     }
 
     /// Whether a table exists.
-    pub fn has_table(&mut self, table: Table<'_>) -> Result<bool, NetlinkError> {
+    pub fn has_table(&mut self, table: &Table) -> Result<bool, NetlinkError> {
         let mut found = false;
         self.socket.dump(
             "list tables",
             Command::GetTable.message_type(),
-            table.family,
+            family_number(table),
             |_| {},
-            |message| {
-                found |= find(message.attributes(), 1).is_some_and(|name| name.text() == table.name);
-            },
+            |message| found |= is_of(table, message.attributes()),
         )?;
         Ok(found)
     }
 
-    /// Deletes the table of the services with everything in it. Returns whether there was one.
-    pub fn delete_table(&mut self) -> Result<bool, NetlinkError> {
-        self.delete(Table::inet(TABLE))
-    }
-
     /// Deletes a table with everything in it. Returns whether there was one.
-    pub fn delete(&mut self, table: Table<'_>) -> Result<bool, NetlinkError> {
-        match self.commit_to(table, &[Op::DeleteTable]) {
+    pub fn delete(&mut self, table: &Table) -> Result<bool, NetlinkError> {
+        match self.commit(table, &[Op::DeleteTable]) {
             Ok(_) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Checks that the kernel offers what the layout needs: a transaction writes all kinds of sets,
-    /// chains and rules to a scratch table and removes it again. The error names what was refused.
-    pub fn probe(&mut self) -> Result<(), NetlinkError> {
-        self.commit_to(Table::inet("sluice-probe"), &sluice_core::nft::probe()).map(|_| ())
+    /// Checks that the kernel offers what a table needs: a transaction writes to a scratch table of
+    /// its family whatever `ops` say, which remove it again. The error names what was refused.
+    pub fn probe(&mut self, table: &Table, ops: &[Op]) -> Result<(), NetlinkError> {
+        self.commit(&table.named("sluice-probe"), ops).map(drop)
     }
 }
 
-/// Attributes that name our table.
-fn our_table(kind: u16) -> impl FnOnce(&mut Writer) {
-    move |writer| writer.text(kind, TABLE)
+/// Attributes that name a table.
+fn named(table: &Table) -> impl FnOnce(&mut Writer) {
+    let name = table.id.name;
+    move |writer| writer.text(1, name)
+}
+
+/// Whether an object is one of a table. Dumps are filtered by table in newer kernels only.
+fn is_of(table: &Table, attributes: &[u8]) -> bool {
+    find(attributes, 1).is_some_and(|name| name.text() == table.id.name)
 }
 
 /// Asks for an acknowledgement of the message begun last.

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use sluice_core::pod_network::{Dropped, PodPorts, PodRules, Port, Sources, TABLE, TunnelGuard};
-use sluice_sys::nft::{Nft, Table, dropped};
+use sluice_core::pod_network::{Dropped, PORTS_TABLE, PodPorts, PodRules, Port, Sources, TABLE, TunnelGuard};
+use sluice_sys::nft::{Nft, dropped};
 
 /// A node with its uplink, a neighbour on the wire, and two pods.
 struct World {
@@ -149,7 +149,7 @@ fn vxlan(vni: u32, source: [u8; 4]) -> Vec<u8> {
 
 fn write(node: &str, rules: PodRules) {
     inside(node, move || {
-        Nft::open().unwrap().commit_to(Table::inet(TABLE), &rules.replace()).unwrap();
+        Nft::open().unwrap().commit(&TABLE, &rules.replace()).unwrap();
     });
 }
 
@@ -200,7 +200,7 @@ fn nothing_comes_out_of_the_tunnel_but_pods_of_the_node_that_sent_it() {
     let (before, now) = (rules(&peers), rules(&[peers[0], peers[1], ("192.168.77.66", "10.244.4.0/24")]));
     let difference = now.difference(&before);
     assert_eq!(difference.len(), 2, "{difference:?}");
-    inside(node, move || Nft::open().unwrap().commit_to(Table::inet(TABLE), &difference).map(drop)).unwrap();
+    inside(node, move || Nft::open().unwrap().commit(&TABLE, &difference).map(drop)).unwrap();
     assert!(arrives(&stranger, &vxlan(1, [10, 244, 4, 1]), to, &inner));
     assert_eq!(world.drops(Dropped::TunnelSource), 4);
     // What this node forwards for other nodes is theirs; without checks of sources a node may send
@@ -285,7 +285,7 @@ fn pods_on_a_bridge_cannot_use_addresses_of_others() {
     let heard = asks();
     assert!(heard.contains(MACS[0]), "{heard}");
     inside(node, || {
-        Nft::open().unwrap().commit_to(Table::bridge(TABLE), &ports().replace()).unwrap();
+        Nft::open().unwrap().commit(&PORTS_TABLE, &ports().replace()).unwrap();
     });
     assert!(sh(&format!("ip -n {node} -6 neigh flush all; ip -n {first} neigh flush all")));
     assert!(gets_through(&own, b"x", "10.244.1.1:9999", &node_socket));
@@ -323,16 +323,15 @@ fn pods_on_a_bridge_cannot_use_addresses_of_others() {
     let pods = checked(&["10.244.0.0/16", "fd00:1::/64"]);
     let differences = [elsewhere.difference(&ports()), pods.difference(&elsewhere)];
     let passes = differences.map(|ops| {
-        inside(node, move || Nft::open().unwrap().commit_to(Table::bridge(TABLE), &ops).map(drop)).unwrap();
+        inside(node, move || Nft::open().unwrap().commit(&PORTS_TABLE, &ops).map(drop)).unwrap();
         [&forged, &own].map(|from| arrives(from, b"x", "10.244.1.1:9999", &node_socket))
     });
     assert_eq!(passes, [[true, true], [false, true]]);
-    inside(node, move || Nft::open().unwrap().commit_to(Table::bridge(TABLE), &ports().replace()).map(drop))
-        .unwrap();
+    inside(node, move || Nft::open().unwrap().commit(&PORTS_TABLE, &ports().replace()).map(drop)).unwrap();
     // Who is gone from the file is nobody's business.
     inside(node, || {
         let none = PodPorts::default();
-        Nft::open().unwrap().commit_to(Table::bridge(TABLE), &none.difference(&ports())).unwrap();
+        Nft::open().unwrap().commit(&PORTS_TABLE, &none.difference(&ports())).unwrap();
     });
     assert!(arrives(&forged, b"x", "10.244.1.1:9999", &node_socket));
 }

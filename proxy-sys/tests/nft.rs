@@ -5,21 +5,19 @@ use std::net::IpAddr;
 
 use sluice_core::event::{Change, Event};
 use sluice_core::index::Index;
+use sluice_core::lang::nftables::{Bytes, ChainName, Element, ElementId, Key, Op, Value};
 use sluice_core::loopback::Loopback;
 use sluice_core::model::{
     Conditions, EndpointSlice, ObjectName, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
     TrafficPolicy,
 };
 use sluice_core::net::{Family, Protocol};
-use sluice_core::nft::{
-    Bytes, ChainName, Element, ElementId, Key, Ledger, NftConfig, NodeView, Op, Scheduler, SetId, SetKind,
-    Value,
-};
+use sluice_core::nft::{Ledger, NftConfig, NodeView, Scheduler, SetKind, TABLE};
 use sluice_core::plan::{Detector, PlanConfig, Planner};
-use sluice_core::pod_network::{HostPort, PodRules, TABLE};
+use sluice_core::pod_network::{self, HostPort, PodRules};
 use sluice_sys::bpf::Usage;
 use sluice_sys::nft::{
-    Monitor, Nft, Notice, Table, forget, is_full, loopback_refusals, observe, read_and_count, remembered,
+    Monitor, Nft, Notice, forget, is_full, loopback_refusals, observe, read_and_count, remembered,
     without_present,
 };
 
@@ -135,22 +133,22 @@ impl World {
             ]));
         }
         ops.extend(self.ledger.finish_load());
-        self.nft.commit(&ops).unwrap();
+        self.nft.commit(&TABLE, &ops).unwrap();
     }
 
     fn collect(&mut self) {
         while self.ledger.has_retired() {
             let ops = self.ledger.delete_retired();
-            self.nft.commit(&ops).unwrap();
+            self.nft.commit(&TABLE, &ops).unwrap();
         }
     }
 
     fn drift(&mut self) -> Vec<Op> {
         let plans: Vec<_> = self.planner.plans().cloned().collect();
-        let observed = observe(&mut self.nft).unwrap().expect("the table exists");
+        let observed = observe(&mut self.nft, &TABLE).unwrap().expect("the table exists");
         let ops = self.ledger.reconcile(&plans, observed);
         assert!(!self.ledger.has_retired(), "chains that nobody needs: {:?}", self.ledger.delete_retired());
-        without_present(&mut self.nft, ops).unwrap()
+        without_present(&mut self.nft, &TABLE, ops).unwrap()
     }
 }
 
@@ -173,12 +171,12 @@ fn changes_end_where_a_fresh_load_would() {
             world.load(20, 5);
             for (i, endpoints) in [(1, 4), (1, 6), (2, 0), (3, 1), (2, 5), (4, 9)] {
                 let ops = world.apply([Event::Slice(Change::Apply(slice(i, Family::V4, endpoints)))]);
-                world.nft.commit(&ops).unwrap();
+                world.nft.commit(&TABLE, &ops).unwrap();
             }
             let ops = world.apply([Event::Service(Change::Delete(name(5)))]);
-            world.nft.commit(&ops).unwrap();
+            world.nft.commit(&TABLE, &ops).unwrap();
             let ops = world.apply([Event::Service(Change::Apply(service(6, Some(2))))]);
-            world.nft.commit(&ops).unwrap();
+            world.nft.commit(&TABLE, &ops).unwrap();
             world.collect();
             assert_eq!(world.drift(), []);
         });
@@ -194,11 +192,11 @@ fn a_restarted_daemon_applies_only_the_difference() {
         let mut shrunk = slice(1, Family::V4, 5);
         shrunk.endpoints.remove(0);
         let ops = world.apply([Event::Slice(Change::Apply(shrunk))]);
-        world.nft.commit(&ops).unwrap();
+        world.nft.commit(&TABLE, &ops).unwrap();
         world.ledger = Ledger::new(config(Scheduler::Random), node());
         world.ledger.restore_slots(&Default::default());
         let plans: Vec<_> = world.planner.plans().cloned().collect();
-        let observed = observe(&mut world.nft).unwrap().unwrap();
+        let observed = observe(&mut world.nft, &TABLE).unwrap().unwrap();
         assert_eq!(world.ledger.reconcile(&plans, observed), []);
         // While the daemon was away one Service went and one endpoint came.
         world.index.apply(Event::Service(Change::Delete(name(7))));
@@ -206,10 +204,10 @@ fn a_restarted_daemon_applies_only_the_difference() {
         let dirty = world.index.take_dirty();
         world.planner.replan(&world.index, dirty.services);
         let plans: Vec<_> = world.planner.plans().cloned().collect();
-        let observed = observe(&mut world.nft).unwrap().unwrap();
+        let observed = observe(&mut world.nft, &TABLE).unwrap().unwrap();
         let ops = world.ledger.reconcile(&plans, observed);
         assert!(!ops.is_empty() && ops.len() < 60, "{} operations", ops.len());
-        world.nft.commit(&ops).unwrap();
+        world.nft.commit(&TABLE, &ops).unwrap();
         world.collect();
         assert_eq!(world.drift(), []);
     });
@@ -222,12 +220,12 @@ fn a_failed_transaction_changes_nothing_and_says_why() {
         world.load(3, 2);
         let ops = world.apply([Event::Slice(Change::Apply(slice(1, Family::V4, 3)))]);
         let mut broken = ops.clone();
-        let missing = ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[9; 4]) };
+        let missing = ElementId { set: SetKind::ClusterIps.set(Family::V4), key: Key::new(&[9; 4]) };
         broken.push(Op::DeleteElement(missing));
-        let error = world.nft.commit(&broken).unwrap_err();
+        let error = world.nft.commit(&TABLE, &broken).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
         assert!(error.to_string().contains("delete elements from 09090909 of cluster_ips4"), "{error}");
-        world.nft.commit(&ops).unwrap();
+        world.nft.commit(&TABLE, &ops).unwrap();
         world.collect();
         assert_eq!(world.drift(), []);
     });
@@ -240,14 +238,14 @@ fn clients_that_are_remembered_are_counted_in_both_ways() {
         assert_eq!(remembered(&mut nft, Family::V4).unwrap(), None);
         let mut world = World::new(Scheduler::Random);
         let skeleton = world.ledger.create_skeleton();
-        world.nft.commit(&skeleton).unwrap();
+        world.nft.commit(&TABLE, &skeleton).unwrap();
         let clients: u32 = 3_000;
-        let set = SetId::new(SetKind::Affinity, Family::V6);
+        let set = SetKind::Affinity.set(Family::V6);
         let client = |number: u32| {
             let key = Key::new(&[&[1; 8][..], &[0; 12], &number.to_be_bytes()].concat());
             Op::AddElement(Element { id: ElementId { set, key }, value: Value::Data(Bytes::new(&[7; 20])) })
         };
-        world.nft.commit(&(0..clients).map(client).collect::<Vec<_>>()).unwrap();
+        world.nft.commit(&TABLE, &(0..clients).map(client).collect::<Vec<_>>()).unwrap();
         for (family, entries) in [(Family::V4, 0), (Family::V6, clients as usize)] {
             let usage = Usage { entries, capacity: 1 << 20 };
             assert_eq!(remembered(&mut world.nft, family).unwrap(), Some(usage));
@@ -262,18 +260,18 @@ fn small_set(world: &mut World, family: Family, clients: u8) {
     let mut skeleton = world.ledger.create_skeleton();
     for op in &mut skeleton {
         if let Op::AddSet(spec) = op
-            && spec.id.kind == SetKind::Affinity
+            && spec.dynamic
         {
             spec.size = 100;
         }
     }
-    world.nft.commit(&skeleton).unwrap();
+    world.nft.commit(&TABLE, &skeleton).unwrap();
     let value = Value::Data(Bytes::new(match family {
         Family::V4 => &[7; 8],
         Family::V6 => &[7; 20],
     }));
     let client = |n| Op::AddElement(Element { id: client(family, n), value });
-    world.nft.commit(&(0..clients).map(client).collect::<Vec<_>>()).unwrap();
+    world.nft.commit(&TABLE, &(0..clients).map(client).collect::<Vec<_>>()).unwrap();
 }
 
 fn client(family: Family, number: u8) -> ElementId {
@@ -281,7 +279,7 @@ fn client(family: Family, number: u8) -> ElementId {
         Family::V4 => Key::new(&[&[1; 8][..], &[10, 0, 0, number]].concat()),
         Family::V6 => Key::new(&[&[1; 8][..], &[0; 15], &[number]].concat()),
     };
-    ElementId { set: SetId::new(SetKind::Affinity, family), key }
+    ElementId { set: SetKind::Affinity.set(family), key }
 }
 
 #[test]
@@ -294,7 +292,7 @@ fn a_set_of_clients_is_seen_to_be_full_and_some_are_forgotten() {
             assert!(!is_full(&mut nft, family).unwrap());
             assert_eq!(remembered(&mut nft, family).unwrap().unwrap().entries, 99, "a look leaves nothing");
             let value = Value::Data(Bytes::new(&vec![7; if family == Family::V4 { 8 } else { 20 }]));
-            world.nft.commit(&[Op::AddElement(Element { id: client(family, 99), value })]).unwrap();
+            world.nft.commit(&TABLE, &[Op::AddElement(Element { id: client(family, 99), value })]).unwrap();
             assert!(is_full(&mut nft, family).unwrap());
             // Some of them have ended by themselves meanwhile.
             let gone: Vec<Key> = (36..164).map(|n| client(family, n).key).collect();
@@ -311,12 +309,12 @@ fn changes_of_remembered_clients_are_not_reported() {
     in_netns(|| {
         let mut world = World::new(Scheduler::Random);
         small_set(&mut world, Family::V4, 50);
-        let mut monitor = Monitor::open(sluice_core::nft::TABLE, world.nft.port()).unwrap();
+        let mut monitor = Monitor::open(&TABLE, world.nft.port()).unwrap();
         let mut other = Nft::open().unwrap();
         assert_eq!(forget(&mut other, Family::V4, &[client(Family::V4, 1).key]).unwrap(), 1);
         // The first that is told is what comes after it.
-        let id = ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[9; 4]) };
-        other.commit(&[Op::AddElement(Element { id, value: Value::None })]).unwrap();
+        let id = ElementId { set: SetKind::ClusterIps.set(Family::V4), key: Key::new(&[9; 4]) };
+        other.commit(&TABLE, &[Op::AddElement(Element { id, value: Value::None })]).unwrap();
         assert_eq!(monitor.wait().unwrap(), Notice::Added);
     });
 }
@@ -337,7 +335,7 @@ fn node_ports_on_loopback_are_refused_and_counted() {
         let mut ops = world.ledger.create_skeleton();
         ops.extend(world.apply([Event::Service(Change::Apply(both))]));
         ops.extend(world.ledger.finish_load());
-        world.nft.commit(&ops).unwrap();
+        world.nft.commit(&TABLE, &ops).unwrap();
         assert_eq!(world.drift(), []);
         let listeners = ["127.0.0.1:30000", "127.0.0.1:30001", "[::1]:30000"];
         let _open = listeners.map(|at| std::net::TcpListener::bind(at).unwrap());
@@ -375,7 +373,7 @@ fn node_ports_come_before_ports_that_lead_to_pods_on_loopback_too() {
         ip(&["address", "add", "10.244.0.77/32", "dev", "lo"]);
         for loopback in [Loopback::Served, Loopback::LocalStack] {
             let mut world = World::new(Scheduler::Random);
-            world.nft.delete_table().unwrap();
+            world.nft.delete(&TABLE).unwrap();
             let config = NftConfig { loopback: [loopback; 2], ..config(Scheduler::Random) };
             world.ledger = Ledger::new(config, node());
             world.load(1, 2);
@@ -389,7 +387,7 @@ fn node_ports_come_before_ports_that_lead_to_pods_on_loopback_too() {
             };
             let host_ports = vec![host_port(30000), host_port(30001)];
             let rules = PodRules { host_ports, from_loopback: true, ..PodRules::default() };
-            world.nft.commit_to(Table::inet(TABLE), &rules.replace()).unwrap();
+            world.nft.commit(&pod_network::TABLE, &rules.replace()).unwrap();
             let [pod, on_loopback] = ["10.244.0.77:8080", "127.0.0.1:30000"].map(|at| {
                 let listener = std::net::TcpListener::bind(at).unwrap();
                 listener.set_nonblocking(true).unwrap();
@@ -435,9 +433,9 @@ fn the_guard_keeps_neighbours_from_loopback_where_the_kernel_would_not() {
             listener.recv(&mut [0; 16]).is_ok()
         };
         let mut nft = Nft::open().unwrap();
-        nft.commit_to(Table::inet(TABLE), &PodRules::default().replace()).unwrap();
+        nft.commit(&pod_network::TABLE, &PodRules::default().replace()).unwrap();
         let guarded = arrives();
-        nft.commit_to(Table::inet(TABLE), &[Op::SetRules(ChainName::new("loopback-guard"), Vec::new())])
+        nft.commit(&pod_network::TABLE, &[Op::SetRules(ChainName::new("loopback-guard"), Vec::new())])
             .unwrap();
         let unguarded = arrives();
         shell(&format!("ip netns del {neighbour}"));
@@ -449,9 +447,9 @@ fn the_guard_keeps_neighbours_from_loopback_where_the_kernel_would_not() {
 fn the_probe_passes_here_and_leaves_nothing() {
     in_netns(|| {
         let mut nft = Nft::open().unwrap();
-        nft.probe().unwrap();
-        assert!(observe(&mut nft).unwrap().is_none());
-        assert!(!nft.delete_table().unwrap());
+        nft.probe(&TABLE, &sluice_core::nft::probe()).unwrap();
+        assert!(observe(&mut nft, &TABLE).unwrap().is_none());
+        assert!(!nft.delete(&TABLE).unwrap());
     });
 }
 
@@ -465,7 +463,7 @@ fn foreign_changes_of_table_and_chains_are_undone() {
             vec!["add", "chain", "inet", "sluice", &long],
         ] {
             let mut world = World::new(Scheduler::Random);
-            world.nft.delete_table().unwrap();
+            world.nft.delete(&TABLE).unwrap();
             world.load(3, 2);
             let Ok(status) = std::process::Command::new("nft").args(&damage).status() else {
                 sluice_skips::skip("nft", "the program is not installed");
@@ -474,7 +472,7 @@ fn foreign_changes_of_table_and_chains_are_undone() {
             assert!(status.success(), "{damage:?}");
             let ops = world.drift();
             assert!(!ops.is_empty(), "{damage:?} goes unnoticed");
-            world.nft.commit(&ops).unwrap();
+            world.nft.commit(&TABLE, &ops).unwrap();
             assert_eq!(world.drift(), [], "{damage:?}");
         }
     });

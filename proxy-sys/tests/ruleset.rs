@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nftables::schema::NfListObject;
 use nftables::types::{NfChainType, NfFamily, NfHook};
-use sluice_core::nft::{Balancer, Ledger, NftConfig, NodeView, sets};
+use sluice_core::nft::{Balancer, Ledger, NftConfig, NodeView, TABLE, sets};
 use sluice_sys::nft::Nft;
 
 /// What nft lists. Maps are read from the JSON itself: nft 1.0.6 writes their data types as one
@@ -29,8 +29,8 @@ fn listed(balancer: Balancer) -> Option<Listed> {
         };
         let ledger = Ledger::new(NftConfig { balancer, ..NftConfig::default() }, node);
         let mut nft = Nft::open().unwrap();
-        nft.commit(&ledger.create_skeleton()).unwrap();
-        nft.commit(&ledger.finish_load()).unwrap();
+        nft.commit(&TABLE, &ledger.create_skeleton()).unwrap();
+        nft.commit(&TABLE, &ledger.finish_load()).unwrap();
         let output = Command::new("nft").args(["-j", "list", "table", "inet", "sluice"]).output();
         let Ok(output) = output else {
             sluice_skips::skip("nft", "the program is not installed");
@@ -113,7 +113,7 @@ fn every_set_is_there_and_only_small_maps_hold_verdicts() {
                 names.insert(set.name.to_string());
             }
         }
-        assert_eq!(names, sets(balancer).iter().map(|set| set.id.name().to_owned()).collect());
+        assert_eq!(names, sets(balancer).iter().map(|set| set.name().to_owned()).collect());
         let verdicts: BTreeSet<&str> = ruleset
             .maps
             .iter()

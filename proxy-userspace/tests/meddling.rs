@@ -14,8 +14,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, configured, in_netns, shell};
+use sluice_core::lang::nftables::{Element, ElementId, Key, Op, Value};
 use sluice_core::net::Family;
-use sluice_core::nft::{Element, ElementId, Key, Op, SetId, SetKind, Value};
+use sluice_core::nft::{SetKind, TABLE};
 use sluice_sys::nft::{Nft, observe};
 
 const SERVICES: usize = 100;
@@ -84,13 +85,13 @@ fn count(daemon: &Daemon) -> Count {
 /// Elements of Services, with their values.
 fn ours(nft: &mut Nft) -> HashMap<ElementId, Value> {
     let kinds = [SetKind::Services, SetKind::Endpoints, SetKind::ClusterIps];
-    let observed = observe(nft).unwrap().unwrap();
-    observed.elements.into_iter().filter(|(id, _)| kinds.contains(&id.set.kind)).collect()
+    let observed = observe(nft, &TABLE).unwrap().unwrap();
+    observed.elements.into_iter().filter(|(id, _)| kinds.iter().any(|kind| kind.is(id.set))).collect()
 }
 
 /// An element that nobody needs.
 fn stranger(n: u32) -> Element {
-    let id = ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&n.to_be_bytes()) };
+    let id = ElementId { set: SetKind::ClusterIps.set(Family::V4), key: Key::new(&n.to_be_bytes()) };
     Element { id, value: Value::None }
 }
 
@@ -133,7 +134,7 @@ fn removed_elements_are_restored_within_a_second_however_often() {
             let other = wanted.iter().find(another).filter(|_| changes.is_multiple_of(3));
             let exchange = other.map(|(_, value)| Op::AddElement(Element { id, value: *value }));
             let ops: Vec<Op> = std::iter::once(Op::DeleteElement(id)).chain(exchange).collect();
-            if nft.commit(&ops).is_ok() {
+            if nft.commit(&TABLE, &ops).is_ok() {
                 gone.entry(id).or_insert_with(Instant::now);
             }
             changes += 1;
@@ -177,10 +178,10 @@ fn foreign_elements_are_removed_with_growing_delays_and_own_changes_do_not_wait(
         let begun = Instant::now();
         let mut n = 0x0a0a_0000;
         while begun.elapsed() < Duration::from_secs(10) {
-            nft.commit(&[Op::AddElement(stranger(n))]).unwrap();
+            nft.commit(&TABLE, &[Op::AddElement(stranger(n))]).unwrap();
             // Half of them are taken back, unless that has been done.
             if n % 2 == 0 {
-                let _ = nft.commit(&[Op::DeleteElement(stranger(n).id)]);
+                let _ = nft.commit(&TABLE, &[Op::DeleteElement(stranger(n).id)]);
             }
             n += 1;
             std::thread::sleep(EVERY);
@@ -201,8 +202,8 @@ fn foreign_elements_are_removed_with_growing_delays_and_own_changes_do_not_wait(
             assert!(Instant::now() < end, "{} of {n:x} are left", ours(&mut looking).len() - wanted.len());
             std::thread::sleep(Duration::from_millis(200));
         }
-        let victim = *wanted.keys().find(|id| id.set.kind == SetKind::Services).unwrap();
-        nft.commit(&[Op::DeleteElement(victim)]).unwrap();
+        let victim = *wanted.keys().find(|id| SetKind::Services.is(id.set)).unwrap();
+        nft.commit(&TABLE, &[Op::DeleteElement(victim)]).unwrap();
         println!("back after {:?}", back(&daemon, &mut looking, &wanted));
     });
 }

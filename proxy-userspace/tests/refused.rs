@@ -15,16 +15,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, configured, in_netns};
+use sluice_core::lang::nftables::{Op, Value};
 use sluice_core::net::Family;
-use sluice_core::nft::{Balancer, Op, SetId, SetKind, Value, sets};
+use sluice_core::nft::{SetKind, TABLE};
 use sluice_sys::nft::{Nft, observe};
 
 /// Another program's idea of the map of frontends.
 fn make_a_small_map(nft: &mut Nft) {
-    let id = SetId::new(SetKind::Services, Family::V4);
-    let mut spec = sets(Balancer::Ruleset).into_iter().find(|spec| spec.id == id).unwrap();
+    let mut spec = *SetKind::Services.set(Family::V4).spec();
     spec.size = 3;
-    nft.commit(&[Op::AddTable, Op::AddSet(spec)]).unwrap();
+    nft.commit(&TABLE, &[Op::AddTable, Op::AddSet(spec)]).unwrap();
 }
 
 /// Services by number, port and the last bytes of their endpoints.
@@ -51,15 +51,12 @@ fn write(directory: &Path, services: &[(u8, u16, &[u8])]) {
 /// Frontends by the last byte of their address and their port, and the last bytes of all endpoints.
 fn in_force(nft: &mut Nft) -> (BTreeSet<(u8, u16)>, BTreeSet<u8>) {
     let (mut frontends, mut endpoints) = (BTreeSet::new(), BTreeSet::new());
-    for (id, value) in observe(nft).unwrap().unwrap().elements {
-        match (id.set.kind, value) {
-            (SetKind::Services, _) => {
-                frontends.insert((id.key[3], u16::from_be_bytes([id.key[8], id.key[9]])));
-            }
-            (SetKind::Endpoints, Value::Data(data)) => {
-                endpoints.insert(data[3]);
-            }
-            _ => {}
+    for (id, value) in observe(nft, &TABLE).unwrap().unwrap().elements {
+        if SetKind::Services.is(id.set) {
+            frontends.insert((id.key[3], u16::from_be_bytes([id.key[8], id.key[9]])));
+        }
+        if let (true, Value::Data(data)) = (SetKind::Endpoints.is(id.set), value) {
+            endpoints.insert(data[3]);
         }
     }
     (frontends, endpoints)

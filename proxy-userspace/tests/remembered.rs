@@ -10,9 +10,10 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, configured, in_netns, shell};
+use sluice_core::lang::nftables::Op;
 use sluice_core::net::Family;
 use sluice_core::nft::eviction::Client;
-use sluice_core::nft::{Ledger, NftConfig, NodeView, Op, SetKind};
+use sluice_core::nft::{Ledger, NftConfig, NodeView, TABLE};
 use sluice_sys::nft::{Nft, first_clients};
 
 const CAPACITY: u32 = 1_000;
@@ -25,12 +26,12 @@ fn write_small_table() {
     let mut ops = Ledger::new(NftConfig::default(), NodeView::default()).create_skeleton();
     for op in &mut ops {
         if let Op::AddSet(spec) = op
-            && spec.id.kind == SetKind::Affinity
+            && spec.dynamic
         {
             spec.size = CAPACITY;
         }
     }
-    Nft::open().unwrap().commit(&ops).unwrap();
+    Nft::open().unwrap().commit(&TABLE, &ops).unwrap();
 }
 
 /// Adds clients of a service port as the packet path does; with each the time that is left is

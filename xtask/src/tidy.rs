@@ -4,6 +4,7 @@ mod lines;
 mod links;
 mod tree;
 mod walls;
+mod words;
 
 use std::fmt;
 
@@ -33,7 +34,7 @@ impl fmt::Display for Finding {
 type Check = fn(&Tree) -> Vec<Finding>;
 
 /// All rules, with their names.
-const RULES: [(&str, Check); 7] = [
+const RULES: [(&str, Check); 8] = [
     ("links are valid", links::check),
     ("pages named in code exist", links::check_code),
     ("files are short enough to read", lines::check_files),
@@ -41,6 +42,7 @@ const RULES: [(&str, Check); 7] = [
     ("pictures are drawn from their texts", docs::check_pictures),
     ("every page is on the site", docs::check_site),
     ("dependencies between crates and between modules follow the rules", walls::check),
+    ("what belongs to no feature has no words of features", words::check),
 ];
 
 /// Checks all rules; fails if one is broken, after it has printed where.

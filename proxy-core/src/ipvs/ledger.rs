@@ -20,6 +20,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::held::Held;
 use super::lower::{Claim, Lowered, Wanted, lower};
 use super::{DestinationKey, IpvsConfig, Load, NodeView, ObservedServer, Op, Others, Server, ServerKey};
+use crate::lang::nftables;
 use crate::nft;
 use crate::plan::{PlanChange, ServicePlan};
 
@@ -33,7 +34,7 @@ pub struct Observed {
     /// What rules of routing lead here.
     pub led: Vec<ServerKey>,
     /// The table; `None` if there is none.
-    pub table: Option<nft::Observed>,
+    pub table: Option<nftables::Observed>,
 }
 
 /// Operations, to be applied in this order.
@@ -44,13 +45,13 @@ pub struct Steps {
     /// others and addresses too.
     pub before: Vec<Op>,
     /// The ruleset.
-    pub ruleset: Vec<nft::Op>,
+    pub ruleset: Vec<nftables::Op>,
     /// Virtual servers, then addresses and what is led here.
     pub after: Vec<Op>,
     /// What nobody wants any more.
     pub last: Vec<Op>,
     /// What the ruleset had to keep until then.
-    pub closing: Vec<nft::Op>,
+    pub closing: Vec<nftables::Op>,
 }
 
 /// What the kernel should hold.
@@ -170,9 +171,9 @@ impl Ledger {
         let ruleset = match observed.table {
             Some(table) => self.ruleset.reconcile(plans, table),
             None => {
-                let nothing = nft::Observed { altered: true, ..nft::Observed::default() };
+                let nothing = nftables::Observed { altered: true, ..nftables::Observed::default() };
                 let mut ops = self.ruleset.reconcile(plans, nothing);
-                ops.retain(|op| *op != nft::Op::DeleteTable);
+                ops.retain(|op| *op != nftables::Op::DeleteTable);
                 ops
             }
         };
@@ -192,7 +193,7 @@ impl Ledger {
         self.unsettled.extend(&self.bound);
         self.led = observed.led.into_iter().collect();
         touched.extend(&self.led);
-        let is_new = ruleset.first() == Some(&nft::Op::DeleteTable);
+        let is_new = ruleset.first() == Some(&nftables::Op::DeleteTable);
         let mut steps = self.steps(touched, &FxHashSet::default(), ruleset);
         if is_new {
             // Until then another backend's ruleset captures connections.
@@ -260,7 +261,7 @@ impl Ledger {
         &mut self,
         touched: FxHashSet<ServerKey>,
         refused: &FxHashSet<ServerKey>,
-        ruleset: Vec<nft::Op>,
+        ruleset: Vec<nftables::Op>,
     ) -> Steps {
         let mut steps = Steps { ruleset, ..Steps::default() };
         let mut touched: Vec<ServerKey> = touched.into_iter().collect();
@@ -344,7 +345,7 @@ impl Ledger {
         // What the table holds of such is nothing that a plan asks for, so a reconciliation would
         // delete it.
         steps.ruleset.retain(|op| match op {
-            nft::Op::DeleteElement(id) => nft::closed_address(id).is_none_or(|ip| {
+            nftables::Op::DeleteElement(id) => nft::closed_address(id).is_none_or(|ip| {
                 self.closed.insert(ip);
                 false
             }),
@@ -353,11 +354,11 @@ impl Ledger {
         let is_left = |ip: &&IpAddr| self.bound.contains(ip) && !self.addresses.contains_key(ip);
         let wanted: FxHashSet<IpAddr> = drained.iter().filter(is_left).copied().collect();
         for ip in wanted.difference(&self.closed) {
-            steps.ruleset.push(nft::Op::AddElement(nft::close_address(ip)));
+            steps.ruleset.push(nftables::Op::AddElement(nft::close_address(ip)));
         }
         for ip in self.closed.difference(&wanted) {
             let ops = if self.bound.contains(ip) { &mut steps.ruleset } else { &mut steps.closing };
-            ops.push(nft::Op::DeleteElement(nft::close_address(ip).id));
+            ops.push(nftables::Op::DeleteElement(nft::close_address(ip).id));
         }
         self.closed = wanted;
     }

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashSet;
 
-use super::object::{ElementId, Op, SetKind};
+use super::SetKind;
+use crate::lang::nftables::{ElementId, Op};
 
 /// Operations that are decided, and not committed yet.
 #[derive(Debug)]
@@ -87,18 +88,14 @@ impl Backlog {
     }
 }
 
-/// Whether an operation is about what more than one Service may need: a chain, or an element of a
-/// set whose elements Services share ([`Shared`](super::Shared)).
+/// The sets whose elements Services share ([`Shared`](super::Shared)).
+const SHARED: [SetKind; 5] =
+    [SetKind::Hairpin, SetKind::Classes, SetKind::Entries, SetKind::ClusterIps, SetKind::HealthPorts];
+
+/// Whether an operation is about what more than one Service may need: a chain, or such an element.
 fn may_be_needed_by_others(op: &Op) -> bool {
     match op {
-        Op::AddElement(element) => matches!(
-            element.id.set.kind,
-            SetKind::Hairpin
-                | SetKind::Classes
-                | SetKind::Entries
-                | SetKind::ClusterIps
-                | SetKind::HealthPorts
-        ),
+        Op::AddElement(element) => SHARED.iter().any(|kind| kind.is(element.id.set)),
         Op::DeleteElement(_) => false,
         _ => true,
     }
@@ -115,11 +112,11 @@ fn element(op: &Op) -> Option<ElementId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lang::nftables::{ChainName, Element, Key, Value};
     use crate::net::Family;
-    use crate::nft::{ChainName, Element, Key, SetId, Value};
 
     fn id(kind: SetKind, n: u8) -> ElementId {
-        ElementId { set: SetId::new(kind, Family::V4), key: Key::new(&[n]) }
+        ElementId { set: kind.set(Family::V4), key: Key::new(&[n]) }
     }
 
     fn add(kind: SetKind, n: u8) -> Op {

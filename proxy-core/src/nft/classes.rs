@@ -15,10 +15,13 @@
 //!   copy is what a dynset stores.
 
 use super::NftConfig;
-use super::expr::{CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg};
-use super::object::{Chain, ChainName, Rule, SetId, SetKind};
+use super::sets::SetKind;
 use crate::group::GroupId;
 use crate::ipvs::server_mark;
+use crate::lang::nftables::{
+    Chain, ChainName, CmpOp, DynsetOp, Expr, MetaKey, NumgenKind, Reg, Rule, SetId, address_regs, in_network,
+    load_destination, load_port, load_source, local_type,
+};
 use crate::net::Family;
 use crate::plan::Detector;
 
@@ -44,8 +47,8 @@ impl IdTable {
     /// The map of frontends.
     pub(super) fn frontends(self, family: Family) -> SetId {
         match self {
-            IdTable::Services => SetId::new(SetKind::Services, family),
-            IdTable::NodePorts => SetId::new(SetKind::NodePorts, family),
+            IdTable::Services => SetKind::Services.set(family),
+            IdTable::NodePorts => SetKind::NodePorts.set(family),
         }
     }
 
@@ -163,11 +166,11 @@ impl ClassChain {
         let mut rules = Vec::new();
         match self.masquerade {
             MasqueradeRule::Never => {}
-            MasqueradeRule::Always => rules.push(rule("masquerade", set_mark(config))),
+            MasqueradeRule::Always => rules.push(Rule::new("masquerade", set_mark(config))),
             MasqueradeRule::NotPods => {
                 let mut exprs = is_pod(config.detector(self.family), self.family, false);
                 exprs.extend(set_mark(config));
-                rules.push(rule("masquerade clients that are not pods", exprs));
+                rules.push(Rule::new("masquerade clients that are not pods", exprs));
             }
         }
         let find = self.find_group();
@@ -177,7 +180,7 @@ impl ClassChain {
             Pick::ByServer if self.masquerade != MasqueradeRule::Always => {
                 let mut exprs = from_host();
                 exprs.extend(set_mark(config));
-                rules.push(rule("masquerade this node", exprs));
+                rules.push(Rule::new("masquerade this node", exprs));
             }
             Pick::ByServer => {}
             Pick::Random { size, affinity } => {
@@ -185,9 +188,9 @@ impl ClassChain {
             }
             Pick::ByGroup => {
                 let mut exprs = find;
-                let set = SetId::new(SetKind::Groups, self.family);
+                let set = SetKind::Groups.set(self.family);
                 exprs.push(Expr::LookupVerdict { set, sreg: GROUP });
-                rules.push(rule("the group's own turn", exprs));
+                rules.push(Rule::new("the group's own turn", exprs));
             }
         }
         Chain { name: self.name(), hook: None, rules }
@@ -274,12 +277,12 @@ fn random(size: u32) -> Expr {
 fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) -> Vec<Rule> {
     let mut pick = find.to_vec();
     pick.push(turn);
-    let endpoints = SetId::new(SetKind::Endpoints, family);
+    let endpoints = SetKind::Endpoints.set(family);
     pick.push(Expr::LookupData { set: endpoints, sreg: GROUP, dreg: ENDPOINT });
     let mut plain = pick.clone();
     plain.push(dnat(family));
-    let Some(seconds) = affinity else { return vec![rule("pick", plain)] };
-    let affinity = SetId::new(SetKind::Affinity, family);
+    let Some(seconds) = affinity else { return vec![Rule::new("pick", plain)] };
+    let affinity = SetKind::Affinity.set(family);
     let recall = Expr::LookupData { set: affinity, sreg: 0, dreg: ENDPOINT };
 
     let mut sticky = find.to_vec();
@@ -298,17 +301,17 @@ fn pick_rules(family: Family, find: &[Expr], turn: Expr, affinity: Option<u32>) 
     remember.push(dynset(affinity, DynsetOp::Update, seconds));
     remember.extend([recall, dnat(family)]);
     vec![
-        rule("same endpoint as before for this client", sticky),
-        rule("pick an endpoint and remember it", remember),
+        Rule::new("same endpoint as before for this client", sticky),
+        Rule::new("pick an endpoint and remember it", remember),
         // Reached only when the affinity map is full: the connection must not fail for that.
-        rule("pick", plain),
+        Rule::new("pick", plain),
     ]
 }
 
 /// Ends the rule unless the endpoint is a member of the group; makes the copy that a dynset can
 /// store.
 fn copy_member(family: Family) -> Expr {
-    Expr::LookupData { set: SetId::new(SetKind::Members, family), sreg: GROUP, dreg: GROUP }
+    Expr::LookupData { set: SetKind::Members.set(family), sreg: GROUP, dreg: GROUP }
 }
 
 fn dynset(set: SetId, op: DynsetOp, seconds: u32) -> Expr {
@@ -327,38 +330,6 @@ fn clear_local_bit(sreg: Reg, dreg: Reg) -> Expr {
 
 fn dnat(family: Family) -> Expr {
     Expr::Dnat { family, address: ENDPOINT, port: ENDPOINT + address_regs(family) }
-}
-
-pub(crate) fn rule(about: &'static str, exprs: Vec<Expr>) -> Rule {
-    Rule { about, exprs }
-}
-
-pub(crate) fn address_regs(family: Family) -> Reg {
-    if family == Family::V4 { 1 } else { 4 }
-}
-
-/// Loads the source address.
-pub(crate) fn load_source(family: Family, dreg: Reg) -> Expr {
-    match family {
-        Family::V4 => Expr::NetworkHeader { dreg, offset: 12, len: 4 },
-        Family::V6 => Expr::NetworkHeader { dreg, offset: 8, len: 16 },
-    }
-}
-
-/// Loads the destination address.
-pub(crate) fn load_destination(family: Family, dreg: Reg) -> Expr {
-    match family {
-        Family::V4 => Expr::NetworkHeader { dreg, offset: 16, len: 4 },
-        Family::V6 => Expr::NetworkHeader { dreg, offset: 24, len: 16 },
-    }
-}
-
-/// Loads protocol and destination port, two registers.
-pub(super) fn load_port(dreg: Reg) -> Vec<Expr> {
-    vec![
-        Expr::Meta { dreg, key: MetaKey::L4Proto },
-        Expr::TransportHeader { dreg: dreg + 1, offset: 2, len: 2 },
-    ]
 }
 
 /// Loads destination address, protocol and destination port into registers 0 and on.
@@ -393,14 +364,6 @@ pub(super) fn from_host() -> Vec<Expr> {
     vec![Expr::FibSourceType { dreg: 0 }, local_type()]
 }
 
-/// Ends the rule unless register 0 has the type of local routes.
-pub(crate) fn local_type() -> Expr {
-    Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().to_vec() }
-}
-
-/// `RTN_LOCAL` of linux/rtnetlink.h.
-const RTN_LOCAL: u32 = 2;
-
 /// Sets the masquerade bit of the packet mark and leaves the others alone.
 pub(super) fn set_mark(config: &NftConfig) -> Vec<Expr> {
     let mark = config.mark();
@@ -432,14 +395,4 @@ pub(super) fn is_pod(detector: &Detector, family: Family, wanted: bool) -> Vec<E
             Expr::Cmp { sreg: 0, op, data: prefix.clone().into_bytes() },
         ],
     }
-}
-
-/// Compares an address, which `load` puts into register 0, with a network.
-pub(crate) fn in_network(load: Expr, net: &ipnet::IpNet, op: CmpOp) -> Vec<Expr> {
-    let (mask, addr) = match net {
-        ipnet::IpNet::V4(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),
-        ipnet::IpNet::V6(net) => (net.netmask().octets().to_vec(), net.network().octets().to_vec()),
-    };
-    let xor = vec![0; mask.len()];
-    vec![load, Expr::Bitwise { sreg: 0, dreg: 0, mask, xor }, Expr::Cmp { sreg: 0, op, data: addr }]
 }

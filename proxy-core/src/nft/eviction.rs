@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::object::Key;
+use crate::lang::nftables::Key;
 
 /// A client that is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

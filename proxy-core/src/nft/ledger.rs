@@ -9,40 +9,18 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::classes::is_round_robin;
-use super::lower::{Lowered, Shared, address_key, element, lower, parse_endpoint};
-use super::object::{Chain, ChainName, Element, ElementId, Hook, Op, SetId, SetKind, SetSpec, Value};
-use super::skeleton::{NodeView, chains, sets, static_elements};
+use super::lower::{Lowered, Shared, address_key, lower, parse_endpoint};
+use super::sets::{SetKind, sets};
+use super::skeleton::{NodeView, chains, static_elements};
 use super::{Balancer, NftConfig};
 use crate::diff::{Delta, diff};
 use crate::group::{Edit, GroupId, Member, Part, Parts, Slots};
 use crate::ipvs::Marks;
+use crate::lang::nftables::{
+    Chain, ChainName, Element, Observed, Op, SetId, Value, Wanted, element_ops, sorted,
+};
 use crate::net::Family;
 use crate::plan::{PlanChange, ServicePlan};
-
-/// A chain as the kernel holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedChain {
-    /// Name.
-    pub name: ChainName,
-    /// Hook number and priority, for base chains.
-    pub hook: Option<(u32, i32)>,
-    /// The comments of its rules, in order.
-    pub rules: Vec<String>,
-}
-
-/// Our table as the kernel holds it.
-#[derive(Clone, Debug, Default)]
-pub struct Observed {
-    /// Sets by name, with key length and data length in bytes.
-    pub sets: Vec<(String, u32, u32)>,
-    /// Chains.
-    pub chains: Vec<ObservedChain>,
-    /// Elements, without those that the packet path adds.
-    pub elements: FxHashMap<ElementId, Value>,
-    /// Something is as we never write it: an element, a chain's name or policy, a switched-off
-    /// table.
-    pub altered: bool,
-}
 
 /// What a change does to groups that are there before and after it.
 type Edits = FxHashMap<GroupId, Edit>;
@@ -97,18 +75,13 @@ impl Ledger {
     /// Operations for a table that does not exist: skeleton first. The refusal of unknown
     /// ClusterIPs comes with [`Ledger::finish_load`], when the services are in.
     pub fn create_skeleton(&self) -> Vec<Op> {
-        let mut ops = vec![Op::AddTable];
-        ops.extend(self.sets().into_iter().map(Op::AddSet));
         let empty = NodeView { service_networks: Vec::new(), ..self.node.clone() };
-        let chains = chains(&self.config, &empty, &[]);
-        ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
-        ops.extend(chains.into_iter().map(|c| Op::SetRules(c.name, c.rules)));
-        ops.extend(static_elements().into_iter().map(Op::AddElement));
-        ops.extend(self.node_elements().map(Op::AddElement));
-        ops
+        let mut elements = static_elements();
+        elements.extend(self.node_elements());
+        Wanted { sets: self.sets(), chains: chains(&self.config, &empty, &[]), elements }.create()
     }
 
-    fn sets(&self) -> Vec<SetSpec> {
+    fn sets(&self) -> Vec<SetId> {
         sets(self.config.balancer)
     }
 
@@ -322,7 +295,7 @@ impl Ledger {
         let others = self.node.others.addresses.iter().map(|ip| (SetKind::OthersAddresses, ip));
         own.chain(others)
             .chain(for_node_ports)
-            .map(|(kind, ip)| element(SetId::new(kind, Family::of(ip)), address_key(ip), Value::None))
+            .map(|(kind, ip)| Element::new(kind.set(Family::of(ip)), address_key(ip), Value::None))
     }
 
     fn skeleton_chains(&self) -> Vec<Chain> {
@@ -353,12 +326,13 @@ impl Ledger {
         self.foreign.clear();
         self.emptied.clear();
         let mut slots: FxHashMap<GroupId, ReadSlots> = FxHashMap::default();
-        for (id, value) in observed.elements.iter().filter(|(id, _)| id.set.kind == SetKind::Endpoints) {
+        for (id, value) in &observed.elements {
+            let Some(family) = SetKind::Endpoints.family_of(id.set) else { continue };
             let Value::Data(data) = value else { continue };
             let Some((group, slot)) = id.key.split_at_checked(8) else { continue };
             let Some(group) = GroupId::from_bytes(group) else { continue };
             let Ok(slot) = <[u8; 4]>::try_from(slot) else { continue };
-            if let Some(endpoint) = parse_endpoint(id.set.family, data) {
+            if let Some(endpoint) = parse_endpoint(family, data) {
                 slots.entry(group).or_default().push((u32::from_ne_bytes(slot), endpoint));
             }
         }
@@ -395,102 +369,15 @@ impl Ledger {
             }
         }
         wanted_chains.extend(self.skeleton_chains());
-        if !sets_fit(&self.sets(), &observed) || observed.altered || !hooks_fit(&observed, &wanted_chains) {
-            return recreate(self.sets(), wanted_chains, sorted(wanted));
+        let wanted = Wanted { sets: self.sets(), chains: wanted_chains, elements: wanted };
+        if !wanted.fits(&observed) {
+            return wanted.replace();
         }
-        let mut ops = vec![Op::AddTable];
-        let names: FxHashSet<&str> = observed.sets.iter().map(|(name, ..)| name.as_str()).collect();
-        ops.extend(self.sets().into_iter().filter(|s| !names.contains(s.id.name())).map(Op::AddSet));
-        ops.extend(chain_ops(&wanted_chains, &observed.chains));
-        let held = observed.elements.into_iter().map(|(id, value)| Element { id, value }).collect();
-        ops.extend(element_ops(diff(sorted(held), sorted(wanted))));
-        let wanted: FxHashSet<ChainName> = wanted_chains.iter().map(|c| c.name).collect();
+        let names: FxHashSet<ChainName> = wanted.chains.iter().map(|chain| chain.name).collect();
         // Of others than our own spares the rules are unknown.
-        let extra = observed.chains.iter().map(|c| c.name).filter(|name| !wanted.contains(name));
+        let extra = observed.chains.iter().map(|chain| chain.name).filter(|name| !names.contains(name));
         let spares = std::mem::take(&mut self.retired);
         (self.retired, self.foreign) = extra.partition(|name| spares.contains(name));
-        if ops == [Op::AddTable] {
-            ops.clear();
-        }
-        ops
+        wanted.difference(observed)
     }
-}
-
-fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
-    elements.sort_unstable_by_key(|e| e.id);
-    elements.dedup_by_key(|e| e.id);
-    elements
-}
-
-/// Element operations in an order that is safe even if a transaction ends between them: what is
-/// looked up late in the packet path is written first and removed last.
-fn element_ops(delta: Delta<Element>) -> Vec<Op> {
-    let mut writes: Vec<(ElementId, Option<Element>, bool)> = Vec::new();
-    writes.extend(delta.create.into_iter().map(|e| (e.id, Some(e), false)));
-    writes.extend(delta.update.into_iter().map(|(_, new)| (new.id, Some(new), true)));
-    writes.sort_unstable_by_key(|(id, ..)| *id);
-    let mut deletes: Vec<ElementId> = delta.delete.into_iter().map(|e| e.id).collect();
-    deletes.sort_unstable_by(|a, b| b.cmp(a));
-    let mut ops = Vec::with_capacity(writes.len() * 2 + deletes.len());
-    // A node's or Service's frontends change between forward and refuse: the refusal must not
-    // outlive.
-    for (id, element, exists) in writes {
-        if exists {
-            ops.push(Op::DeleteElement(id));
-        }
-        ops.extend(element.map(Op::AddElement));
-    }
-    ops.extend(deletes.into_iter().map(Op::DeleteElement));
-    ops
-}
-
-fn sets_fit(sets: &[SetSpec], observed: &Observed) -> bool {
-    observed.sets.iter().all(|(name, key_len, data_len)| {
-        SetId::by_name(name).is_some_and(|id| {
-            sets.iter().any(|s| s.id == id && s.key_len == *key_len && data_length(s) == *data_len)
-        })
-    })
-}
-
-fn data_length(spec: &SetSpec) -> u32 {
-    match spec.value {
-        super::object::SetValue::Data(len, _) => len,
-        _ => 0,
-    }
-}
-
-fn hooks_fit(observed: &Observed, wanted: &[Chain]) -> bool {
-    let place = |hook: &Hook| (hook.number, hook.priority);
-    observed.chains.iter().all(|chain| {
-        let wanted = wanted.iter().find(|w| w.name == chain.name);
-        wanted.map_or(chain.hook.is_none(), |w| w.hook.as_ref().map(place) == chain.hook)
-    })
-}
-
-/// A table of another layout is replaced by one transaction, so that no packet sees less than one
-/// of them.
-fn recreate(sets: Vec<SetSpec>, chains: Vec<Chain>, elements: Vec<Element>) -> Vec<Op> {
-    let mut ops = vec![Op::DeleteTable, Op::AddTable];
-    ops.extend(sets.into_iter().map(Op::AddSet));
-    ops.extend(chains.iter().map(|c| Op::AddChain(c.name, c.hook)));
-    ops.extend(chains.into_iter().map(|c| Op::SetRules(c.name, c.rules)));
-    ops.extend(elements.into_iter().map(Op::AddElement));
-    ops
-}
-
-fn chain_ops(wanted: &[Chain], observed: &[ObservedChain]) -> Vec<Op> {
-    let held: FxHashMap<ChainName, &ObservedChain> = observed.iter().map(|c| (c.name, c)).collect();
-    let mut ops = Vec::new();
-    let missing = wanted.iter().filter(|chain| !held.contains_key(&chain.name));
-    ops.extend(missing.map(|chain| Op::AddChain(chain.name, chain.hook)));
-    for chain in wanted {
-        let right = held.get(&chain.name).is_some_and(|held| {
-            held.rules.len() == chain.rules.len()
-                && chain.rules.iter().zip(&held.rules).all(|(rule, comment)| rule.comment() == *comment)
-        });
-        if !right {
-            ops.push(Op::SetRules(chain.name, chain.rules.clone()));
-        }
-    }
-    ops
 }

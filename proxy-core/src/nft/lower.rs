@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::classes::{ClassChain, IdTable, MasqueradeRule, Pick, round_robin_chain, round_robin_name};
-use super::object::{Bytes, Chain, Element, ElementId, Key, SetId, SetKind, Value, Verdict};
+use super::sets::SetKind;
 use super::skeleton::Refusal;
 use super::timeouts::rounded;
 use super::{Balancer, NftConfig};
 use crate::group::{GroupId, LOCAL_BIT, Member, Parts};
 use crate::ipvs::{Marks, Others};
+use crate::lang::nftables::{Bytes, Chain, Element, ElementId, Key, Value, Verdict};
 use crate::net::{Family, Protocol};
 use crate::plan::{Action, Actions, Capture, Frontend, Group, PortPlan, Scheduler, ServicePlan, Target};
 
@@ -80,14 +81,14 @@ pub fn lower(
 ) -> Lowered {
     let mut out = Lowered::default();
     for ip in &plan.cluster_ips {
-        let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
-        out.shared.push(Shared::Element(element(set, address_key(ip), Value::None)));
+        let set = SetKind::ClusterIps.set(Family::of(ip));
+        out.shared.push(Shared::Element(Element::new(set, address_key(ip), Value::None)));
     }
     if let (Some(health), Balancer::Ipvs) = (&plan.health_check, config.balancer) {
         for family in Family::BOTH {
             let key = Key::new(&protocol_bytes(Protocol::Tcp)).with(&port_bytes(health.node_port));
-            let set = SetId::new(SetKind::HealthPorts, family);
-            out.shared.push(Shared::Element(element(set, key, Value::None)));
+            let set = SetKind::HealthPorts.set(family);
+            out.shared.push(Shared::Element(Element::new(set, key, Value::None)));
         }
     }
     for port in &plan.ports {
@@ -106,8 +107,8 @@ pub fn lower(
 /// What closes the other ports of a frontend's address.
 fn closed_ports(frontend: &Frontend) -> Option<Shared> {
     let Capture::Address(ip, ..) = &frontend.capture else { return None };
-    let set = SetId::new(SetKind::ClusterIps, Family::of(ip));
-    Some(Shared::Element(element(set, address_key(ip), Value::None)))
+    let set = SetKind::ClusterIps.set(Family::of(ip));
+    Some(Shared::Element(Element::new(set, address_key(ip), Value::None)))
 }
 
 struct Lowering<'a> {
@@ -143,7 +144,7 @@ impl Lowering<'_> {
     }
 
     fn own(&mut self, kind: SetKind, key: Key, value: Value) {
-        self.out.elements.push(element(SetId::new(kind, self.port.id.family), key, value));
+        self.out.elements.push(Element::new(kind.set(self.port.id.family), key, value));
     }
 
     fn group(&mut self, group: Group, slots: &[(u32, Member)]) {
@@ -170,8 +171,8 @@ impl Lowering<'_> {
         for target in local {
             let ip = ip_bytes(&target.address);
             let key = Key::new(&ip).with(&ip).with(&protocol_bytes(protocol)).with(&port_bytes(target.port));
-            let set = SetId::new(SetKind::Hairpin, self.family());
-            self.out.shared.push(Shared::Element(element(set, key, Value::None)));
+            let set = SetKind::Hairpin.set(self.family());
+            self.out.shared.push(Shared::Element(Element::new(set, key, Value::None)));
         }
     }
 
@@ -235,7 +236,7 @@ impl Lowering<'_> {
         for class in classes {
             value = value.with(&class);
         }
-        self.out.elements.push(element(table.frontends(self.port.id.family), key, Value::Data(value)));
+        self.out.elements.push(Element::new(table.frontends(self.port.id.family), key, Value::Data(value)));
     }
 
     /// Asks for a class chain and gives the number that leads to it.
@@ -257,10 +258,10 @@ impl Lowering<'_> {
             }
         };
         let class = ClassChain { family: self.family(), table, short, masquerade, pick };
-        let set = SetId::new(from, self.family());
+        let set = from.set(self.family());
         let goto = Value::Verdict(Verdict::Goto(class.name()));
         self.out.shared.push(Shared::Chain(class));
-        self.out.shared.push(Shared::Element(element(set, Key::new(&class.bytes()), goto)));
+        self.out.shared.push(Shared::Element(Element::new(set, Key::new(&class.bytes()), goto)));
         class.bytes()
     }
 
@@ -301,25 +302,20 @@ fn no_endpoints_set(table: IdTable) -> SetKind {
     }
 }
 
-pub(super) fn element(set: SetId, key: Key, value: Value) -> Element {
-    Element { id: ElementId { set, key }, value }
-}
-
 pub(super) fn address_key(ip: &IpAddr) -> Key {
     Key::new(&ip_bytes(ip))
 }
 
 /// The element by which nobody gets to an address, with IPVS.
 pub(crate) fn close_address(ip: &IpAddr) -> Element {
-    element(SetId::new(SetKind::Closed, Family::of(ip)), address_key(ip), Value::None)
+    Element::new(SetKind::Closed.set(Family::of(ip)), address_key(ip), Value::None)
 }
 
 /// The address, if it is such an element.
 pub(crate) fn closed_address(id: &ElementId) -> Option<IpAddr> {
-    match (id.set.kind, &*id.key) {
-        (SetKind::Closed, [a, b, c, d]) => Some(IpAddr::from([*a, *b, *c, *d])),
-        (SetKind::Closed, bytes) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
+    match (SetKind::Closed.family_of(id.set)?, &*id.key) {
+        (Family::V4, bytes) => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        (Family::V6, bytes) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
     }
 }
 
@@ -367,11 +363,4 @@ fn protocol_bytes(protocol: Protocol) -> [u8; 4] {
 fn port_bytes(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
-}
-
-impl<const N: usize> std::ops::Deref for Bytes<N> {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        self.as_slice()
-    }
 }

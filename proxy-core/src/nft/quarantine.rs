@@ -12,7 +12,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ledger::Ledger;
 use super::lower::Shared;
-use super::object::{ChainName, ElementId, Op, SetKind};
+use super::sets::SetKind;
+use crate::lang::nftables::{ChainName, ElementId, Op};
 use crate::model::ObjectName;
 use crate::plan::{PlanChange, PortPlan, ServicePlan};
 
@@ -172,7 +173,7 @@ enum Subject {
 impl Subject {
     fn of_element(id: ElementId) -> Subject {
         match id.key.first_chunk::<8>() {
-            Some(group) if id.set.kind == SetKind::Endpoints => Subject::Group(*group),
+            Some(group) if SetKind::Endpoints.is(id.set) => Subject::Group(*group),
             _ => Subject::Element(id),
         }
     }
@@ -338,11 +339,11 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lang::nftables::Key;
     use crate::net::Family;
-    use crate::nft::object::{Key, SetId};
 
     fn op(number: u32) -> Op {
-        let set = SetId::new(SetKind::ClusterIps, Family::V4);
+        let set = SetKind::ClusterIps.set(Family::V4);
         Op::DeleteElement(ElementId { set, key: Key::new(&number.to_be_bytes()) })
     }
 

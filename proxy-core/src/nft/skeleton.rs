@@ -5,16 +5,18 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::classes::{
-    CLASS, FRONTEND, INSIDE, IdTable, OUTSIDE, REFUSAL, address_regs, dummy_load, from_host, has_server_mark,
-    in_network, is_pod, load_destination, load_port, load_source, load_tuple, local_type, rule, set_mark,
-    set_server_mark,
+    CLASS, FRONTEND, INSIDE, IdTable, OUTSIDE, REFUSAL, dummy_load, from_host, has_server_mark, is_pod,
+    load_tuple, set_mark, set_server_mark,
 };
-use super::expr::{CmpOp, Expr, MetaKey, Reg};
-use super::object::{
-    Chain, ChainName, Element, ElementId, Hook, Key, Rule, SetId, SetKind, SetSpec, SetValue, Value, Verdict,
-};
+use super::sets::SetKind;
 use super::{Balancer, NftConfig};
 use crate::ipvs::Others;
+use crate::lang::nftables::{
+    CT_DNAT, CT_NEW, Chain, ChainName, CmpOp, DNAT, Element, Expr, FORWARD, Hook, INPUT, Key, MetaKey,
+    OUTPUT, POSTROUTING, PREROUTING, Reg, Rule, SNAT, Value, Verdict, address_regs, any_bit,
+    compare_loopback, in_network, load_destination, load_port, load_source, local_type, not_loopback,
+    of_family, prefix_mask,
+};
 use crate::loopback::Loopback;
 use crate::net::{Family, Protocol};
 use crate::plan::Detector;
@@ -35,107 +37,12 @@ pub struct NodeView {
     pub others: Others,
 }
 
-pub(crate) const PREROUTING: u32 = 0;
-pub(crate) const INPUT: u32 = 1;
-pub(crate) const FORWARD: u32 = 2;
-pub(crate) const OUTPUT: u32 = 3;
-pub(crate) const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
 /// IPVS takes connections of this node at `NF_IP_PRI_NAT_DST + 2` (ip_vs_core.c), those of others
 /// in the input hook.
 const MARK: i32 = -106;
 const BEFORE_IPVS: i32 = -105;
-pub(crate) const DNAT: i32 = -100;
 const FILTER: i32 = 0;
-pub(crate) const SNAT: i32 = 100;
-
-/// `NF_CT_STATE_BIT(IP_CT_NEW)` of linux/netfilter/nf_conntrack_common.h.
-const CT_NEW: u32 = 8;
-/// `IPS_DST_NAT`.
-pub(crate) const CT_DNAT: u32 = 1 << 5;
-
-/// More clients than this cannot be remembered at once in one family; further ones are balanced
-/// anew.
-const AFFINITY_SIZE: u32 = 1 << 20;
-
-/// nft's data types (nftables' include/datatype.h), six bits each in a concatenation.
-const IPV4: u32 = 7;
-const IPV6: u32 = 8;
-const PROTOCOL: u32 = 12;
-const PORT: u32 = 13;
-const NUMBER: u32 = 19;
-const INTEGER: u32 = 4;
-const ETHERNET: u32 = 9;
-const INTERFACE: u32 = 41;
-
-/// All sets of a balancer's ruleset.
-pub fn sets(balancer: Balancer) -> Vec<SetSpec> {
-    SetId::all().filter(|id| id.kind.is_of(balancer)).map(spec).collect()
-}
-
-pub(crate) fn spec(id: SetId) -> SetSpec {
-    let (ip, ip_len) = match id.family {
-        Family::V4 => (IPV4, 4),
-        Family::V6 => (IPV6, 16),
-    };
-    let width = |field: u32| match field {
-        IPV4 => 4,
-        IPV6 => 16,
-        ETHERNET => 8,
-        INTERFACE => 16,
-        _ => 4,
-    };
-    let tuple = vec![ip, PROTOCOL, PORT];
-    let port = vec![PROTOCOL, PORT];
-    let words = |n: u32| {
-        // nft's type of a concatenation has room for five fields; it prints longer data as one
-        // number.
-        let data_type = if n <= 5 { concat(&vec![NUMBER; n as usize]) } else { INTEGER };
-        SetValue::Data(4 * n, data_type)
-    };
-    let endpoint = SetValue::Data(ip_len + 4, concat(&[ip, PORT]));
-    let (fields, value) = match id.kind {
-        SetKind::Endpoints => (vec![NUMBER, NUMBER, NUMBER], endpoint),
-        SetKind::Members => {
-            let copy = SetValue::Data(ip_len + 8, concat(&[NUMBER, ip, PORT]));
-            (vec![NUMBER, NUMBER, ip, PORT], copy)
-        }
-        SetKind::Affinity => (vec![NUMBER, NUMBER, ip], endpoint),
-        SetKind::Hairpin => (vec![ip, ip, PROTOCOL, PORT], SetValue::None),
-        SetKind::AllowedSources => (vec![ip, PROTOCOL, PORT, ip, NUMBER], SetValue::None),
-        SetKind::Groups | SetKind::Classes | SetKind::Entries => (vec![NUMBER, NUMBER], SetValue::Verdict),
-        SetKind::Refusals => (vec![NUMBER], SetValue::Verdict),
-        SetKind::ClusterIps
-        | SetKind::NodePortAddresses
-        | SetKind::OwnAddresses
-        | SetKind::OthersAddresses
-        | SetKind::Underlay
-        | SetKind::Closed => (vec![ip], SetValue::None),
-        SetKind::TunnelSources4 => (vec![ip, IPV4, NUMBER], SetValue::None),
-        SetKind::TunnelSources6 => (vec![ip, IPV6, NUMBER], SetValue::None),
-        SetKind::PodPorts => (vec![INTERFACE], SetValue::None),
-        SetKind::PodSources => (vec![INTERFACE, ETHERNET, ip], SetValue::None),
-        SetKind::Filtered => (tuple, SetValue::None),
-        SetKind::HealthPorts | SetKind::LoopbackRefusals => (port, SetValue::None),
-        SetKind::NoEndpoints => (tuple, words(2)),
-        SetKind::NodePortNoEndpoints => (port, words(2)),
-        SetKind::Services => (tuple, words(9)),
-        SetKind::NodePorts => (port, words(9)),
-    };
-    let dynamic = id.kind == SetKind::Affinity;
-    SetSpec {
-        id,
-        key_len: fields.iter().map(|f| width(*f)).sum(),
-        key_type: concat(&fields),
-        value,
-        size: if dynamic { AFFINITY_SIZE } else { 0 },
-        dynamic,
-    }
-}
-
-fn concat(fields: &[u32]) -> u32 {
-    fields.iter().fold(0, |all, field| all << 6 | field)
-}
 
 fn reject_chain() -> ChainName {
     ChainName::new("reject")
@@ -150,9 +57,8 @@ pub(super) fn source_filter_chain(family: Family) -> ChainName {
 pub(super) fn static_elements() -> Vec<Element> {
     let mut elements = Vec::new();
     for family in Family::BOTH {
-        let mut add = |kind, key: &[u8], verdict| {
-            let id = ElementId { set: SetId::new(kind, family), key: Key::new(key) };
-            elements.push(Element { id, value: Value::Verdict(verdict) });
+        let mut add = |kind: SetKind, key: &[u8], verdict| {
+            elements.push(Element::new(kind.set(family), Key::new(key), Value::Verdict(verdict)));
         };
         add(SetKind::Refusals, &Refusal::Reject.bytes(), Verdict::Goto(reject_chain()));
         add(SetKind::Refusals, &Refusal::Drop.bytes(), Verdict::Drop);
@@ -195,7 +101,7 @@ fn local_policy_chain(table: IdTable, family: Family) -> ChainName {
 /// ranges in use, by family.
 pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8)]) -> Vec<Chain> {
     let mut chains = vec![
-        chain("reject", None, vec![rule("refuse", vec![Expr::RejectPortUnreachable])]),
+        chain("reject", None, vec![Rule::new("refuse", vec![Expr::RejectPortUnreachable])]),
         chain("check-sources", None, check_sources()),
         chain("check-endpoints", None, check_endpoints(config)),
         chain("check-nodeports", None, check_node_ports(config)),
@@ -222,7 +128,7 @@ pub fn chains(config: &NftConfig, node: &NodeView, prefix_lengths: &[(Family, u8
     ]);
     match config.balancer {
         Balancer::Ruleset => {
-            let translate = || vec![rule("translate", vec![jump("services")])];
+            let translate = || vec![Rule::new("translate", vec![jump("services")])];
             let of_the_node = translate().into_iter().chain(keep_node_ports(config)).collect();
             let input = vec![new_only("check-endpoints"), new_only("check-nodeports")];
             chains.extend([
@@ -267,35 +173,15 @@ fn new_only(name: &str) -> Rule {
     let mut exprs = vec![Expr::CtState { dreg: 0 }];
     exprs.extend(any_bit(CT_NEW));
     exprs.push(jump(name));
-    rule("new connections", exprs)
-}
-
-/// Ends the rule unless register 0 has one of the bits.
-pub(crate) fn any_bit(bits: u32) -> Vec<Expr> {
-    vec![
-        Expr::Bitwise { sreg: 0, dreg: 0, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },
-        Expr::Cmp { sreg: 0, op: CmpOp::Neq, data: vec![0; 4] },
-    ]
-}
-
-/// Ends the rule unless the packet is of the family.
-pub(crate) fn of_family(family: Family) -> Vec<Expr> {
-    let number = match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    };
-    vec![
-        Expr::Meta { dreg: 0, key: MetaKey::NfProto },
-        Expr::Cmp { sreg: 0, op: CmpOp::Eq, data: vec![number] },
-    ]
+    Rule::new("new connections", exprs)
 }
 
 /// Looks the destination up in a map of refusals and does what it says.
 fn refuse(family: Family, table: IdTable, kind: SetKind) -> Vec<Expr> {
     let mut exprs = vec![dummy_load(REFUSAL, 4)];
     exprs.extend(table.load_key(family));
-    exprs.push(Expr::LookupData { set: SetId::new(kind, family), sreg: 0, dreg: REFUSAL - 1 });
-    exprs.push(Expr::LookupVerdict { set: SetId::new(SetKind::Refusals, family), sreg: REFUSAL });
+    exprs.push(Expr::LookupData { set: kind.set(family), sreg: 0, dreg: REFUSAL - 1 });
+    exprs.push(Expr::LookupVerdict { set: SetKind::Refusals.set(family), sreg: REFUSAL });
     exprs
 }
 
@@ -305,7 +191,7 @@ fn go_to_class(family: Family, table: IdTable, class: Reg) -> Vec<Expr> {
     exprs.extend(table.load_key(family));
     exprs.push(Expr::LookupData { set: table.frontends(family), sreg: 0, dreg: FRONTEND });
     let kind = if class == CLASS { SetKind::Entries } else { SetKind::Classes };
-    exprs.push(Expr::LookupVerdict { set: SetId::new(kind, family), sreg: class });
+    exprs.push(Expr::LookupVerdict { set: kind.set(family), sreg: class });
     exprs
 }
 
@@ -314,9 +200,9 @@ fn check_sources() -> Vec<Rule> {
         .map(|family| {
             let mut exprs = of_family(family);
             exprs.extend(load_tuple(family));
-            exprs.push(Expr::Lookup { set: SetId::new(SetKind::Filtered, family), sreg: 0 });
+            exprs.push(Expr::Lookup { set: SetKind::Filtered.set(family), sreg: 0 });
             exprs.push(Expr::Verdict(Verdict::Goto(source_filter_chain(family))));
-            rule("load balancer source ranges", exprs)
+            Rule::new("load balancer source ranges", exprs)
         })
         .into()
 }
@@ -326,7 +212,7 @@ fn check_endpoints(config: &NftConfig) -> Vec<Rule> {
     rules.extend(Family::BOTH.map(|family| {
         let mut exprs = of_family(family);
         exprs.extend(refuse(family, IdTable::Services, SetKind::NoEndpoints));
-        rule("frontends without endpoints", exprs)
+        Rule::new("frontends without endpoints", exprs)
     }));
     rules
 }
@@ -339,23 +225,23 @@ fn short_circuited(config: &NftConfig) -> Vec<Rule> {
     }
     let mut exprs = has_server_mark();
     exprs.push(Expr::Verdict(Verdict::Accept));
-    vec![rule("clients that reach all endpoints", exprs)]
+    vec![Rule::new("clients that reach all endpoints", exprs)]
 }
 
 fn check_node_ports(config: &NftConfig) -> Vec<Rule> {
     let refusals = Family::BOTH.map(|family| {
         let mut exprs = to_node_port(config, family);
         exprs.extend(refuse(family, IdTable::NodePorts, SetKind::NodePortNoEndpoints));
-        rule("node ports without endpoints", exprs)
+        Rule::new("node ports without endpoints", exprs)
     });
     // A process that listens on the number of a node port must not answer in its place.
     let on_loopback = Family::BOTH.map(|family| {
         let mut exprs = of_family(family);
         exprs.extend(compare_loopback(family, CmpOp::Eq));
         exprs.extend(IdTable::NodePorts.load_key(family));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::LoopbackRefusals, family), sreg: 0 });
+        exprs.push(Expr::Lookup { set: SetKind::LoopbackRefusals.set(family), sreg: 0 });
         exprs.push(Expr::Verdict(Verdict::Goto(loopback_refusal_chain(family))));
-        rule("node ports on loopback", exprs)
+        Rule::new("node ports on loopback", exprs)
     });
     refusals.into_iter().chain(on_loopback).collect()
 }
@@ -375,7 +261,7 @@ fn keep_node_ports(config: &NftConfig) -> Vec<Rule> {
         exprs.push(load_destination(family, 0));
         exprs.push(Expr::TransportHeader { dreg: port, offset: 2, len: 2 });
         exprs.push(Expr::Dnat { family, address: 0, port });
-        rule("node ports on loopback", exprs)
+        Rule::new("node ports on loopback", exprs)
     };
     Family::BOTH.into_iter().filter(decided).map(keep).collect()
 }
@@ -388,7 +274,7 @@ fn refuse_loopback() -> Vec<Rule> {
             Expr::Counter,
             Expr::RejectPortUnreachable,
         ];
-        rule("refuse and count", exprs)
+        Rule::new("refuse and count", exprs)
     };
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(of).into()
 }
@@ -397,12 +283,12 @@ fn dispatch(config: &NftConfig) -> Vec<Rule> {
     let addresses = Family::BOTH.map(|family| {
         let mut exprs = of_family(family);
         exprs.extend(go_to_class(family, IdTable::Services, CLASS));
-        rule("service addresses", exprs)
+        Rule::new("service addresses", exprs)
     });
     let ports = Family::BOTH.map(|family| {
         let mut exprs = to_node_port(config, family);
         exprs.extend(go_to_class(family, IdTable::NodePorts, CLASS));
-        rule("node ports", exprs)
+        Rule::new("node ports", exprs)
     });
     addresses.into_iter().chain(ports).collect()
 }
@@ -422,31 +308,8 @@ fn to_node_port(config: &NftConfig, family: Family) -> Vec<Expr> {
         }
     };
     exprs.push(load_destination(family, 0));
-    exprs.push(Expr::Lookup { set: SetId::new(listed, family), sreg: 0 });
+    exprs.push(Expr::Lookup { set: listed.set(family), sreg: 0 });
     exprs
-}
-
-pub(crate) fn not_loopback(family: Family) -> Vec<Expr> {
-    compare_loopback(family, CmpOp::Neq)
-}
-
-/// Ends the rule unless the destination is, or is not, a loopback address.
-fn compare_loopback(family: Family, op: CmpOp) -> Vec<Expr> {
-    let load = load_destination(family, 0);
-    match family {
-        Family::V4 => {
-            let mask = vec![255, 0, 0, 0];
-            vec![
-                load,
-                Expr::Bitwise { sreg: 0, dreg: 0, mask, xor: vec![0; 4] },
-                Expr::Cmp { sreg: 0, op, data: vec![127, 0, 0, 0] },
-            ]
-        }
-        Family::V6 => {
-            let data = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
-            vec![load, Expr::Cmp { sreg: 0, op, data }]
-        }
-    }
 }
 
 fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
@@ -464,7 +327,7 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
         let mut exprs = of_family(family);
         exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
         exprs.push(Expr::Verdict(Verdict::Drop));
-        rules.push(rule("addresses that no service has", exprs));
+        rules.push(Rule::new("addresses that no service has", exprs));
     }
     rules
 }
@@ -473,9 +336,9 @@ fn check_cluster_ips(config: &NftConfig, node: &NodeView) -> Vec<Rule> {
 fn listed(name: &'static str, family: Family, key: Vec<Expr>, kind: SetKind, verdict: Verdict) -> Rule {
     let mut exprs = of_family(family);
     exprs.extend(key);
-    exprs.push(Expr::Lookup { set: SetId::new(kind, family), sreg: 0 });
+    exprs.push(Expr::Lookup { set: kind.set(family), sreg: 0 });
     exprs.push(Expr::Verdict(verdict));
-    rule(name, exprs)
+    Rule::new(name, exprs)
 }
 
 /// What is dropped because its service is gone, and what is not to be refused although it is still
@@ -488,7 +351,7 @@ fn known_to_ipvs() -> Vec<Rule> {
         exprs.extend(table.load_key(family));
         exprs.push(Expr::LookupData { set: table.frontends(family), sreg: 0, dreg: FRONTEND });
         exprs.push(Expr::Verdict(Verdict::Accept));
-        rule("ports that a service has", exprs)
+        Rule::new("ports that a service has", exprs)
     });
     let health = Family::BOTH.map(|family| {
         let key = IdTable::NodePorts.load_key(family);
@@ -508,7 +371,7 @@ fn of_pods(net: &IpNet) -> Rule {
     let mut exprs = of_family(family);
     exprs.extend(in_network(load_destination(family, 0), net, CmpOp::Eq));
     exprs.push(Expr::Verdict(Verdict::Accept));
-    rule("addresses of pods", exprs)
+    Rule::new("addresses of pods", exprs)
 }
 
 /// One rule for each prefix length in use: the source, cut to that length, must be listed for the
@@ -525,21 +388,12 @@ fn filter_sources(family: Family, prefix_lengths: &[(Family, u8)]) -> Vec<Rule> 
         exprs.push(Expr::Bitwise { sreg: source, dreg: source, mask, xor });
         let data = u32::from(*length).to_ne_bytes().to_vec();
         exprs.push(Expr::Immediate { dreg: source + words, data });
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::AllowedSources, family), sreg: 0 });
+        exprs.push(Expr::Lookup { set: SetKind::AllowedSources.set(family), sreg: 0 });
         exprs.push(Expr::Verdict(Verdict::Accept));
-        rules.push(rule("allowed sources", exprs));
+        rules.push(Rule::new("allowed sources", exprs));
     }
-    rules.push(rule("all other clients", vec![Expr::Verdict(Verdict::Drop)]));
+    rules.push(Rule::new("all other clients", vec![Expr::Verdict(Verdict::Drop)]));
     rules
-}
-
-pub(crate) fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
-    (0..bytes)
-        .map(|i| {
-            let bits = usize::from(length).saturating_sub(i * 8).min(8);
-            (0xff00u16 >> bits) as u8
-        })
-        .collect()
 }
 
 /// eTP=Local: pods and this node are short-circuited to all endpoints, others get local ones only.
@@ -551,15 +405,15 @@ fn local_policy(config: &NftConfig, table: IdTable, family: Family) -> Vec<Rule>
     if *config.detector(family) != Detector::None {
         let mut exprs = is_pod(config.detector(family), family, true);
         exprs.extend(go_to_class(family, table, INSIDE));
-        rules.push(rule("pods reach all endpoints", exprs));
+        rules.push(Rule::new("pods reach all endpoints", exprs));
     }
     let mut mark = from_host();
     mark.extend(set_mark(config));
-    rules.push(rule("masquerade this node", mark));
+    rules.push(Rule::new("masquerade this node", mark));
     let mut host = from_host();
     host.extend(go_to_class(family, table, INSIDE));
-    rules.push(rule("this node reaches all endpoints", host));
-    rules.push(rule("others reach local endpoints", go_to_class(family, table, OUTSIDE)));
+    rules.push(Rule::new("this node reaches all endpoints", host));
+    rules.push(Rule::new("others reach local endpoints", go_to_class(family, table, OUTSIDE)));
     rules
 }
 
@@ -570,11 +424,11 @@ fn local_policy_by_marks(config: &NftConfig, table: IdTable, family: Family) -> 
     if *config.detector(family) != Detector::None {
         let mut exprs = is_pod(config.detector(family), family, true);
         exprs.extend(set_server_mark(table, family));
-        rules.push(rule("pods reach all endpoints", exprs));
+        rules.push(Rule::new("pods reach all endpoints", exprs));
     }
     let mut host = from_host();
     host.extend(set_server_mark(table, family));
-    rules.push(rule("this node reaches all endpoints", host));
+    rules.push(Rule::new("this node reaches all endpoints", host));
     rules
 }
 
@@ -588,7 +442,7 @@ fn masquerade_by_marks() -> Vec<Rule> {
     host.push(Expr::Masquerade);
     let mut pods = has_server_mark();
     pods.extend(clear);
-    vec![rule("this node reaches all endpoints", host), rule("pods reach all endpoints", pods)]
+    vec![Rule::new("this node reaches all endpoints", host), Rule::new("pods reach all endpoints", pods)]
 }
 
 fn masquerade(config: &NftConfig) -> Vec<Rule> {
@@ -603,7 +457,7 @@ fn masquerade(config: &NftConfig) -> Vec<Rule> {
     ]);
     let is_ipvs = config.balancer == Balancer::Ipvs;
     let mut rules = if is_ipvs { masquerade_by_marks() } else { Vec::new() };
-    rules.push(rule("marked connections", marked));
+    rules.push(Rule::new("marked connections", marked));
     for family in Family::BOTH {
         let words = address_regs(family);
         let mut exprs = of_family(family);
@@ -615,9 +469,9 @@ fn masquerade(config: &NftConfig) -> Vec<Rule> {
         exprs.push(load_source(family, 0));
         exprs.push(load_destination(family, words));
         exprs.extend(load_port(2 * words));
-        exprs.push(Expr::Lookup { set: SetId::new(SetKind::Hairpin, family), sreg: 0 });
+        exprs.push(Expr::Lookup { set: SetKind::Hairpin.set(family), sreg: 0 });
         exprs.push(Expr::Masquerade);
-        rules.push(rule("pods that reach themselves", exprs));
+        rules.push(Rule::new("pods that reach themselves", exprs));
     }
     rules
 }

@@ -16,14 +16,50 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::ports::link_locals;
-use super::rules::{RAW, address_bytes};
+use super::rules::address_bytes;
 use super::{POD_LINK_DIGITS, POD_LINK_PREFIX};
-use crate::net::Family;
-use crate::nft::{
-    Chain, ChainName, CmpOp, Element, ElementId, Expr, FORWARD, Hook, INPUT, Key, MetaKey, OUTPUT,
-    PREROUTING, Rule, SetId, SetKind, SetSpec, Value, Verdict, address_regs, in_network, load_destination,
-    load_source, of_family, prefix_mask, rule, spec,
+use crate::lang::nftables::{
+    Chain, ChainName, CmpOp, ElementId, Expr, FORWARD, Field, Hook, INPUT, Key, MetaKey, OUTPUT, PREROUTING,
+    RAW, Rule, Set, SetId, SetSpec, TableId, Verdict, address_regs, in_network, load_destination,
+    load_source, of_family, prefix_mask,
 };
+use crate::net::Family;
+
+/// The table of all rules for IP.
+pub(super) const ID: TableId = TableId::inet("sluice-pods");
+
+/// Its sets, each for outer packets of IPv4 and of IPv6.
+pub(super) static SETS: [Set; 6] = {
+    use Field::{Ipv4, Ipv6, Number};
+    ID.sets([
+        // Addresses of other nodes.
+        SetSpec::plain("underlay4", &[Ipv4]),
+        SetSpec::plain("underlay6", &[Ipv6]),
+        // Outer source, inner source network of IPv4, prefix length.
+        SetSpec::plain("pods4_over4", &[Ipv4, Ipv4, Number]),
+        SetSpec::plain("pods4_over6", &[Ipv6, Ipv4, Number]),
+        // The same for inner sources of IPv6.
+        SetSpec::plain("pods6_over4", &[Ipv4, Ipv6, Number]),
+        SetSpec::plain("pods6_over6", &[Ipv6, Ipv6, Number]),
+    ])
+};
+
+fn underlay(family: Family) -> SetId {
+    match family {
+        Family::V4 => SETS[0].id(),
+        Family::V6 => SETS[1].id(),
+    }
+}
+
+/// Networks of pods, by the families of inner and of outer packets.
+fn tunnel_sources(inner: Family, outer: Family) -> SetId {
+    match (inner, outer) {
+        (Family::V4, Family::V4) => SETS[2].id(),
+        (Family::V4, Family::V6) => SETS[3].id(),
+        (Family::V6, Family::V4) => SETS[4].id(),
+        (Family::V6, Family::V6) => SETS[5].id(),
+    }
+}
 
 /// The length of pods' links' names.
 const POD_LINK_LENGTH: usize = POD_LINK_PREFIX.len() + POD_LINK_DIGITS;
@@ -95,7 +131,7 @@ impl Dropped {
 
     pub(super) fn rule(self, mut exprs: Vec<Expr>) -> Rule {
         exprs.extend([Expr::Counter, Expr::Verdict(Verdict::Drop)]);
-        rule(self.about(), exprs)
+        Rule::new(self.about(), exprs)
     }
 }
 
@@ -114,20 +150,14 @@ pub struct TunnelGuard {
 }
 
 impl TunnelGuard {
-    /// The sets of its rules.
-    pub(super) fn sets() -> impl Iterator<Item = SetSpec> {
-        let kinds = [SetKind::Underlay, SetKind::TunnelSources4, SetKind::TunnelSources6];
-        kinds.into_iter().flat_map(|kind| Family::BOTH.map(|family| spec(SetId::new(kind, family))))
-    }
-
-    /// The elements of these sets.
+    /// The elements of the sets.
     pub(super) fn elements(&self) -> BTreeSet<ElementId> {
         let underlay = |node: &IpAddr| ElementId {
-            set: SetId::new(SetKind::Underlay, Family::of(node)),
+            set: underlay(Family::of(node)),
             key: Key::new(&address_bytes(*node)),
         };
         let source = |(node, pods): &(IpAddr, IpNet)| ElementId {
-            set: SetId::new(sources_of(Family::of_net(pods)), Family::of(node)),
+            set: tunnel_sources(Family::of_net(pods), Family::of(node)),
             key: Key::new(&address_bytes(*node)).with(&address_bytes(pods.network())).with(&length(pods)),
         };
         let nodes = self.peers.iter().map(|(node, _)| underlay(node));
@@ -181,7 +211,7 @@ impl TunnelGuard {
                 exprs.extend(self.is_ours());
                 exprs.extend(is_node(family, load_source(family, 0)));
                 exprs.push(Expr::Verdict(Verdict::Accept));
-                rule("VXLAN from nodes", exprs)
+                Rule::new("VXLAN from nodes", exprs)
             });
             return rules.into();
         }
@@ -206,10 +236,10 @@ impl TunnelGuard {
                 Expr::TransportHeader { dreg: network, offset, len: len as u32 },
                 Expr::Bitwise { sreg: network, dreg: network, xor: vec![0; mask.len()], mask },
                 Expr::Immediate { dreg: network + address_regs(inner), data: vec![length, 0, 0, 0] },
-                Expr::Lookup { set: SetId::new(sources_of(inner), outer), sreg: 0 },
+                Expr::Lookup { set: tunnel_sources(inner, outer), sreg: 0 },
                 Expr::Verdict(Verdict::Accept),
             ]);
-            rule("VXLAN from nodes", exprs)
+            Rule::new("VXLAN from nodes", exprs)
         });
         rules.collect()
     }
@@ -217,23 +247,11 @@ impl TunnelGuard {
 
 /// Whether an address, which `load` puts into register 0, is another node's.
 fn is_node(family: Family, load: Expr) -> [Expr; 2] {
-    [load, Expr::Lookup { set: SetId::new(SetKind::Underlay, family), sreg: 0 }]
-}
-
-fn sources_of(inner: Family) -> SetKind {
-    match inner {
-        Family::V4 => SetKind::TunnelSources4,
-        Family::V6 => SetKind::TunnelSources6,
-    }
+    [load, Expr::Lookup { set: underlay(family), sreg: 0 }]
 }
 
 fn length(net: &IpNet) -> [u8; 4] {
     [net.prefix_len(), 0, 0, 0]
-}
-
-/// Elements as a set has them.
-pub(super) fn plain(id: ElementId) -> Element {
-    Element { id, value: Value::None }
 }
 
 /// Whether an interface is the host's end of a pod's link. It is a veth device, and its name says
@@ -368,7 +386,7 @@ mod tests {
     fn networks_of_two_lengths_are_not_taken_for_each_other() {
         let keys = |pods: &str| {
             let elements = guard(&[("192.168.77.2", pods)]).elements();
-            elements.into_iter().find(|id| id.set.kind == SetKind::TunnelSources4).unwrap().key
+            elements.into_iter().find(|id| id.set == tunnel_sources(Family::V4, Family::V4)).unwrap().key
         };
         assert_ne!(keys("10.244.1.0/24"), keys("10.244.1.0/25"));
         assert_eq!(keys("10.244.1.0/24").as_slice(), [192, 168, 77, 2, 10, 244, 1, 0, 24, 0, 0, 0]);

@@ -11,13 +11,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::Mac;
-use super::guard::{Dropped, ETH_P_IP, ETH_P_IPV6, ICMP6, REDIRECT6, has_icmp_type, plain};
+use super::guard::{Dropped, ETH_P_IP, ETH_P_IPV6, ICMP6, REDIRECT6, has_icmp_type};
 use super::rules::address_bytes;
-use crate::net::Family;
-use crate::nft::{
-    Chain, ChainName, CmpOp, ElementId, Expr, Hook, Key, MetaKey, Op, PREROUTING, Rule, SetId, SetKind,
-    Verdict, in_network, load_source, rule, spec,
+use crate::lang::nftables::{
+    Chain, ChainName, CmpOp, Element, ElementId, Expr, Field, Hook, Key, MetaKey, Op, PREROUTING, Rule, Set,
+    SetId, SetSpec, Table, TableId, Verdict, Wanted, in_network, load_source, plain_difference,
 };
+use crate::net::Family;
 
 /// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h: before `br_netfilter` hands packets to
 /// the tables of IP.
@@ -52,35 +52,41 @@ pub struct PodPorts {
     pub checked: Option<BTreeSet<IpNet>>,
 }
 
-const NAMES: SetId = SetId { kind: SetKind::PodPorts, family: Family::V4 };
+const ID: TableId = TableId::bridge("sluice-pods");
+
+/// The table.
+pub static PORTS_TABLE: Table = Table::new(ID, &SETS);
+
+static SETS: [Set; 3] = ID.sets([
+    // Names of pods' ports.
+    SetSpec::plain("ports", &[Field::Interface]),
+    // Name of a port, hardware address, address of the pod behind it.
+    SetSpec::plain("sources4", &[Field::Interface, Field::Ethernet, Field::Ipv4]),
+    SetSpec::plain("sources6", &[Field::Interface, Field::Ethernet, Field::Ipv6]),
+]);
+
+const NAMES: SetId = SETS[0].id();
 
 /// An address that stands for none: there is a hardware address without any.
 const NOBODY: [u8; 4] = [0; 4];
 
 fn sources(family: Family) -> SetId {
-    SetId::new(SetKind::PodSources, family)
+    match family {
+        Family::V4 => SETS[1].id(),
+        Family::V6 => SETS[2].id(),
+    }
 }
 
 impl PodPorts {
     /// Operations after which the table is right, whatever its sets and rules held.
     pub fn replace(&self) -> Vec<Op> {
-        let sets = [NAMES, sources(Family::V4), sources(Family::V6)];
-        let chains = self.chains();
-        let mut ops = vec![Op::AddTable];
-        ops.extend(sets.iter().map(|id| Op::AddSet(spec(*id))));
-        ops.extend(sets.into_iter().map(Op::EmptySet));
-        ops.extend(self.elements().into_iter().map(plain).map(Op::AddElement));
-        ops.extend(chains.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
-        ops.extend(chains.into_iter().map(|chain| Op::SetRules(chain.name, chain.rules)));
-        ops
+        let elements = self.elements().into_iter().map(Element::plain).collect();
+        Wanted { sets: PORTS_TABLE.sets().collect(), chains: self.chains(), elements }.overwrite()
     }
 
     /// Operations that make this table of another one, which is in the kernel as it should be.
     pub fn difference(&self, from: &PodPorts) -> Vec<Op> {
-        let (is, shall) = (from.elements(), self.elements());
-        let gone = is.difference(&shall).copied().map(Op::DeleteElement);
-        let mut ops: Vec<Op> =
-            gone.chain(shall.difference(&is).copied().map(plain).map(Op::AddElement)).collect();
+        let mut ops = plain_difference(&from.elements(), &self.elements());
         if self.checked != from.checked {
             ops.extend(self.chains().into_iter().map(|chain| Op::SetRules(chain.name, chain.rules)));
         }
@@ -95,7 +101,7 @@ impl PodPorts {
     /// says it is from in 4 and 5.
     fn chains(&self) -> Vec<Chain> {
         let checks = ChainName::new("pods");
-        let entry = rule(
+        let entry = Rule::new(
             "from pods",
             vec![
                 Expr::Meta { dreg: 0, key: MetaKey::IifName },
@@ -141,7 +147,7 @@ pub(super) fn link_locals() -> IpNet {
 fn checked(networks: Option<&BTreeSet<IpNet>>) -> Vec<Rule> {
     let accept = |about, mut exprs: Vec<Expr>| {
         exprs.push(Expr::Verdict(Verdict::Accept));
-        rule(about, exprs)
+        Rule::new(about, exprs)
     };
     let of_type = |data: [u8; 2]| {
         vec![

@@ -15,22 +15,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::guard::{TunnelGuard, is_name, plain, redirect_guard, source_guard};
-use crate::net::{Family, Protocol};
-use crate::nft::{
-    CT_DNAT, Chain, ChainName, CmpOp, DNAT, ElementId, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING,
-    PREROUTING, Reg, Rule, SNAT, Verdict, address_regs, any_bit, in_network, load_destination, load_source,
-    local_type, not_loopback, of_family, rule,
+use super::guard::{self, TunnelGuard, is_name, redirect_guard, source_guard};
+use crate::lang::nftables::{
+    CT_DNAT, Chain, ChainName, CmpOp, DNAT, Element, ElementId, Expr, Hook, MetaKey, OUTPUT, Op, POSTROUTING,
+    PREROUTING, RAW, Reg, Rule, SNAT, Table, Verdict, Wanted, address_regs, any_bit, in_network,
+    load_destination, load_source, local_type, not_loopback, of_family, plain_difference,
 };
+use crate::net::{Family, Protocol};
 
-/// The table.
-pub const TABLE: &str = "sluice-pods";
+/// The table; all its sets are those of the guard.
+pub static TABLE: Table = Table::new(guard::ID, &guard::SETS);
 
 /// Node ports of Services count more, so ours come just behind them.
 const BEHIND_SERVICES: i32 = DNAT + 1;
-
-/// `NF_IP_PRI_RAW`: before connection tracking, which turns the addresses of answers back.
-pub(super) const RAW: i32 = -300;
 
 /// A port of the node that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,22 +84,14 @@ pub enum Sources {
 impl PodRules {
     /// Operations after which the table is right, whatever it held.
     pub fn replace(&self) -> Vec<Op> {
-        let chains = self.chains();
-        let mut ops = vec![Op::AddTable];
-        ops.extend(TunnelGuard::sets().map(Op::AddSet));
-        ops.extend(TunnelGuard::sets().map(|set| Op::EmptySet(set.id)));
-        ops.extend(self.elements().into_iter().map(plain).map(Op::AddElement));
-        ops.extend(chains.iter().map(|chain| Op::AddChain(chain.name, chain.hook)));
-        ops.extend(chains.into_iter().map(|chain| Op::SetRules(chain.name, chain.rules)));
-        ops
+        let elements = self.elements().into_iter().map(Element::plain).collect();
+        Wanted { sets: TABLE.sets().collect(), chains: self.chains(), elements }.overwrite()
     }
 
     /// Operations that make this table of another one, which is in the kernel as it should be. What
     /// does not change keeps its counters.
     pub fn difference(&self, from: &PodRules) -> Vec<Op> {
-        let (is, shall) = (from.elements(), self.elements());
-        let mut ops: Vec<Op> = is.difference(&shall).copied().map(Op::DeleteElement).collect();
-        ops.extend(shall.difference(&is).copied().map(plain).map(Op::AddElement));
+        let mut ops = plain_difference(&from.elements(), &self.elements());
         let pairs = from.chains().into_iter().zip(self.chains());
         let changed = pairs.filter(|(is, shall)| is != shall);
         ops.extend(changed.map(|(_, shall)| Op::SetRules(shall.name, shall.rules)));
@@ -171,7 +160,7 @@ impl PodRules {
             exprs.extend(condition(family));
             exprs.append(&mut destination);
             exprs.push(Expr::Verdict(Verdict::Jump(chain)));
-            rule("host ports", exprs)
+            Rule::new("host ports", exprs)
         };
         let Some(own) = &self.own else {
             return Family::BOTH.into_iter().map(|family| jump(family, Vec::new())).collect();
@@ -198,14 +187,14 @@ impl PodRules {
                 exprs.extend(in_network(load_destination(family, 0), &to, CmpOp::Eq));
                 exprs.push(Expr::Verdict(Verdict::Accept));
                 if !own.is_empty() {
-                    rules.push(rule("inside the cluster", exprs));
+                    rules.push(Rule::new("inside the cluster", exprs));
                 }
             }
             for from in own {
                 let mut exprs = of_family(family);
                 exprs.extend(in_network(load_source(family, 0), from, CmpOp::Eq));
                 exprs.push(Expr::Masquerade);
-                rules.push(rule("pods that leave the cluster", exprs));
+                rules.push(Rule::new("pods that leave the cluster", exprs));
             }
         }
         rules
@@ -245,13 +234,13 @@ fn loopback_guard() -> Vec<Rule> {
     let of_interface = |key, name| vec![Expr::Meta { dreg: 0, key }, is_name(name)];
     let accepted = |about, mut exprs: Vec<Expr>| {
         exprs.push(Expr::Verdict(Verdict::Accept));
-        rule(about, exprs)
+        Rule::new(about, exprs)
     };
     let dropped = |about, load| {
         let mut exprs = of_family(Family::V4);
         exprs.extend(in_network(load, &loopback(), CmpOp::Eq));
         exprs.push(Expr::Verdict(Verdict::Drop));
-        rule(about, exprs)
+        Rule::new(about, exprs)
     };
     vec![
         accepted("from the node itself", of_interface(MetaKey::IifName, "lo")),
@@ -276,7 +265,7 @@ fn from_loopback(pod: IpAddr) -> Rule {
     exprs.extend(in_network(load_source(family, 0), &loopback(), CmpOp::Eq));
     exprs.extend(is_address(load_destination(family, 0), pod));
     exprs.push(Expr::Masquerade);
-    rule("from the node's loopback addresses", exprs)
+    Rule::new("from the node's loopback addresses", exprs)
 }
 
 /// A pod that calls itself by a port of the node would see its own address, and not answer to it.
@@ -288,7 +277,7 @@ fn hairpin(pod: IpAddr) -> Rule {
     exprs.extend(is_address(load_source(family, 0), pod));
     exprs.extend(is_address(load_destination(family, 0), pod));
     exprs.push(Expr::Masquerade);
-    rule("pods that call themselves", exprs)
+    Rule::new("pods that call themselves", exprs)
 }
 
 fn translate(port: &HostPort) -> Rule {
@@ -307,7 +296,7 @@ fn translate(port: &HostPort) -> Rule {
     exprs.push(Expr::Immediate { dreg: 0, data: address_bytes(port.pod) });
     exprs.push(Expr::Immediate { dreg: port_reg, data: port.pod_port.to_be_bytes().to_vec() });
     exprs.push(Expr::Dnat { family, address: 0, port: port_reg });
-    rule("to a pod", exprs)
+    Rule::new("to a pod", exprs)
 }
 
 #[cfg(test)]

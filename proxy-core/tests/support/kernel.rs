@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_core::nft::{
-    ChainName, ElementId, Expr, Hook, Observed, ObservedChain, Op, Rule, SetId, SetKind, SetSpec, SetValue,
-    Value, Verdict,
+use sluice_core::lang::nftables::{
+    ChainName, ElementId, Expr, Hook, Observed, ObservedChain, Op, Rule, SetId, SetSpec, SetValue, Value,
+    Verdict,
 };
+use sluice_core::nft::{SetKind, TABLE};
 
 /// The slots of the groups of one table: per set and group id, the members by slot.
 type Groups = BTreeMap<(SetId, Vec<u8>), BTreeMap<u32, Vec<u8>>>;
@@ -43,7 +44,8 @@ impl Kernel {
             Op::AddTable => self.table = true,
             _ if !self.table => return Err("there is no table".into()),
             Op::AddSet(spec) => {
-                if self.sets.insert(spec.id, spec.clone()).is_some() {
+                let set = TABLE.set(spec.name).ok_or("no set that is declared")?;
+                if self.sets.insert(set, *spec).is_some() {
                     return Err("the set exists".into());
                 }
             }
@@ -144,13 +146,7 @@ impl Kernel {
 
     /// What a daemon that starts now would read.
     pub(crate) fn observe(&self) -> Observed {
-        let set = |spec: &SetSpec| {
-            let data_len = match spec.value {
-                SetValue::Data(len, _) => len,
-                _ => 0,
-            };
-            (spec.id.name().to_owned(), spec.key_len, data_len)
-        };
+        let set = |spec: &SetSpec| (spec.name.to_owned(), spec.key_len, spec.data_len());
         Observed {
             sets: self.sets.values().map(set).collect(),
             chains: self
@@ -170,7 +166,7 @@ impl Kernel {
     /// The slots of all groups.
     fn groups(&self) -> Groups {
         let mut groups = Groups::new();
-        for (id, value) in self.elements.iter().filter(|(id, _)| id.set.kind == SetKind::Endpoints) {
+        for (id, value) in self.elements.iter().filter(|(id, _)| SetKind::Endpoints.is(id.set)) {
             let (group, slot) = id.key.as_slice().split_at(8);
             let slot = u32::from_ne_bytes(slot.try_into().expect("four bytes"));
             let Value::Data(member) = value else { panic!("{value:?}") };
@@ -181,7 +177,7 @@ impl Kernel {
 
     /// The elements, but for slots.
     fn others(&self) -> BTreeMap<ElementId, Value> {
-        let others = self.elements.iter().filter(|(id, _)| id.set.kind != SetKind::Endpoints);
+        let others = self.elements.iter().filter(|(id, _)| !SetKind::Endpoints.is(id.set));
         others.map(|(id, value)| (*id, *value)).collect()
     }
 

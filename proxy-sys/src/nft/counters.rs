@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{TABLE, loopback_refusal_chain};
-use sluice_core::pod_network::{self, Dropped};
+use sluice_core::pod_network::{self, Dropped, PORTS_TABLE};
 
 use super::observe::comment;
-use super::{Command, INET, Nft, Table};
+use super::{Command, Nft, family_number, is_of, named};
 use crate::netlink::{NetlinkError, attrs, find};
 
 /// The rules of such a chain, in order.
@@ -22,13 +22,13 @@ pub fn loopback_refusals(nft: &mut Nft) -> Result<Vec<(Family, Protocol, u64)>, 
         let chain = loopback_refusal_chain(family);
         let kind = Command::GetRule.message_type();
         let which = |writer: &mut crate::netlink::Writer| {
-            writer.text(1, TABLE);
+            named(&TABLE)(writer);
             writer.text(2, chain.as_str());
         };
-        nft.socket.dump("read counters", kind, INET, which, |message| {
+        nft.socket.dump("read counters", kind, family_number(&TABLE), which, |message| {
             let attributes = message.attributes();
-            let is = |kind, text: &str| find(attributes, kind).is_some_and(|attr| attr.text() == text);
-            if is(1, TABLE) && is(2, chain.as_str()) {
+            let is_in = |name: &str| find(attributes, 2).is_some_and(|chain| chain.text() == name);
+            if is_of(&TABLE, attributes) && is_in(chain.as_str()) {
                 let expressions = find(attributes, 4).map_or(&[][..], |list| list.value);
                 packets.extend(attrs(expressions).find_map(|expression| count(expression.value)));
             }
@@ -43,11 +43,10 @@ pub fn loopback_refusals(nft: &mut Nft) -> Result<Vec<(Family, Protocol, u64)>, 
 pub fn dropped(nft: &mut Nft) -> Result<BTreeMap<Dropped, u64>, NetlinkError> {
     let mut counted: BTreeMap<Dropped, u64> = Dropped::ALL.into_iter().map(|reason| (reason, 0)).collect();
     let kind = Command::GetRule.message_type();
-    for table in [Table::inet(pod_network::TABLE), Table::bridge(pod_network::TABLE)] {
-        let which = |writer: &mut crate::netlink::Writer| writer.text(1, table.name);
-        nft.socket.dump("read counters", kind, table.family, which, |message| {
+    for table in [&pod_network::TABLE, &PORTS_TABLE] {
+        nft.socket.dump("read counters", kind, family_number(table), named(table), |message| {
             let attributes = message.attributes();
-            if find(attributes, 1).is_none_or(|name| name.text() != table.name) {
+            if !is_of(table, attributes) {
                 return;
             }
             let Some(comment) = find(attributes, 7).and_then(|data| comment(data.value)) else { return };

@@ -1,13 +1,13 @@
 //! From operations to nf_tables messages. Attribute numbers: linux/netfilter/nf_tables.h.
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
-use sluice_core::net::Family;
-use sluice_core::nft::{
-    ChainName, CmpOp, DynsetOp, Element, ElementId, Expr, Hook, MetaKey, NumgenKind, Op, Reg, Rule, SetId,
-    SetSpec, SetValue, Value, Verdict,
+use sluice_core::lang::nftables::{
+    ChainName, Element, ElementId, Expr, Hook, MetaKey, Op, Reg, Rule, SetId, SetSpec, SetValue, Table,
+    Value, Verdict,
 };
+use sluice_core::net::Family;
 
-use super::{Command, Table, acknowledge};
+use super::{Command, acknowledge, family_number};
 use crate::netlink::Writer;
 
 const BATCH_BEGIN: u16 = 0x10;
@@ -40,7 +40,7 @@ fn name(op: &Op) -> String {
     match op {
         Op::DeleteTable => "delete the table".into(),
         Op::AddTable => "create the table".into(),
-        Op::AddSet(spec) => format!("create set {}", spec.id.name()),
+        Op::AddSet(spec) => format!("create set {}", spec.name),
         Op::AddChain(name, _) => format!("create chain {name}"),
         Op::SetRules(name, _) => format!("write rules of chain {name}"),
         Op::DeleteChain(name) => format!("delete chain {name}"),
@@ -53,7 +53,7 @@ fn name(op: &Op) -> String {
 }
 
 /// Encodes one transaction whose first message (the begin) has the given sequence number.
-pub(super) fn batch(table: Table<'_>, ops: &[Op], first: u32) -> Batch {
+pub(super) fn batch(table: &Table, ops: &[Op], first: u32) -> Batch {
     let mut writer = Writer::default();
     let mut encoder = Encoder::new(&mut writer, table, first);
     let mut starts = Vec::with_capacity(ops.len());
@@ -70,17 +70,17 @@ pub(super) fn batch(table: Table<'_>, ops: &[Op], first: u32) -> Batch {
 /// Writes the messages of a transaction.
 struct Encoder<'a> {
     writer: &'a mut Writer,
-    table: &'a str,
+    table: &'static str,
     family: u8,
     first: u32,
     messages: u32,
 }
 
 impl<'a> Encoder<'a> {
-    fn new(writer: &'a mut Writer, table: Table<'a>, first: u32) -> Self {
+    fn new(writer: &'a mut Writer, table: &Table, first: u32) -> Self {
         writer.begin(BATCH_BEGIN, 0, first, 0, SUBSYSTEM);
         writer.end();
-        Encoder { writer, table: table.name, family: table.family, first, messages: 0 }
+        Encoder { writer, table: table.id.name, family: family_number(table), first, messages: 0 }
     }
 
     /// Ends the transaction; the last message before the end asks for an acknowledgement.
@@ -132,7 +132,7 @@ impl<'a> Encoder<'a> {
         }
         let writer = &mut *self.writer;
         writer.text(1, self.table);
-        writer.text(2, spec.id.name());
+        writer.text(2, spec.name);
         writer.u32(3, flags);
         writer.u32(4, spec.key_type);
         writer.u32(5, spec.key_len);
@@ -306,21 +306,15 @@ fn expression(writer: &mut Writer, expr: &Expr) {
         Expr::TransportHeader { dreg, offset, len } => payload(writer, *dreg, 2, *offset, *len),
         Expr::Meta { dreg, key } => {
             writer.u32(1, reg(*dreg));
-            writer.u32(2, meta_key(*key));
+            writer.u32(2, *key as u32);
         }
         Expr::SetMark { sreg } => {
-            writer.u32(2, meta_key(MetaKey::Mark));
+            writer.u32(2, MetaKey::Mark as u32);
             writer.u32(3, reg(*sreg));
         }
         Expr::Cmp { sreg, op, data } => {
             writer.u32(1, reg(*sreg));
-            let code = match op {
-                CmpOp::Eq => 0,
-                CmpOp::Neq => 1,
-                CmpOp::Lte => 3,
-                CmpOp::Gte => 5,
-            };
-            writer.u32(2, code);
+            writer.u32(2, *op as u32);
             value(writer, 3, data);
         }
         Expr::Bitwise { sreg, dreg, mask, xor } => {
@@ -339,7 +333,7 @@ fn expression(writer: &mut Writer, expr: &Expr) {
         Expr::LookupVerdict { set, sreg } => lookup(writer, *set, *sreg, Some(0)),
         Expr::Dynset { set, op, key, data, timeout_ms } => {
             writer.text(1, set.name());
-            writer.u32(3, if *op == DynsetOp::Update { 1 } else { 2 });
+            writer.u32(3, *op as u32);
             writer.u32(4, reg(*key));
             writer.u32(5, reg(*data));
             writer.u64(6, *timeout_ms);
@@ -347,7 +341,7 @@ fn expression(writer: &mut Writer, expr: &Expr) {
         Expr::Numgen { dreg, modulus, kind } => {
             writer.u32(1, reg(*dreg));
             writer.u32(2, *modulus);
-            writer.u32(3, if *kind == NumgenKind::Incremental { 0 } else { 1 });
+            writer.u32(3, *kind as u32);
         }
         Expr::FibSourceType { dreg } => fib(writer, *dreg, ADDRESS_TYPE, 1),
         Expr::FibDestinationType { dreg } => fib(writer, *dreg, ADDRESS_TYPE, 2),
@@ -437,16 +431,4 @@ fn value(writer: &mut Writer, kind: u16, data: &[u8]) {
     let nest = writer.nest(kind);
     writer.attr(1, data);
     writer.close(nest);
-}
-
-fn meta_key(key: MetaKey) -> u32 {
-    match key {
-        MetaKey::Mark => 3,
-        MetaKey::IifName => 6,
-        MetaKey::OifName => 7,
-        MetaKey::NfProto => 15,
-        MetaKey::L4Proto => 16,
-        MetaKey::IifKind => 26,
-        MetaKey::OifKind => 27,
-    }
 }

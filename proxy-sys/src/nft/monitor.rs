@@ -1,8 +1,8 @@
 //! Notice of changes that others make to a table of ours.
 
-use sluice_core::nft::{Deed, SetId, SetKind, Strangers, Subject};
+use sluice_core::lang::nftables::{Deed, Strangers, Subject, Table};
 
-use super::{Command, INET, Nft, SUBSYSTEM};
+use super::{Command, Nft, SUBSYSTEM, family_number, is_of, named};
 use crate::netlink::{Message, NetfilterSocket, NetlinkError, attrs, find};
 
 /// `NFNLGRP_NFTABLES`.
@@ -31,15 +31,16 @@ impl Notice {
 /// Listens for nf_tables notifications.
 pub struct Monitor {
     socket: NetfilterSocket,
-    table: &'static str,
+    table: &'static Table,
     /// The port id whose changes are our own.
     own: u32,
     strangers: Strangers,
 }
 
 impl Monitor {
-    /// Opens a monitor of a table that ignores changes made through the port `own`.
-    pub fn open(table: &'static str, own: u32) -> Result<Self, NetlinkError> {
+    /// Opens a monitor of a table that ignores changes made through the port `own`. What is done to
+    /// tables of the same name in other families counts too.
+    pub fn open(table: &'static Table, own: u32) -> Result<Self, NetlinkError> {
         let mut socket = NetfilterSocket::open()?;
         socket.join(GROUP)?;
         Ok(Monitor { socket, table, own, strangers: Strangers::new(newest_handle(table)?) })
@@ -71,14 +72,17 @@ impl Monitor {
 }
 
 /// Whether a message tells of harm; `None` when nobody else did anything to the table.
-pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &Message<'_>) -> Option<bool> {
+pub(super) fn judge(
+    strangers: &mut Strangers,
+    table: &Table,
+    own: u32,
+    message: &Message<'_>,
+) -> Option<bool> {
     const NEW_GENERATION: u16 = 15;
     let command = message.kind & 0xff;
     let attributes = message.attributes();
-    let is_ours = message.kind >> 8 == SUBSYSTEM
-        && command != NEW_GENERATION
-        && find(attributes, 1).is_some_and(|name| name.text() == table);
-    if !is_ours || is_of_clients(command, attributes) {
+    let is_ours = message.kind >> 8 == SUBSYSTEM && command != NEW_GENERATION && is_of(table, attributes);
+    if !is_ours || is_state(table, command, attributes) {
         return None;
     }
     let is_own = message.port == own;
@@ -93,12 +97,12 @@ pub(super) fn judge(strangers: &mut Strangers, table: &str, own: u32, message: &
     (!is_own).then_some(harm || !known)
 }
 
-/// Whether a message is about clients that are remembered: nobody repairs these, and the daemon
-/// itself forgets some now and then.
-fn is_of_clients(command: u16, attributes: &[u8]) -> bool {
-    let set = find(attributes, 2).and_then(|set| SetId::by_name(set.text()));
+/// Whether a message is about elements that the packet path adds, clients that are remembered:
+/// nobody repairs these, and the daemon itself forgets some now and then.
+fn is_state(table: &Table, command: u16, attributes: &[u8]) -> bool {
+    let set = find(attributes, 2).and_then(|set| table.set(set.text()));
     let of_elements = [Command::NewSetElem as u16, Command::DelSetElem as u16].contains(&command);
-    of_elements && set.is_some_and(|set| set.kind == SetKind::Affinity)
+    of_elements && set.is_some_and(|set| set.spec().dynamic)
 }
 
 /// Gives what a message is about to `each`. Returns whether the message is understood.
@@ -149,7 +153,7 @@ fn elements(attributes: &[u8], mut each: impl FnMut(&str, &[u8])) -> bool {
 }
 
 /// The greatest handle of a chain or set of a table, or of a table of that name; 0 without any.
-fn newest_handle(table: &str) -> Result<u64, NetlinkError> {
+fn newest_handle(table: &Table) -> Result<u64, NetlinkError> {
     let mut nft = Nft::open()?;
     let mut newest = 0;
     for (operation, command, kind) in
@@ -158,11 +162,11 @@ fn newest_handle(table: &str) -> Result<u64, NetlinkError> {
         let dumped = nft.socket.dump(
             operation,
             command.message_type(),
-            INET,
-            |writer| writer.text(1, table),
+            family_number(table),
+            named(table),
             |message| {
                 let attributes = message.attributes();
-                if find(attributes, 1).is_some_and(|name| name.text() == table) {
+                if is_of(table, attributes) {
                     let handle = find(attributes, kind).and_then(|handle| handle.u64());
                     newest = newest.max(handle.unwrap_or(0));
                 }

@@ -1,11 +1,12 @@
 //! The clients that the sets of ClientIP affinity remember: how many there are, who they are, and
 //! forgetting some.
 
+use sluice_core::lang::nftables::{Bytes, Element, ElementId, Key, Op, SetId, Value};
 use sluice_core::net::Family;
 use sluice_core::nft::eviction::Client;
-use sluice_core::nft::{Bytes, Element, ElementId, Key, Op, SetId, SetKind, TABLE, Value};
+use sluice_core::nft::{SetKind, TABLE};
 
-use super::{Command, INET, Nft};
+use super::{Command, Nft, family_number, named};
 use crate::bpf::Usage;
 use crate::netlink::{NetlinkError, Writer, attrs, find};
 
@@ -37,10 +38,10 @@ pub struct Fullness {
 
 /// How full the set of a family is, as far as it is told; `None`: there is none.
 pub fn fullness(nft: &mut Nft, family: Family) -> Result<Option<Fullness>, NetlinkError> {
-    let set = SetId::new(SetKind::Affinity, family);
+    let set = SetKind::Affinity.set(family);
     let (mut capacity, mut told) = (0, None);
     let kind = Command::GetSet.message_type();
-    let answer = nft.socket.ask("look up a set", kind, INET, named(set), |message| {
+    let answer = nft.socket.ask("look up a set", kind, family_number(&TABLE), of_set(set), |message| {
         let attributes = message.attributes();
         let description = find(attributes, DESCRIPTION).map_or(&[][..], |description| description.value);
         capacity = find(description, SIZE).and_then(|size| size.u32()).unwrap_or(0);
@@ -70,8 +71,8 @@ pub fn remembered(nft: &mut Nft, family: Family) -> Result<Option<Usage>, Netlin
 pub fn read_and_count(nft: &mut Nft, family: Family) -> Result<usize, NetlinkError> {
     let mut count = 0;
     let kind = Command::GetSetElem.message_type();
-    let set = named(SetId::new(SetKind::Affinity, family));
-    let answer = nft.socket.dump("count elements", kind, INET, set, |message| {
+    let set = of_set(SetKind::Affinity.set(family));
+    let answer = nft.socket.dump("count elements", kind, family_number(&TABLE), set, |message| {
         count += elements(message.attributes()).count();
     });
     match answer {
@@ -87,8 +88,8 @@ pub fn first_clients(family: Family, most: usize) -> Result<Vec<Client>, Netlink
     let mut nft = Nft::open()?;
     let mut clients = Vec::new();
     let kind = Command::GetSetElem.message_type();
-    let set = named(SetId::new(SetKind::Affinity, family));
-    let answer = nft.socket.dump_while("read elements", kind, INET, set, |message| {
+    let set = of_set(SetKind::Affinity.set(family));
+    let answer = nft.socket.dump_while("read elements", kind, family_number(&TABLE), set, |message| {
         clients.extend(elements(message.attributes()).filter_map(client));
         clients.len() < most
     });
@@ -112,7 +113,7 @@ fn client(element: &[u8]) -> Option<Client> {
 /// Whether no further client can be remembered. Asks the kernel to take one more, in a transaction
 /// that cannot succeed: nothing is changed by it, and nobody is told.
 pub fn is_full(nft: &mut Nft, family: Family) -> Result<bool, NetlinkError> {
-    let set = SetId::new(SetKind::Affinity, family);
+    let set = SetKind::Affinity.set(family);
     let (key_len, value_len) = match family {
         Family::V4 => (12, 8),
         Family::V6 => (24, 20),
@@ -122,7 +123,7 @@ pub fn is_full(nft: &mut Nft, family: Family) -> Result<bool, NetlinkError> {
     let absent = ElementId { set, key: Key::new(&[0xff; 24][..key_len]) };
     let value = Value::Data(Bytes::new(&[0; 20][..value_len]));
     let ops = [Op::AddElement(Element { id: one_more, value }), Op::DeleteElement(absent)];
-    match nft.commit(&ops) {
+    match nft.commit(&TABLE, &ops) {
         Err(error) if error.errno() == Some(libc::ENFILE) => Ok(true),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
         other => other.map(|_| false),
@@ -131,7 +132,7 @@ pub fn is_full(nft: &mut Nft, family: Family) -> Result<bool, NetlinkError> {
 
 /// Forgets clients; returns how many. Beside one that is gone already a few others may be kept.
 pub fn forget(nft: &mut Nft, family: Family, clients: &[Key]) -> Result<usize, NetlinkError> {
-    let set = SetId::new(SetKind::Affinity, family);
+    let set = SetKind::Affinity.set(family);
     let ops: Vec<Op> = clients.iter().map(|key| Op::DeleteElement(ElementId { set, key: *key })).collect();
     let mut forgotten = 0;
     for part in ops.chunks(FORGOTTEN_AT_ONCE) {
@@ -143,7 +144,7 @@ pub fn forget(nft: &mut Nft, family: Family, clients: &[Key]) -> Result<usize, N
 /// Some may have ended meanwhile by themselves, and then nothing of a transaction is done: halves
 /// of it are.
 fn delete(nft: &mut Nft, ops: &[Op]) -> Result<usize, NetlinkError> {
-    match nft.commit(ops) {
+    match nft.commit(&TABLE, ops) {
         Ok(_) => Ok(ops.len()),
         Err(error) if error.errno() != Some(libc::ENOENT) => Err(error),
         Err(_) if ops.len() <= NOT_WORTH_IT => Ok(0),
@@ -154,9 +155,9 @@ fn delete(nft: &mut Nft, ops: &[Op]) -> Result<usize, NetlinkError> {
     }
 }
 
-fn named(set: SetId) -> impl FnOnce(&mut Writer) {
+fn of_set(set: SetId) -> impl FnOnce(&mut Writer) {
     move |writer| {
-        writer.text(1, TABLE);
+        named(&TABLE)(writer);
         writer.text(2, set.name());
     }
 }

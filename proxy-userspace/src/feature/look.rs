@@ -1,9 +1,10 @@
 //! Looking at the kernel without a daemon, and often without rights.
 
+use sluice_core::lang::nftables::Table;
 use sluice_sys::bpf::BpfError;
 use sluice_sys::dummy::LinkError;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use sluice_sys::nft::Nft;
 
 const NO_NET_ADMIN: &str = "missing capability CAP_NET_ADMIN: run as root, or give the container \
                             securityContext.capabilities.add: [NET_ADMIN]";
@@ -54,9 +55,9 @@ fn lacks_nf_tables(error: &NetlinkError) -> bool {
     matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP))
 }
 
-/// Whether there is a table of nftables in the family `inet`.
-pub(crate) fn has_table(name: &str) -> Result<bool, NetlinkError> {
-    match Nft::open().and_then(|mut nft| nft.has_table(Table::inet(name))) {
+/// Whether there is a table of nftables.
+pub(crate) fn has_table(table: &Table) -> Result<bool, NetlinkError> {
+    match Nft::open().and_then(|mut nft| nft.has_table(table)) {
         Err(error) if lacks_nf_tables(&error) => Ok(false),
         other => other,
     }

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sluice_core::net::Family;
-use sluice_core::pod_network::{KernelState, TABLE, Tunnel};
+use sluice_core::pod_network::{KernelState, PORTS_TABLE, TABLE, Tunnel};
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use sluice_sys::nft::Nft;
 
 use super::kernel::{self, KernelError, device_name};
 use super::localnet::{self, LocalnetError};
@@ -58,7 +58,7 @@ impl Owned for InKernel {
 
     fn observe(&self) -> Seen {
         let mut unseen = Vec::new();
-        let table = has_table(TABLE).map(Some).map_err(Reason::from);
+        let table = has_table(&TABLE).map(Some).map_err(Reason::from);
         let table = Unseen::note("pod network's table", table, &mut unseen);
         let found = seen().map(Some).map_err(|error| Reason::Other(error.to_string()));
         let (devices, routes) = Unseen::note("pod network", found, &mut unseen).unwrap_or_default();
@@ -70,7 +70,7 @@ impl Owned for InKernel {
     fn remove(&self, _force: bool) -> Result<Removal, NotRemoved> {
         Ok(match remove()? {
             true => {
-                let what = format!("the pod network: table inet {TABLE}, VXLAN devices, routes");
+                let what = format!("the pod network: table {TABLE}, VXLAN devices, routes");
                 Removal::Gone(vec![what])
             }
             false => Removal::Nothing("there is no pod network".to_owned()),
@@ -136,7 +136,7 @@ enum RemoveError {
     #[error(transparent)]
     Localnet(#[from] LocalnetError),
     /// Of the rules.
-    #[error("table inet {TABLE}: {0}")]
+    #[error("table {TABLE}: {0}")]
     Rules(#[from] NetlinkError),
     /// A system call failed.
     #[error("open a route netlink socket: {0}")]
@@ -179,8 +179,8 @@ fn remove() -> Result<bool, RemoveError> {
     // As long as the rules are there that drop what comes in by it.
     localnet::close()?;
     let mut nft = Nft::open()?;
-    let had_rules = nft.delete(Table::inet(TABLE))?;
-    let had_ports = match nft.delete(Table::bridge(TABLE)) {
+    let had_rules = nft.delete(&TABLE)?;
+    let had_ports = match nft.delete(&PORTS_TABLE) {
         Err(error) if ports::lacks_family(&error) => false,
         other => other?,
     };
@@ -197,8 +197,8 @@ impl Display for PodNetwork {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "pod network: {} routes to pods of other nodes (ip route show proto 92)", self.routes)?;
         match self.table {
-            Some(true) => writeln!(f, "  table inet {TABLE} (nft list table inet {TABLE})")?,
-            Some(false) => writeln!(f, "  there is no table inet {TABLE}: no masquerading, no host ports")?,
+            Some(true) => writeln!(f, "  table {TABLE} (nft list table {TABLE})")?,
+            Some(false) => writeln!(f, "  there is no table {TABLE}: no masquerading, no host ports")?,
             None => {}
         }
         for SeenTunnel { name, vni, port, mtu, up, peers } in &self.devices {

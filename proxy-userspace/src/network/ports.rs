@@ -8,10 +8,10 @@ use sluice_cni::spec::Attachment;
 use sluice_cni::store::Contents;
 use sluice_cni::wiring::host_name;
 use sluice_core::ebpf::address;
-use sluice_core::pod_network::{PodPorts, Port, TABLE};
+use sluice_core::pod_network::{PORTS_TABLE, PodPorts, Port};
 use sluice_sys::bpf::PodSources;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use sluice_sys::nft::Nft;
 use tracing::warn;
 
 use crate::node::Device;
@@ -45,7 +45,7 @@ impl Ports {
         wanted: Option<PodPorts>,
         audits: bool,
     ) -> Result<(), NetlinkError> {
-        let table = Table::bridge(TABLE);
+        let table = &PORTS_TABLE;
         if audits && wanted.is_some() && !nft.has_table(table)? {
             self.distrust();
         }
@@ -53,8 +53,8 @@ impl Ports {
         let done = match (known, &wanted) {
             (Some(is), shall) if is == shall => return Ok(()),
             (_, None) => nft.delete(table).map(drop),
-            (Some(Some(is)), Some(shall)) => nft.commit_to(table, &shall.difference(is)).map(drop),
-            (_, Some(shall)) => nft.commit_to(table, &shall.replace()).map(drop),
+            (Some(Some(is)), Some(shall)) => nft.commit(table, &shall.difference(is)).map(drop),
+            (_, Some(shall)) => nft.commit(table, &shall.replace()).map(drop),
         };
         match done {
             Ok(()) => {}

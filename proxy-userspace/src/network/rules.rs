@@ -16,7 +16,7 @@ use sluice_core::pod_network::{
 use sluice_sys::bpf::{BpfError, Maps, PodSources, set_pod_sources};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Notice, Table};
+use sluice_sys::nft::{Nft, Notice};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -199,7 +199,8 @@ impl Rules {
             self.repairs.done(begun, Instant::now(), 1);
         }
         if let Some(Tally { changes, looks, .. }) = self.repairs.line(begun) {
-            warn!(changes, repairs = looks, "another program changed a table {TABLE}; restored");
+            let name = TABLE.id.name;
+            warn!(changes, repairs = looks, "another program changed a table {name}; restored");
         }
         Ok(())
     }
@@ -221,13 +222,13 @@ impl Rules {
                     Some(written) if self.is_trusted => rules.difference(written),
                     _ => rules.replace(),
                 };
-                nft.commit_to(Table::inet(TABLE), &ops)?;
+                nft.commit(&TABLE, &ops)?;
             }
             None => {
                 let mut nft = Nft::open()?;
-                nft.commit_to(Table::inet(TABLE), &rules.replace())?;
+                nft.commit(&TABLE, &rules.replace())?;
                 if let Some(notices) = &self.notices {
-                    nft_monitor::follow(TABLE, nft.port(), notices.clone());
+                    nft_monitor::follow(&TABLE, nft.port(), notices.clone());
                 }
                 self.nft = Some(nft);
             }
@@ -251,7 +252,7 @@ impl Rules {
 
     fn lacks_table(&mut self) -> Result<bool, NetlinkError> {
         let Some(nft) = &mut self.nft else { return Ok(false) };
-        Ok(!nft.has_table(Table::inet(TABLE))?)
+        Ok(!nft.has_table(&TABLE)?)
     }
 }
 
@@ -307,7 +308,8 @@ fn end_flows(changed: &host_ports::Changed, network: &Network) -> Result<(), Net
 
 #[cfg(test)]
 mod tests {
-    use sluice_core::nft::{ChainName, Op};
+    use sluice_core::lang::nftables::{ChainName, Op};
+    use sluice_core::pod_network::PORTS_TABLE;
 
     use super::*;
 
@@ -317,7 +319,7 @@ mod tests {
 
     /// What the table's guard of loopback has: whether others have taken it away.
     fn has_guard() -> bool {
-        let chain = ["list", "chain", "inet", TABLE, "loopback-guard"];
+        let chain = ["list", "chain", "inet", TABLE.id.name, "loopback-guard"];
         let output = std::process::Command::new("nft").args(chain).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("drop")
     }
@@ -333,7 +335,7 @@ mod tests {
             put(&mut rules, "a");
             assert!(has_guard());
             let nothing = [Op::SetRules(ChainName::new("loopback-guard"), Vec::new())];
-            Nft::open().unwrap().commit_to(Table::inet(TABLE), &nothing).unwrap();
+            Nft::open().unwrap().commit(&TABLE, &nothing).unwrap();
             // Just after the last look: not due yet, and what changes is written without one.
             rules.noticed(Notice::Changed);
             put(&mut rules, "b");
@@ -351,7 +353,7 @@ mod tests {
             let (mut rules, network) = (Rules::default(), Network::default());
             rules.put(PodRules::default(), Some(Some(PodPorts::default())), &network, false).unwrap();
             let mut others = Nft::open().unwrap();
-            let tables = [Table::inet(TABLE), Table::bridge(TABLE)];
+            let tables = [&TABLE, &PORTS_TABLE];
             for table in tables {
                 assert!(others.delete(table).unwrap());
             }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use sluice_sys::nft::{Monitor, Nft, Notice, Table};
+use sluice_core::lang::nftables::Table;
+use sluice_sys::nft::{Monitor, Nft, Notice};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -11,7 +12,7 @@ use tracing::{error, warn};
 ///
 /// To be started late: the kernel writes a notification for each element of a first load that
 /// somebody listens to.
-pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
+pub fn follow(table: &'static Table, own: u32, notices: mpsc::Sender<Notice>) {
     let thread = std::thread::Builder::new().name("nft-monitor".into());
     let spawned = thread.spawn(move || {
         let mut first = true;
@@ -20,8 +21,7 @@ pub fn follow(table: &'static str, own: u32, notices: mpsc::Sender<Notice>) {
                 Ok(mut monitor) => {
                     // The table may have gone before the monitor was there; after a failure
                     // anything may have happened.
-                    let there =
-                        || Nft::open().and_then(|mut nft| nft.has_table(Table::inet(table))).unwrap_or(false);
+                    let there = || Nft::open().and_then(|mut nft| nft.has_table(table)).unwrap_or(false);
                     if !first || !there() {
                         let _ = notices.blocking_send(Notice::Lost);
                     }

@@ -1,6 +1,7 @@
 //! Whether this process may, and the kernel can, do what the backend needs; and which backend it
 //! is.
 
+use sluice_core::nft;
 use sluice_sys::bpf::{BpfError, Directory};
 use sluice_sys::capability;
 use sluice_sys::nft::Nft;
@@ -14,7 +15,7 @@ use crate::service::facts::NodeFacts;
 
 /// Checks that this process may and the kernel can do what the nftables backend needs.
 fn preflight() -> Result<(), ExitError> {
-    let probe = || Nft::open()?.probe();
+    let probe = || Nft::open()?.probe(&nft::TABLE, &nft::probe());
     probe().map_err(|error| match error.errno() {
         Some(libc::EPERM) => ExitError::Capability,
         _ => ExitError::Kernel(error),

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice_core::net::Family;
-use sluice_core::nft::{SetId, SetKind};
+use sluice_core::nft::SetKind;
 use sluice_sys::bpf::Usage;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, remembered};
@@ -110,7 +110,7 @@ fn count() -> Result<Vec<(&'static str, Usage)>, NetlinkError> {
 }
 
 fn table(family: Family) -> &'static str {
-    SetId::new(SetKind::Affinity, family).name()
+    SetKind::Affinity.set(family).name()
 }
 
 fn pause(took: Duration) -> Duration {

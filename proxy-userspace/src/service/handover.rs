@@ -7,11 +7,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluice_common::maps::MapName;
 use sluice_common::node::{Config, option};
-use sluice_core::nft;
+use sluice_core::nft::{self, TABLE};
 use sluice_sys::bpf::{BpfError, Directory, Ender, Lock, Maps, View};
 use sluice_sys::conntrack::Conntrack;
 use sluice_sys::netlink::NetlinkError;
-use sluice_sys::nft::{Nft, Table};
+use sluice_sys::nft::Nft;
 use tracing::{info, warn};
 
 use crate::node::addresses::{IPVS_LINK, KUBE_PROXY_LINK};
@@ -155,11 +155,11 @@ pub async fn from_ipvs(and_kube_proxy: bool, excluded: &[IpNet]) {
 pub async fn keep_translations() -> bool {
     let kept = tokio::task::block_in_place(|| {
         let mut nft = Nft::open()?;
-        let exists = nft.has_table(Table::inet(sluice_core::nft::TABLE))?;
+        let exists = nft.has_table(&TABLE)?;
         if !exists && !Conntrack::open()?.has_translated()? {
             return Ok(false);
         }
-        nft.commit(&nft::remnant(exists))?;
+        nft.commit(&TABLE, &nft::remnant(exists))?;
         Ok::<_, NetlinkError>(true)
     });
     match kept {
@@ -185,7 +185,7 @@ pub async fn until_translations_end() {
             if Conntrack::open()?.has_translated()? {
                 return Ok(false);
             }
-            Nft::open()?.delete_table()?;
+            Nft::open()?.delete(&TABLE)?;
             Ok::<_, NetlinkError>(true)
         });
         match ended {

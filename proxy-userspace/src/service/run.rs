@@ -142,7 +142,7 @@ async fn after_first_pass(
     }
     match port {
         Some(port) => {
-            nft_monitor::follow(TABLE, port, notices);
+            nft_monitor::follow(&TABLE, port, notices);
             tokio::join!(handover::from_ebpf(&settings.ebpf.bpffs), from_ipvs(&settings));
         }
         None if translated => {

@@ -157,14 +157,14 @@ fn an_occupied_health_check_port_is_an_event_of_the_service() {
 
 #[test]
 fn a_refusal_by_the_kernel_is_an_event_of_the_service() {
+    use sluice_core::lang::nftables::Op;
     use sluice_core::net::Family;
-    use sluice_core::nft::{Balancer, Op, SetId, SetKind, sets};
+    use sluice_core::nft::{SetKind, TABLE};
     in_namespace(|| async {
         // Somebody has made the set of ClusterIPs, with room for one.
-        let id = SetId::new(SetKind::ClusterIps, Family::V4);
-        let mut spec = sets(Balancer::Ruleset).into_iter().find(|spec| spec.id == id).unwrap();
+        let mut spec = *SetKind::ClusterIps.set(Family::V4).spec();
         spec.size = 1;
-        sluice_sys::nft::Nft::open().unwrap().commit(&[Op::AddTable, Op::AddSet(spec)]).unwrap();
+        sluice_sys::nft::Nft::open().unwrap().commit(&TABLE, &[Op::AddTable, Op::AddSet(spec)]).unwrap();
         let api = cluster().await;
         for (name, ip) in [("one", "10.96.0.11"), ("two", "10.96.0.12"), ("three", "10.96.0.13")] {
             let mut service = service(name, 80);

@@ -158,7 +158,8 @@ fn kernel_elements(lab: &Lab) -> Result<usize> {
     let counting = std::thread::spawn(move || -> Result<usize> {
         let file = std::fs::File::open(path)?;
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-        let observed = sluice_sys::nft::observe(&mut sluice_sys::nft::Nft::open()?)?;
+        let observed =
+            sluice_sys::nft::observe(&mut sluice_sys::nft::Nft::open()?, &sluice_core::nft::TABLE)?;
         Ok(observed.context("the table is gone")?.elements.len())
     });
     counting.join().map_err(|_| anyhow::anyhow!("counting panicked"))?

@@ -54,6 +54,21 @@ const GROUND: [&str; 11] = [
 /// What is above the features: it puts them together, walks them, or names their errors.
 const ABOVE: [&str; 6] = ["exit", "features", "lib", "main", "run", "tools"];
 
+/// Modules of proxy-core that know what packets are handled for.
+const FEATURES_OF_CORE: [&str; 11] = [
+    "crate::ebpf",
+    "crate::event",
+    "crate::group",
+    "crate::index",
+    "crate::ipvs",
+    "crate::kind",
+    "crate::loopback",
+    "crate::model",
+    "crate::nft",
+    "crate::plan",
+    "crate::pod_network",
+];
+
 fn walls() -> Vec<Wall> {
     let pure = [
         "log",
@@ -75,6 +90,16 @@ fn walls() -> Vec<Wall> {
             "proxy-core/src/",
             &pure,
             "proxy-core only makes decisions, without I/O: pass what it needs as values",
+        ),
+        Wall::new(
+            "proxy-core/src/lang",
+            &FEATURES_OF_CORE,
+            "lang has what every feature says to the kernel, and knows none of them",
+        ),
+        Wall::new(
+            "proxy-core/src/pod_network",
+            &["crate::ebpf", "crate::group", "crate::index", "crate::ipvs", "crate::nft", "crate::plan"],
+            "the pod network works with any service proxy, and without one",
         ),
         Wall::new("proxy-link/src/", &small, "the plugin uses proxy-link, and must stay small"),
         Wall::new("proxy-sys/src/", &plans, "ports to the kernel know neither Services nor plans"),
@@ -456,6 +481,25 @@ mod tests {
             let path = format!("proxy-ebpf/src/{path}");
             assert_eq!(check(&Tree::of(&[(&path, text)])), [], "{path}");
         }
+    }
+
+    #[test]
+    fn the_language_of_the_kernel_is_apart_from_all_features() {
+        let broken = |path: &str, item: &str| {
+            let text = format!("use {item}::X;\n");
+            check(&Tree::of(&[(path, &text)])).iter().any(|finding| finding.what.starts_with(item))
+        };
+        for item in FEATURES_OF_CORE {
+            for path in ["proxy-core/src/lang.rs", "proxy-core/src/lang/nftables/set.rs"] {
+                assert!(broken(path, item), "{item} in {path}");
+            }
+            assert!(!broken("proxy-core/src/nft/lower.rs", item), "{item}");
+        }
+        for item in ["crate::net", "crate::diff"] {
+            assert!(!broken("proxy-core/src/lang/nftables/set.rs", item), "{item}");
+        }
+        assert!(broken("proxy-core/src/pod_network/guard.rs", "crate::nft"));
+        assert!(!broken("proxy-core/src/pod_network/guard.rs", "crate::lang"));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use sluice_core::lang::nftables::Op;
 use sluice_core::model::ObjectName;
+use sluice_core::nft::Ledger;
 use sluice_core::nft::quarantine::{self, Failure, Outcome};
-use sluice_core::nft::{Ledger, Op};
 use sluice_core::plan::ServicePlan;
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::Nft;

@@ -9,7 +9,8 @@ use rustc_hash::FxHashMap;
 use sluice_core::ipvs::{
     DestinationKey, Ledger, Load, Observed, Op, SchedulerName, ServerKey, Steps, concerned,
 };
-use sluice_core::nft::{self, quarantine};
+use sluice_core::lang::nftables;
+use sluice_core::nft::{self, TABLE, quarantine};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::dummy::{AddressChange, Link, LinkError};
 use sluice_sys::ipvs::{Ipvs, IpvsError, sysctls};
@@ -270,7 +271,7 @@ impl IpvsBackend {
             servers: self.ipvs.dump()?,
             addresses: self.link.addresses()?.into_iter().collect(),
             led: led(&mut self.steering)?,
-            table: observe(&mut self.nft)?,
+            table: observe(&mut self.nft, &TABLE)?,
         };
         self.progress.made();
         let is_new = observed.table.is_none();
@@ -282,7 +283,7 @@ impl IpvsBackend {
             self.steering.deliver(self.sources)?;
         }
         if !is_new {
-            steps.ruleset = without_present(&mut self.nft, steps.ruleset)?;
+            steps.ruleset = without_present(&mut self.nft, &TABLE, steps.ruleset)?;
         }
         let (mut done, mut refused) = (Done::default(), None);
         self.apply_servers(&steps.before, &mut done.applied, &mut refused)?;
@@ -297,14 +298,14 @@ impl IpvsBackend {
     /// new one refuses what the other half would let pass.
     fn full_ruleset(
         &mut self,
-        ops: Vec<nft::Op>,
+        ops: Vec<nftables::Op>,
         at_once: bool,
         plans: &[Arc<ServicePlan>],
         known: &Known,
     ) -> Result<Done, NetlinkError> {
         let is_one = at_once || ops.len() <= quarantine::TRANSACTION;
         if is_one && (at_once || known.suspects.is_empty()) {
-            match self.nft.commit(&ops) {
+            match self.nft.commit(&TABLE, &ops) {
                 Ok(_) => return Ok(Applied { operations: ops.len(), transactions: 1 }.into()),
                 Err(error) if is_refusal(&error) => {}
                 Err(error) => return Err(error),

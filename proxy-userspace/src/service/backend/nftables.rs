@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use sluice_core::nft::{Backlog, Ledger, NftConfig, NodeView, Op, Scheduler, Turn};
+use sluice_core::lang::nftables::Op;
+use sluice_core::nft::{Backlog, Ledger, NftConfig, NodeView, Scheduler, TABLE, Turn};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
@@ -113,7 +114,7 @@ impl NftablesBackend {
         node: &NodeView,
         plans: &[Arc<ServicePlan>],
     ) -> Result<Option<Vec<Op>>, NetlinkError> {
-        let observed = observe(&mut self.nft)?;
+        let observed = observe(&mut self.nft, &TABLE)?;
         self.progress.made();
         if observed.is_none() || self.ledger.config() != config {
             self.ledger = Ledger::new(config.clone(), node.clone());
@@ -123,7 +124,7 @@ impl NftablesBackend {
             let _ = self.ledger.set_node(node.clone());
         }
         let Some(observed) = observed else { return Ok(None) };
-        let ops = without_present(&mut self.nft, self.ledger.reconcile(plans, observed))?;
+        let ops = without_present(&mut self.nft, &TABLE, self.ledger.reconcile(plans, observed))?;
         self.progress.made();
         Ok(Some(ops))
     }
@@ -157,7 +158,7 @@ impl NftablesBackend {
 pub(super) fn commit(nft: &mut Nft, ops: &[Op], progress: &Progress) -> Result<Applied, NetlinkError> {
     let mut applied = Applied::default();
     for part in transactions(ops, MAX_OPS) {
-        nft.commit(part)?;
+        nft.commit(&TABLE, part)?;
         progress.made();
         applied += Applied { operations: part.len(), transactions: 1 };
     }
@@ -189,11 +190,12 @@ fn transactions(ops: &[Op], limit: usize) -> Vec<&[Op]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_core::lang::nftables::{Element, ElementId, Key, Value};
     use sluice_core::net::Family;
-    use sluice_core::nft::{Element, ElementId, Key, SetId, SetKind, Value};
+    use sluice_core::nft::SetKind;
 
     fn id(n: u8) -> ElementId {
-        ElementId { set: SetId::new(SetKind::ClusterIps, Family::V4), key: Key::new(&[n]) }
+        ElementId { set: SetKind::ClusterIps.set(Family::V4), key: Key::new(&[n]) }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
-use sluice_core::net::Family;
-use sluice_core::nft::{Observed, SetId, SetKind, TABLE};
+use sluice_core::lang::nftables::Observed;
+use sluice_core::nft::{SetKind, TABLE};
 use sluice_sys::nft::{Nft, observe};
 
 use crate::feature::{NotRemoved, Owned, Reason, Removal, Section, Seen, Turn, has_table};
@@ -13,7 +13,7 @@ pub(super) struct Ruleset;
 
 impl Owned for Ruleset {
     fn name(&self) -> String {
-        format!("table inet {TABLE}")
+        format!("table {TABLE}")
     }
 
     fn turn(&self) -> Turn {
@@ -26,7 +26,7 @@ impl Owned for Ruleset {
     }
 
     fn remove(&self, _force: bool) -> Result<Removal, NotRemoved> {
-        match Nft::open().and_then(|mut nft| nft.delete_table()) {
+        match Nft::open().and_then(|mut nft| nft.delete(&TABLE)) {
             Ok(true) => Ok(Removal::Gone(vec![self.name()])),
             Ok(false) => Ok(Removal::Nothing(format!("there is no {}", self.name()))),
             Err(error) if error.errno() == Some(libc::EPERM) => Err(NotRemoved::Right),
@@ -47,19 +47,16 @@ struct Table {
 }
 
 fn table() -> Result<Option<Table>, Reason> {
-    if !has_table(TABLE)? {
+    if !has_table(&TABLE)? {
         return Ok(None);
     }
-    let observed = observe(&mut Nft::open()?)?;
+    let observed = observe(&mut Nft::open()?, &TABLE)?;
     // One that is empty is nobody's work.
     Ok(Some(observed.map_or(Table { altered: true, ..Table::default() }, |observed| counted(&observed))))
 }
 
 fn counted(observed: &Observed) -> Table {
-    let of = |kind| {
-        let sets = Family::BOTH.map(|family| SetId { kind, family });
-        observed.elements.keys().filter(|id| sets.contains(&id.set)).count()
-    };
+    let of = |kind: SetKind| observed.elements.keys().filter(|id| kind.is(id.set)).count();
     Table {
         frontends: of(SetKind::Services),
         node_ports: of(SetKind::NodePorts),
@@ -71,7 +68,7 @@ fn counted(observed: &Observed) -> Table {
 impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Table { frontends, node_ports, without_endpoints, altered } = self;
-        writeln!(f, "nftables: table inet {TABLE} (nft list table inet {TABLE})")?;
+        writeln!(f, "nftables: table {TABLE} (nft list table {TABLE})")?;
         writeln!(
             f,
             "  served: {frontends} addresses with ports, {node_ports} node ports; refused, without endpoints: {without_endpoints}"

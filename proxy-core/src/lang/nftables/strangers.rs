@@ -1,5 +1,5 @@
-//! What others have put into our table, as far as notices tell, so that what they do to it later is
-//! known to be no harm.
+//! What others have put into a table of ours, as far as notices tell, so that what they do to it
+//! later is known to be no harm.
 //!
 //! Harm is whatever may touch what is ours. In doubt it is harm: a pass that finds nothing costs
 //! little.
@@ -160,7 +160,7 @@ mod tests {
     const OURS: u64 = 100;
 
     fn element(key: &[u8]) -> Subject<'_> {
-        Subject::Element { set: "services4", key }
+        Subject::Element { set: "guests4", key }
     }
 
     fn chain(name: &str, handle: u64) -> Subject<'_> {

@@ -1,68 +1,68 @@
 //! Rule expressions, as the kernel's virtual machine has them (linux/netfilter/nf_tables.h).
 
-use crate::nft::object::{SetId, Verdict};
+use super::chain::Verdict;
+use super::set::SetId;
 
 /// A 32-bit register, 0 to 15 (`NFT_REG32_00` and on).
 pub type Reg = u8;
 
-/// Keys of the `meta` expression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Keys of the `meta` expression, with their numbers in the kernel (`NFT_META_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetaKey {
     /// The packet mark, four bytes in host order.
-    Mark,
+    Mark = 3,
     /// The input interface's name, 16 bytes; empty for locally generated packets.
-    IifName,
+    IifName = 6,
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
-    NfProto,
+    NfProto = 15,
     /// The transport protocol, one byte.
-    L4Proto,
+    L4Proto = 16,
     /// The kind of the input interface (`vrf`), 16 bytes; ends the rule where an interface has
     /// none.
-    IifKind,
+    IifKind = 26,
     /// The output interface's name, 16 bytes.
-    OifName,
+    OifName = 7,
     /// The kind of the output interface (`veth`), 16 bytes; ends the rule where an interface has
     /// none.
-    OifKind,
-    // What is new comes last: fingerprints of rules have the place of a key in this list in them.
+    OifKind = 27,
 }
 
-/// Comparisons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Comparisons (`NFT_CMP_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmpOp {
     /// Equal.
-    Eq,
+    Eq = 0,
     /// Not equal.
-    Neq,
+    Neq = 1,
     /// Less or equal, byte by byte.
-    Lte,
+    Lte = 3,
     /// Greater or equal, byte by byte.
-    Gte,
+    Gte = 5,
 }
 
-/// What a dynset does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What a dynset does (`NFT_DYNSET_OP_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DynsetOp {
     /// Adds the element, or refreshes its timeout. Does not change the data of an existing one.
-    Update,
+    Update = 1,
     /// Removes the element, if it is there.
-    Delete,
+    Delete = 2,
 }
 
-/// Number generators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Number generators (`NFT_NG_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumgenKind {
     /// A counter of the rule.
-    Incremental,
+    Incremental = 0,
     /// Uniformly random.
-    Random,
+    Random = 1,
 }
 
 /// The address family of a translation.
 pub type NatFamily = crate::net::Family;
 
 /// One expression. Registers that it reads must have been written earlier in the same rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
     /// Loads bytes of the network header.
     NetworkHeader {

@@ -1,0 +1,95 @@
+//! Tables, as their owners declare them.
+
+use std::fmt;
+
+use super::set::{Set, SetId, SetSpec};
+
+/// What passes through a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableFamily {
+    /// Packets of IPv4 and IPv6.
+    Inet,
+    /// Frames that pass bridges.
+    Bridge,
+}
+
+/// What identifies a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId {
+    /// What passes through it.
+    pub family: TableFamily,
+    /// Its name.
+    pub name: &'static str,
+}
+
+impl TableId {
+    /// A table for packets of IPv4 and IPv6.
+    pub const fn inet(name: &'static str) -> Self {
+        TableId { family: TableFamily::Inet, name }
+    }
+
+    /// A table for frames that pass bridges.
+    pub const fn bridge(name: &'static str) -> Self {
+        TableId { family: TableFamily::Bridge, name }
+    }
+
+    /// The sets of this table. Their order is that in which new elements are written: what is
+    /// looked up late in the packet path comes first, so that nothing leads to what is not there.
+    pub const fn sets<const N: usize>(self, specs: [SetSpec; N]) -> [Set; N] {
+        let mut sets = [Set::new(self, 0, specs[0]); N];
+        let mut rank = 1;
+        while rank < N {
+            sets[rank] = Set::new(self, rank as u16, specs[rank]);
+            rank += 1;
+        }
+        sets
+    }
+}
+
+impl fmt::Display for TableId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            TableFamily::Inet => "inet",
+            TableFamily::Bridge => "bridge",
+        };
+        write!(f, "{family} {}", self.name)
+    }
+}
+
+/// A table of ours, with all sets that it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// What identifies it.
+    pub id: TableId,
+    sets: &'static [Set],
+}
+
+impl Table {
+    /// A table and its sets, which [`TableId::sets`] has made.
+    pub const fn new(id: TableId, sets: &'static [Set]) -> Self {
+        Table { id, sets }
+    }
+
+    /// The same under another name: operations can be tried there.
+    #[must_use]
+    pub const fn named(self, name: &'static str) -> Self {
+        Table { id: TableId { name, ..self.id }, ..self }
+    }
+
+    /// Its sets, in the order of writing.
+    pub fn sets(&self) -> impl ExactSizeIterator<Item = SetId> + use<> {
+        self.sets.iter().map(Set::id)
+    }
+
+    /// The set of a name.
+    pub fn set(&self, name: &str) -> Option<SetId> {
+        self.sets().find(|set| set.name() == name)
+    }
+}
+
+/// As nft writes it: `inet name`.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.id.fmt(f)
+    }
+}
