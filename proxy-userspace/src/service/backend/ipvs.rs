@@ -27,8 +27,6 @@ use crate::http::health::Progress;
 use crate::node::addresses::IPVS_LINK;
 use crate::service::facts::{self, NodeFacts};
 
-/// The dummy link that holds the addresses of services.
-
 /// The backend.
 pub struct IpvsBackend {
     nft: Nft,
