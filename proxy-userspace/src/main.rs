@@ -1,19 +1,17 @@
-//! `sluice`: parse, set up logging, run, exit code.
+//! `sluice`: parse, set up logging, run or do what another command says, exit code.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
-use sluice::cli::{self, Command, ConfigCommand, Invocation, RunArgs};
+use sluice::cli::{self, Command, Invocation, RunArgs};
 use sluice::config::{asks_for_json, settings, write_effective};
 use sluice::exit::ExitError;
-use sluice::feature::Places;
 use sluice::observe::logging;
 use sluice::output::print;
 use sluice::run;
 use sluice::run::signals::EndSignals;
 use sluice::tools::cleanup::Options;
-use sluice::tools::{cleanup, status};
+use sluice::tools::{self, cleanup};
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -43,34 +41,13 @@ fn result(arguments: Vec<OsString>) -> Result<ExitCode, ExitError> {
     };
     match &invocation.command {
         Command::Run(args) => run(args, &invocation, process.map_or_else(Process::begin, Ok)?)?,
-        Command::Status { bpffs, output } => {
-            return Ok(ExitCode::from(status::status(bpffs, *output)?.exit_code()));
-        }
-        Command::Cleanup { kube_proxy, bpffs, run_dir, force } => cleanup::cleanup(&Options {
-            kube_proxy: *kube_proxy,
-            force: *force,
-            places: Places { bpffs: bpffs.clone(), run_dir: run_dir.clone() },
-        })?,
-        Command::Config(ConfigCommand::Check { file }) => check(file)?,
-        Command::Version => show(format_args!("{}\n", cli::version("raw").unwrap_or_default()))?,
-        Command::Completion { shell } => show(cli::completion(*shell))?,
+        command => return tools::run(command),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn show(text: impl std::fmt::Display) -> Result<(), ExitError> {
     print(text).map_err(failed("write to stdout"))
-}
-
-/// Reads a configuration as the daemon does.
-fn check(file: &Path) -> Result<(), ExitError> {
-    let line = ["sluice", "run", "--hostname-override=node", "--config"].map(OsString::from);
-    let line = line.into_iter().chain([file.as_os_str().to_owned()]);
-    let invocation = cli::parse(line).unwrap_or_else(|error| error.exit());
-    let Command::Run(args) = &invocation.command else { return Ok(()) };
-    let settings = settings(args, &invocation, "")?;
-    settings.warnings.iter().try_for_each(|warning| show(format_args!("{warning}\n")))?;
-    show(format_args!("{} can be used\n", file.display()))
 }
 
 fn failed(operation: &'static str) -> impl Fn(std::io::Error) -> ExitError {

@@ -1,6 +1,5 @@
 //! Sources of objects: both feed the same events into the same index.
 
-mod convert;
 mod decode;
 mod doubt;
 #[cfg(test)]

@@ -1,6 +1,11 @@
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
+use sluice_core::model::{
+    Conditions, EndpointSlice, Hints, Node, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+    TrafficPolicy,
+};
+use sluice_core::net::{Family, Protocol};
 
 use super::*;
 

@@ -1,18 +1,55 @@
-//! Pods and Namespaces: what they say of the socket path.
+//! Pods and Namespaces: the fields that are read, and what they say of the socket path.
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use sluice_core::event::Change;
 use sluice_core::model::{Namespace, ObjectName, Pod};
 
 use super::{Converted, address, object_name};
-use crate::watch::objects::{self, AnyObject, Metadata};
+use crate::watch::objects::{AnyObject, Metadata, or_default};
 
 const SOCKET_LB: &str = "sluice.socketLB";
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PodObject {
+    #[serde(deserialize_with = "or_default")]
+    metadata: Metadata,
+    #[serde(deserialize_with = "or_default")]
+    spec: PodSpec,
+    #[serde(deserialize_with = "or_default")]
+    status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodStatus {
+    #[serde(deserialize_with = "or_default")]
+    phase: String,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs", deserialize_with = "or_default")]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodIp {
+    #[serde(deserialize_with = "or_default")]
+    ip: String,
+}
+
 /// Converts a Pod; one without a network namespace of its own, or that has ended, becomes a
 /// deletion.
-pub(in crate::watch) fn convert_pod(object: &objects::Pod) -> Converted<Pod> {
+pub(super) fn convert_pod(object: &PodObject) -> Converted<Pod> {
     let name = object_name(&object.metadata);
     let mut problems = Vec::new();
     let socket_path = socket_path(&object.metadata, &mut problems);
@@ -43,7 +80,7 @@ pub(in crate::watch) fn convert_pod(object: &objects::Pod) -> Converted<Pod> {
 }
 
 /// Converts a Namespace, of which nothing but metadata matters.
-pub(in crate::watch) fn convert_namespace(object: &AnyObject) -> Converted<Namespace> {
+pub(super) fn convert_namespace(object: &AnyObject) -> Converted<Namespace> {
     let mut problems = Vec::new();
     let name = ObjectName::cluster_scoped(&object.metadata.name);
     let socket_path = socket_path(&object.metadata, &mut problems);
