@@ -1,4 +1,9 @@
 //! What the daemon has told of the node.
+//!
+//! Maps that the daemon writes are not preallocated. Memory of their elements lives on after a
+//! deletion as long as programs run, but since Linux 6.1 it may become another element at once
+//! (`bpf_mem_cache_free`). So what is read of an element is read or copied right after the lookup;
+//! a reader that is interrupted there may still see another element of the same map.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use sluice_common::Address;
@@ -15,8 +20,8 @@ pub fn config() -> Option<&'static Config> {
 /// An interface, by its index.
 #[inline(always)]
 pub fn interface(index: u32) -> Option<&'static Interface> {
-    // SAFETY: elements of a map without preallocation are freed after a grace period, so a reader
-    // never sees one reused.
+    // SAFETY: an element that is deleted meanwhile stays memory of an element of this map, which
+    // is valid whatever its bytes are.
     unsafe { INTERFACES.get(index) }
 }
 

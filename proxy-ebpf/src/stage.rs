@@ -1,7 +1,7 @@
 //! Stages: one decision each, about a packet or a system call. `path` has their order.
 //!
-//! A stage that decides what becomes of a packet says so by a [`Verdict`](crate::verdict::Verdict);
-//! it counts nothing, tells nothing, and knows no code of the kernel's.
+//! A stage that decides what becomes of a packet says so by a [`Verdict`](crate::verdict::Verdict).
+//! What it does beside that is counted by functions of `verdict`, too.
 
 pub mod answer;
 pub mod capture;

@@ -1,7 +1,8 @@
 //! What becomes of packets and of system calls.
 //!
 //! Stages return decisions as values of these types. Only this file counts them, writes messages
-//! about them (`sluice.ebpf.debug`), and makes them into the codes that the kernel knows.
+//! about them (`sluice.ebpf.debug`), and makes them into the codes that the kernel knows. The
+//! codes of helpers that send a packet are passed on as they are ([`Verdict::Sent`]).
 
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_log_ebpf::info;

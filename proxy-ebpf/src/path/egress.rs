@@ -63,10 +63,10 @@ fn begin(run: &Run<'_>, scratch: &mut Scratch) -> Result<Option<route::Route>, V
         service::check_allocated(run, &scratch.packet)?;
         return Err(Verdict::Pass);
     };
-    service::check_range(scratch, frontend)?;
-    let what = client::action(run, &scratch.packet, frontend);
+    service::check_range(scratch, &frontend)?;
+    let what = client::action(run, &scratch.packet, &frontend);
     service::check_action(what)?;
     scratch.flow = flow::straight(&scratch.packet);
-    let masquerade = endpoint::set(run, scratch, frontend, what)?;
+    let masquerade = endpoint::set(run, scratch, &frontend, what)?;
     forward::begin(run, scratch, masquerade)
 }

@@ -14,6 +14,7 @@ pub fn way<const L2: u32>(run: &Run<'_>, scratch: &mut Scratch) -> Result<Infall
     source::check_way_back(run, scratch, GOING_ON)?;
     related::set_ends(scratch, flow);
     let onward = route::of_error(run, scratch)?;
+    // As in `forward::send`, a network policy that looks at each packet would have its place here.
     translate::error::<L2>(run, scratch, onward)?;
     Err(route::send::<L2>(run, &mut scratch.fib, onward))
 }

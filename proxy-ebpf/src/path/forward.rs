@@ -15,9 +15,11 @@ pub fn begin(run: &Run<'_>, scratch: &mut Scratch, masquerade: bool) -> Result<O
     if masquerade && way != Route::Stack {
         masquerade::set_source(run, scratch)?;
     }
-    // A network policy that decides about connections has its place here: `scratch.flow` has both
-    // ends as the endpoint will see them, `scratch.fib` has the interface, and a connection that is
-    // not allowed leaves nothing in the flow table.
+    // A network policy that decides about connections has its place here: a connection that is not
+    // allowed leaves nothing in the flow table, only the endpoint that was picked for its client.
+    // `scratch.packet.key` has the client, `scratch.flow` the endpoint; `scratch.fib` has the
+    // endpoint's interface only if the way is `Forward` or `Resolve`. Other look-ups, such as
+    // `source::check_way_back`, must not come between: they write to `fib`.
     Ok(if flow::begin(run, scratch)? { Some(way) } else { None })
 }
 
@@ -31,10 +33,12 @@ pub fn send<const L2: u32>(
 ) -> Result<Infallible, Verdict> {
     let onward = route::of(run, scratch, found)?;
     route::check_ttl(run, scratch, onward)?;
-    // A network policy that looks at each packet has its place here, before the packet is
-    // rewritten: `route::send` hands packets to pods past every program and netfilter hook at the
-    // host's end of their links (`bpf_redirect_peer`). Only what goes on by the stack comes by
-    // there.
+    // A network policy that looks at each packet has its place here and in `error::way`, before the
+    // packet is rewritten: `route::send` hands packets to pods past every program and netfilter
+    // hook at the host's end of their links (`bpf_redirect_peer`). Only what goes on by the stack
+    // comes by there, as does all that never comes here: connections that the socket path has
+    // translated, and those that are no Service's. `scratch.fib` has this packet's interface only
+    // if `onward` is `Forward` or `Resolve`.
     translate::packet::<L2>(run, scratch, onward)?;
     Err(route::send::<L2>(run, &mut scratch.fib, onward))
 }

@@ -70,7 +70,7 @@ fn begin(run: &Run<'_>, scratch: &mut Scratch) -> Result<Option<route::Route>, V
     }
     let frontend = service::of(scratch);
     let mut what = 0;
-    if let Some(frontend) = frontend {
+    if let Some(frontend) = &frontend {
         source::check_way_back(run, scratch, FIRST)?;
         service::check_range(scratch, frontend)?;
         what = client::action(run, &scratch.packet, frontend);
@@ -83,7 +83,7 @@ fn begin(run: &Run<'_>, scratch: &mut Scratch) -> Result<Option<route::Route>, V
         source::check_way_back(run, scratch, FIRST)?;
     }
     scratch.flow = flow::straight(&scratch.packet);
-    let masquerade = match frontend {
+    let masquerade = match &frontend {
         Some(frontend) => endpoint::set(run, scratch, frontend, what)?,
         None => false,
     };

@@ -37,7 +37,7 @@ fn connects(socket: &Socket<'_>) -> Result<Infallible, Call> {
     let client = capture::client(netns);
     let cookie = socket.cookie();
     let hash = endpoint::hash(&client, cookie as u16, &key);
-    let Some(endpoint) = endpoint::pick(frontend, what, &client, hash, config) else {
+    let Some(endpoint) = endpoint::pick(&frontend, what, &client, hash, config) else {
         return Err(Call::Refuse);
     };
     peer::remember(cookie, protocol, &endpoint, address, port, frontend.group);
@@ -74,7 +74,7 @@ fn sends(socket: &Socket<'_>) -> Result<Infallible, Call> {
     }
     let client = capture::client(netns);
     let hash = endpoint::hash(&client, pick_key.cookie as u16, &key);
-    let Some(endpoint) = endpoint::pick(frontend, what, &client, hash, config) else {
+    let Some(endpoint) = endpoint::pick(&frontend, what, &client, hash, config) else {
         return Err(Call::Refuse);
     };
     peer::set_picked(&pick_key, frontend.group, now, endpoint);
@@ -89,8 +89,8 @@ fn sends(socket: &Socket<'_>) -> Result<Infallible, Call> {
 #[inline(always)]
 pub fn untranslate(ctx: &SockAddrContext, family: Family) -> i32 {
     let socket = Socket::new(ctx, family);
-    if let Some(peer) = peer::of(&socket) {
-        socket.set(&peer.address, peer.port);
+    if let Some((address, port)) = peer::of(&socket) {
+        socket.set(&address, port);
     }
     Call::Leave.report()
 }

@@ -24,14 +24,14 @@ pub fn check_namespace(socket: &Socket<'_>, config: &Config) -> Result<u64, Call
 /// Decides by the frontend of a destination: which endpoints it leads to, as one of the frontend's
 /// actions says; or what else becomes of the call. Leaves the frontend's key in `key`.
 #[inline(always)]
-pub fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Result<(&'static Frontend, u8), Call> {
+pub fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Result<(Frontend, u8), Call> {
     let own_process = netns == config.netns;
     let loopback = if own_process { Loopback::of(&key.address, config) } else { Loopback::Elsewhere };
     let Some(frontend) = find(key, loopback) else {
         return Err(if is_cluster_ip(key) { Call::Refuse } else { Call::Leave });
     };
     let what = if loopback != Loopback::Elsewhere && key.kind == kind::NODE_PORT {
-        loopback.action(frontend)
+        loopback.action(&frontend)
     } else if own_process {
         frontend.host
     } else {
@@ -39,7 +39,7 @@ pub fn decide(key: &mut FrontendKey, netns: u64, config: &Config) -> Result<(&'s
     };
     if own_process {
         let source = if key.address.is_v4() { &config.address4 } else { &config.address6 };
-        if !is_allowed(frontend, key, source) {
+        if !is_allowed(&frontend, key, source) {
             return Err(unanswered(key));
         }
     } else if frontend.flags & flag::FILTERED != 0
@@ -75,6 +75,6 @@ pub fn client(netns: u64) -> Address {
 
 #[inline(always)]
 fn is_opted_out(netns: u64) -> bool {
-    // SAFETY: elements of a map without preallocation are freed after a grace period.
+    // SAFETY: as in `node::interface`.
     unsafe { NAMESPACES.get(netns) }.is_some_and(|bits| *bits & namespace::NO_SOCKET_PATH != 0)
 }

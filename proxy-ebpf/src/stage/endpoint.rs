@@ -38,7 +38,7 @@ fn list_of(what: u8) -> u64 {
 #[inline(always)]
 pub fn is_member(group: u64, endpoint: &Endpoint) -> bool {
     let key = MemberKey { group, address: endpoint.address, port: endpoint.port, reserved: [0; 3] };
-    // SAFETY: elements of a map without preallocation are freed after a grace period.
+    // SAFETY: as in `node::interface`.
     unsafe { MEMBERS.get(key) }.is_some()
 }
 
@@ -95,8 +95,8 @@ fn turn(group: u64, hash: u32, config: &Config) -> u32 {
     match config.scheduler {
         scheduler::ROUND_ROBIN => {
             if let Some(cursor) = CURSORS.get_ptr_mut(group) {
-                // SAFETY: aligned, and lives until after a grace period. Two CPUs at once may take
-                // the same turn.
+                // SAFETY: aligned, and memory of an element of this map even if it is deleted
+                // meanwhile. Two CPUs at once may take the same turn.
                 return unsafe {
                     let turn = core::ptr::read_volatile(cursor);
                     core::ptr::write_volatile(cursor, turn.wrapping_add(1));

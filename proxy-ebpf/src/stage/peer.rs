@@ -26,14 +26,14 @@ fn peers(protocol: u32) -> &'static LruHashMap<SocketKey, Peer> {
     if protocol == protocol::TCP { &TCP_PEERS } else { &PEERS }
 }
 
-/// What a socket believes to talk to.
+/// The address and port that a socket believes to talk to.
 #[inline(always)]
-pub fn of(socket: &Socket<'_>) -> Option<&'static Peer> {
+pub fn of(socket: &Socket<'_>) -> Option<(Address, u16)> {
     let protocol = socket.protocol();
     let key = socket.key(socket.address(), socket.port(), protocol);
     // SAFETY: an element that is evicted and reused meanwhile shows the address of another
     // frontend; nothing worse.
-    peers(protocol).get_ptr(key).map(|peer| unsafe { &*peer })
+    peers(protocol).get_ptr(key).map(|peer| unsafe { ((*peer).address, (*peer).port) })
 }
 
 /// Remembers what a socket believes to talk to.

@@ -25,7 +25,7 @@ pub fn check_new(run: &Run<'_>, packet: &Packet) -> Result<(), Verdict> {
 /// Finds the frontend of a packet that belongs to no flow; leaves the key that it was found by in
 /// `scratch.frontend`.
 #[inline(always)]
-pub fn of(scratch: &mut Scratch) -> Option<&'static Frontend> {
+pub fn of(scratch: &mut Scratch) -> Option<Frontend> {
     let packet = &scratch.packet;
     scratch.frontend = FrontendKey {
         address: packet.key.destination,
@@ -79,18 +79,18 @@ pub fn check_allocated(run: &Run<'_>, packet: &Packet) -> Result<(), Verdict> {
     Ok(())
 }
 
-/// Looks a frontend up by its key.
+/// Looks a frontend up by its key. It is copied, because an element that is deleted meanwhile may
+/// become another frontend at once ([`node`]).
 #[inline(always)]
-fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: elements of a map without preallocation are freed after a grace period, so a reader
-    // never sees one reused.
-    unsafe { FRONTENDS.get(key) }
+fn frontend(key: &FrontendKey) -> Option<Frontend> {
+    // SAFETY: as in `node::interface`.
+    unsafe { FRONTENDS.get(key) }.copied()
 }
 
 /// Finds the frontend of a destination; leaves the key that it was found by in `key`, which must
 /// hold address, port and protocol. `loopback` is what becomes of node ports there.
 #[inline(always)]
-pub fn find(key: &mut FrontendKey, loopback: Loopback) -> Option<&'static Frontend> {
+pub fn find(key: &mut FrontendKey, loopback: Loopback) -> Option<Frontend> {
     key.kind = kind::ADDRESS;
     if let Some(found) = frontend(key) {
         return Some(found);

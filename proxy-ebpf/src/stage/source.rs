@@ -137,7 +137,7 @@ fn is_link_local(word: u32) -> bool {
 /// Whether it is known that the pod behind a link has an address.
 #[inline(always)]
 fn is_listed(source: &PodSource) -> bool {
-    // SAFETY: elements of a map without preallocation are freed after a grace period.
+    // SAFETY: as in `node::interface`.
     unsafe { POD_SOURCES.get(source) }.is_some()
 }
 
