@@ -62,8 +62,10 @@ impl Owned for InKernel {
         let table = Unseen::note("pod network's table", table, &mut unseen);
         let found = seen().map(Some).map_err(|error| Reason::Other(error.to_string()));
         let (devices, routes) = Unseen::note("pod network", found, &mut unseen).unwrap_or_default();
-        let is_there = table == Some(true) || !devices.is_empty() || routes > 0;
-        let section = is_there.then(|| Section::new("podNetwork", &PodNetwork { devices, routes, table }));
+        let ports_table = Unseen::note("pods' ports", ports_table(), &mut unseen).unwrap_or_default();
+        let is_there = table == Some(true) || ports_table || !devices.is_empty() || routes > 0;
+        let found = PodNetwork { devices, routes, table, ports_table };
+        let section = is_there.then(|| Section::new("podNetwork", &found));
         Seen { section, unseen }
     }
 
@@ -112,6 +114,17 @@ struct PodNetwork {
     /// Whether its table is there, if that could be looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     table: Option<bool>,
+    /// Whether the table of bridges is there, which only pod networks with a bridge have.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ports_table: bool,
+}
+
+/// Whether the table of bridges is there; without a right, the other table says so.
+fn ports_table() -> Result<Option<bool>, Reason> {
+    match has_table(&PORTS_TABLE) {
+        Err(error) if ports::lacks_family(&error) || error.errno() == Some(libc::EPERM) => Ok(None),
+        other => Ok(other.map(Some)?),
+    }
 }
 
 /// A VXLAN device.
@@ -201,6 +214,9 @@ impl Display for PodNetwork {
             Some(false) => writeln!(f, "  there is no table {TABLE}: no masquerading, no host ports")?,
             None => {}
         }
+        if self.ports_table {
+            writeln!(f, "  table {PORTS_TABLE} (nft list table {PORTS_TABLE})")?;
+        }
         for SeenTunnel { name, vni, port, mtu, up, peers } in &self.devices {
             let state = if *up { "up" } else { "down" };
             writeln!(
@@ -219,11 +235,12 @@ mod tests {
     #[test]
     fn text_and_json_say_the_same() {
         let device = SeenTunnel { name: "sluice-vxlan0", vni: 1, port: 4789, mtu: 1450, up: true, peers: 4 };
-        let network = PodNetwork { devices: vec![device], routes: 4, table: Some(true) };
+        let network = PodNetwork { devices: vec![device], routes: 4, table: Some(true), ports_table: true };
         let Section { value, text, .. } = Section::new("podNetwork", &network);
         for line in [
             "pod network: 4 routes",
             "table inet sluice-pods",
+            "table bridge sluice-pods",
             "sluice-vxlan0: up, VNI 1, UDP port 4789, MTU 1450, tunnels to 4 nodes",
         ] {
             assert!(text.contains(line), "{line} in {text}");

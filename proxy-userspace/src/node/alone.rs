@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 use sluice_sys::node_lock::{Holder, NodeLock, NodeLockError};
 use tracing::{info, warn};
 
-use crate::exit::ExitError;
-
 /// How long a predecessor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long somebody who cannot be a daemon may keep `sluice cleanup` waiting.
@@ -16,7 +14,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 
 /// Takes the lock of the network namespace; must be kept for as long as the daemon works. `None`:
 /// somebody has the name who is no daemon, which must not keep Services from being served.
-pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
+pub(crate) async fn wait() -> Result<Option<NodeLock>, NodeLockError> {
     let begun = Instant::now();
     let mut told = false;
     loop {
@@ -25,7 +23,7 @@ pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
                 tokio::spawn(receive(lock.visitors().map_err(NodeLockError::from)?));
                 return Ok(Some(lock));
             }
-            Err(error @ NodeLockError::System(_)) => return Err(error.into()),
+            Err(error @ NodeLockError::System(_)) => return Err(error),
             Err(NodeLockError::Squatted(by)) if begun.elapsed() >= PATIENCE => {
                 warn!(
                     by,
@@ -34,7 +32,7 @@ pub(crate) async fn wait() -> Result<Option<NodeLock>, ExitError> {
                 );
                 return Ok(None);
             }
-            Err(error) if begun.elapsed() >= PATIENCE => return Err(error.into()),
+            Err(error) if begun.elapsed() >= PATIENCE => return Err(error),
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
                     info!("{error}; waiting up to {} s for it to end", PATIENCE.as_secs());

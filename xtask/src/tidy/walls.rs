@@ -55,6 +55,9 @@ const GROUND: [&str; 12] = [
 /// What is above the features: it puts them together, walks them, or names their errors.
 const ABOVE: [&str; 6] = ["exit", "features", "lib", "main", "run", "tools"];
 
+/// Modules of proxy-core that do not.
+const BASE_OF_CORE: [&str; 6] = ["diff", "lang", "lib", "list", "net", "slots"];
+
 /// Modules of proxy-core that know what packets are handled for.
 const FEATURES_OF_CORE: [&str; 11] = [
     "crate::ebpf",
@@ -69,6 +72,9 @@ const FEATURES_OF_CORE: [&str; 11] = [
     "crate::plan",
     "crate::pod_network",
 ];
+
+/// Those of them that features and the rooms below could use, and must not.
+const KNOW_FEATURES: [&str; 3] = ["exit", "features", "tools"];
 
 fn walls() -> Vec<Wall> {
     let pure = [
@@ -99,7 +105,17 @@ fn walls() -> Vec<Wall> {
         ),
         Wall::new(
             "proxy-core/src/pod_network",
-            &["crate::ebpf", "crate::group", "crate::index", "crate::ipvs", "crate::nft", "crate::plan"],
+            &[
+                "crate::ebpf",
+                "crate::event",
+                "crate::group",
+                "crate::index",
+                "crate::ipvs",
+                "crate::kind",
+                "crate::loopback",
+                "crate::nft",
+                "crate::plan",
+            ],
             "the pod network works with any service proxy, and without one",
         ),
         Wall::new("proxy-link/src/", &small, "the plugin uses proxy-link, and must stay small"),
@@ -140,7 +156,7 @@ fn walls() -> Vec<Wall> {
         ),
     ];
     for room in FEATURES {
-        let others = FEATURES.iter().filter(|other| **other != room).chain(&["features", "tools"]);
+        let others = FEATURES.iter().filter(|other| **other != room).chain(&KNOW_FEATURES);
         walls.push(Wall {
             inside: in_room(room),
             never: others.map(|other| format!("crate::{other}")).collect(),
@@ -150,7 +166,7 @@ fn walls() -> Vec<Wall> {
         });
     }
     for room in GROUND {
-        let above = FEATURES.iter().chain(&["features", "tools"]);
+        let above = FEATURES.iter().chain(&KNOW_FEATURES);
         walls.push(Wall {
             inside: in_room(room),
             never: above.map(|other| format!("crate::{other}")).collect(),
@@ -168,21 +184,26 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Rooms that no wall is built around.
+/// Rooms that no wall is built around, and modules of the core of which nothing says whether `lang`
+/// may use them.
 fn without_wall(tree: &Tree) -> Vec<Finding> {
-    let known: Vec<&str> = FEATURES.iter().chain(&GROUND).chain(&ABOVE).copied().collect();
-    let files = tree.ending(".rs").filter_map(|(path, _)| Some((path, path.strip_prefix(ROOMS)?)));
-    let room = |inside: &str| inside.split(['/', '.']).next().unwrap_or_default().to_owned();
+    let rooms: Vec<&str> = FEATURES.iter().chain(&GROUND).chain(&ABOVE).copied().collect();
+    let of_core = FEATURES_OF_CORE.iter().filter_map(|path| path.strip_prefix("crate::"));
+    let of_core: Vec<&str> = of_core.chain(BASE_OF_CORE).collect();
+    let mut findings = not_among(tree, ROOMS, &rooms, "FEATURES");
+    findings.extend(not_among(tree, "proxy-core/src/", &of_core, "FEATURES_OF_CORE"));
+    findings
+}
+
+fn not_among(tree: &Tree, above: &str, known: &[&str], list: &str) -> Vec<Finding> {
+    let files = tree.ending(".rs").filter_map(|(path, _)| Some((path, path.strip_prefix(above)?)));
+    let module = |inside: &str| inside.split(['/', '.']).next().unwrap_or_default().to_owned();
     files
-        .filter(|(_, inside)| !known.contains(&room(inside).as_str()))
+        .filter(|(_, inside)| !known.contains(&module(inside).as_str()))
         .map(|(path, inside)| Finding {
             path: path.to_owned(),
             line: 1,
-            what: format!(
-                "nothing says what the room {:?} may use: see FEATURES in {}",
-                room(inside),
-                file!()
-            ),
+            what: format!("nothing says what {:?} may use: see {list} in {}", module(inside), file!()),
         })
         .collect()
 }
@@ -220,7 +241,7 @@ fn check_walls(tree: &Tree, walls: &[Wall]) -> Vec<Finding> {
     findings
 }
 
-fn is_inside(path: &str, wall: &str) -> bool {
+pub(super) fn is_inside(path: &str, wall: &str) -> bool {
     path.strip_prefix(wall).is_some_and(|rest| wall.ends_with('/') || rest.starts_with(['/', '.']))
 }
 
@@ -464,6 +485,30 @@ mod tests {
             findings("a/src/one/deep.rs", text),
             ["a/src/one/deep.rs:1: crate::two::X: apart", "a/src/one/deep.rs:2: crate::two: apart"]
         );
+    }
+
+    /// A wall around what has been renamed stops nobody.
+    #[test]
+    fn every_wall_stands_on_files_of_the_repository() {
+        let tree = Tree::read().expect("git lists the files");
+        for Wall { inside, never, except, .. } in walls() {
+            assert!(tree.ending(".rs").any(|(path, _)| is_inside(path, &inside)), "{inside}");
+            assert!(except.is_none_or(|path| tree.has(path)), "{except:?}");
+            let (package, _) = inside.split_once("/src/").expect("a path of a package's code");
+            for item in never.iter().filter_map(|item| item.strip_prefix("crate::")) {
+                let module = item.split("::").next().unwrap_or_default();
+                let file = format!("{package}/src/{module}.rs");
+                assert!(tree.has(&file), "{inside}: there is no {file}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_module_of_the_core_needs_a_place() {
+        let new = [("proxy-core/src/policy.rs", ""), ("proxy-core/src/net.rs", "")];
+        let findings = without_wall(&Tree::of(&new));
+        assert_eq!(findings.len(), 1);
+        assert!(findings[0].what.contains("policy") && findings[0].what.contains("FEATURES_OF_CORE"));
     }
 
     #[test]

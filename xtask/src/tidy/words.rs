@@ -3,10 +3,11 @@
 
 use super::Finding;
 use super::tree::Tree;
+use super::walls::is_inside;
 
 /// Words that are not used in a part of the tree.
 struct Ban {
-    /// Paths of files that begin so are meant.
+    /// A module, with all below it.
     inside: &'static str,
     /// Each of one or more parts, in lower case; with an `s` behind it too.
     words: &'static [&'static str],
@@ -41,7 +42,7 @@ const KUBERNETES: &[&str] = &[
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let files = || tree.ending(".rs");
     let of = |ban: &'static Ban| {
-        let inside = files().filter(move |(path, _)| path.starts_with(ban.inside));
+        let inside = files().filter(move |(path, _)| is_inside(path, ban.inside));
         inside.flat_map(move |(path, text)| broken(path, text, ban))
     };
     BANS.iter().flat_map(of).collect()
@@ -76,14 +77,23 @@ fn is_word<'a>(mut parts: impl Iterator<Item = &'a str>, word: &str) -> bool {
 }
 
 /// The parts of all words in lower case, with their lines: `NodePort`, `NODE_PORT`, `node ports`
-/// and `nodePort4` have two each.
+/// and `nodePort4` have two each, `IPVSPod` too.
 fn parts(text: &str) -> Vec<(usize, String)> {
     let mut parts: Vec<(usize, String)> = Vec::new();
     for (line, text) in text.lines().enumerate() {
         let mut before = None;
-        for letter in text.chars() {
-            let goes_on =
-                |before: char| before.is_alphabetic() && !(before.is_lowercase() && letter.is_uppercase());
+        for (at, letter) in text.char_indices() {
+            let is_small = |letter: Option<char>| letter.is_some_and(char::is_lowercase);
+            let mut after = text[at..].chars().skip(1);
+            // An `s` behind an acronym begins no word.
+            let begins_word = match after.next() {
+                Some('s') => is_small(after.next()),
+                next => is_small(next),
+            };
+            let goes_on = |before: char| {
+                let is_new = letter.is_uppercase() && (before.is_lowercase() || begins_word);
+                before.is_alphabetic() && !is_new
+            };
             if letter.is_alphabetic() {
                 match parts.last_mut() {
                     Some((_, part)) if before.is_some_and(goes_on) => part.extend(letter.to_lowercase()),
@@ -112,9 +122,12 @@ mod tests {
             "const NODE_PORT: u8 = 1;",
             "let nodeports4 = 1;",
             "f(\"node-port\")",
+            "struct IPVSNodePort;",
         ] {
             assert_eq!(findings("proxy-core/src/lang/a.rs", text).len(), 1, "{text}");
-            assert_eq!(findings("proxy-core/src/nft/a.rs", text), [""; 0], "{text}");
+            for elsewhere in ["proxy-core/src/nft/a.rs", "proxy-core/src/language.rs"] {
+                assert_eq!(findings(elsewhere, text), [""; 0], "{text}");
+            }
         }
         let text = "fn a() {}\n//! Of ClusterIPs.\nstruct EndpointSlice(Pod);\n";
         let broken = findings("proxy-core/src/lang.rs", text);

@@ -3,14 +3,20 @@
 //!
 //! They are of names and of the kernel's numbers, and not of places in any list here: one
 //! expression or set more leaves those of all rules as they are. What becomes another one is
-//! written once more by the first start after an upgrade, in one transaction.
+//! written once more by the first start after an upgrade.
+//!
+//! What `sluice-sys` makes of an expression is part of its fingerprint only by [`ENCODING`].
 
 use super::chain::Verdict;
 use super::expr::{Expr, Reg};
 
+/// Raise it when expressions that stay the same are encoded otherwise than before, such as with
+/// other flags: only then are rules of an older version written once more.
+const ENCODING: u64 = 0;
+
 /// The fingerprint of a rule with these expressions.
 pub(super) fn of(exprs: &[Expr]) -> u64 {
-    let mut fingerprint = Fingerprint(0);
+    let mut fingerprint = Fingerprint(ENCODING);
     exprs.iter().for_each(|expr| fingerprint.expr(expr));
     fingerprint.0
 }

@@ -6,7 +6,7 @@ use super::set::{Element, ElementId, SetId, SetSpec};
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Deletes our table with all in it, if it is there.
+    /// Deletes our table with all in it, which must be there.
     DeleteTable,
     /// Creates the table, if it is not there.
     AddTable,

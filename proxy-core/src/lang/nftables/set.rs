@@ -174,12 +174,12 @@ pub struct SetId(&'static Set);
 
 impl SetId {
     /// The table.
-    pub fn table(self) -> TableId {
+    pub const fn table(self) -> TableId {
         self.0.table
     }
 
     /// Its name in the kernel.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.0.spec.name
     }
 

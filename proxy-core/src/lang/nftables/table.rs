@@ -65,8 +65,20 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table and its sets, which [`TableId::sets`] has made.
+    /// A table and its sets, which [`TableId::sets`] has made. In a constant it does not compile
+    /// if they are another table's, or if two have one name.
     pub const fn new(id: TableId, sets: &'static [Set]) -> Self {
+        let mut rank = 0;
+        while rank < sets.len() {
+            let set = sets[rank].id();
+            assert!(is_same(set.table(), id), "sets of another table");
+            let mut other = 0;
+            while other < rank {
+                assert!(!is_text(set.name(), sets[other].id().name()), "two sets of one name");
+                other += 1;
+            }
+            rank += 1;
+        }
         Table { id, sets }
     }
 
@@ -85,6 +97,23 @@ impl Table {
     pub fn set(&self, name: &str) -> Option<SetId> {
         self.sets().find(|set| set.name() == name)
     }
+}
+
+const fn is_same(one: TableId, other: TableId) -> bool {
+    matches!(
+        (one.family, other.family),
+        (TableFamily::Inet, TableFamily::Inet) | (TableFamily::Bridge, TableFamily::Bridge)
+    ) && is_text(one.name, other.name)
+}
+
+/// Equality, which constants cannot have of a trait.
+const fn is_text(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
 }
 
 /// As nft writes it: `inet name`.
