@@ -24,7 +24,7 @@ mod sets;
 mod skeleton;
 mod timeouts;
 
-pub use backlog::{Backlog, Turn};
+pub use backlog::Backlog;
 pub use classes::{ClassChain, IdTable, MasqueradeRule, Pick};
 pub use ledger::Ledger;
 pub use lower::{Lowered, Shared, lower};

@@ -10,14 +10,14 @@ mod grants;
 mod large;
 mod planner;
 mod policy;
-mod sizes;
+mod turns;
 
 pub use budget::{Budget, Size};
 pub use eligibility::{EndpointLists, Target, eligible};
 pub use grants::{Grants, Refusal, Refused};
 pub use planner::{PlanChange, Planner};
 pub use policy::{Actions, external_actions, internal_actions};
-pub use sizes::large_last;
+pub use turns::Turns;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -11,6 +11,8 @@ mod large;
 mod many;
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "properties/turns.rs"]
+mod turns;
 #[path = "support/universe.rs"]
 mod universe;
 
@@ -24,7 +26,7 @@ use sluice_core::lang::nftables::{ChainName, Element, ElementId, Key, Op, SetId,
 use sluice_core::model::{EndpointSlice, Hints, ObjectName, Service, SliceEndpoint};
 use sluice_core::net::{Family, Protocol};
 use sluice_core::nft::{Backlog, Balancer, Ledger, NftConfig, NodeView, Scheduler, SetKind, sets};
-use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan};
+use sluice_core::plan::{Capture, Detector, PlanChange, PlanConfig, Planner, ServicePlan, Turns};
 
 use kernel::Kernel;
 use objects::{endpoint, ip, ips, name, nets, port, service, slice};
@@ -143,8 +145,8 @@ struct Run {
     config: NftConfig,
     node: NodeView,
     ledger: Ledger,
-    /// Changes wait here, unless their operations are committed at once.
-    backlog: Option<Backlog>,
+    /// Changes wait here, unless they are applied at once.
+    turns: Option<(Turns, Backlog)>,
     kernel: Kernel,
 }
 
@@ -169,7 +171,7 @@ impl Run {
             config,
             node,
             ledger,
-            backlog: None,
+            turns: None,
             kernel,
         }
     }
@@ -212,7 +214,6 @@ impl Run {
                 self.take(changes);
             }
             Step::Node(node) => {
-                self.catch_up();
                 self.node = node.clone();
                 let ops = self.ledger.set_node(node.clone());
                 self.commit(&ops);
@@ -258,27 +259,40 @@ impl Run {
                 None => self.told.remove(&change.name),
             };
         }
-        let ops = self.ledger.change(&changes);
-        let Some(backlog) = &mut self.backlog else { return self.commit(&ops) };
-        let turn = backlog.add(ops);
-        assert!(!turn.waits || !backlog.is_empty(), "what waits is there");
-        self.commit(&turn.now);
-        self.check_classes();
+        let Some((turns, backlog)) = &mut self.turns else {
+            let ops = self.ledger.change(&changes);
+            return self.commit(&ops);
+        };
         // At times others come first, at times not.
-        if changes.len() % 2 == 0 {
+        let goes_on = changes.len().is_multiple_of(2);
+        let now = backlog.pass(self.ledger.change(&turns.take(changes)));
+        self.commit(&now);
+        self.check_classes();
+        if goes_on {
             self.go_on();
         }
     }
 
-    /// The next transaction of what waits.
+    /// The next transaction of what was begun, or the first of what is put off.
     fn go_on(&mut self) {
-        let ops = self.backlog.as_mut().map(Backlog::next).unwrap_or_default();
-        self.commit(&ops);
+        let Some((turns, backlog)) = &mut self.turns else { return };
+        let now = match backlog.is_empty() {
+            true => backlog.begin(self.ledger.change(&turns.begin())),
+            false => backlog.go_on(),
+        };
+        if backlog.is_empty() {
+            turns.done();
+        }
+        self.commit(&now);
         self.check_classes();
     }
 
+    fn is_in_turns(&self) -> bool {
+        self.turns.as_ref().is_some_and(|(turns, backlog)| !backlog.is_empty() || !turns.put_off().is_empty())
+    }
+
     fn catch_up(&mut self) {
-        while self.backlog.as_ref().is_some_and(|backlog| !backlog.is_empty()) {
+        while self.is_in_turns() {
             self.go_on();
         }
     }
@@ -311,9 +325,14 @@ impl Run {
 
     /// The daemon restarts; if the seed says so, somebody has changed the table before.
     fn adopt(&mut self, seed: u64) {
+        let waits = self.is_in_turns();
         // What waits is lost.
-        let lost = self.backlog.as_mut().map(Backlog::all).unwrap_or_default();
-        let damaged = !seed.is_multiple_of(4) || !lost.is_empty();
+        if let Some((turns, backlog)) = &mut self.turns {
+            turns.begin();
+            turns.done();
+            backlog.all();
+        }
+        let damaged = !seed.is_multiple_of(4) || waits;
         if damaged {
             self.damage(seed);
         }
@@ -358,7 +377,7 @@ impl Run {
 
     /// Everything that holds after every step.
     fn check(&self) {
-        if self.backlog.as_ref().is_some_and(|backlog| !backlog.is_empty()) {
+        if self.is_in_turns() {
             return;
         }
         let config = self.planner.config();
@@ -467,12 +486,13 @@ proptest! {
     fn every_history_ends_where_a_fresh_start_does_though_changes_wait_for_others(
         history in history(),
         large_from in large_from(),
+        turns_from in 0..9_usize,
         limit in 1..12_usize,
         round_robin in any::<bool>(),
     ) {
         let scheduler = if round_robin { Scheduler::RoundRobin } else { Scheduler::Random };
         let mut run = Run::with_large_from(large_from, nft_config(scheduler));
-        run.backlog = Some(Backlog::new(limit));
+        run.turns = Some((Turns::with_large_from(turns_from), Backlog::new(limit)));
         for step in &history {
             run.step(step);
         }

@@ -105,7 +105,7 @@ impl World {
     fn change(&mut self) -> Applied {
         let dirty = self.index.take_dirty();
         let changes = self.planner.replan(&self.index, dirty.services);
-        self.backend.change(&changes).unwrap().applied
+        self.backend.change(&changes).unwrap()
     }
 
     fn full(&mut self) -> Applied {

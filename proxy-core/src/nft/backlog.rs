@@ -1,16 +1,18 @@
-//! Operations that wait for their turn: a change of a large Service takes many transactions, and
+//! Operations that wait for their turn: the change of a large Service takes many transactions, and
 //! changes of other Services go between these.
 //!
-//! Whoever goes first must not depend on what waits. So what several Services may need (chains, and
-//! elements that lead to them) never waits, and operations pass those that wait only if none of
-//! these is about the same element.
+//! Whoever goes between must not depend on what waits, and what waits must not lose what it needs:
+//!
+//! - Chains, and elements that lead to them, are there before anything waits.
+//! - What several Services may need is removed when nothing waits that may still lead to it.
+//! - Operations go between only if nothing that waits is about the same element or chain.
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashSet;
 
 use super::SetKind;
-use crate::lang::nftables::{ElementId, Op};
+use crate::lang::nftables::{ChainName, ElementId, Op};
 
 /// Operations that are decided, and not committed yet.
 #[derive(Debug)]
@@ -18,17 +20,14 @@ pub struct Backlog {
     /// So many operations go into one transaction.
     limit: usize,
     waiting: VecDeque<Op>,
-    /// The elements that these are about.
-    touched: FxHashSet<ElementId>,
+    /// What these are about.
+    touched: FxHashSet<Object>,
 }
 
-/// What to do with operations.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Turn {
-    /// To be committed now, in this order.
-    pub now: Vec<Op>,
-    /// Some of what was asked for waits.
-    pub waits: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Object {
+    Chain(ChainName),
+    Element(ElementId),
 }
 
 impl Backlog {
@@ -42,26 +41,37 @@ impl Backlog {
         self.waiting.is_empty()
     }
 
-    /// Takes in a change's operations, as [`Ledger::change`](super::Ledger::change) gives them.
-    pub fn add(&mut self, mut ops: Vec<Op>) -> Turn {
+    /// Begins with a change that others need not wait for. Its operations are as
+    /// [`Ledger::change`](super::Ledger::change) gives them. Returns what is to be committed now.
+    pub fn begin(&mut self, mut ops: Vec<Op>) -> Vec<Op> {
         let own = ops.split_off(ops.iter().take_while(|op| may_be_needed_by_others(op)).count());
-        let mut now = if self.lets_pass(&ops) { Vec::new() } else { self.all() };
+        let mut now = self.all();
         now.append(&mut ops);
-        if own.len() <= self.limit && self.lets_pass(&own) {
-            now.extend(own);
-            return Turn { now, waits: false };
+        self.put(own);
+        now.extend(self.go_on());
+        now
+    }
+
+    /// Takes in the operations of a change that does not wait, as
+    /// [`Ledger::change`](super::Ledger::change) gives them, and returns what is to be committed
+    /// now: nothing but these, unless they depend on what waits.
+    pub fn pass(&mut self, ops: Vec<Op>) -> Vec<Op> {
+        if self.waiting.is_empty() {
+            return ops;
         }
-        self.touched.extend(own.iter().filter_map(element));
-        let was_empty = self.waiting.is_empty();
-        self.waiting.extend(own);
-        if was_empty {
-            now.extend(self.next());
+        let (last, mut now) = parted(ops);
+        if now.iter().filter_map(object).any(|object| self.touched.contains(&object)) {
+            let mut all = self.all();
+            all.append(&mut now);
+            all.extend(last);
+            return all;
         }
-        Turn { now, waits: !self.waiting.is_empty() }
+        self.put(last);
+        now
     }
 
     /// The operations of the next transaction.
-    pub fn next(&mut self) -> Vec<Op> {
+    pub fn go_on(&mut self) -> Vec<Op> {
         let mut count = self.limit.min(self.waiting.len());
         // An element is removed and there again in one transaction.
         let last = count.checked_sub(1).and_then(|last| self.waiting.get(last));
@@ -70,21 +80,22 @@ impl Backlog {
         {
             count += 1;
         }
-        let next = self.waiting.drain(..count).collect();
-        if self.waiting.is_empty() {
-            self.touched = FxHashSet::default();
+        if count == self.waiting.len() {
+            return self.all();
         }
-        next
+        self.waiting.drain(..count).collect()
     }
 
     /// All that waits.
     pub fn all(&mut self) -> Vec<Op> {
+        // The memory goes with it.
         self.touched = FxHashSet::default();
         std::mem::take(&mut self.waiting).into()
     }
 
-    fn lets_pass(&self, ops: &[Op]) -> bool {
-        self.waiting.is_empty() || ops.iter().filter_map(element).all(|id| !self.touched.contains(&id))
+    fn put(&mut self, ops: Vec<Op>) {
+        self.touched.extend(ops.iter().filter_map(object));
+        self.waiting.extend(ops);
     }
 }
 
@@ -92,20 +103,42 @@ impl Backlog {
 const SHARED: [SetKind; 5] =
     [SetKind::Hairpin, SetKind::Classes, SetKind::Entries, SetKind::ClusterIps, SetKind::HealthPorts];
 
+fn is_shared(id: ElementId) -> bool {
+    SHARED.iter().any(|kind| kind.is(id.set))
+}
+
 /// Whether an operation is about what more than one Service may need: a chain, or such an element.
 fn may_be_needed_by_others(op: &Op) -> bool {
     match op {
-        Op::AddElement(element) => SHARED.iter().any(|kind| kind.is(element.id.set)),
+        Op::AddElement(element) => is_shared(element.id),
         Op::DeleteElement(_) => false,
         _ => true,
     }
 }
 
-fn element(op: &Op) -> Option<ElementId> {
+/// Parts a change's operations into those that remove what others may need, and the others. Rules
+/// that come after elements are without what these needed.
+fn parted(ops: Vec<Op>) -> (Vec<Op>, Vec<Op>) {
+    let mut after_elements = false;
+    ops.into_iter().partition(|op| match op {
+        Op::AddElement(_) => {
+            after_elements = true;
+            false
+        }
+        Op::DeleteElement(id) => {
+            after_elements = true;
+            is_shared(*id)
+        }
+        _ => after_elements,
+    })
+}
+
+fn object(op: &Op) -> Option<Object> {
     match op {
-        Op::AddElement(element) => Some(element.id),
-        Op::DeleteElement(id) => Some(*id),
-        _ => None,
+        Op::AddElement(element) => Some(Object::Element(element.id)),
+        Op::DeleteElement(id) => Some(Object::Element(*id)),
+        Op::AddChain(name, _) | Op::SetRules(name, _) | Op::DeleteChain(name) => Some(Object::Chain(*name)),
+        Op::DeleteTable | Op::AddTable | Op::AddSet(_) | Op::EmptySet(_) => None,
     }
 }
 
@@ -131,46 +164,63 @@ mod tests {
         numbers.map(|n| add(SetKind::Endpoints, n)).collect()
     }
 
-    #[test]
-    fn a_small_change_passes_a_large_one_of_others() {
-        let mut backlog = Backlog::new(3);
-        let small = endpoints(0..3);
-        assert_eq!(backlog.add(small.clone()), Turn { now: small, waits: false });
-        assert_eq!(backlog.add(endpoints(10..18)), Turn { now: endpoints(10..13), waits: true });
-        assert_eq!(backlog.add(endpoints(4..6)), Turn { now: endpoints(4..6), waits: false });
-        // Neither a change of what waits passes, nor another large one.
-        assert_eq!(backlog.add(vec![delete(17)]), Turn { now: vec![], waits: true });
-        assert_eq!(backlog.add(endpoints(20..24)), Turn { now: vec![], waits: true });
-        assert_eq!(backlog.next(), endpoints(13..16));
-        assert_eq!(backlog.next(), [endpoints(16..18), vec![delete(17)]].concat());
-        assert_eq!(backlog.next(), endpoints(20..23));
-        assert!(!backlog.is_empty());
-        assert_eq!((backlog.all(), backlog.is_empty()), (endpoints(23..24), true));
-        assert_eq!(backlog.add(vec![delete(17)]), Turn { now: vec![delete(17)], waits: false });
+    fn rules(chain: &str) -> Op {
+        Op::SetRules(ChainName::new(chain), Vec::new())
     }
 
     #[test]
-    fn what_others_may_need_does_not_wait() {
+    fn a_change_passes_a_large_one_of_others() {
+        let mut backlog = Backlog::new(3);
+        let passing = endpoints(0..7);
+        assert_eq!(backlog.pass(passing.clone()), passing);
+        assert_eq!(backlog.begin(endpoints(10..18)), endpoints(10..13));
+        assert_eq!(backlog.pass(passing.clone()), passing);
+        assert_eq!(backlog.go_on(), endpoints(13..16));
+        assert!(!backlog.is_empty());
+        // Of what waits, nothing is passed.
+        assert_eq!(backlog.pass(vec![delete(17)]), [endpoints(16..18), vec![delete(17)]].concat());
+        assert!(backlog.is_empty() && backlog.go_on().is_empty());
+        assert_eq!(backlog.pass(vec![delete(17)]), [delete(17)]);
+        assert_eq!((backlog.begin(endpoints(0..3)), backlog.is_empty()), (endpoints(0..3), true));
+        assert_eq!(backlog.begin(endpoints(0..4)), endpoints(0..3));
+        // What was begun before comes first.
+        assert_eq!(
+            backlog.begin(endpoints(5..9)),
+            endpoints(3..4).into_iter().chain(endpoints(5..8)).collect::<Vec<_>>()
+        );
+        assert_eq!((backlog.all(), backlog.is_empty()), (endpoints(8..9), true));
+    }
+
+    #[test]
+    fn what_others_may_need_is_made_first_and_removed_last() {
         let mut backlog = Backlog::new(2);
         let chain = Op::AddChain(ChainName::new("class"), None);
         let shared = vec![chain, add(SetKind::Classes, 1), add(SetKind::Entries, 1)];
-        let turn = backlog.add([shared.clone(), endpoints(0..3)].concat());
-        assert_eq!(turn, Turn { now: [shared, endpoints(0..2)].concat(), waits: true });
-        // It waits to be deleted: whoever needs it again has to come after that.
-        let gone = Op::DeleteElement(id(SetKind::Classes, 1));
-        assert_eq!(backlog.add(vec![gone.clone(), delete(0), delete(1)]), Turn { now: vec![], waits: true });
-        let again = vec![add(SetKind::Classes, 1)];
-        let before = [endpoints(2..3), vec![gone, delete(0), delete(1)], again.clone()].concat();
-        assert_eq!(backlog.add(again), Turn { now: before, waits: false });
-        assert!(backlog.is_empty());
+        let begun = backlog.begin([shared.clone(), endpoints(0..5)].concat());
+        assert_eq!(begun, [shared, endpoints(0..2)].concat());
+        // What waits may lead there still.
+        let gone = Op::DeleteElement(id(SetKind::Classes, 2));
+        let passing =
+            [vec![rules("sources")], endpoints(10..11), vec![gone.clone(), rules("later")]].concat();
+        assert_eq!(backlog.pass(passing), [vec![rules("sources")], endpoints(10..11)].concat());
+        assert_eq!(backlog.go_on(), endpoints(2..4));
+        assert_eq!(backlog.go_on(), [endpoints(4..5), vec![gone.clone()]].concat());
+        assert_eq!((backlog.go_on(), backlog.is_empty()), (vec![rules("later")], true));
+        // Whoever needs it again comes after that, and so do rules that were to change.
+        for again in [add(SetKind::Classes, 2), rules("later")] {
+            backlog.begin(endpoints(0..3));
+            assert_eq!(backlog.pass(vec![delete(9), gone.clone(), rules("later")]), [delete(9)]);
+            let all = [endpoints(2..3), vec![gone.clone(), rules("later"), again.clone()]].concat();
+            assert_eq!((backlog.pass(vec![again]), backlog.is_empty()), (all, true));
+        }
     }
 
     #[test]
     fn a_replaced_element_stays_in_one_transaction() {
         let mut backlog = Backlog::new(2);
         let ops = [endpoints(0..1), vec![delete(1)], endpoints(1..4)].concat();
-        assert_eq!(backlog.add(ops.clone()).now, ops[..3]);
-        assert_eq!(backlog.next(), ops[3..]);
-        assert_eq!(backlog.next(), []);
+        assert_eq!(backlog.begin(ops.clone()), ops[..3]);
+        assert_eq!(backlog.go_on(), ops[3..]);
+        assert_eq!(backlog.go_on(), []);
     }
 }

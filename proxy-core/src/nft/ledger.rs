@@ -199,15 +199,9 @@ impl Ledger {
                 delta.delete.push(*element);
             }
         }
-        let lengths = appeared.iter().chain(&vanished).filter_map(|shared| match shared {
-            Shared::PrefixLength(family, _) => Some(*family),
-            _ => None,
-        });
-        let families: FxHashSet<Family> = lengths.collect();
-        for family in families {
-            let name = super::skeleton::source_filter_chain(family);
-            ops.extend(self.rules_of(&[name.as_str()]));
-        }
+        // A length that is needed no more still is until the last element with it is gone.
+        let (came, gone) = (lengths(&appeared), lengths(&vanished));
+        ops.extend(self.source_filters(&came, &gone));
         // First, because the rest may have to wait, and other Services do not wait for it.
         let shared = appeared.iter().filter_map(|shared| match shared {
             Shared::Element(element) => Some(*element),
@@ -215,6 +209,7 @@ impl Ledger {
         });
         ops.extend(element_ops(Delta { create: shared.collect(), ..Delta::default() }));
         ops.extend(element_ops(delta));
+        ops.extend(self.source_filters(&gone, &[]));
         self.vanish(&vanished, &old.chains, &new.chains);
         ops
     }
@@ -299,16 +294,27 @@ impl Ledger {
     }
 
     fn skeleton_chains(&self) -> Vec<Chain> {
-        let mut lengths: Vec<(Family, u8)> = self
-            .shared
-            .keys()
-            .filter_map(|shared| match shared {
-                Shared::PrefixLength(family, length) => Some((*family, *length)),
-                _ => None,
-            })
-            .collect();
+        self.skeleton_chains_with(&[])
+    }
+
+    /// The same, with prefix lengths of source ranges that nobody needs any more.
+    fn skeleton_chains_with(&self, gone: &[(Family, u8)]) -> Vec<Chain> {
+        let mut lengths = lengths(self.shared.keys());
+        lengths.extend(gone);
         lengths.sort_unstable();
         chains(&self.config, &self.node, &lengths)
+    }
+
+    /// The rules that look at source ranges, of the families in which prefix lengths changed.
+    fn source_filters(&self, changed: &[(Family, u8)], gone: &[(Family, u8)]) -> Vec<Op> {
+        let families: FxHashSet<Family> = changed.iter().map(|(family, _)| *family).collect();
+        let names: Vec<_> = families.into_iter().map(super::skeleton::source_filter_chain).collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let chains = self.skeleton_chains_with(gone).into_iter();
+        let wanted = chains.filter(|chain| names.contains(&chain.name));
+        wanted.map(|chain| Op::SetRules(chain.name, chain.rules)).collect()
     }
 
     fn rules_of(&self, names: &[&str]) -> Vec<Op> {
@@ -380,4 +386,13 @@ impl Ledger {
         (self.retired, self.foreign) = extra.partition(|name| spares.contains(name));
         wanted.difference(observed)
     }
+}
+
+/// The prefix lengths of source ranges among shared objects.
+fn lengths<'a>(shared: impl IntoIterator<Item = &'a Shared>) -> Vec<(Family, u8)> {
+    let length = |shared: &Shared| match shared {
+        Shared::PrefixLength(family, length) => Some((*family, *length)),
+        _ => None,
+    };
+    shared.into_iter().filter_map(length).collect()
 }

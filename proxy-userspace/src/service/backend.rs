@@ -87,21 +87,6 @@ impl std::ops::AddAssign for Applied {
     }
 }
 
-/// What became of a change of plans.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    /// What is done of it.
-    pub applied: Applied,
-    /// The rest waits for [`Backend::go_on`], and what is changed meanwhile goes before it.
-    pub waits: bool,
-}
-
-impl From<Applied> for Changed {
-    fn from(applied: Applied) -> Self {
-        Changed { applied, waits: false }
-    }
-}
-
 /// What drives the kernel from plans. What a backend has no use for, it leaves as it is here.
 pub trait Backend: Send {
     /// Tells from now on how far long passes get.
@@ -118,14 +103,20 @@ pub trait Backend: Send {
     ) -> Result<Done, BackendError>;
 
     /// Applies changed plans.
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError>;
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError>;
 
-    /// Whether some of what was changed waits.
+    /// Applies changed plans that others need not wait for, or begins to: the rest is done by
+    /// [`Backend::go_on`]. What is changed meanwhile is of other Services and frontends.
+    fn begin(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        self.change(changes)
+    }
+
+    /// Whether some of what was begun is not done.
     fn has_more(&self) -> bool {
         false
     }
 
-    /// Applies some of what waits. A full pass does all of it.
+    /// Goes on with what was begun. A full pass does all of it.
     fn go_on(&mut self) -> Result<Applied, BackendError> {
         Ok(Applied::default())
     }

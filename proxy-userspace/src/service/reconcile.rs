@@ -43,7 +43,7 @@ use crate::service::loopback::Listeners;
 use crate::state::{Changes, Subscription};
 use crate::watch::kubernetes::Peers;
 use quarantine::{News, Quarantine};
-use turns::{Effects, Waiting};
+use turns::{Effects, Turns};
 
 /// Nodes and ServiceCIDRs should be known before the first pass, or it would withdraw what hangs on
 /// them; but Services must not wait for them for ever.
@@ -122,8 +122,8 @@ pub struct Reconciler {
     started: Option<tokio::sync::oneshot::Sender<Option<u32>>>,
     /// What is told when the kernel has all that changed.
     effects: Effects,
-    /// A change that the backend applies in turns.
-    waiting: Option<Waiting>,
+    /// What takes several turns.
+    turns: Turns,
     /// Addresses on which node ports answer.
     answering: BTreeSet<IpAddr>,
     no_local: NoLocal,
@@ -172,7 +172,7 @@ impl Reconciler {
             outputs,
             started,
             effects: Effects::default(),
-            waiting: None,
+            turns: Turns::default(),
             answering: BTreeSet::new(),
             no_local: NoLocal::default(),
             lists_complete_at: None,
@@ -227,7 +227,7 @@ impl Reconciler {
             Phase::AwaitingLists => self.lists_complete_at.map(|at| at + SECONDARY_LISTS),
             Phase::Full(_) => self.retry_at,
             Phase::Incremental if self.retry_at.is_some() => self.retry_at,
-            Phase::Incremental if self.waiting.is_some() => Some(Instant::now()),
+            Phase::Incremental if !self.turns.is_idle() => Some(Instant::now()),
             Phase::Incremental => {
                 let check = (self.backend.checks() != Checks::Nothing).then_some(self.check_at);
                 let repairs = [self.repairs.due(), self.repairs.line_due()];
@@ -495,11 +495,17 @@ impl Reconciler {
         self.retry_delay = FIRST_RETRY;
         self.retry_at = None;
         metrics.operations.inc_by(applied.operations as u64);
-        if self.waiting.is_none() {
+        if !self.turns.is_in_work() {
+            let put_off = self.turns.put_off();
             self.quarantine.done();
-            metrics.endpoint_changes_pending.set(0);
-            metrics.service_changes_pending.set(0);
+            self.quarantine.planned(put_off);
+            let pending = i64::from(!put_off.is_empty());
+            metrics.endpoint_changes_pending.set(pending);
+            metrics.service_changes_pending.set(pending);
             self.outputs.health.updated();
+            if pending > 0 {
+                self.outputs.health.queued();
+            }
         }
         metrics.services.set(self.planner.plans().len() as i64);
         metrics.endpoint_slices.set(self.objects.index().slice_count() as i64);
@@ -539,7 +545,7 @@ impl Reconciler {
     }
 
     fn failed(&mut self, error: &BackendError, begun: Instant, words: &str) {
-        self.await_full_pass();
+        self.end_turns();
         if !self.repairs.refused(error, begun) {
             error!(%error, retry_ms = self.retry_delay.as_millis() as u64, "{words}");
         }
@@ -559,7 +565,7 @@ impl Reconciler {
 
     fn garbage(&mut self) {
         // What a Service still has that gets nothing new may be among what nobody else needs.
-        let is_busy = self.quarantine.len() > 0 || self.waiting.is_some();
+        let is_busy = self.quarantine.len() > 0 || !self.turns.is_idle();
         if self.phase != Phase::Incremental || is_busy || !self.backend.has_garbage() {
             self.garbage_at = None;
             return;

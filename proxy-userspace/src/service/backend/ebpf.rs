@@ -23,7 +23,7 @@ use sluice_sys::bpf::{
 use sluice_sys::{lo, proc};
 use tracing::{info, warn};
 
-use super::{Applied, Backend, BackendError, Changed, Checked, Checks, Done, Known, Refused};
+use super::{Applied, Backend, BackendError, Checked, Checks, Done, Known, Refused};
 use crate::config::Settings;
 use crate::http::health::Progress;
 use crate::service::facts::{self, MachineFacts, NodeFacts};
@@ -106,9 +106,9 @@ impl Backend for EbpfBackend {
         Ok(Done { applied, refused })
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
         let ops = self.ledger.change(changes);
-        Ok(self.apply(&ops)?.into())
+        Ok(self.apply(&ops)?)
     }
 
     fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {

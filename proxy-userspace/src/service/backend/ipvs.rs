@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::apart::{commit_apart, is_refusal};
 use super::nftables::commit;
-use super::{Applied, Backend, BackendError, Changed, Checked, Checks, Done, Known, Refused};
+use super::{Applied, Backend, BackendError, Checked, Checks, Done, Known, Refused};
 use crate::config::Settings;
 use crate::http::health::Progress;
 use crate::node::addresses::IPVS_LINK;
@@ -157,9 +157,9 @@ impl Backend for IpvsBackend {
         self.told(done, refusals, plans)
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
         let steps = self.ledger.change(changes);
-        Ok(self.apply(&steps)?.into())
+        self.apply(&steps)
     }
 
     fn set_node(&mut self, settings: &Settings, facts: &NodeFacts) -> Result<Option<Applied>, BackendError> {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use sluice_core::lang::nftables::Op;
-use sluice_core::nft::{Backlog, Ledger, NftConfig, NodeView, Scheduler, TABLE, Turn};
+use sluice_core::nft::{Backlog, Ledger, NftConfig, NodeView, Scheduler, TABLE};
 use sluice_core::plan::{PlanChange, ServicePlan};
 use sluice_sys::netlink::NetlinkError;
 use sluice_sys::nft::{Nft, observe, without_present};
 
 use super::apart::{commit_apart, is_refusal};
-use super::{Applied, Backend, BackendError, Changed, Done, Known};
+use super::{Applied, Backend, BackendError, Done, Known};
 use crate::config::Settings;
 use crate::http::health::Progress;
 use crate::service::facts::{self, NodeFacts};
@@ -55,9 +55,14 @@ impl Backend for NftablesBackend {
         Ok(commit_apart(&mut self.nft, &self.ledger, ops, plans, known, &self.progress)?)
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
-        let Turn { now, waits } = self.backlog.add(self.ledger.change(changes));
-        Ok(Changed { applied: self.commit(&now)?, waits })
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        let now = self.backlog.pass(self.ledger.change(changes));
+        Ok(self.commit(&now)?)
+    }
+
+    fn begin(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        let now = self.backlog.begin(self.ledger.change(changes));
+        Ok(self.commit(&now)?)
     }
 
     fn has_more(&self) -> bool {
@@ -65,7 +70,7 @@ impl Backend for NftablesBackend {
     }
 
     fn go_on(&mut self) -> Result<Applied, BackendError> {
-        let ops = self.backlog.next();
+        let ops = self.backlog.go_on();
         Ok(self.commit(&ops)?)
     }
 
@@ -73,8 +78,8 @@ impl Backend for NftablesBackend {
         if *self.ledger.config() != facts::nft_config(settings, facts) {
             return Ok(None);
         }
-        let mut ops = self.backlog.all();
-        ops.extend(self.ledger.set_node(facts::node_view(settings, facts)));
+        let ops = self.ledger.set_node(facts::node_view(settings, facts));
+        // Nothing that waits is about the node.
         Ok(Some(self.commit(&ops)?))
     }
 

@@ -4,10 +4,11 @@ use sluice_core::event::{Change, Event};
 use sluice_core::kind::Kind;
 use sluice_core::model::{Service, ServicePort, ServiceType, TrafficPolicy};
 use sluice_core::net::Protocol;
+use sluice_core::plan::Capture;
 
 use super::*;
 use crate::config::{Flags, resolve};
-use crate::service::backend::{Changed, Known};
+use crate::service::backend::Known;
 use crate::state::World;
 use crate::watch::Received;
 
@@ -16,7 +17,8 @@ use crate::watch::Received;
 struct Script {
     calls: Vec<String>,
     refuses_node: bool,
-    /// So many turns a change of the Service `large` takes.
+    refuses_change: bool,
+    /// So many turns a large change takes after it was begun.
     turns: usize,
     /// How many of these are left.
     waiting: usize,
@@ -50,15 +52,19 @@ impl Backend for Fake {
         Ok(Done::default())
     }
 
-    fn change(&mut self, changes: &[PlanChange]) -> Result<Changed, BackendError> {
+    fn change(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
         self.note(format!("change: {} Services", changes.len()));
-        let is_large = |change: &PlanChange| change.name.name() == "large";
-        let waits = changes.iter().any(is_large);
-        if waits {
-            let mut script = self.0.lock().unwrap();
-            script.waiting = script.turns;
+        match self.0.lock().unwrap().refuses_change {
+            true => Err(BackendError::NoIpvs(vec!["refused".into()])),
+            false => Ok(Applied { operations: 1, transactions: 1 }),
         }
-        Ok(Changed { applied: Applied { operations: 1, transactions: 1 }, waits })
+    }
+
+    fn begin(&mut self, changes: &[PlanChange]) -> Result<Applied, BackendError> {
+        self.note(format!("begin: {} Services", changes.len()));
+        let mut script = self.0.lock().unwrap();
+        script.waiting = script.turns;
+        Ok(Applied { operations: 1, transactions: 1 })
     }
 
     fn has_more(&self) -> bool {
@@ -121,7 +127,7 @@ fn with_ports(name: &str, ports: u16) -> Event {
         ports: (0..ports)
             .map(|number| ServicePort {
                 name: number.to_string().into(),
-                protocol: Protocol::Tcp,
+                protocol: Protocol::Udp,
                 port: u16::from(first) + number,
                 node_port: 0,
             })
@@ -227,26 +233,77 @@ fn passes(reconciler: &Reconciler) -> Vec<(&'static str, usize)> {
     log.iter().map(|pass| (pass.kind, pass.operations)).collect()
 }
 
+/// From now on the frontends that the conntrack task is told of.
+fn tells(reconciler: &mut Reconciler) -> mpsc::UnboundedReceiver<conntrack::Request> {
+    let (sender, told) = mpsc::unbounded_channel();
+    reconciler.outputs.conntrack = sender;
+    told
+}
+
+/// The first letters of the Services that were told of, each once in a row; see `with_ports`.
+fn told(told: &mut mpsc::UnboundedReceiver<conntrack::Request>) -> String {
+    let mut services = Vec::new();
+    while let Ok(request) = told.try_recv() {
+        let Capture::Address(IpAddr::V4(ip), ..) = request.capture else { panic!("{request:?}") };
+        services.push(char::from(ip.octets()[3]));
+    }
+    services.dedup();
+    services.into_iter().collect()
+}
+
 #[test]
 fn others_do_not_wait_for_a_large_service() {
     let backend = Fake::default();
     let (mut reconciler, world) = synced(&backend);
-    backend.0.lock().unwrap().turns = 3;
+    let mut flows = tells(&mut reconciler);
+    backend.0.lock().unwrap().turns = 2;
     happen(&world, [large(), service("b")]);
     reconciler.step();
-    assert_eq!(backend.calls(), ["change: 1 Services", "change: 1 Services", "go on"]);
-    assert_eq!(passes(&reconciler), [("full", 0), ("incremental", 1)]);
+    assert_eq!(backend.calls(), ["change: 1 Services", "begin: 1 Services"]);
+    assert_eq!((passes(&reconciler), told(&mut flows)), (vec![("full", 0), ("incremental", 1)], "b".into()));
     assert!(reconciler.wake_at() <= Instant::now());
     happen(&world, [service("c")]);
     reconciler.step();
     assert_eq!(backend.calls(), ["change: 1 Services", "go on"]);
-    assert_eq!(passes(&reconciler)[2..], [("incremental", 1)]);
+    assert_eq!((&passes(&reconciler)[2..], told(&mut flows)), (&[("incremental", 1)][..], "c".into()));
     reconciler.step();
     assert_eq!(backend.calls(), ["go on"]);
-    assert_eq!(passes(&reconciler)[3..], [("incremental", 31)]);
+    assert_eq!((&passes(&reconciler)[3..], told(&mut flows)), (&[("incremental", 21)][..], "l".into()));
     assert!(reconciler.wake_at() > Instant::now());
     reconciler.step();
     assert!(backend.calls().is_empty());
+}
+
+/// They came out of order, and the kernel was told of the last one while the first was in work.
+#[test]
+fn changes_of_a_large_service_follow_each_other() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    let mut flows = tells(&mut reconciler);
+    backend.0.lock().unwrap().turns = 2;
+    happen(&world, [large()]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["begin: 1 Services"]);
+    // Small by now, but it goes on from what is not there yet.
+    for ports in [3_000, 1] {
+        happen(&world, [with_ports("large", ports)]);
+        reconciler.step();
+        assert_eq!(
+            (backend.calls(), told(&mut flows)),
+            (vec!["go on".into()], if ports == 1 { "l" } else { "" }.into())
+        );
+    }
+    assert_eq!(passes(&reconciler)[1..], [("incremental", 21)]);
+    assert_eq!(reconciler.outputs.metrics.service_changes_pending.get(), 1);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["begin: 1 Services"]);
+    assert_eq!(reconciler.quarantine.known().before.len(), 1);
+    reconciler.step();
+    reconciler.step();
+    assert_eq!(backend.calls(), ["go on", "go on"]);
+    assert!(reconciler.turns.is_idle() && reconciler.quarantine.known().before.is_empty());
+    assert_eq!(reconciler.outputs.metrics.service_changes_pending.get(), 0);
+    assert_eq!((&passes(&reconciler)[2..], told(&mut flows)), (&[("incremental", 21)][..], "l".into()));
 }
 
 #[test]
@@ -258,24 +315,65 @@ fn what_is_refused_of_a_large_service_is_left_to_a_full_pass() {
     reconciler.retry_delay = Duration::ZERO;
     happen(&world, [large()]);
     reconciler.step();
-    assert_eq!(backend.calls(), ["change: 1 Services", "go on"]);
-    assert!(reconciler.phase == Phase::Full("full") && reconciler.waiting.is_none());
+    reconciler.step();
+    assert_eq!(backend.calls(), ["begin: 1 Services", "go on"]);
+    assert!(reconciler.phase == Phase::Full("full") && reconciler.turns.is_idle());
     assert!(reconciler.effects.oldest.is_some());
     reconciler.step();
     assert_eq!(backend.calls(), ["full: 2 Services, 0 addresses"]);
     assert!(reconciler.phase == Phase::Incremental && reconciler.effects.oldest.is_none());
 }
 
+/// The flows of the large Service were forgotten.
 #[test]
-fn what_was_begun_is_done_before_the_end() {
+fn a_refused_change_of_others_forgets_nothing_of_a_large_service() {
     let backend = Fake::default();
     let (mut reconciler, world) = synced(&backend);
+    let mut flows = tells(&mut reconciler);
+    reconciler.retry_delay = Duration::ZERO;
+    backend.0.lock().unwrap().refuses_change = true;
+    happen(&world, [large(), service("b")]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["change: 1 Services"]);
+    assert!(reconciler.turns.is_idle());
+    reconciler.step();
+    assert_eq!(
+        (backend.calls(), told(&mut flows)),
+        (vec!["full: 3 Services, 0 addresses".into()], "bl".into())
+    );
+}
+
+#[test]
+fn a_full_pass_does_what_was_begun_and_what_was_put_off_and_counts_it_as_no_repair() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    let mut flows = tells(&mut reconciler);
     backend.0.lock().unwrap().turns = 3;
     happen(&world, [large()]);
     reconciler.step();
+    happen(&world, [with_ports("large", 1)]);
+    reconciler.step();
+    assert_eq!(backend.calls(), ["begin: 1 Services", "go on"]);
+    reconciler.audit_at = Instant::now();
+    reconciler.step();
+    assert_eq!(backend.calls(), ["full: 2 Services, 0 addresses"]);
+    assert!(reconciler.turns.is_idle());
+    assert_eq!(passes(&reconciler)[1..], [("full", 0)]);
+    assert_eq!((reconciler.outputs.metrics.repairs.get(), told(&mut flows)), (0, "l".into()));
+}
+
+#[test]
+fn what_was_begun_and_put_off_is_done_before_the_end() {
+    let backend = Fake::default();
+    let (mut reconciler, world) = synced(&backend);
+    backend.0.lock().unwrap().turns = 2;
+    happen(&world, [large()]);
+    reconciler.step();
+    happen(&world, [with_ports("large", 1)]);
+    reconciler.step();
     backend.calls();
     reconciler.finish();
-    assert_eq!(backend.calls(), ["go on", "go on"]);
+    assert_eq!(backend.calls(), ["go on", "begin: 1 Services", "go on", "go on"]);
 }
 
 /// Waits until a backend has been asked for something.

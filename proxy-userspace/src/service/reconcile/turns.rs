@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use sluice_core::loopback;
 use sluice_core::model::ObjectName;
-use sluice_core::plan::{PlanChange, large_last};
+use sluice_core::plan::{self, PlanChange};
 
 use super::{Phase, Reconciler};
-use crate::service::backend::{Applied, BackendError, Changed};
+use crate::service::backend::{Applied, BackendError};
 use crate::service::{conntrack, facts};
 
 /// What others are told of changes once the kernel has them.
@@ -25,17 +25,23 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    fn add(&mut self, more: Effects) {
-        self.flows.extend(more.flows);
-        self.listeners.extend(more.listeners);
-        self.triggers.extend(more.triggers);
-        self.oldest = self.oldest.into_iter().chain(more.oldest).min();
+    /// Adds those of later changes.
+    fn add(&mut self, later: Effects) {
+        self.flows.extend(later.flows);
+        self.listeners.extend(later.listeners);
+        self.triggers.extend(later.triggers);
+        self.oldest = self.oldest.into_iter().chain(later.oldest).min();
     }
 
-    /// Takes out what concerns changes that are applied after the others. Flows and listeners are
-    /// not there yet.
-    fn later(&mut self, changes: &[PlanChange]) -> Effects {
-        let names: BTreeSet<&ObjectName> = changes.iter().map(|change| &change.name).collect();
+    /// Adds what follows from changes.
+    fn note(&mut self, changes: &[PlanChange], listens: [bool; 2]) {
+        conntrack::requests(changes, &mut self.flows);
+        self.listeners.extend(loopback::changes(changes, listens));
+    }
+
+    /// When what is put off was asked for.
+    fn of_put_off(&mut self, put_off: &[PlanChange]) -> Effects {
+        let names: BTreeSet<&ObjectName> = put_off.iter().map(|change| &change.name).collect();
         let triggers = std::mem::take(&mut self.triggers);
         let (later, now) = triggers.into_iter().partition(|(name, _)| names.contains(name));
         self.triggers = now;
@@ -43,12 +49,38 @@ impl Effects {
     }
 }
 
-/// A change of which the backend has begun to apply the operations.
-pub(super) struct Waiting {
-    begun: Instant,
+/// What is put off for others, and what the backend has begun.
+#[derive(Default)]
+pub(super) struct Turns {
+    plan: plan::Turns,
+    /// When what is put off was asked for; flows and listeners are not there yet.
+    asked: Effects,
+    begun: Option<Begun>,
+}
+
+/// A change of which the backend has applied some operations.
+struct Begun {
+    at: Instant,
     services: usize,
     applied: Applied,
     effects: Effects,
+}
+
+impl Turns {
+    /// Whether nothing is put off or begun.
+    pub(super) fn is_idle(&self) -> bool {
+        self.begun.is_none() && self.put_off().is_empty()
+    }
+
+    /// Whether the kernel has some of a change.
+    pub(super) fn is_in_work(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// What is put off.
+    pub(super) fn put_off(&self) -> &[PlanChange] {
+        self.plan.put_off()
+    }
 }
 
 impl Reconciler {
@@ -59,14 +91,16 @@ impl Reconciler {
         changes: &[PlanChange],
         begun: Instant,
     ) -> Result<(), BackendError> {
+        // What is left to do of our own counts as no repair.
+        let kind = if self.turns.is_idle() { kind } else { "full" };
+        self.end_turns();
         self.note(changes);
         let applied = self.full(kind)?;
-        self.await_full_pass();
         self.succeeded(kind, applied, changes.len(), begun);
         Ok(())
     }
 
-    /// Applies changes, and some of what waits.
+    /// Applies changes, and some of what takes several turns.
     pub(super) fn incremental(
         &mut self,
         changes: Vec<PlanChange>,
@@ -74,87 +108,81 @@ impl Reconciler {
     ) -> Result<(), BackendError> {
         let (changes, held) = self.quarantine.apart(changes);
         self.note(&held);
-        let [others, large] = large_last(changes);
-        if others.is_empty() && large.is_empty() && self.waiting.is_none() {
-            self.quarantine.done();
+        let changes = self.turns.plan.take(changes);
+        if !self.turns.put_off().is_empty() {
+            let asked = self.effects.of_put_off(self.turns.put_off());
+            self.turns.asked.add(asked);
+        }
+        if !changes.is_empty() {
+            self.note(&changes);
+            let applied = self.backend.change(&changes)?;
+            self.progress.made();
+            self.succeeded("incremental", applied, changes.len(), begun);
+        } else {
             self.effects.oldest = None;
             self.effects.triggers.clear();
-            self.outputs.health.updated();
-            return Ok(());
-        }
-        if !others.is_empty() {
-            let later = (!large.is_empty()).then(|| self.effects.later(&large));
-            let result = self.apply(&others, begun);
-            self.effects.add(later.unwrap_or_default());
-            result?;
-            // Of these nothing is in the kernel yet.
-            self.quarantine.planned(&large);
-        }
-        if !large.is_empty() {
-            self.apply(&large, begun)?;
-        }
-        self.go_on()
-    }
-
-    fn apply(&mut self, changes: &[PlanChange], begun: Instant) -> Result<(), BackendError> {
-        self.note(changes);
-        let Changed { applied, waits } = self.backend.change(changes)?;
-        self.progress.made();
-        if !waits {
-            self.succeeded("incremental", applied, changes.len(), begun);
-            return Ok(());
-        }
-        let (services, effects) = (changes.len(), std::mem::take(&mut self.effects));
-        match &mut self.waiting {
-            Some(waiting) => {
-                waiting.services += services;
-                waiting.applied += applied;
-                waiting.effects.add(effects);
+            if self.turns.is_idle() {
+                self.quarantine.done();
+                self.outputs.health.updated();
             }
-            None => self.waiting = Some(Waiting { begun, services, applied, effects }),
         }
-        Ok(())
+        self.turn()
     }
 
-    /// Applies some of what waits.
-    fn go_on(&mut self) -> Result<(), BackendError> {
-        if self.waiting.is_none() {
+    /// Goes on with what was begun, or begins with what was put off.
+    fn turn(&mut self) -> Result<(), BackendError> {
+        if self.turns.is_idle() {
             return Ok(());
         }
-        let applied = self.backend.go_on()?;
-        if let Some(waiting) = &mut self.waiting {
-            waiting.applied += applied;
-        }
+        let applied = match &self.turns.begun {
+            Some(_) => self.backend.go_on()?,
+            None => self.begin()?,
+        };
+        let Some(begun) = &mut self.turns.begun else { return Ok(()) };
+        begun.applied += applied;
         if self.backend.has_more() {
             return Ok(());
         }
-        if let Some(Waiting { begun, services, applied, effects }) = self.waiting.take() {
-            self.effects.add(effects);
-            self.succeeded("incremental", applied, services, begun);
+        if let Some(Begun { at, services, applied, mut effects }) = self.turns.begun.take() {
+            self.turns.plan.done();
+            effects.add(std::mem::take(&mut self.effects));
+            self.effects = effects;
+            self.succeeded("incremental", applied, services, at);
         }
         Ok(())
     }
 
-    /// Before the end: what has been begun is done.
+    fn begin(&mut self) -> Result<Applied, BackendError> {
+        let changes = self.turns.plan.begin();
+        let mut effects = std::mem::take(&mut self.turns.asked);
+        effects.note(&changes, facts::listens_on_loopback(&self.settings));
+        let (at, services) = (Instant::now(), changes.len());
+        // Written down first: if it is refused, the full pass that follows tells them.
+        self.turns.begun = Some(Begun { at, services, applied: Applied::default(), effects });
+        self.backend.begin(&changes)
+    }
+
+    /// Before the end: everything is done.
     pub(super) fn finish(mut self) {
-        while self.phase == Phase::Incremental && self.waiting.is_some() {
-            if self.go_on().is_err() {
+        while self.phase == Phase::Incremental && !self.turns.is_idle() {
+            if self.turn().is_err() {
                 return;
             }
         }
     }
 
-    /// What waits is part of the next full pass, or of the one that has just ended.
-    pub(super) fn await_full_pass(&mut self) {
-        if let Some(Waiting { effects, .. }) = self.waiting.take() {
-            self.effects.add(effects);
-        }
+    /// All that takes turns becomes part of the next full pass.
+    pub(super) fn end_turns(&mut self) {
+        let Turns { plan, asked, begun } = std::mem::take(&mut self.turns);
+        let before = begun.map(|begun| begun.effects).unwrap_or_default();
+        let since = std::mem::replace(&mut self.effects, before);
+        self.effects.add(since);
+        self.effects.add(asked);
+        self.note(plan.put_off());
     }
 
     /// Writes down what is to be told of changes.
     pub(super) fn note(&mut self, changes: &[PlanChange]) {
-        conntrack::requests(changes, &mut self.effects.flows);
-        let served = facts::listens_on_loopback(&self.settings);
-        self.effects.listeners.extend(loopback::changes(changes, served));
+        self.effects.note(changes, facts::listens_on_loopback(&self.settings));
     }
 }
