@@ -299,6 +299,7 @@ impl Run {
 
     /// No frontend leads to a class that is not there, whatever waits.
     fn check_classes(&self) {
+        self.check_source_ranges();
         for (id, value) in &self.kernel.elements {
             let kinds = [SetKind::Services, SetKind::NodePorts];
             let Some(family) = kinds.iter().find_map(|kind| kind.family_of(id.set)) else { continue };

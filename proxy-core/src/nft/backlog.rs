@@ -7,7 +7,7 @@
 //! - What several Services may need is removed when nothing waits that may still lead to it.
 //! - Operations go between only if nothing that waits is about the same element or chain.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashSet;
 
@@ -20,7 +20,11 @@ pub struct Backlog {
     /// So many operations go into one transaction.
     limit: usize,
     waiting: VecDeque<Op>,
-    /// What these are about.
+    /// Elements that nobody needs when these operations are done.
+    removed: BTreeSet<ElementId>,
+    /// Chains whose rules change then, the oldest first.
+    rules: Vec<Op>,
+    /// What operations that wait, and such rules, are about.
     touched: FxHashSet<Object>,
 }
 
@@ -33,12 +37,13 @@ enum Object {
 impl Backlog {
     /// Nothing waits. `limit`: operations of one transaction.
     pub fn new(limit: usize) -> Self {
-        Backlog { limit, waiting: VecDeque::new(), touched: FxHashSet::default() }
+        let (waiting, removed, rules) = (VecDeque::new(), BTreeSet::new(), Vec::new());
+        Backlog { limit, waiting, removed, rules, touched: FxHashSet::default() }
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.removed.is_empty() && self.rules.is_empty()
     }
 
     /// Begins with a change that others need not wait for. Its operations are as
@@ -47,7 +52,10 @@ impl Backlog {
         let own = ops.split_off(ops.iter().take_while(|op| may_be_needed_by_others(op)).count());
         let mut now = self.all();
         now.append(&mut ops);
-        self.put(own);
+        let (last, own) = parted(own);
+        self.touched.extend(own.iter().filter_map(object));
+        self.waiting.extend(own);
+        self.put_last(last);
         now.extend(self.go_on());
         now
     }
@@ -56,7 +64,7 @@ impl Backlog {
     /// [`Ledger::change`](super::Ledger::change) gives them, and returns what is to be committed
     /// now: nothing but these, unless they depend on what waits.
     pub fn pass(&mut self, ops: Vec<Op>) -> Vec<Op> {
-        if self.waiting.is_empty() {
+        if self.is_empty() {
             return ops;
         }
         let (last, mut now) = parted(ops);
@@ -66,12 +74,17 @@ impl Backlog {
             all.extend(last);
             return all;
         }
-        self.put(last);
+        // What is needed again before it is removed is there.
+        now.retain(|op| !matches!(op, Op::AddElement(element) if self.removed.remove(&element.id)));
+        self.put_last(last);
         now
     }
 
     /// The operations of the next transaction.
     pub fn go_on(&mut self) -> Vec<Op> {
+        if self.waiting.len() < self.limit {
+            self.put_behind();
+        }
         let mut count = self.limit.min(self.waiting.len());
         // An element is removed and there again in one transaction.
         let last = count.checked_sub(1).and_then(|last| self.waiting.get(last));
@@ -88,14 +101,33 @@ impl Backlog {
 
     /// All that waits.
     pub fn all(&mut self) -> Vec<Op> {
+        self.put_behind();
         // The memory goes with it.
         self.touched = FxHashSet::default();
         std::mem::take(&mut self.waiting).into()
     }
 
-    fn put(&mut self, ops: Vec<Op>) {
-        self.touched.extend(ops.iter().filter_map(object));
-        self.waiting.extend(ops);
+    /// Keeps what comes when nothing else waits.
+    fn put_last(&mut self, ops: Vec<Op>) {
+        for op in ops {
+            match op {
+                Op::DeleteElement(id) => {
+                    self.removed.insert(id);
+                }
+                rules => {
+                    self.touched.extend(object(&rules));
+                    self.rules.push(rules);
+                }
+            }
+        }
+    }
+
+    /// That waits like the others from now on.
+    fn put_behind(&mut self) {
+        let removed = std::mem::take(&mut self.removed);
+        self.touched.extend(removed.iter().copied().map(Object::Element));
+        self.waiting.extend(removed.into_iter().rev().map(Op::DeleteElement));
+        self.waiting.append(&mut std::mem::take(&mut self.rules).into());
     }
 }
 
@@ -206,13 +238,18 @@ mod tests {
         assert_eq!(backlog.go_on(), endpoints(2..4));
         assert_eq!(backlog.go_on(), [endpoints(4..5), vec![gone.clone()]].concat());
         assert_eq!((backlog.go_on(), backlog.is_empty()), (vec![rules("later")], true));
-        // Whoever needs it again comes after that, and so do rules that were to change.
-        for again in [add(SetKind::Classes, 2), rules("later")] {
-            backlog.begin(endpoints(0..3));
-            assert_eq!(backlog.pass(vec![delete(9), gone.clone(), rules("later")]), [delete(9)]);
-            let all = [endpoints(2..3), vec![gone.clone(), rules("later"), again.clone()]].concat();
-            assert_eq!((backlog.pass(vec![again]), backlog.is_empty()), (all, true));
-        }
+        // What is needed again stays, unless its removal is on its way.
+        backlog.begin(endpoints(0..3));
+        assert_eq!(backlog.pass(vec![delete(9), gone.clone()]), [delete(9)]);
+        let again = add(SetKind::Classes, 2);
+        assert_eq!(backlog.pass(vec![again.clone(), delete(8)]), [delete(8)]);
+        assert_eq!((backlog.all(), backlog.is_empty()), (endpoints(2..3), true));
+        backlog.begin(endpoints(0..4));
+        backlog.pass([vec![gone.clone()], endpoints(10..13)].concat());
+        // Whoever changes rules that are to change comes after that.
+        backlog.pass(vec![delete(9), rules("later")]);
+        let all = [endpoints(2..4), vec![gone, rules("later"), rules("later")]].concat();
+        assert_eq!((backlog.pass(vec![rules("later")]), backlog.is_empty()), (all, true));
     }
 
     #[test]

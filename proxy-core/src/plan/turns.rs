@@ -1,12 +1,13 @@
 //! Which changes are applied at once, and which are put off: those of large Services take many
 //! transactions, and nobody else has to wait for them.
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Capture, PlanChange, ServicePlan};
-use crate::model::ObjectName;
+use super::{Capture, PlanChange, PortPlan, ServicePlan, Target};
+use crate::list::List;
+use crate::model::{ObjectName, ServicePortName};
 
-/// From so many frontends and endpoints on, before and after a change, a Service is large.
+/// From so many frontends and changed endpoints on, the change of a Service is large.
 const LARGE: usize = 4_000;
 
 /// Changes that take turns. What the kernel is given of others depends on nothing that is put off:
@@ -33,7 +34,7 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// With another number of frontends and endpoints from which on a Service is large.
+    /// With another number of frontends and endpoints from which on a change is large.
     pub fn with_large_from(large_from: usize) -> Self {
         Turns { large_from, put_off: Vec::new(), ties: Ties::default() }
     }
@@ -41,7 +42,7 @@ impl Turns {
     /// The changes that are to be applied at once, in the order that they came in. The others are
     /// put off.
     pub fn take(&mut self, changes: Vec<PlanChange>) -> Vec<PlanChange> {
-        let is_large = |change: &PlanChange| both(change).map(size).sum::<usize>() >= self.large_from;
+        let is_large = |change: &PlanChange| is_large(change, self.large_from);
         let mut is_put_off: Vec<bool> =
             changes.iter().map(|change| is_large(change) || self.ties.hold(change)).collect();
         if !is_put_off.contains(&true) {
@@ -98,8 +99,38 @@ fn both(change: &PlanChange) -> impl Iterator<Item = &ServicePlan> {
     change.old.as_deref().into_iter().chain(change.new.as_deref())
 }
 
-fn size(plan: &ServicePlan) -> usize {
-    plan.ports.iter().map(|port| port.frontends.len() + port.cluster.len() + port.local.len()).sum()
+/// Whether so many frontends or endpoints may change. The endpoints are compared only if there are
+/// so many.
+fn is_large(change: &PlanChange, from: usize) -> bool {
+    let frontends: usize = ports(change).map(|port| port.frontends.len()).sum();
+    let endpoints: usize = ports(change).map(|port| port.cluster.len() + port.local.len()).sum();
+    frontends + endpoints >= from && (frontends >= from || frontends + changed_endpoints(change) >= from)
+}
+
+fn changed_endpoints(change: &PlanChange) -> usize {
+    let (nothing, mut count) = (List::default(), 0);
+    let (old, mut new) = (by_id(change.old.as_deref()), by_id(change.new.as_deref()));
+    let mut compare = |old: Option<&PortPlan>, new: Option<&PortPlan>| {
+        for list in [|port| &port.cluster, |port| &port.local] as [fn(&PortPlan) -> &List<Target>; 2] {
+            let (gone, came) = old.map_or(&nothing, list).difference(new.map_or(&nothing, list));
+            count += gone.len() + came.len();
+        }
+    };
+    for (id, port) in old {
+        compare(Some(port), new.remove(id));
+    }
+    for port in new.into_values() {
+        compare(None, Some(port));
+    }
+    count
+}
+
+fn by_id(plan: Option<&ServicePlan>) -> FxHashMap<&ServicePortName, &PortPlan> {
+    plan.into_iter().flat_map(|plan| plan.ports.iter()).map(|port| (&port.id, port)).collect()
+}
+
+fn ports(change: &PlanChange) -> impl Iterator<Item = &PortPlan> {
+    both(change).flat_map(|plan| plan.ports.iter())
 }
 
 fn captured(plan: &ServicePlan) -> impl Iterator<Item = Capture> {
@@ -112,7 +143,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::ServicePortName;
     use crate::net::{Family, Protocol};
     use crate::plan::{Action, Actions, Frontend, PortPlan, Role};
 
@@ -148,6 +178,24 @@ mod tests {
     fn change(old: Option<Arc<ServicePlan>>, new: Option<Arc<ServicePlan>>) -> PlanChange {
         let name = old.iter().chain(&new).next().expect("one of both").name.clone();
         PlanChange { name, old, new }
+    }
+
+    #[test]
+    fn a_change_of_few_endpoints_is_not_large() {
+        let with = |endpoints: std::ops::Range<u8>| {
+            let mut plan = ServicePlan::clone(&plan("many", [1]));
+            let target = |n| Target { address: [10, 0, 0, n].into(), port: 80, local: false };
+            plan.ports[0].cluster = endpoints.map(target).collect::<Vec<_>>().as_slice().into();
+            Some(Arc::new(plan))
+        };
+        let size = |old, new| {
+            let change = change(old, new);
+            (0..100).take_while(|from| is_large(&change, *from)).last()
+        };
+        // Two frontends, and what differs of the endpoints.
+        assert_eq!(size(with(0..10), with(0..11)), Some(3));
+        assert_eq!(size(with(0..10), with(5..20)), Some(17));
+        assert_eq!((size(with(0..10), None), size(None, with(0..10))), (Some(11), Some(11)));
     }
 
     /// The names of the changes that are to be applied at once, and of those that are put off.

@@ -1,6 +1,24 @@
 //! Changes that pass those of a large Service.
 
+use sluice_core::lang::nftables::Expr;
+
 use super::*;
+
+impl Run {
+    /// Each range of sources has a rule that looks at its prefix length, whatever waits.
+    pub(super) fn check_source_ranges(&self) {
+        for id in self.kernel.elements.keys() {
+            let Some(family) = SetKind::AllowedSources.family_of(id.set) else { continue };
+            let length = id.key.last_chunk::<4>().expect("a prefix length").to_vec();
+            let chain =
+                ChainName::new(if family == Family::V4 { "filter-sources4" } else { "filter-sources6" });
+            let (_, rules) = &self.kernel.chains[&chain];
+            let looks = |expr: &Expr| matches!(expr, Expr::Immediate { data, .. } if *data == length);
+            let has_rule = rules.iter().any(|rule| rule.exprs.iter().any(looks));
+            assert!(has_rule, "no rule looks at ranges of the length {length:?}");
+        }
+    }
+}
 
 /// What a large Service still leads to was deleted with the last other one that needed it.
 #[test]

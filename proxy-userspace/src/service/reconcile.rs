@@ -499,11 +499,10 @@ impl Reconciler {
             let put_off = self.turns.put_off();
             self.quarantine.done();
             self.quarantine.planned(put_off);
-            let pending = i64::from(!put_off.is_empty());
-            metrics.endpoint_changes_pending.set(pending);
-            metrics.service_changes_pending.set(pending);
+            metrics.endpoint_changes_pending.set(0);
+            metrics.service_changes_pending.set(0);
             self.outputs.health.updated();
-            if pending > 0 {
+            if !put_off.is_empty() {
                 self.outputs.health.queued();
             }
         }

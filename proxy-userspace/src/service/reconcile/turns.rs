@@ -91,7 +91,7 @@ impl Reconciler {
         changes: &[PlanChange],
         begun: Instant,
     ) -> Result<(), BackendError> {
-        // What is left to do of our own counts as no repair.
+        // What is left to do of our own is not counted as a repair.
         let kind = if self.turns.is_idle() { kind } else { "full" };
         self.end_turns();
         self.note(changes);
@@ -106,15 +106,15 @@ impl Reconciler {
         changes: Vec<PlanChange>,
         begun: Instant,
     ) -> Result<(), BackendError> {
-        let (changes, held) = self.quarantine.apart(changes);
-        self.note(&held);
         let changes = self.turns.plan.take(changes);
+        // All in one, because a frontend may move from one Service to another.
+        self.note(&changes);
+        let (changes, _) = self.quarantine.apart(changes);
         if !self.turns.put_off().is_empty() {
             let asked = self.effects.of_put_off(self.turns.put_off());
             self.turns.asked.add(asked);
         }
         if !changes.is_empty() {
-            self.note(&changes);
             let applied = self.backend.change(&changes)?;
             self.progress.made();
             self.succeeded("incremental", applied, changes.len(), begun);
@@ -156,6 +156,7 @@ impl Reconciler {
         let changes = self.turns.plan.begin();
         let mut effects = std::mem::take(&mut self.turns.asked);
         effects.note(&changes, facts::listens_on_loopback(&self.settings));
+        let (changes, _) = self.quarantine.apart(changes);
         let (at, services) = (Instant::now(), changes.len());
         // Written down first: if it is refused, the full pass that follows tells them.
         self.turns.begun = Some(Begun { at, services, applied: Applied::default(), effects });
